@@ -1,0 +1,195 @@
+"""Configs: nested dataclasses that build what they describe, and their JSON.
+
+A component's options are a dataclass nested in it, `class VICReg: class Config(Objective.Config)`; `build(*args)`
+gives `VICReg(cfg, *args)`. A config becomes JSON with its registry name as `kind`, and comes back checked: an unknown
+key is an error that suggests the nearest one, in files and in Python alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+from multissl import registry
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest known name, else the list of known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Base of all configs. Subclasses are dataclasses with `kw_only=True, slots=True`."""
+
+    owner: ClassVar[type | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super(Config, cls).__init_subclass__(**kwargs)
+
+        # The dataclass decorator sets __init__ after this hook, so a misspelt keyword is caught one level above.
+        def checked_new(klass: type, *_args: Any, **given: Any) -> Any:
+            known = [f.name for f in fields(klass)]
+            for name in given:
+                if name not in known:
+                    raise TypeError(f"{config_name(klass)} has no option {name!r}{suggest(name, known)}")
+            return object.__new__(klass)
+
+        cls.__new__ = checked_new  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = [f.name for f in fields(self)]
+        if name not in known:
+            raise AttributeError(f"{config_name(type(self))} has no option {name!r}{suggest(name, known)}")
+        object.__setattr__(self, name, value)
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """The component that these options describe."""
+        if self.owner is None:
+            raise TypeError(f"{type(self).__qualname__} describes no component")
+        return self.owner(self, *args, **kwargs)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some options changed; limits are checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+class Component:
+    """A class whose nested `Config` builds it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Config" in vars(cls):
+            vars(cls)["Config"].owner = cls
+
+
+def config_name(cls: type) -> str:
+    """How a config is called in messages: its registry name, else its component's class name."""
+    owner = getattr(cls, "owner", None)
+    return (registry.name_of(owner) or owner.__qualname__) if owner else cls.__qualname__
+
+
+def to_dict(value: Any) -> Any:
+    """JSON values of a config; components carry `kind`, their registry name or `module:Class`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        body = {f.name: to_dict(getattr(value, f.name)) for f in fields(value)}
+        owner = getattr(value, "owner", None)
+        return {"kind": registry.name_of(owner) or f"{owner.__module__}:{owner.__qualname__}", **body} if owner else body
+    if isinstance(value, Mapping):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be written into a recipe file: keep it out of the recipe or run from Python")
+
+
+def from_dict(cls: Any, data: Any, where: str = "recipe") -> Any:
+    """A config of type `cls` from JSON values; `where` is the path used in messages."""
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in args:
+            return None
+        return _first_fit([a for a in args if a is not type(None)], data, where)
+    if origin is typing.Literal:
+        if data not in args:
+            raise ValueError(f"{where}={data!r}{suggest(str(data), map(str, args))}")
+        return data
+    if origin in (list, tuple, dict):
+        return _container(origin, args, data, where)
+    if is_dataclass(cls):
+        return _dataclass(cast(type, cls), data, where)
+    if cls is Any:
+        return data
+    if cls is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if cls is Path and isinstance(data, str):
+        return Path(data)
+    if cls is float and isinstance(data, str):  # YAML reads 1e-3 as text
+        return float(data)
+    if not isinstance(data, cls) or (cls is int and isinstance(data, bool)):
+        raise ValueError(f"{where}={data!r}: want {getattr(cls, '__name__', cls)}, got {type(data).__name__}")
+    return data
+
+
+def _first_fit(options: list[Any], data: Any, where: str) -> Any:
+    errors: list[ValueError] = []
+    for option in options:
+        try:
+            return from_dict(option, data, where)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _container(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}={data!r}: want a mapping")
+        return {k: from_dict(args[1], v, f"{where}.{k}") for k, v in data.items()}
+    if not isinstance(data, list | tuple):
+        raise ValueError(f"{where}={data!r}: want a list")
+    if origin is list or args[-1] is Ellipsis:
+        return origin(from_dict(args[0], v, f"{where}.{i}") for i, v in enumerate(data))
+    if len(args) != len(data):
+        raise ValueError(f"{where}={data!r}: want {len(args)} values, got {len(data)}")
+    return tuple(from_dict(a, v, f"{where}.{i}") for i, (a, v) in enumerate(zip(args, data, strict=True)))
+
+
+def _dataclass(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}={data!r}: want a mapping of options")
+    data = dict(data)
+    kind = data.pop("kind", None)
+    if kind is not None:
+        found = registry.resolve(kind, group_of(cls)).Config
+        if not issubclass(found, cls):
+            raise ValueError(f"{where}.kind={kind!r} is no {config_name(cls)}")
+        cls = found
+    hints, known = hints_of(cls), [f.name for f in fields(cls)]
+    for name in data:
+        if name not in known:
+            raise ValueError(f"{where} has no option {name!r}{suggest(name, (f'{where}.{k}' for k in known))}")
+    return cls(**{name: from_dict(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+@functools.cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Resolved field types of a config class; names are looked up in the modules of its bases too."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            hints.update(typing.get_type_hints(base))
+    return hints
+
+
+def group_of(cls: type) -> str | None:
+    """The registry group that a config class's components belong to ("objectives"), if any."""
+    for base in cls.__mro__:
+        owner = getattr(base, "owner", None)
+        if owner is not None and (group := getattr(owner, "group", None)):
+            return cast(str, group)
+    return None
+
+
+def difference(old: Any, new: Any, where: str = "") -> list[str]:
+    """Lines `path: old -> new` for every leaf in which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [
+            line
+            for k in keys
+            for line in difference(old.get(k, "(absent)"), new.get(k, "(absent)"), f"{where}.{k}".lstrip("."))
+        ]
+    return [] if old == new else [f"{where}: {old} -> {new}"]

@@ -1,0 +1,1 @@
+"""Encoders: from views to features. No loss."""

@@ -1,0 +1,81 @@
+"""What every encoder shares, and the set of encoders an objective drives.
+
+Shapes: R rows (views times samples), N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from torch import nn
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.types import Features, Masking, Panel, StreamSpec, Views
+
+
+class Encoder(Component, nn.Module):
+    """Base of encoders: a `Config` whose `build(spec)` gives the module for a stream."""
+
+    group: ClassVar[str] = "encoders"
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of an encoder."""
+
+        def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
+            """What the encoder could do with a mask on this stream; asked before it is built."""
+            return cast(Any, self.owner).maskings
+
+    dim: int
+    depth: int = 0
+    maskings: frozenset[Masking] = frozenset({"none"})
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item, in order."""
+        raise NotImplementedError
+
+    def shard_units(self) -> list[nn.Module]:
+        """Blocks to checkpoint, compile and shard one by one; none by default."""
+        return []
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise decay; without blocks everything is at depth 1."""
+        return self.depth + 1
+
+    def panels(self, views: Views) -> list[Panel]:
+        """Pictures of what it sees; none by default."""
+        return []
+
+
+class Encoders(nn.ModuleDict):
+    """Encoders by stream. `encode` is the one door from an objective to them."""
+
+    def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item by its stream's encoder; all items of a stream go through it in one call."""
+        features: list[Features | None] = [None] * len(views)
+        for stream in dict.fromkeys(v.stream for v in views):
+            places = [i for i, v in enumerate(views) if v.stream == stream]
+            found = self[stream]([views[i] for i in places], masking, inner)
+            for place, feature in zip(places, found, strict=True):
+                features[place] = feature
+        return cast(list[Features], features)
+
+    def only(self, streams: Iterable[str]) -> Encoders:
+        """The encoders of some streams, the same modules."""
+        return Encoders({s: self[s] for s in streams})
+
+    def widths(self) -> dict[str, int]:
+        """D of every stream."""
+        return {stream: cast(int, encoder.dim) for stream, encoder in self.items()}
+
+    def shard_units(self) -> list[nn.Module]:
+        """The blocks of all encoders, in order."""
+        return [unit for encoder in self.values() for unit in cast(Encoder, encoder).shard_units()]
+
+
+def build_encoders(configs: Mapping[str, Encoder.Config], specs: Mapping[str, StreamSpec]) -> Encoders:
+    """An encoder for every stream of `specs`."""
+    return Encoders({stream: configs[stream].build(spec) for stream, spec in specs.items()})

@@ -1,0 +1,1 @@
+"""Evaluators: from encoders and clean views to figures."""

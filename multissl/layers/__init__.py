@@ -1,0 +1,1 @@
+"""Building blocks with parameters, shared by encoders and objectives."""

@@ -1,0 +1,1 @@
+"""Modality adapters: from data sources to views. No parameters, no objective by name."""

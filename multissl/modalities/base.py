@@ -1,0 +1,85 @@
+"""What every modality shares: the base class and helpers that cut a global batch into views.
+
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.random import RowRandom
+from multissl.types import Batch, Mask, Panel, Plans, Raw, Sample, StreamSpec, Views
+
+
+class Modality(Component):
+    """Base of modalities: options in `Config`, no parameters."""
+
+    group: ClassVar[str] = "modalities"
+    offers: frozenset[str] = frozenset()
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of a modality."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """The streams it feeds, by name."""
+        raise NotImplementedError
+
+    def dataset(self, split: str) -> Dataset[Sample]:
+        """The samples of a split."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """The worker's part."""
+        raise NotImplementedError
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """The device's part."""
+        raise NotImplementedError
+
+    def floors(self) -> dict[str, Any]:
+        """The raw input, flattened, is the floor that every modality has."""
+        return {"raw": flatten}
+
+    def panels(self, batch: Batch) -> list[Panel]:
+        """Pictures of a batch; none by default."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Nothing fitted by default."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to take back by default."""
+
+
+def flatten(views: Views) -> Tensor:
+    """The input itself as features: [R, C*...] in fp32."""
+    return views.x.flatten(1).float()
+
+
+def pack_masks(hidden: Tensor, size: int | None = None) -> Mask:
+    """A `Mask` from hidden [R, N], its index padded to `size` (default: as many as are hidden)."""
+    counts = hidden.sum(1)  # [R]
+    index = hidden.flatten().nonzero().flatten()
+    weight = (1.0 / counts.clamp(min=1)).repeat_interleave(counts).float()
+    padding = (len(index) if size is None else size) - len(index)
+    if padding < 0:
+        raise ValueError(f"{len(index)} tokens are hidden, more than the {size} that fit")
+    same = counts.numel() > 0 and bool((counts == counts[0]).all())
+    return Mask(
+        hidden=hidden,
+        index=torch.nn.functional.pad(index, (0, padding)),
+        weight=torch.nn.functional.pad(weight, (0, padding)),
+        num_hidden=int(counts[0]) if same else None,
+    )

@@ -1,0 +1,1 @@
+"""Objectives: from encoders and views to losses. No modality by name."""

@@ -1,0 +1,105 @@
+"""Names: a component or recipe by its short name, loaded only when it is used.
+
+Third parties add theirs with the entry points `multissl.modalities`, `multissl.encoders`, `multissl.objectives`,
+`multissl.evaluators` and `multissl.recipes`. In Python nothing needs a name: a recipe holds the config itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from typing import Any
+
+GROUPS: dict[str, dict[str, str]] = {
+    "modalities": {
+        "image": "multissl.modalities.image:Image",
+        "tabular": "multissl.modalities.tabular:Tabular",
+    },
+    "encoders": {
+        "transformer": "multissl.encoders.transformer:TransformerEncoder",
+        "mlp": "multissl.encoders.mlp:MLPEncoder",
+    },
+    "objectives": {
+        "dino": "multissl.objectives.dino:DINO",
+        "vicreg": "multissl.objectives.vicreg:VICReg",
+    },
+    "evaluators": {
+        "knn": "multissl.evaluators.knn:KNN",
+        "linear_probe": "multissl.evaluators.linear_probe:LinearProbe",
+        "collapse": "multissl.evaluators.collapse:Collapse",
+    },
+    "optimizers": {
+        "adamw": "multissl.engine.optim:AdamW",
+        "lars": "multissl.engine.optim:LARS",
+        "sgd": "multissl.engine.optim:SGD",
+    },
+}
+RECIPES = ("image", "tabular")
+"""Modules of `multissl.configs`; every public function of one is the recipe `module/function`."""
+
+EXTRAS = {
+    "soundfile": "audio", "torchaudio": "audio", "av": "video", "decord": "video", "transformers": "text",
+    "tokenizers": "text", "pandas": "tabular", "pytorch_tabular": "tabular", "gymnasium": "rl", "ale_py": "rl",
+    "timm": "timm", "datasets": "hub", "huggingface_hub": "hub", "pyarrow": "parquet", "xformers": "xformers",
+    "sklearn": "tabular",
+}  # fmt: skip
+
+
+def names(group: str) -> list[str]:
+    """The known names of a group, ours first, then those of installed third parties."""
+    return [*GROUPS[group], *(e for e in _entry_points(group) if e not in GROUPS[group])]
+
+
+def resolve(name: str, group: str | None = None) -> Any:
+    """The class behind a short name of `group`, or behind `module:Class`."""
+    if ":" in name:
+        return _load(name)
+    for each in [group] if group else GROUPS:
+        if name in GROUPS[each]:
+            return _load(GROUPS[each][name])
+        if name in _entry_points(each):
+            return _entry_points(each)[name].load()
+    from multissl.config import suggest
+
+    known = names(group) if group else [n for g in GROUPS for n in names(g)]
+    raise ValueError(f"no {(group or 'component').rstrip('s')} is called {name!r}{suggest(name, known)}")
+
+
+def name_of(cls: type | None) -> str | None:
+    """The short name of a class, or None."""
+    if cls is None:
+        return None
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    for group, table in GROUPS.items():
+        for name, target in table.items():
+            if target == path:
+                return name
+        for name, entry in _entry_points(group).items():
+            if entry.value == path:
+                return name
+    return None
+
+
+def require(module: str) -> Any:
+    """Import an optional package, or say which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        extra = EXTRAS[module.partition(".")[0]]
+        raise ImportError(
+            f"{module} could not be imported ({error}); install it with: pip install 'multissl[{extra}]'"
+        ) from error
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {e.name: e for e in importlib.metadata.entry_points(group=f"multissl.{group}")}

@@ -1,0 +1,55 @@
+"""Schedules: one value a step. Constant, linear and cosine with a linear warm-up.
+
+The conventions are DINOv2's: the warm-up includes both its ends, so the base value appears at its last step and
+again at the first step of the cosine; the final value is returned from `total` on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """A value that depends on the step alone.
+
+    From `start` to `base` in `warmup` steps (both ends included), after `freeze` steps at 0; then from `base` towards
+    `final`, which is reached at `total`.
+    """
+
+    base: float
+    final: float
+    warmup: int = 0
+    start: float = 0.0
+    freeze: int = 0
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+
+    def at(self, step: int, total: int) -> float:
+        """The value at `step` of a run of `total` steps."""
+        if step >= total:
+            return self.final
+        if step < self.freeze:
+            return 0.0
+        step, total = step - self.freeze, total - self.freeze
+        if step < self.warmup:
+            return self.start + (self.base - self.start) * (step / (self.warmup - 1) if self.warmup > 1 else 0.0)
+        share = (step - self.warmup) / (total - self.warmup)
+        match self.shape:
+            case "cosine":
+                return self.final + (self.base - self.final) * (1 + math.cos(math.pi * share)) / 2
+            case "linear":
+                return self.base + (self.final - self.base) * share
+            case "constant":
+                return self.base
+
+
+def constant(value: float) -> Schedule:
+    """The same value at every step."""
+    return Schedule(base=value, final=value, shape="constant")
+
+
+def ramp(start: float, end: float, steps: int) -> Schedule:
+    """Linear from `start` to `end` over the first `steps` steps, `end` afterwards (teacher temperature)."""
+    return Schedule(base=end, final=end, start=start, warmup=steps, shape="constant")
