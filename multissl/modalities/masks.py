@@ -2,8 +2,8 @@
 
 Oquab et al., TMLR 2024, arXiv 2304.07193 (blocks, stratified ratios); Bao et al., ICLR 2022, arXiv 2106.08254
 (the block algorithm); He et al., CVPR 2022, arXiv 2111.06377 (random masks of a constant count).
-Masks are drawn inside fixed groups of samples from generators that depend on the group alone, so any number of
-ranks draws the same ones, and the padded number of hidden tokens M is the same every step.
+Masks are drawn inside fixed groups of samples from generators that depend on the group alone, so any number
+of ranks draws the same ones, and the padded number of hidden tokens M is the same every step.
 Shapes: B samples of this rank, V views, R = V*B rows, view-major, N = H*W tokens, G samples of a group.
 """
 
@@ -40,8 +40,8 @@ def block_mask(
 ) -> np.ndarray:
     """Blocks that hide up to `request` tokens: bool [N]. Never more; fewer where ten tries in a row fail.
 
-    A block's area is uniform between `smallest` and what is left of the request (at most `largest`, default half
-    of the tokens), its aspect log-uniform; blocks as high or as wide as the grid are not drawn.
+    A block's area is uniform between `smallest` and what is left of the request (at most `largest`, default
+    half of the tokens), its aspect log-uniform; blocks as high or as wide as the grid are not drawn.
     """
     cap = grid[0] * grid[1] // 2 if largest is None else largest
     hidden = count = 0  # a set of tokens is the bits of one integer: tests and unions are single operations
@@ -95,9 +95,9 @@ def group_size(wanted: int, rng: RowRandom) -> int:
     if rng.first % size or rng.rows % size:
         fits = math.gcd(size, math.gcd(rng.first, rng.rows))
         raise ValueError(
-            f"mask_group={wanted}: masks are drawn for groups of {size} of the {rng.total} samples of a step, and"
-            f" a rank with {rng.rows} of them cuts a group in two; set mask_group={fits}, or a batch_size that"
-            " gives each rank whole groups"
+            f"mask_group={wanted}: masks are drawn for groups of {size} of the {rng.total} samples of a step,"
+            f" and a rank with {rng.rows} of them cuts a group in two; set mask_group={fits}, or a batch_size"
+            " that gives each rank whole groups"
         )
     return size
 
@@ -106,7 +106,8 @@ def requests(plan: ViewPlan, kind: Kind, tokens: int, rows: int) -> list[tuple[f
     """The range of hidden tokens that each masked row of a group of `rows` asks for; other rows hide nothing.
 
     The ratio range is cut into as many intervals as rows are masked, one for each (stratified). A fixed ratio
-    of random masks keeps int(N * (1 - ratio)) tokens, as MAE does. At least one token is hidden and one is kept.
+    of random masks keeps int(N * (1 - ratio)) tokens, as MAE does. At least one token is hidden and one is
+    kept.
     """
     assert plan.mask_ratio is not None
     low, high = plan.mask_ratio
@@ -132,8 +133,8 @@ def num_hidden(plan: ViewPlan, kind: Kind, tokens: int, rows: int) -> int | None
 def draw_masks(plan: ViewPlan, kind: Kind, grid: Grid, wanted_group: int, rng: RowRandom) -> list[Mask]:
     """`plan.num_masks` masks for the global views of this rank's samples, each over R = num_global * B rows.
 
-    Where the ratio is fixed every masked row hides the same number of tokens: blocks that fall short are topped
-    up with random tokens, because an encoder that leaves hidden tokens out needs rows of one length.
+    Where the ratio is fixed every masked row hides the same number of tokens: blocks that fall short are
+    topped up with random tokens, because an encoder that leaves hidden tokens out needs rows of one length.
     """
     tokens, views = grid[0] * grid[1], plan.num_global
     size = group_size(wanted_group, rng)
