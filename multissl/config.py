@@ -83,7 +83,11 @@ def to_dict(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         body = {f.name: to_dict(getattr(value, f.name)) for f in fields(value)}
         owner = getattr(value, "owner", None)
-        return {"kind": registry.name_of(owner) or f"{owner.__module__}:{owner.__qualname__}", **body} if owner else body
+        return (
+            {"kind": registry.name_of(owner) or f"{owner.__module__}:{owner.__qualname__}", **body}
+            if owner
+            else body
+        )
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -92,7 +96,9 @@ def to_dict(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"{type(value).__name__} cannot be written into a recipe file: keep it out of the recipe or run from Python")
+    raise TypeError(
+        f"{type(value).__name__} cannot be written into a recipe file: keep it out of the recipe or run from Python"
+    )
 
 
 def from_dict(cls: Any, data: Any, where: str = "recipe") -> Any:
@@ -160,7 +166,7 @@ def _dataclass(cls: type, data: Any, where: str) -> Any:
     hints, known = hints_of(cls), [f.name for f in fields(cls)]
     for name in data:
         if name not in known:
-            raise ValueError(f"{where} has no option {name!r}{suggest(name, (f'{where}.{k}' for k in known))}")
+            raise ValueError(f"{where} has no option {name!r}{suggest(name, known)}")
     return cls(**{name: from_dict(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 

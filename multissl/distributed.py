@@ -1,7 +1,6 @@
 """Ranks: the only file that knows there may be several.
 
-One process, torchrun and SLURM take the same path: a process group always exists, of one rank if need be. Sums and
-gathers carry gradients: as every rank differentiates its own loss and the trainer averages parameter gradients over
+One process, torchrun and SLURM take the same path. Sums and gathers carry gradients: as every rank differentiates its own loss and the trainer averages parameter gradients over
 ranks, the backward of a gather or a sum adds up what all ranks ask of a value.
 Shapes: B rows of this rank, W ranks.
 """
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +69,10 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[torch.device]:
-    """A process group for the time of a `with`, and this rank's device.
+    """The ranks' process group for the time of a `with`, and this rank's device.
 
-    Reads torchrun's variables, else SLURM's, else makes a group of one. An existing group is used and left alone.
+    Reads torchrun's variables, else SLURM's; without either there is one rank, which needs no group. An existing
+    group is used and left alone.
     """
     local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -87,12 +88,21 @@ def process_group() -> Iterator[torch.device]:
         options |= {"init_method": _slurm_address(), "rank": int(os.environ["SLURM_PROCID"])}
         options["world_size"] = int(os.environ["SLURM_NTASKS"])
     else:
-        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(**options)
+        options = {}
+    if options:
+        dist.init_process_group(**options)
     try:
         yield device
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # closed explicitly: at exit gloo may abort the process
+            dist.destroy_process_group()
+
+
+def _group_of_one(device: torch.device) -> None:
+    """FSDP2 wants a group even for one rank; nothing else does."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def _slurm_address() -> str:
@@ -201,10 +211,14 @@ def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.M
     return learner
 
 
-def _fully_shard(learner: nn.Module, units: Sequence[nn.Module], shard: int, device: torch.device, half: bool) -> None:
+def _fully_shard(
+    learner: nn.Module, units: Sequence[nn.Module], shard: int, device: torch.device, half: bool
+) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    if not dist.is_initialized():
+        _group_of_one(device)
     mesh = init_device_mesh(device.type, (world() // shard, shard), mesh_dim_names=("replicate", "shard"))
     dtype = torch.bfloat16 if half else None
     blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -256,9 +270,10 @@ def full(tensor: Tensor) -> Tensor:
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
     """Write a nested state of tensors, sharded or not, into a folder (torch.distributed.checkpoint)."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    dcp.save(state, checkpoint_id=str(folder))
+    with _quiet():
+        save(state, checkpoint_id=str(folder))
 
 
 def load_state(state: dict[str, Any], folder: Path) -> None:
@@ -266,9 +281,21 @@ def load_state(state: dict[str, Any], folder: Path) -> None:
 
     The format unpickles its metadata: only for checkpoints of one's own runs.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    dcp.load(state, checkpoint_id=str(folder))
+    with _quiet():
+        load(state, checkpoint_id=str(folder))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says about its own storage classes, and about a group that one rank does not need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+        )
+        yield
 
 
 def optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def names(group: str) -> list[str]:
 def resolve(name: str, group: str | None = None) -> Any:
     """The class behind a short name of `group`, or behind `module:Class`."""
     if ":" in name:
-        return _load(name)
+        return load(name)
     for each in [group] if group else GROUPS:
         if name in GROUPS[each]:
-            return _load(GROUPS[each][name])
+            return load(GROUPS[each][name])
         if name in _entry_points(each):
             return _entry_points(each)[name].load()
     from multissl.config import suggest
@@ -92,7 +92,13 @@ def require(module: str) -> Any:
         ) from error
 
 
-def _load(path: str) -> Any:
+def recipe_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    """Recipes of installed third parties, by name."""
+    return _entry_points("recipes")
+
+
+def load(path: str) -> Any:
+    """What `module:name` points at."""
     module, _, attribute = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):

@@ -34,7 +34,9 @@ class Schedule:
             return 0.0
         step, total = step - self.freeze, total - self.freeze
         if step < self.warmup:
-            return self.start + (self.base - self.start) * (step / (self.warmup - 1) if self.warmup > 1 else 0.0)
+            return self.start + (self.base - self.start) * (
+                step / (self.warmup - 1) if self.warmup > 1 else 0.0
+            )
         share = (step - self.warmup) / (total - self.warmup)
         match self.shape:
             case "cosine":

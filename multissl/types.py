@@ -93,7 +93,10 @@ class Views:
         return replace(self, masks=() if mask is None else (mask,))
 
     def samples(self, index: Tensor) -> Views:
-        """The views of some samples only (int64 [b] in 0..B-1), without masks: those belong to a whole batch."""
+        """The views of some samples only (int64 [b] in 0..B-1).
+
+        Masks keep what an encoder reads, `hidden` and `num_hidden`; their index belongs to a whole batch.
+        """
         rows = (torch.arange(self.num_views, device=index.device)[:, None] * self.batch + index).flatten()
         by_row = {"x", "target", "valid", "condition", "coords"}
         picked = {
@@ -101,7 +104,11 @@ class Views:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, masks=(), **picked)
+        masks = tuple(
+            Mask(hidden=m.hidden[rows], index=m.index[:0], weight=m.weight[:0], num_hidden=m.num_hidden)
+            for m in self.masks
+        )
+        return replace(self, masks=masks, **picked)
 
 
 Batch = list[Views]
@@ -178,7 +185,8 @@ class StreamSpec:
     """Names of the channels or columns, where they have any."""
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sample:
     """One item of a dataset, as cheap as it can be: `data` is often a path or bytes that `collate` decodes."""
 
     data: Any
@@ -186,7 +194,7 @@ class Sample(NamedTuple):
     label: int = -1
     """Class of a labelled sample, -1 without one."""
     group: int = -1
-    """Episode, speaker, recording: samples of one group stay in one split and are no negatives; -1 without one."""
+    """Episode, speaker, recording: a group stays in one split and holds no negatives; -1 without one."""
 
 
 class Unreadable(ValueError):
@@ -238,7 +246,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParamRule:
-    """How the optimizer treats the parameters whose name holds `match` (names start with encoders. or objective.)."""
+    """How the optimizer treats the parameters whose name holds `match`; names start with encoders. or objective."""
 
     match: str
     lr: float = 1.0
@@ -282,11 +290,15 @@ class Modality(Protocol):
         ...
 
     def floors(self) -> dict[str, Any]:
-        """Classical features by name, each a function of clean `Views` to [R, F], that learning has to beat."""
+        """Classical features that learning has to beat: name -> function of clean `Views` to [R, F]."""
         ...
 
     def panels(self, batch: Batch) -> list[Panel]:
         """Pictures of a batch as the encoder sees it."""
+        ...
+
+    def pictures(self, views: Views) -> np.ndarray | None:
+        """Clean views as pictures, uint8 [R, H, W, 3]; None where they are none."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from multissl import distributed
 
@@ -19,17 +19,19 @@ from multissl import distributed
 def run_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(rank, *args)` in `count` processes of one group; the results in rank order.
 
-    The function must live at the top of a module. An exception in a process fails the test with its traceback.
+    The function must live at the top of a module. An exception in a process fails the test.
     """
     with tempfile.TemporaryDirectory() as folder:
         # A server with torch already imported: a process starts in a tenth of the time.
         multiprocessing.set_forkserver_preload(["torch", "multissl.distributed"])
         work = (count, _free_port(), folder, function, args)
-        mp.start_processes(_one, work, nprocs=count, start_method="forkserver")
+        start_processes(_one, work, nprocs=count, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
-def _one(rank: int, count: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _one(
+    rank: int, count: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}

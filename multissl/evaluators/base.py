@@ -5,18 +5,23 @@ Shapes: S samples of a split, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from multissl.config import Component
+from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.random import RowRandom
 from multissl.types import CLEAN, Encode, Features, Modality, Panel, Progress, Sample, Unreadable, Views
+
+log = logging.getLogger("multissl")
 
 Featurize = Callable[[Views], Tensor]
 """From clean views to features [R, D]: an encoder's pooled output, or a modality's floor."""
@@ -34,8 +39,25 @@ class Evaluator(Component):
         every: int = 0
         """Steps between runs; 0 runs it before the first step and after the last one only."""
 
+        def __post_init__(self) -> None:
+            if self.every < 0:
+                raise ValueError(f"every={self.every}: want 0 (start and end only) or a number of steps")
+
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
+        self._told = False
+
+    def labelled(self, modality: Modality, split: str) -> bool:
+        """Whether a split has labels; where it has none, says so once. Looks at 64 samples."""
+        data = modality.dataset(split)
+        count = len(data)  # type: ignore[arg-type]
+        found = any(data[i * count // min(64, count)].label >= 0 for i in range(min(64, count)))
+        if not found and not self._told:
+            log.warning(
+                "%s: the %s split has no labels, nothing to measure", config_name(type(self.cfg)), split
+            )
+            self._told = True
+        return found
 
     def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
         """Figures by name."""
@@ -46,12 +68,66 @@ class Evaluator(Component):
         return {}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Whether the run learned and a sentence that says so, from this evaluator's figures of the whole run."""
+        """Whether the run learned, and a sentence that says so, from this evaluator's figures over time."""
         return None
 
     def panels(self, encoders: Encode, modality: Modality) -> list[Panel]:
         """Pictures for the report; none by default."""
         return []
+
+
+def learned(
+    what: str, figure: str, history: list[dict[str, float]], margin: float
+) -> tuple[bool, str] | None:
+    """The verdict of a figure in percent: its last value against its first (the untrained encoder) and `raw`.
+
+    Floors are what only the first entry has; those other than `raw` are told, not demanded. None where the
+    figure was measured less than twice.
+    """
+    measured = [entry for entry in history if figure in entry]
+    if len(measured) < 2:
+        return None
+    floors = {k: v for k, v in measured[0].items() if k not in measured[-1] and "/" not in k}
+    measured = [{k: number(v) for k, v in entry.items()} for entry in measured]
+    now, gates = measured[-1][figure], {"the untrained encoder's": measured[0][figure]}
+    if "raw" in floors:
+        gates = {"the raw input's": floors.pop("raw"), **gates}
+    missed = [name for name, value in gates.items() if not now >= value + margin]  # a NaN is a miss
+    told = " and ".join(f"{name} {value:.1f} %" for name, value in gates.items())
+    also = "".join(f", {name} {value:.1f} %" for name, value in floors.items())
+    if not missed:
+        return True, f"learned: {what} {now:.1f} % against {told}{also}"
+    return (
+        False,
+        f"not learned: {what} {now:.1f} % is not {margin:g} points above {' or '.join(missed)}: {told}{also}",
+    )
+
+
+def number(value: float | None) -> float:
+    """A figure read back from `metrics.jsonl`, where null stands for what was not finite."""
+    return math.nan if value is None else value
+
+
+def device_of(encoders: Encode) -> torch.device:
+    """Where the encoders compute: their `device`, else that of their parameters, else the CPU."""
+    if isinstance(encoders, nn.Module):
+        first = next(encoders.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+    return torch.device(getattr(encoders, "device", "cpu"))
+
+
+@contextlib.contextmanager
+def evaluating(encoders: Encode) -> Iterator[Featurize]:
+    """The encoders' pooled output as features, in evaluation mode meanwhile (batch norm, drop path)."""
+    modules = list(encoders.modules()) if isinstance(encoders, nn.Module) else []
+    modes = [m.training for m in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield pooled(encoders)
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def pooled(encoders: Encode) -> Featurize:
@@ -64,7 +140,6 @@ def pooled(encoders: Encode) -> Featurize:
     return featurize
 
 
-@torch.inference_mode()
 def featurize_split(
     featurize: Featurize,
     modality: Modality,
@@ -73,21 +148,47 @@ def featurize_split(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Features [S, D] and labels [S] of a split's samples, `limit` of them evenly spaced (0: all).
+    """Features [S, D] and labels [S] of a split's samples, `limit` of them (0: all), always the same ones.
 
     Unreadable samples are left out. The stream is the modality's first.
     """
-    data = modality.dataset(split)
-    count = len(data)  # type: ignore[arg-type]
-    picked = range(count) if not limit or limit >= count else [i * count // limit for i in range(limit)]
-    stream = next(iter(modality.streams()))
-    features, labels = [], []
-    for start in range(0, len(picked), batch_size):
-        samples = [data[i] for i in picked[start : start + batch_size]]
-        views, samples = clean_views(modality, samples, stream, device)
+    places = drawn(len(modality.dataset(split)), limit)  # type: ignore[arg-type]
+    return featurize_places(featurize, modality, split, places, batch_size, device)[:2]
+
+
+def drawn(count: int, limit: int) -> list[int]:
+    """`limit` of `count` positions in order, the same every time; all of them for 0."""
+    # not every so many: that would miss classes where labels come in a fixed turn
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return sorted(order[: limit or count])
+
+
+@torch.no_grad()
+def featurize_places(
+    featurize: Featurize,
+    modality: Modality,
+    split: str,
+    places: list[int],
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Features [S, D], labels [S] and positions of the readable ones of some samples of a split."""
+    data, stream = modality.dataset(split), next(iter(modality.streams()))
+    features, labels, kept = [], [], []
+    for start in range(0, len(places), batch_size):
+        samples = {i: data[i] for i in places[start : start + batch_size]}
+        views, readable = clean_views(modality, [*samples.values()], stream, device)
         features.append(featurize(views).cpu())
-        labels += [s.label for s in samples]
-    return torch.cat(features), torch.tensor(labels)
+        labels += [s.label for s in readable]
+        names = {id(s) for s in readable}
+        kept += [i for i, s in samples.items() if id(s) in names]
+    return torch.cat(features), torch.tensor(labels), kept
+
+
+def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """`featurize_split` without its unlabelled samples."""
+    features, labels = featurize_split(*args, **options)
+    return features[labels >= 0], labels[labels >= 0]
 
 
 def clean_views(

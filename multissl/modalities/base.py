@@ -6,7 +6,7 @@ Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, N toke
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.random import RowRandom
 from multissl.types import Batch, Mask, Panel, Plans, Raw, Sample, StreamSpec, Views
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Modality(Component):
@@ -54,6 +57,10 @@ class Modality(Component):
     def panels(self, batch: Batch) -> list[Panel]:
         """Pictures of a batch; none by default."""
         return []
+
+    def pictures(self, views: Views) -> np.ndarray | None:
+        """Clean views as pictures, uint8 [R, H, W, 3], for the report; None where they are none."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Nothing fitted by default."""

@@ -18,7 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 FOLDER = Path(os.environ.get("MULTISSL_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not (FOLDER / "manifest.json").is_file(), reason=f"no golden folder at {FOLDER}")
+needs_golden = pytest.mark.skipif(
+    not (FOLDER / "manifest.json").is_file(), reason=f"no golden folder at {FOLDER}"
+)
 
 
 @dataclass
@@ -50,7 +52,9 @@ def close(actual: Tensor | None, expected: Tensor, rtol: float, what: str) -> No
         assert not expected.any(), f"{what}: no gradient, expected one"
         return
     actual = actual.detach()
-    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
     if not expected.is_floating_point():
         assert torch.equal(actual.to(expected.dtype), expected), f"{what}: differs"
         return
@@ -72,10 +76,14 @@ def cases(family: str, variant: str) -> list[Any]:
     found = manifest()["families"].get(family)
     picked = [c for c in found["cases"] if c["variant"] == variant] if found else []
     if not found or not picked:
-        return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=f"no {family}/{variant} in {FOLDER}"))]
+        return [
+            pytest.param(
+                None, id="absent", marks=pytest.mark.skip(reason=f"no {family}/{variant} in {FOLDER}")
+            )
+        ]
     return [
         pytest.param(
-            Case(c["id"], variant, c["hyper"], c["rtol"], c["fp32_noise"], c, found["file"]), id=c["id"]
+            Case(c["id"], variant, c["hyper"], c["rtol"], c.get("fp32_noise"), c, found["file"]), id=c["id"]
         )
         for c in picked
     ]

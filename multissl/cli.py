@@ -1,0 +1,299 @@
+"""The command line: `multissl train | list | show | eval | report`.
+
+What needs no torch imports none: help, the list of recipes and a mistyped name answer at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multissl import registry
+
+if TYPE_CHECKING:
+    from multissl.recipe import Recipe
+
+HELP = """\
+multissl: self-supervised learning beyond images
+
+  multissl train NAME|FILE [options]   run a recipe: a name of `multissl list`, file.py:function, .json or .yaml
+  multissl list                        recipes and components
+  multissl show NAME|FILE [options]    a recipe with all its options, as JSON
+  multissl eval RUN                    evaluate a finished run again
+  multissl report RUN                  write a run's report.html again
+
+Options of train
+  --data PATH          your own data (short for --modality.data)
+  --out FOLDER         where the run goes (default runs/NAME); the same command resumes it
+  --restart            set an old run in that folder aside and begin anew
+  --epochs N           passes over the data, instead of --steps
+  --objective NAME     another objective with its defaults; likewise --modality, --optim, --encoders.STREAM
+  --a.b VALUE or a.b=VALUE   any option of the recipe; `multissl train NAME --help` lists them
+"""
+SWAPS = ("objective", "modality", "optim")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if args[0] == "--version":
+        from multissl import __version__
+
+        print(__version__)
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": train, "list": list_recipes, "show": show, "eval": evaluate, "report": report,
+    }  # fmt: skip
+    try:
+        if args[0] not in commands:
+            raise ValueError(f"no command is called {args[0]!r}{suggest(args[0], commands)}")
+        return commands[args[0]](args[1:])
+    except (ValueError, ImportError) as error:
+        return fail(error, 2)
+    except RuntimeError as error:
+        # Ours say what to do; anything else is a bug, and a bug keeps its traceback.
+        if type(error).__module__.startswith("multissl"):
+            return fail(error, 130 if type(error).__name__ == "Interrupted" else 1)
+        if str(error).startswith("out of memory"):
+            return fail(error, 1)
+        raise
+
+
+def fail(error: Exception, code: int) -> int:
+    """Say an error in one line; its exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def suggest(name: str, known: Any) -> str:
+    """`; did you mean X?`, or the known names."""
+    from multissl.config import suggest
+
+    return suggest(name, known)
+
+
+# ------------------------------------------------------------------------------------------ commands
+
+
+def train(args: list[str]) -> int:
+    """`multissl train`."""
+    name, rest = named(args, "train")
+    out, rest = take(rest, "--out")
+    restart = "--restart" in rest
+    recipe, default, rest = open_recipe(name, [a for a in rest if a != "--restart"])
+    folder = Path(out or Path("runs") / re.sub(r"[^\w.]+", "-", name.removesuffix(".py")).strip("-"))
+    if restart:
+        set_aside(folder)
+    from multissl import run
+
+    result = run.train(recipe, folder, default)
+    return 0 if result.folder else 1
+
+
+def list_recipes(args: list[str]) -> int:
+    """`multissl list`."""
+    if args:
+        raise ValueError(f"list takes no {args[0]!r}")
+    print("recipes")
+    for name, line in recipes():
+        print(f"  {name:<32} {line}")
+    for group in registry.GROUPS:
+        print(f"{group}: {', '.join(registry.names(group))}")
+    return 0
+
+
+def show(args: list[str]) -> int:
+    """`multissl show`."""
+    import json
+
+    recipe, _, _ = open_recipe(*named(args, "show"))
+    from multissl.config import to_dict
+
+    print(json.dumps(to_dict(recipe), indent=1))
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    """`multissl eval`."""
+    folder, rest = named(args, "eval")
+    if rest:
+        raise ValueError(f"eval takes the folder of a run and nothing else, got {rest[0]!r}")
+    set_threads()
+    from multissl import run
+
+    for name, value in run.evaluate(Path(folder)).items():
+        print(f"{name:<32} {value:.4g}")
+    return 0
+
+
+def report(args: list[str]) -> int:
+    """`multissl report`."""
+    folder, _ = named(args, "report")
+    set_threads()
+    from multissl import run
+
+    print(run.report(Path(folder)))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- recipes
+
+
+def recipes() -> Iterator[tuple[str, str]]:
+    """Name and first docstring line of every recipe, read from the source without importing it."""
+    for module in registry.RECIPES:
+        source = Path(__file__).parent / "configs" / f"{module}.py"
+        for node in ast.parse(source.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                line = (ast.get_docstring(node) or "").partition("\n")[0]
+                yield f"{module}/{node.name}", line
+    for name in registry.recipe_entry_points():
+        yield name, "(installed)"
+
+
+def open_recipe(name: str, args: list[str]) -> tuple[Recipe, Recipe, list[str]]:
+    """The recipe with its options applied, and as it was."""
+    make = find(name)
+    set_threads()
+    default = make()
+    recipe = copy.deepcopy(default)
+    args = list(spelled(args))
+    epochs, args = take(args, "--epochs")
+    for field in SWAPS:
+        kind, args = take(args, f"--{field}")
+        if kind:
+            group = {"modality": "modalities", "optim": "optimizers"}.get(field, f"{field}s")
+            setattr(recipe, field, registry.resolve(kind, group).Config())
+    for stream in recipe.encoders:
+        kind, args = take(args, f"--encoders.{stream}")
+        if kind:
+            recipe.encoders[stream] = registry.resolve(kind, "encoders").Config()
+    recipe = override(recipe, args)
+    if epochs:
+        recipe.steps = steps_of(recipe, epochs)
+    return recipe, default, args
+
+
+def override(recipe: Recipe, args: list[str]) -> Recipe:
+    """Apply `--a.b value` options; tyro prints help and complaints, with the nearest option."""
+    import tyro
+
+    from multissl.recipe import Recipe
+
+    return tyro.cli(
+        Recipe, default=recipe, args=args, prog="multissl train NAME", use_underscores=True,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )  # fmt: skip
+
+
+def steps_of(recipe: Recipe, epochs: str) -> int:
+    """--epochs in steps, said aloud."""
+    from multissl.run import steps_for
+
+    try:
+        wanted = float(epochs)
+    except ValueError:
+        raise ValueError(f"--epochs {epochs}: want a number") from None
+    samples = len(recipe.modality.build().dataset("train"))
+    steps = steps_for(wanted, samples, recipe.batch_size)
+    print(f"--epochs {epochs} of {samples:,} samples at --batch_size {recipe.batch_size} are {steps:,} steps")
+    return steps
+
+
+def find(name: str) -> Callable[[], Recipe]:
+    """What makes the recipe of a name, without importing torch where the name is wrong."""
+    path, _, function = name.partition(":")
+    if path.endswith((".json", ".yaml", ".yml")):
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+
+        def read() -> Recipe:
+            from multissl.recipe import read_recipe
+
+            return read_recipe(Path(path))
+
+        return read
+    if path.endswith(".py"):
+        return lambda: _from_file(Path(path), function or "recipe")
+    full = f"{name}/default" if "/" not in name else name
+    known = [n for n, _ in recipes()]
+    if full not in known:
+        raise ValueError(f"no recipe is called {name!r}{suggest(full, known)}")
+    if full in registry.recipe_entry_points():
+        return registry.recipe_entry_points()[full].load
+    module, _, function = full.partition("/")
+    return lambda: registry.load(f"multissl.configs.{module}:{function}")()
+
+
+def _from_file(path: Path, function: str) -> Recipe:
+    import importlib.util
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent.resolve()))  # so that worker processes find its classes
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        known = [n for n in vars(module) if not n.startswith("_")]
+        raise ValueError(f"{path} has no function {function!r}{suggest(function, known)}")
+    return getattr(module, function)()
+
+
+# ----------------------------------------------------------------------------------------- arguments
+
+
+def named(args: list[str], command: str) -> tuple[str, list[str]]:
+    """The first word that is no option, and the rest."""
+    if not args or args[0].startswith("-"):
+        if args and args[0] in ("-h", "--help"):
+            print(HELP)
+            raise SystemExit(0)
+        raise ValueError(f"{command} wants a name first: multissl {command} NAME; see multissl list")
+    return args[0], args[1:]
+
+
+def take(args: list[str], flag: str) -> tuple[str, list[str]]:
+    """The value of `flag` (its last one) and the arguments without it."""
+    value, rest, words = "", [], iter(args)
+    for word in words:
+        if word == flag or word.startswith(f"{flag}="):
+            value = word.partition("=")[2] if "=" in word else next(words, "")
+            if not value:
+                raise ValueError(f"{flag} wants a value")
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def spelled(args: list[str]) -> Iterator[str]:
+    """Arguments as tyro reads them: a.b=c as --a.b c, true as True, --data as --modality.data."""
+    for word in args:
+        found = re.fullmatch(r"(?:--)?([A-Za-z][\w.-]*)=(.*)", word)
+        for part in (f"--{found[1]}", found[2]) if found else (word,):
+            yield {"true": "True", "false": "False", "--data": "--modality.data"}.get(part, part)
+
+
+def set_threads() -> None:
+    """Leave waiting threads asleep: spinning ones take the cores from workers and other ranks. Before torch."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def set_aside(folder: Path) -> None:
+    """Rename an old run so that nothing is lost."""
+    if folder.exists():
+        number = next(i for i in range(1, 10_000) if not folder.with_name(f"{folder.name}.old{i}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.old{number}"))
+        print(f"{folder} is now {folder.name}.old{number}")

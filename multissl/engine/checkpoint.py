@@ -1,0 +1,114 @@
+"""Checkpoints of one's own runs: written aside, renamed when whole, the last k and every n-th kept.
+
+A folder `checkpoints/step_00001000` holds the state of learner and optimizer (torch.distributed.checkpoint, loads on
+any number of ranks) and `meta.json`. There is no loader state and no generator state: the step number is both.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from multissl import distributed
+from multissl.config import Config
+
+FORMAT = 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Save(Config):
+    """When checkpoints are written and kept."""
+
+    every: int = 1000
+    """Steps between checkpoints; one more is written at the end and when the run is interrupted."""
+    keep_last: int = 2
+    keep_every: int = 0
+    """Keep the checkpoints of these steps for good; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1:
+            raise ValueError(
+                f"save.every={self.every}, save.keep_last={self.keep_last}: want 1 or more of each"
+            )
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; earlier ones are intact."""
+
+
+def step_of(folder: Path) -> int:
+    """The step at which a checkpoint folder resumes."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def found(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "meta.json").is_file())
+
+
+def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, cfg: Save) -> Path:
+    """Write the state after `step` steps; called on every rank."""
+    target = run / "checkpoints" / f"step_{step:08d}"
+    if (target / "meta.json").is_file():
+        return target
+    aside = target.with_name(f"writing_{target.name}")
+    if distributed.is_main():
+        for leftover in target.parent.glob("writing_*"):  # of a process that was killed while it wrote
+            shutil.rmtree(leftover)
+    distributed.barrier()
+    try:
+        distributed.save_state(_state(learner, optimizer), aside)
+        if distributed.is_main():
+            (aside / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step}))
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        newest = found(run)
+        kept = (
+            f"the checkpoint of step {step_of(newest[-1])} is intact" if newest else "there is no earlier one"
+        )
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {target.parent} ({_root(error)}); {kept}. "
+            "Free some space or give another --out, then repeat the command to resume"
+        ) from error
+    distributed.barrier()
+    if distributed.is_main():
+        aside.rename(target)
+        _thin_out(run, cfg)
+    distributed.barrier()
+    return target
+
+
+def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore learner and optimizer in place, on any number of ranks; the step to go on from."""
+    meta = json.loads((folder / "meta.json").read_text())
+    if meta["format"] > FORMAT:
+        raise ValueError(
+            f"{folder} has checkpoint format {meta['format']}, this version reads up to {FORMAT}: upgrade"
+        )
+    state = _state(learner, optimizer)
+    distributed.load_state(state, folder)
+    learner.load_state_dict(state["learner"])
+    distributed.restore_optimizer(learner, optimizer, state["optimizer"])
+    return meta["step"]
+
+
+def _state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {"learner": learner.state_dict(), "optimizer": distributed.optimizer_state(learner, optimizer)}
+
+
+def _thin_out(run: Path, cfg: Save) -> None:
+    for old in found(run)[: -cfg.keep_last]:
+        if not cfg.keep_every or step_of(old) % cfg.keep_every:
+            shutil.rmtree(old)
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,115 @@
+"""Where figures go: `metrics.jsonl` always, TensorBoard, and the terminal.
+
+A line of `metrics.jsonl` is {"kind": "train" | "eval" | "note", "step": ..., name: value}. On resume, lines past
+the resumed step are dropped, so an interrupted run leaves the file of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All lines of a run; a last line cut short by a crash is left out."""
+    path, lines = folder / "metrics.jsonl", []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+class Sinks:
+    """Writes the figures of a run; silent on every rank but the first."""
+
+    def __init__(self, folder: Path, start: int, tensorboard: bool, active: bool) -> None:
+        self.active, self._events, self._file = active, None, None
+        if not active:
+            return
+        kept = [line for line in read_metrics(folder) if start and line["step"] <= start]
+        self._file = (folder / "metrics.jsonl").open("w")
+        for line in kept:
+            self._line(line)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+
+    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """One line, and the numbers among it as events."""
+        if not self.active:
+            return
+        self._line({"kind": kind, "step": step, **figures})
+        if self._events:
+            for name, value in figures.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def _line(self, line: dict[str, Any]) -> None:
+        assert self._file
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._file:
+            self._file.close()
+        if self._events:
+            self._events.close()
+
+
+class Display:
+    """A progress bar on a terminal, a line every now and then without one, nothing on other ranks."""
+
+    def __init__(self, active: bool, seconds: float = 20.0) -> None:
+        self.active, self.seconds = active, seconds
+        self.console = Console(stderr=True, soft_wrap=True, quiet=not active, highlight=False)
+        self.live = active and sys.stderr.isatty()
+        self._last = time.monotonic()
+        self._bar: Progress | None = None
+
+    @contextlib.contextmanager
+    def running(self, start: int, total: int) -> Iterator[None]:
+        """Show progress for the time of a `with`."""
+        if not self.live:
+            yield
+            return
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console) as self._bar:
+            self._task = self._bar.add_task("", total=total, completed=start, figures="")
+            yield
+        self._bar = None
+
+    def step(self, step: int, total: int, figures: str = "") -> None:
+        """Move to `step`; `figures` replaces the text beside the bar where it is not empty."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+            if figures:
+                self._bar.update(self._task, figures=figures)
+        elif self.active and figures and (time.monotonic() - self._last > self.seconds or step >= total):
+            self._last = time.monotonic()
+            self.say(f"step {step}/{total}  {figures}")
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        self.console.print(text, markup=False)

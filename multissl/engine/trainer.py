@@ -1,0 +1,324 @@
+"""The trainer: one loop for every modality, objective and number of ranks, from start to end.
+
+It sees the protocols of `types` only. The step number is the random state: (seed, step) fixes data, views and masks,
+(seed, step, rank) what modules draw, so a resumed run repeats an uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from multissl import distributed
+from multissl.config import Config
+from multissl.distributed import Parallel
+from multissl.engine import checkpoint
+from multissl.engine.checkpoint import Save
+from multissl.engine.data import Data, Steps, stream
+from multissl.engine.learner import Handle, Learner
+from multissl.engine.metrics import Display, Sinks, read_metrics
+from multissl.engine.optim import Optimizer
+from multissl.types import Losses, Modality, Progress
+
+
+@dataclass(kw_only=True, slots=True)
+class Loop(Config):
+    """Options of the loop itself; a recipe adds what is trained."""
+
+    batch_size: int = 256
+    """Samples a step, over all ranks."""
+    steps: int = 10_000
+    seed: int = 0
+    clip: float = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    clip_per: Literal["all", "module", "parameter"] = "all"
+    """What is clipped together: everything, each encoder and head (DINOv2), or each parameter (DINO)."""
+    chunk: int = 0
+    """Samples encoded at a time on a rank: exact large batches on small memory; 0 encodes all at once."""
+    parallel: Parallel = field(default_factory=Parallel)
+    data: Data = field(default_factory=Data)
+    save: Save = field(default_factory=Save)
+    log_every: int = 10
+    tensorboard: bool = True
+    patience: int = 5
+    """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped and dumped."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "log_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: want 1 or more")
+        for name in ("clip", "chunk"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: want 0 or more")
+
+
+class Evaluates(Protocol):
+    """What the trainer knows of an evaluator."""
+
+    cfg: Any
+
+    def run(self, encoders: Any, modality: Modality, progress: Progress) -> dict[str, float]:
+        """Figures by name."""
+        ...
+
+    def floors(self, modality: Modality) -> dict[str, float]:
+        """Figures of classical features."""
+        ...
+
+    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
+        """Whether the run learned, in a sentence."""
+        ...
+
+
+class NonFinite(RuntimeError):
+    """The loss or its gradient stayed infinite or not a number."""
+
+
+class Interrupted(RuntimeError):
+    """A signal ended the run early; its checkpoint is written."""
+
+
+class Trainer:
+    """Everything a run needs, and the loop over its steps."""
+
+    def __init__(
+        self,
+        cfg: Loop,
+        modality: Modality,
+        learner: Learner,
+        optimizer: Optimizer,
+        evaluators: Mapping[str, Evaluates],
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
+        self.evaluators, self.folder, self.device = evaluators, folder, device
+        self.main = distributed.is_main()
+        objective = cast(Any, learner.objective)
+        self.plans = objective.plans()
+        self.steps = Steps(
+            modality, self.plans, cfg.batch_size, cfg.seed, distributed.rank(), distributed.world(),
+            cfg.data.views_on == "worker",
+        )  # fmt: skip
+        self.epoch_steps = len(cast(Any, self.steps.samples)) / cfg.batch_size
+        self.groups = learner.clip_groups(cfg.clip_per)
+        self.trainable = [p for p in learner.parameters() if p.requires_grad]
+        self.display = Display(self.main)
+        self.skipped: dict[int, str] = {}
+        self.stop = False
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Train from the newest checkpoint, or from the start, to the last step; the lines of `metrics.jsonl`."""
+        checkpoints = checkpoint.found(self.folder)
+        start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
+        if start:
+            self.display.say(f"resuming at step {start} of {self.cfg.steps}")
+        self.sinks = Sinks(self.folder, start, self.cfg.tensorboard, self.main)
+        try:
+            with self._signals():
+                if start == 0:
+                    self._evaluate(0, first=True)
+                self._loop(start)
+        finally:
+            self.sinks.close()
+        return read_metrics(self.folder)
+
+    def _loop(self, start: int) -> None:
+        cfg, bad_in_a_row = self.cfg, 0
+        window = Window()
+        batches = stream(self.steps, start, cfg.steps, cfg.data, distributed.world(), self.device)
+        with self.display.running(start, cfg.steps), contextlib.closing(batches):  # type: ignore[type-var]
+            for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
+                progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
+                torch.manual_seed(hash_of(cfg.seed, step, distributed.rank()))
+                self.learner.train()
+                with _memory_advice(cfg):
+                    losses: Losses = self.learner(fetched.batch, progress)
+                    self.learner.backward(losses)
+                norms = distributed.clip_gradients(self.groups, cfg.clip)
+                finite, interrupted = self._agree(losses, norms)
+                if finite:
+                    lr = self.optimizer.step(progress)
+                    cast(Any, self.learner.objective).after_step(self.learner.encoders, progress)
+                    window.add(losses, norms, lr, fetched.waited, cfg.batch_size)
+                self._note_skipped(step, fetched.skipped)
+                bad_in_a_row = 0 if finite else bad_in_a_row + 1
+                if not finite:
+                    self._dump(step, losses, norms, bad_in_a_row)
+                elif (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
+                    self._log(step + 1, window, distributed.largest_gradient(self.trainable))
+                    window = Window()
+                self.optimizer.zero_grad()
+                self.display.step(step + 1, cfg.steps)
+                last = step + 1 == cfg.steps
+                if last or not interrupted:
+                    window.paused += self._evaluate(step + 1, last=last)
+                if last or interrupted or (step + 1) % cfg.save.every == 0:
+                    checkpoint.save(self.folder, step + 1, self.learner, self.optimizer.torch, cfg.save)
+                if interrupted and not last:
+                    raise Interrupted(
+                        f"interrupted: the checkpoint of step {step + 1} is in {self.folder}; "
+                        "repeat the command to go on from there"
+                    )
+
+    def _agree(self, losses: Losses, norms: Mapping[str, Tensor]) -> tuple[bool, bool]:
+        """Whether every rank's loss and gradient are finite, and whether some rank was asked to stop."""
+        fine = torch.isfinite(
+            torch.stack([losses.total.detach().float(), *(n.float() for n in norms.values())])
+        )
+        going = torch.tensor(not self.stop, device=self.device)
+        flags = distributed.all_true(torch.stack([fine.all(), going]))
+        finite, going_on = flags.tolist()  # the one wait for the device in a step
+        return finite, not going_on
+
+    def _dump(self, step: int, losses: Losses, norms: Mapping[str, Tensor], in_a_row: int) -> None:
+        terms = {n: v.item() for n, v in losses.terms.items()}
+        culprits = [n for n, v in terms.items() if not math.isfinite(v)]
+        culprits += [f"gradient of {n}" for n, v in norms.items() if not math.isfinite(v.item())]
+        samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
+        record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
+        path = self.folder / f"nonfinite_step_{step}_rank_{distributed.rank()}.json"
+        path.write_text(json.dumps({**record, "samples": samples}, indent=1))
+        text = f"step {step} skipped: {', '.join(culprits) or 'another rank'} not finite; see {path}"
+        self.display.say(text)
+        self.sinks.write("note", step + 1, {"text": text})
+        if in_a_row >= self.cfg.patience:
+            raise NonFinite(
+                f"the loss was not finite {in_a_row} steps in a row, up to step {step} "
+                f"({', '.join(culprits) or 'on another rank'}); lower --optim.lr, or raise --patience"
+            )
+
+    def _note_skipped(self, step: int, skipped: list[tuple[int, str]]) -> None:
+        for index, reason in skipped:
+            if index not in self.skipped:
+                self.skipped[index] = reason
+                self.display.say(f"sample {index} cannot be read and is skipped: {reason}")
+                self.sinks.write("note", step + 1, {"text": f"unreadable sample {index}: {reason}"})
+
+    def _log(self, step: int, window: Window, largest: Tensor) -> None:
+        figures, counts = window.summary()
+        figures = {n: v.item() for n, v in distributed.mean_ranks(figures).items()}
+        figures |= counts | {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
+        if self.device.type == "cuda":
+            figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.sinks.write("train", step, figures)
+        text = "loss {loss:.4f}  {samples_per_s:.0f} samples/s  {waiting_percent:.0f} % waiting for data"
+        self.display.step(step, self.cfg.steps, text.format(**figures))
+
+    def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
+        """Run the evaluators that are due; the seconds it took."""
+        began = time.perf_counter()
+        progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
+        due = {
+            name: e for name, e in self.evaluators.items()
+            if first or last or (e.cfg.every and step % e.cfg.every == 0)
+        }  # fmt: skip
+        if not due:
+            return 0.0
+        self.learner.eval()
+        figures: dict[str, float] = {}
+        for name, evaluator in due.items():
+            exported = Handle(self.learner, "exported", self.device)
+            found = evaluator.run(exported, self.modality, progress)
+            if first:
+                found |= evaluator.floors(self.modality)
+            elif getattr(evaluator.cfg, "student", False) and self.learner.has_teacher():
+                student = evaluator.run(Handle(self.learner, "student", self.device), self.modality, progress)
+                found |= {f"student/{n}": v for n, v in student.items()}
+            figures |= {f"{name}/{n}": v for n, v in found.items()}
+        if figures:
+            self.sinks.write("eval", step, figures)
+            self.display.say(f"step {step}: " + ", ".join(f"{n} {v:.4g}" for n, v in figures.items()))
+        return time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C ends it at once."""
+
+        def ask(number: int, _frame: object) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+            self.display.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+
+        try:
+            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the host program handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Window:
+    """Means over the steps since the last log line; stays on the device until it is read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.lr, self.waited, self.samples = 0, 0.0, 0.0, 0
+        self.since, self.paused = time.perf_counter(), 0.0
+
+    def add(
+        self, losses: Losses, norms: Mapping[str, Tensor], lr: float, waited: float, samples: int
+    ) -> None:
+        """One finished step."""
+        found = {"loss": losses.total.detach()}
+        found |= {f"terms/{n}": v for n, v in losses.terms.items()}
+        found |= {f"stats/{n}": v for n, v in losses.stats.items()}
+        found |= {f"gradient_norm/{n}": v for n, v in norms.items()} if len(norms) < 16 else {}
+        for name, value in found.items():
+            self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
+        self.steps, self.samples = self.steps + 1, self.samples + samples
+        self.lr, self.waited = lr, self.waited + waited
+
+    def summary(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Means as tensors, and what is known without the device."""
+        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
+        counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
+        counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
+        return {n: v / max(self.steps, 1) for n, v in self.sums.items()}, counts
+
+
+def verdicts(evaluators: Mapping[str, Evaluates], lines: list[dict[str, Any]]) -> list[tuple[bool, str]]:
+    """What the evaluators make of a run's figures, in recipe order."""
+    histories: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for line in (x for x in lines if x["kind"] == "eval"):
+        for name in evaluators:
+            mine = {k.removeprefix(f"{name}/"): v for k, v in line.items() if k.startswith(f"{name}/")}
+            if mine:
+                histories[name].append({"step": line["step"], **mine})
+    said = [e.verdict(histories[n]) for n, e in evaluators.items() if histories[n]]
+    return [s for s in said if s]
+
+
+def hash_of(*numbers: int) -> int:
+    """A seed from several numbers, far from the seeds of neighbouring ones."""
+    value = 0
+    for number in numbers:
+        value = (value * 6364136223846793005 + number * 2 + 1442695040888963407) % 2**63
+    return value
+
+
+@contextlib.contextmanager
+def _memory_advice(cfg: Loop) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        half = max(1, (cfg.chunk or cfg.batch_size // distributed.world()) // 2)
+        raise RuntimeError(
+            f"out of memory: --chunk {half} encodes {half} samples at a time for the same gradient; "
+            "--parallel.checkpoint-activations true and a smaller --batch-size help too"
+        ) from error

@@ -1,0 +1,113 @@
+"""Does the encoder still tell samples apart? RankMe, spread and similarity of its features; needs no labels.
+
+RankMe: Garrido et al., ICML 2023, arXiv 2210.02885, equation 1, on raw features, eps added after the
+division. alpha-ReQ: Agrawal et al., NeurIPS 2022, the decay of the covariance's eigenvalues. Spread: std of
+the l2-normalised features times sqrt(D), 1 where they fill the sphere and 0 where all are one.
+Shapes: S samples, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.evaluators.base import Evaluator, device_of, evaluating, featurize_split, number
+from multissl.types import Encode, Modality, Progress
+
+
+class Collapse(Evaluator):
+    """Rank, spread and mean cosine of pooled features, and the alarm that they have become one."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of the collapse check."""
+
+        split: str = "val"
+        samples: int = 2_000
+        """Samples of the split, drawn with a fixed seed; 0: all. RankMe wants several times the width."""
+        min_std: float = 0.1
+        """Alarm below this spread and below half of the untrained encoder's."""
+        min_rank: float = 1.5
+        """Alarm below this RankMe plus 1 % of the width, and below half of the untrained encoder's."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if self.samples < 0 or self.samples == 1:
+                raise ValueError(f"samples={self.samples}: want 0 (all) or 2 and more")
+
+    cfg: Config
+
+    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`rankme`, `std`, `cosine`, `alpha` and the `width` D they are to be read against."""
+        with evaluating(encoders) as featurize:
+            x, _ = featurize_split(
+                featurize, modality, self.cfg.split, self.cfg.samples, device=device_of(encoders)
+            )
+        x = x.double()  # [S, D]
+        if not bool(x.isfinite().all()):
+            return {"rankme": math.nan, "std": math.nan, "cosine": math.nan, "width": x.shape[1]}
+        rank = min(x.shape)
+        return {
+            "rankme": rankme(x),
+            "std": spread(x),
+            "cosine": mean_cosine(x),
+            "alpha": alpha_req(x, max(1, rank // 20), max(2, rank // 2)),
+            "width": x.shape[1],
+        }
+
+    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
+        """Not learned where the last figures raise the alarm, with the step it began; else nothing to say."""
+        measured = [{k: number(v) for k, v in entry.items()} for entry in history if "std" in entry]
+        since: dict[str, float] | None = None
+        for entry in measured:
+            alarmed = self._alarmed(entry, measured[0])
+            since = (since or entry) if alarmed else None
+        if since is None:
+            return None
+        last = measured[-1]
+        return False, (
+            f"collapsed at step {since['step']:.0f}: feature std {last['std']:.3f} (1 is spread out, "
+            f"{measured[0]['std']:.3f} untrained), RankMe {last['rankme']:.1f} of {last['width']:.0f} "
+            f"({measured[0]['rankme']:.1f} untrained)"
+        )
+
+    def _alarmed(self, now: dict[str, float], first: dict[str, float]) -> bool:
+        limits = {"std": self.cfg.min_std, "rankme": self.cfg.min_rank + 0.01 * now["width"]}
+        return any(
+            math.isnan(now[name]) or now[name] < min(limit, first[name] / 2) for name, limit in limits.items()
+        )
+
+
+def rankme(x: Tensor, eps: float = 1e-7) -> float:
+    """exp of the entropy of the singular values of x [S, D]: 1 for one direction, D for all alike."""
+    sigma = torch.linalg.svdvals(x.double())  # [min(S, D)]
+    p = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny) + eps
+    return (-(p * p.log()).sum()).exp().item()
+
+
+def spread(x: Tensor) -> float:
+    """Std of every dimension of the l2-normalised x [S, D], its mean over dimensions, times sqrt(D)."""
+    return F.normalize(x, dim=1).std(0).mean().item() * math.sqrt(x.shape[1])
+
+
+def mean_cosine(x: Tensor) -> float:
+    """Mean cosine of all pairs of different rows of x [S, D]."""
+    s = len(x)
+    z = F.normalize(x, dim=1)
+    return ((z.sum(0).square().sum() - z.square().sum()) / (s * (s - 1))).item()
+
+
+def alpha_req(x: Tensor, first: int, last: int) -> float:
+    """Decay of the eigenvalues of the covariance of x [S, D]: minus the slope of log value on log place.
+
+    The line is fitted over places `first` to `last`, counted from 1, both included.
+    """
+    eigenvalues = torch.linalg.svdvals((x - x.mean(0)).double()).square() / len(x)  # in decreasing order
+    y = eigenvalues.clamp(min=1e-12)[first - 1 : last].log()
+    place = torch.arange(first, first + len(y), dtype=y.dtype, device=y.device).log()
+    place = place - place.mean()
+    return -(place @ y / place.square().sum().clamp(min=1e-12)).item()

@@ -1,0 +1,122 @@
+"""Weighted k-NN on frozen features.
+
+Wu et al., CVPR 2018, arXiv 1805.01978, as DINO uses it (Caron et al., arXiv 2104.14294): a query's k most
+similar bank samples vote for their class with exp(similarity / T). One function serves learned, untrained and
+raw features: centred with the bank's mean, then l2-normalised.
+Shapes: S samples in the bank, Q queries, F features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multissl.evaluators.base import Evaluator, Featurize, device_of, evaluating, labelled_split, learned
+from multissl.evaluators.neighbours import centred, nearest, neighbour_strip
+from multissl.types import Encode, Modality, Panel, Progress
+
+
+class KNN(Evaluator):
+    """Accuracy of a weighted vote of the nearest training samples, in percent."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of the k-NN."""
+
+        k: tuple[int, ...] = (20,)
+        """Neighbours that vote. The first is reported as top1, others as top1_k10 and so on."""
+        temperature: float = 0.07
+        split: str = "val"
+        """Where the queries come from; the bank is the train split."""
+        bank: int = 20_000
+        """Samples of the bank, drawn from the train split with a fixed seed; 0: all."""
+        queries: int = 5_000
+        """Queries, drawn from the split with a fixed seed; 0: all."""
+        student: bool = True
+        """Measure the student too, where a teacher is what the run exports."""
+        margin: float = 2.0
+        """Points above the untrained encoder and the raw input that count as learned."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if not self.k or min(self.k) < 1:
+                raise ValueError(f"k={self.k}: want one or more counts of neighbours, each 1 or more")
+            if not self.temperature >= 0.01:
+                raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
+            if self.bank < 0 or self.queries < 0:
+                raise ValueError(
+                    f"bank={self.bank}, queries={self.queries}: want 0 (all) or a number of samples"
+                )
+
+    cfg: Config
+
+    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`top1` of the pooled features, in percent; nothing on data without labels."""
+        if not self.labelled(modality, self.cfg.split):
+            return {}
+        device = device_of(encoders)
+        with evaluating(encoders) as featurize:
+            found = self._accuracies(featurize, modality, device)
+        first, *others = self.cfg.k
+        return {"top1": found[first], **{f"top1_k{k}": found[k] for k in others}}
+
+    def floors(self, modality: Modality) -> dict[str, float]:
+        """The same figure for each of the modality's classical features."""
+        if not self.labelled(modality, self.cfg.split):
+            return {}
+        floors = modality.floors()
+        return {
+            name: self._accuracies(floor, modality, "cpu")[self.cfg.k[0]] for name, floor in floors.items()
+        }
+
+    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
+        """Learned where the last top1 is above the untrained encoder and the raw input by the margin."""
+        return learned("k-NN", "top1", history, self.cfg.margin)
+
+    def panels(self, encoders: Encode, modality: Modality) -> list[Panel]:
+        """Some queries, each with its nearest training samples; none where samples are no pictures."""
+        strip = neighbour_strip(encoders, modality, self.cfg.split)
+        return [] if strip is None else [strip]
+
+    def _accuracies(
+        self, featurize: Featurize, modality: Modality, device: torch.device | str
+    ) -> dict[int, float]:
+        cfg = self.cfg
+        bank, labels = labelled_split(featurize, modality, "train", cfg.bank, device=device)
+        queries, truth = labelled_split(featurize, modality, cfg.split, cfg.queries, device=device)
+        return knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device)
+
+
+def knn_accuracy(
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    truth: Tensor,
+    ks: Sequence[int] = (20,),
+    T: float = 0.07,
+    device: torch.device | str = "cpu",
+) -> dict[int, float]:
+    """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q]."""
+    bank, queries = (x.to(device) for x in centred(bank, queries))
+    similarity, index = (x.cpu() for x in nearest(bank, queries, max(ks)))  # [Q, max k]
+    num_classes = 1 + int(max(labels.max(), truth.max()))
+    found = {}
+    for k in ks:
+        guess = votes(similarity[:, :k], labels[index[:, :k]], T, num_classes).argmax(1)  # [Q]
+        found[k] = 100 * (guess == truth).double().mean().item()
+    return found
+
+
+def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, T: float, num_classes: int) -> Tensor:
+    """Votes [Q, C] of the k nearest of bank [S, F], both sides l2-normalised; the argmax predicts."""
+    similarity, index = nearest(bank, queries, k)
+    return votes(similarity, labels[index], T, num_classes)
+
+
+def votes(similarity: Tensor, classes: Tensor, T: float, num_classes: int) -> Tensor:
+    """Sums of exp(similarity / T) by class: [Q, C] from similarities and classes [Q, k]."""
+    weight = (similarity.double() / T).exp()  # [Q, k]; exp(100) is no float32
+    return weight.new_zeros(len(weight), num_classes).scatter_add_(1, classes, weight)

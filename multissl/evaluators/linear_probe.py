@@ -1,0 +1,162 @@
+"""Quick linear probe: multinomial logistic regression on frozen features.
+
+Features are standardised with the training statistics; a tenth of the training samples chooses the L2
+strength, then the classifier is fitted to all of them. Full-batch L-BFGS from zero: no learning rate.
+Shapes: S training samples, Q queries, F features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.evaluators.base import (
+    Evaluator,
+    Featurize,
+    device_of,
+    drawn,
+    evaluating,
+    labelled_split,
+    learned,
+)
+from multissl.types import Encode, Modality, Progress
+
+
+class LinearProbe(Evaluator):
+    """Accuracy of a linear classifier on pooled features, in percent."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of the linear probe."""
+
+        l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+        """Strengths to choose from; the loss is mean cross entropy + l2 / 2 * |weight|^2."""
+        split: str = "val"
+        """Where the accuracy is measured; the classifier sees the train split alone."""
+        train: int = 20_000
+        """Training samples, drawn with a fixed seed; 0: all."""
+        queries: int = 5_000
+        """Samples of the split, drawn with a fixed seed; 0: all."""
+        max_steps: int = 200
+        """L-BFGS steps for a fit."""
+        classical: bool = False
+        """Fit the modality's classical features too; raw input is wide, so this takes its time."""
+        margin: float = 2.0
+        """Points above the untrained encoder (and the raw input, if fitted) that count as learned."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if not self.l2 or min(self.l2) < 0:
+                raise ValueError(f"l2={self.l2}: want one or more strengths, each 0 or more")
+            if self.train < 0 or self.queries < 0:
+                raise ValueError(
+                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
+                )
+            if self.max_steps < 1:
+                raise ValueError(f"max_steps={self.max_steps}: want 1 or more")
+
+    cfg: Config
+
+    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`top1` of the pooled features, in percent; nothing on data without labels."""
+        if not self.labelled(modality, self.cfg.split):
+            return {}
+        device = device_of(encoders)
+        with evaluating(encoders) as featurize:
+            return {"top1": self._accuracy(featurize, modality, device)}
+
+    def floors(self, modality: Modality) -> dict[str, float]:
+        """The same figure for the modality's classical features, where `classical` asks for it."""
+        if not self.cfg.classical or not self.labelled(modality, self.cfg.split):
+            return {}
+        return {name: self._accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
+
+    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
+        """Learned where the last top1 is above the untrained encoder (and the raw input) by the margin."""
+        return learned("linear probe", "top1", history, self.cfg.margin)
+
+    def _accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
+        cfg = self.cfg
+        x, y = labelled_split(featurize, modality, "train", cfg.train, device=device)
+        queries, truth = labelled_split(featurize, modality, cfg.split, cfg.queries, device=device)
+        x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
+        return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps)
+
+
+def probe_accuracy(
+    x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float], max_steps: int = 200
+) -> float:
+    """Accuracy in percent on queries [Q, F] of the probe fitted to x [S, F]; labels int64 [S] and [Q]."""
+    classes = 1 + int(max(y.max(), truth.max()))
+    l2 = choose_l2(x, y, strengths, classes, max_steps) if len(strengths) > 1 else strengths[0]
+    x, queries = standardised(x, queries)
+    weight, bias = fit_logistic(x, y, l2, classes, max_steps)
+    return _percent(queries @ weight.T + bias, truth)
+
+
+def choose_l2(x: Tensor, y: Tensor, strengths: Sequence[float], classes: int, max_steps: int = 200) -> float:
+    """The strength that does best on a tenth of the samples, fitted to the others; of equals the strongest.
+
+    Strengths are tried from strong to weak, each fit starting from the one before.
+    """
+    held = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    held[drawn(len(x), max(1, len(x) // 10))] = True
+    if len(x) < 10:
+        raise ValueError(
+            f"{len(x)} labelled samples cannot choose among {len(strengths)} strengths: give one --l2"
+        )
+    x, y, rest, truth = x[~held], y[~held], x[held], y[held]
+    x, rest = standardised(x, rest)
+    best, chosen, start = -1.0, 0.0, None
+    for l2 in sorted(strengths, reverse=True):
+        start = fit_logistic(x, y, l2, classes, max_steps, start)
+        found = _percent(rest @ start[0].T + start[1], truth)
+        if found > best:
+            best, chosen = found, l2
+    return chosen
+
+
+def fit_logistic(
+    x: Tensor,
+    y: Tensor,
+    l2: float,
+    classes: int,
+    max_steps: int = 200,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weight [C, F] and bias [C] of least mean cross entropy + l2 / 2 * |weight|^2 on x [S, F], y [S]."""
+    weight, bias = start or (x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_steps,
+        history_size=10,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        with torch.enable_grad():
+            value = F.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+            value.backward()
+        return value
+
+    solver.step(loss)  # type: ignore[arg-type]
+    return weight.detach(), bias.detach()
+
+
+def standardised(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """x [S, F] and others with the mean and std of x taken out; a constant feature becomes 0."""
+    mean, std = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
+    return tuple((t - mean) * scale for t in (x, *others))
+
+
+def _percent(logits: Tensor, truth: Tensor) -> float:
+    return 100 * (logits.argmax(1) == truth).double().mean().item()

@@ -1,0 +1,85 @@
+"""Nearest neighbours by cosine, as numbers and as a picture for the report.
+
+Shapes: S samples in the bank, Q queries, F features, k neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.evaluators.base import clean_views, device_of, drawn, evaluating, featurize_places
+from multissl.types import Encode, Modality, Panel
+
+SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
+"""Frames in colours that the colour-blind tell apart: same class, another class, no labels."""
+
+
+def centred(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [*, F] minus the bank's mean, then l2-normalised."""
+    mean = bank.double().mean(0).to(bank.dtype)
+    return F.normalize(bank - mean, dim=1), F.normalize(queries - mean, dim=1)
+
+
+def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Similarity and index [Q, k] of the k nearest bank rows, nearest first, `chunk` queries at a time."""
+    k = min(k, len(bank))
+    found = [(part @ bank.T).topk(k, dim=1) for part in queries.split(chunk)]  # [chunk, S] -> [chunk, k]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def neighbour_strip(
+    encoders: Encode, modality: Modality, split: str, bank: int = 2000, queries: int = 6, k: int = 5
+) -> Panel | None:
+    """Some queries of `split`, each with its k nearest of `bank` training samples; None for no pictures."""
+    train: Any = modality.dataset("train")
+    asked: Any = modality.dataset(split)
+    places = drawn(len(asked), queries)
+    if _pictures(modality, split, places[:1]) is None:
+        return None
+    device = device_of(encoders)
+    with evaluating(encoders) as featurize:
+        stored, classes, kept = featurize_places(
+            featurize, modality, "train", drawn(len(train), bank), device=device
+        )
+        x, truth, places = featurize_places(featurize, modality, split, places, device=device)
+    _, index = nearest(*centred(stored, x), k)  # [Q, k]
+    rows = []
+    for query, found in enumerate(index):
+        left = _pictures(modality, split, [places[query]])
+        right = _pictures(modality, "train", [kept[i] for i in found])
+        assert left is not None
+        assert right is not None
+        label = int(truth[query])
+        frames = [PLAIN if label < 0 else SAME if int(classes[i]) == label else OTHER for i in found]
+        tiles = [_framed(left[0], PLAIN), *(_framed(*pair) for pair in zip(right, frames, strict=True))]
+        gap = np.full((len(tiles[0]), 12, 3), 255, np.uint8)
+        rows.append(np.concatenate([tiles[0], gap, *tiles[1:]], axis=1))
+    caption = (
+        f"Left: samples of {split}. Right: the {k} nearest of {len(kept)} training samples, nearest first."
+    )
+    if bool((truth >= 0).any()):
+        caption += " Blue frame: same class; orange: another class."
+    return Panel("Nearest neighbours", np.concatenate(rows), caption)
+
+
+def _pictures(modality: Modality, split: str, places: list[int]) -> np.ndarray | None:
+    """Pictures uint8 [R, H, W, 3] of some samples as the encoder sees them."""
+    data, stream = modality.dataset(split), next(iter(modality.streams()))
+    views, _ = clean_views(modality, [data[i] for i in places], stream)
+    return modality.pictures(views)
+
+
+def _framed(picture: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:
+    """A picture [H, W, 3], enlarged to 64 pixels or more, in a frame of a colour and a white margin."""
+    times = max(1, -(-64 // min(picture.shape[:2])))
+    picture = picture.repeat(times, axis=0).repeat(times, axis=1)
+    h, w, _ = picture.shape
+    tile = np.full((h + 4 * width, w + 4 * width, 3), 255, np.uint8)
+    tile[width:-width, width:-width] = colour
+    tile[2 * width : -2 * width, 2 * width : -2 * width] = picture
+    return tile

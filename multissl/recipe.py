@@ -1,0 +1,119 @@
+"""A recipe: everything a run is, as one config. `check` says what does not fit, `build` makes the components."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from multissl import distributed
+from multissl.config import config_name, from_dict
+from multissl.encoders.base import Encoder, build_encoders
+from multissl.engine.learner import Learner
+from multissl.engine.optim import AdamW, Optimizer
+from multissl.engine.trainer import Loop
+from multissl.evaluators.base import Evaluator
+from multissl.modalities.base import Modality
+from multissl.objectives.base import Objective
+from multissl.types import Plans, StreamSpec
+
+FORMAT = 1
+"""Of `recipe.json`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Recipe(Loop):
+    """What is trained, on what, by what: the options of the loop and of every component."""
+
+    modality: Modality.Config
+    encoders: dict[str, Encoder.Config]
+    """By stream; a modality of one stream has one."""
+    objective: Objective.Config
+    optim: Optimizer.Config = field(default_factory=AdamW.Config)
+    evals: dict[str, Evaluator.Config] = field(default_factory=dict)
+    init: str = ""
+    """Safetensors file or finished run whose encoder weights to start from."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Parts:
+    """The components of a recipe, built."""
+
+    modality: Modality
+    learner: Learner
+    optimizer: Optimizer
+    evaluators: dict[str, Evaluator]
+
+
+def check(recipe: Recipe, specs: Mapping[str, StreamSpec], offers: frozenset[str], plans: Plans) -> None:
+    """Compare what the objective asks for with what modality and encoders can do; says which pair fails and why."""
+    objective, modality = config_name(type(recipe.objective)), config_name(type(recipe.modality))
+    if recipe.batch_size % distributed.world():
+        raise ValueError(f"batch_size={recipe.batch_size} does not divide over {distributed.world()} ranks")
+    for stream, plan in plans.items():
+        asked = {
+            "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
+            "corrupt": plan.corrupt, "masks": plan.num_masks > 1,
+        }  # fmt: skip
+        for need in (n for n, wanted in asked.items() if wanted and n not in offers):
+            raise ValueError(
+                f"{objective} asks {modality} for {need} views, which it does not offer: {_way_out(need)}"
+            )
+        encoder = recipe.encoders[stream]
+        maskings = encoder.maskings_for(specs[stream])
+        wanted = cast(Any, recipe.objective.owner).maskings if plan.mask_ratio and not plan.corrupt else set()
+        for masking in sorted(wanted - maskings):
+            raise ValueError(
+                f"{objective} wants hidden tokens treated as {masking!r}, encoders.{stream}="
+                f"{config_name(type(encoder))} cannot: use transformer, or an objective without masks"
+            )
+
+
+def _way_out(need: str) -> str:
+    return {
+        "local": "set its number of local views to 0",
+        "mask": "switch its masked part off or take another objective",
+    }.get(need, "take another objective or modality")
+
+
+def build(recipe: Recipe, device: torch.device) -> Parts:
+    """Build and check the components; the learner lies on `device`, parallelised."""
+    torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
+    modality = recipe.modality.build()
+    specs = modality.streams()
+    missing = [s for s in specs if s not in recipe.encoders]
+    if missing:
+        raise ValueError(f"encoders has no {missing[0]!r}: the modality feeds {', '.join(specs)}")
+    encoders = build_encoders(recipe.encoders, specs)
+    if recipe.init:
+        from multissl.export import load_weights
+
+        load_weights(encoders, recipe.init)
+    objective = recipe.objective.build(encoders, specs)
+    check(recipe, specs, modality.offers, objective.plans())
+    learner = Learner(encoders, objective, recipe.chunk)
+    distributed.parallelize(learner, recipe.parallel, device)
+    optimizer = recipe.optim.build(learner, objective.param_rules(), recipe.batch_size)
+    evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
+    return Parts(modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from `recipe.json` or YAML."""
+    text = path.read_text()
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        data = yaml.safe_load(text)
+    else:
+        data = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: want a mapping of options")
+    if data.pop("format", FORMAT) > FORMAT:
+        raise ValueError(f"{path} was written by a newer multissl ({data.get('multissl')}): upgrade")
+    data.pop("multissl", None)
+    return from_dict(Recipe, data)

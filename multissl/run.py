@@ -1,0 +1,249 @@
+"""Running a recipe and reading back what it made.
+
+A run's folder holds `recipe.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `encoder.safetensors`,
+`modality.json`, `summary.json` and `report.html`. `load` reads JSON and safetensors only; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import multissl
+from multissl import distributed
+from multissl.config import config_name, difference, to_dict
+from multissl.encoders.base import Encoder, Encoders, build_encoders
+from multissl.engine import checkpoint
+from multissl.engine.metrics import read_metrics
+from multissl.engine.trainer import Trainer, verdicts
+from multissl.evaluators.base import clean_views
+from multissl.modalities.base import Modality
+from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
+from multissl.types import Features, Masking, Panel, Progress, Sample, Views
+
+FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
+"""Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """How a run ended."""
+
+    folder: Path
+    learned: bool
+    verdict: str
+    figures: dict[str, float]
+    """The last evaluation."""
+
+
+def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> Result:
+    """Run a recipe in a folder, from its newest checkpoint if there is one; a finished run tells its result again.
+
+    `default` is the recipe whose differences the report shows.
+    """
+    folder = Path(folder)
+    with distributed.process_group() as device:
+        lines = prepare(folder, recipe)
+        began = time.time()
+        parts = build(recipe, device)
+        done = checkpoint.found(folder)
+        trainer = Trainer(
+            recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, folder, device
+        )
+        if not lines or not done or checkpoint.step_of(done[-1]) < recipe.steps:
+            trainer.display.say(describe(recipe, parts, device))
+            lines = trainer.fit()
+            write_model(folder, parts)
+        else:
+            trainer.display.say(f"{folder} has finished its {recipe.steps} steps already")
+        said = verdicts(parts.evaluators, lines)
+        result = summarise(folder, recipe, default, said, lines, time.time() - began, device)
+        if distributed.is_main():
+            trainer.display.say(f"report: {report(folder)}")
+            trainer.display.say(result.verdict)
+        distributed.barrier()
+    return result
+
+
+def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """Make the run's folder and its `recipe.json`, or compare with the one there; the metrics so far."""
+    text = {"format": FORMAT, "multissl": multissl.__version__, **to_dict(recipe)}
+    path = folder / "recipe.json"
+    if distributed.is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and checkpoint.found(folder):
+                compare(json.loads(path.read_text()), text, folder)
+            path.write_text(json.dumps(text, indent=1))
+        except OSError as error:
+            raise ValueError(
+                f"--out {folder}: cannot be written ({error.strerror}); give another --out"
+            ) from error
+    distributed.barrier()
+    return read_metrics(folder)
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Stop where a run would be resumed with another recipe."""
+    changed = [d for d in difference(old, new) if d.split(".")[0].split(":")[0] not in (*FREE, "multissl")]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another recipe:\n  " + "\n  ".join(changed) + "\n"
+            "repeat its options to resume it, give another --out, or --restart to set it aside and begin anew"
+        )
+
+
+def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
+    """Two lines said at the start."""
+    trainable = sum(p.numel() for p in parts.learner.parameters() if p.requires_grad)
+    count = len(cast(Any, parts.modality.dataset("train")))
+    encoders = ", ".join(f"{s}={config_name(type(c))}" for s, c in recipe.encoders.items())
+    ranks = distributed.world()
+    epochs = recipe.steps * recipe.batch_size / count
+    return (
+        f"{config_name(type(recipe.objective))} on {config_name(type(recipe.modality))}: {count:,} samples, "
+        f"encoders {encoders}, {trainable / 1e6:.2f} M trainable parameters, {ranks} x {device.type}\n"
+        f"{recipe.steps:,} steps of {recipe.batch_size} samples ({epochs:.1f} epochs), "
+        f"learning rate {parts.optimizer.lr:.3g} ({recipe.optim.lr:g}, scaling {recipe.optim.lr_scaling})"
+    )
+
+
+def write_model(folder: Path, parts: Parts) -> None:
+    """`encoder.safetensors` and `modality.json`: what `load` needs besides the recipe."""
+    from safetensors.torch import save_file
+
+    exported = cast(nn.Module, parts.learner.objective.exported(parts.learner.encoders))  # type: ignore[operator]
+    state = {n: distributed.full(t).detach().cpu().contiguous() for n, t in exported.state_dict().items()}
+    if distributed.is_main():
+        save_file(state, folder / "encoder.safetensors.tmp")
+        (folder / "encoder.safetensors.tmp").rename(folder / "encoder.safetensors")
+        (folder / "modality.json").write_text(json.dumps(parts.modality.state()))
+
+
+def summarise(
+    folder: Path, recipe: Recipe, default: Recipe | None, said: list[tuple[bool, str]],
+    lines: list[dict[str, Any]], seconds: float, device: torch.device,
+) -> Result:  # fmt: skip
+    """The verdict, the environment and the difference from the default, also as `summary.json`."""
+    bad = [text for learned, text in said if not learned]
+    verdict = (bad or [text for _, text in said] or ["no evaluator gave a verdict"])[0]
+    figures = [x for x in lines if x["kind"] == "eval"]
+    last = {k: v for k, v in figures[-1].items() if k not in ("kind", "step")} if figures else {}
+    environment = {
+        "multissl": multissl.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
+        "ranks": distributed.world(), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    changes = difference(to_dict(default), to_dict(recipe)) if default else []
+    summary = {
+        "verdict": verdict, "learned": bool(said) and not bad, "all_verdicts": [t for _, t in said],
+        "environment": environment, "difference": changes, "steps": recipe.steps, "seconds": round(seconds, 1),
+        "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
+    }  # fmt: skip
+    if distributed.is_main():
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    return Result(folder=folder, learned=summary["learned"], verdict=verdict, figures=last)
+
+
+@dataclass(slots=True)
+class Handle:
+    """Encoders and the device they lie on."""
+
+    encoders: Encoders
+    device: torch.device
+
+    def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item."""
+        return self.encoders.encode(views, masking, inner)
+
+
+def _mask_group(modality: Any) -> int:
+    return getattr(modality.cfg, "mask_group", 1)
+
+
+class Model:
+    """A trained run: `encode` turns samples into features."""
+
+    def __init__(self, recipe: Recipe, modality: Modality, encoders: Encoders, device: torch.device) -> None:
+        self.recipe, self.modality, self.encoders, self.device = recipe, modality, encoders, device
+
+    def handle(self) -> Handle:
+        """The encoders as evaluators want them."""
+        return Handle(self.encoders, self.device)
+
+    def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256) -> Tensor:
+        """Pooled features [S, D] of samples as the modality reads them: paths, arrays, tensors, rows."""
+        stream = next(iter(self.modality.streams()))
+        parts = []
+        for start in range(0, len(samples), batch_size):
+            some = [Sample(samples[i], i) for i in range(start, min(start + batch_size, len(samples)))]
+            views, kept = clean_views(cast(Any, self.modality), some, stream, self.device)
+            if len(kept) < len(some):
+                lost = sorted({s.index for s in some} - {s.index for s in kept})
+                raise ValueError(f"samples {lost} cannot be read")
+            with torch.inference_mode():
+                parts.append(self.encoders.encode([views])[0].pooled.float().cpu())
+        return torch.cat(parts)
+
+
+def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
+    """A finished run, ready to encode. Reads JSON and safetensors only."""
+    from safetensors.torch import load_file
+
+    run = Path(run)
+    for name in ("recipe.json", "modality.json", "encoder.safetensors"):
+        if not (run / name).is_file():
+            raise ValueError(f"{run} holds no {name}: give the folder of a finished run")
+    recipe = read_recipe(run / "recipe.json")
+    modality = recipe.modality.build()
+    modality.restore(json.loads((run / "modality.json").read_text()))
+    encoders = build_encoders(recipe.encoders, modality.streams())
+    encoders.load_state_dict(load_file(run / "encoder.safetensors"))
+    encoders.to(device).eval().requires_grad_(False)
+    return Model(recipe, modality, encoders, torch.device(device))
+
+
+def evaluate(run: Path | str) -> dict[str, float]:
+    """The figures of a finished run's evaluators, measured again."""
+    model = load(run)
+    progress = Progress(step=model.recipe.steps, total=model.recipe.steps)
+    figures: dict[str, float] = {}
+    for name, cfg in model.recipe.evals.items():
+        evaluator = cfg.build()
+        found = evaluator.run(model.handle(), model.modality, progress) | evaluator.floors(model.modality)
+        figures |= {f"{name}/{n}": v for n, v in found.items()}
+    return figures
+
+
+def report(run: Path | str, samples: int = 8) -> Path:
+    """Write `report.html` of a finished run: its views, what its encoder sees, neighbours and curves."""
+    from multissl.engine.data import Steps
+    from multissl.engine.report import write_report
+
+    model = load(run)
+    recipe, modality = model.recipe, cast(Any, model.modality)
+    objective = recipe.objective.build(model.encoders, modality.streams())
+    steps = Steps(modality, objective.plans(), max(samples, _mask_group(modality)), recipe.seed, 0, 1, True)
+    panels: list[Panel] = modality.panels([v.samples(torch.arange(samples)) for v in steps[0][0]])
+    for stream, encoder in model.encoders.items():
+        some = [modality.dataset("val")[i] for i in range(samples)]
+        views, _ = clean_views(modality, some, stream, model.device)
+        with torch.inference_mode():
+            panels += cast(Encoder, encoder).panels(views)
+    for cfg in recipe.evals.values():
+        panels += cfg.build().panels(model.handle(), modality)
+    return write_report(Path(run), panels)
+
+
+def steps_for(epochs: float, samples: int, batch_size: int) -> int:
+    """Steps in which `epochs` passes over the data are made."""
+    return max(1, math.ceil(epochs * samples / batch_size))

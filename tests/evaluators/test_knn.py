@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from multissl.evaluators.base import device_of, evaluating, featurize_split
+from multissl.evaluators.knn import KNN, knn_accuracy, knn_predict
+from multissl.evaluators.neighbours import centred, nearest
+from tests.evaluators.clusters import START, Clusters, Pointwise, encoders
+
+DATA = Path(os.environ.get("MULTISSL_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+def knn(**options: object) -> KNN:
+    return KNN(KNN.Config(**{"k": (5,), **options}))  # type: ignore[arg-type]
+
+
+def test_votes_are_those_of_a_plain_loop() -> None:
+    bank, queries = F.normalize(torch.randn(30, 6), dim=1), F.normalize(torch.randn(7, 6), dim=1)
+    labels = torch.arange(30) % 4
+    expected = torch.zeros(7, 4, dtype=torch.float64)
+    for q in range(7):
+        similarity = bank @ queries[q]
+        for i in similarity.argsort(descending=True)[:5]:
+            expected[q, labels[i]] += (similarity[i].double() / 0.07).exp()
+    torch.testing.assert_close(knn_predict(bank, labels, queries, 5, 0.07, 4), expected, rtol=1e-5, atol=0)
+
+
+def test_queries_in_chunks_find_the_same_neighbours() -> None:
+    bank, queries = torch.randn(40, 5), torch.randn(11, 5)
+    whole, parts = nearest(bank, queries, 3), nearest(bank, queries, 3, chunk=4)
+    assert torch.equal(whole[1], parts[1])
+
+
+def test_more_neighbours_than_samples_means_all_of_them() -> None:
+    bank = F.normalize(torch.randn(4, 3), dim=1)
+    assert nearest(bank, bank, 20)[1].shape == (4, 4)
+
+
+def test_a_common_offset_of_all_features_changes_nothing() -> None:
+    x, y = torch.randn(200, 8), torch.arange(200) % 3
+    plain = knn_accuracy(x[:150], y[:150], x[150:], y[150:])
+    moved = knn_accuracy(x[:150] + 7, y[:150], x[150:] + 7, y[150:])
+    assert plain == moved
+
+
+def test_clear_clusters_are_told_apart_and_features_without_information_are_not() -> None:
+    modality = Clusters(Clusters.Config())
+    assert knn().run(encoders(), modality, START) == {"top1": 100.0}
+    blind = nn.Linear(2, 3)
+    nn.init.zeros_(blind.weight)
+    assert knn().run(encoders(blind), modality, START)["top1"] <= 40
+
+
+def test_every_k_gets_its_figure_and_the_first_is_top1() -> None:
+    found = knn(k=(5, 1)).run(encoders(), Clusters(Clusters.Config(noise=1.0)), START)
+    assert found.keys() == {"top1", "top1_k1"}
+    assert found["top1"] != found["top1_k1"]
+
+
+def test_floors_come_from_the_same_function() -> None:
+    modality = Clusters(Clusters.Config(noise=0.6))
+    evaluator = knn()
+    assert evaluator.floors(modality) == {"raw": evaluator.run(encoders(), modality, START)["top1"]}
+
+
+def test_encoders_are_measured_in_evaluation_mode_and_left_as_they_were() -> None:
+    measured = encoders(nn.Dropout(0.5)).train()
+    knn().run(measured, Clusters(Clusters.Config()), START)
+    encoder = measured["points"]
+    assert isinstance(encoder, Pointwise)
+    assert not encoder.seen_training
+    assert encoder.training
+    assert encoder.inner.training
+
+
+def test_modes_come_back_after_an_error() -> None:
+    measured = encoders().train()
+    with pytest.raises(KeyError), evaluating(measured):
+        raise KeyError
+    assert measured.training
+
+
+def test_unreadable_samples_are_left_out() -> None:
+    modality = Clusters(Clusters.Config(broken=(0, 3)))
+    x, y = featurize_split(lambda v: v.x, modality, "val", batch_size=16)
+    assert (len(x), len(y)) == (58, 58)
+    assert knn().run(encoders(), modality, START)["top1"] == 100.0
+
+
+def test_a_limit_takes_the_same_samples_of_all_classes_every_time() -> None:
+    modality = Clusters(Clusters.Config())  # labels come in turn, so that every fourth sample is of one class
+    x, y = featurize_split(lambda v: v.x, modality, "train", limit=30)
+    again, _ = featurize_split(lambda v: v.x, modality, "train", limit=30)
+    assert len(x) == 30
+    assert torch.equal(x, again)
+    assert y.bincount().min() >= 3
+
+
+def test_data_without_labels_is_said_once_and_measured_never(caplog: pytest.LogCaptureFixture) -> None:
+    evaluator, modality = knn(), Clusters(Clusters.Config(labels=False))
+    with caplog.at_level(logging.WARNING, "multissl"):
+        assert evaluator.run(encoders(), modality, START) == {}
+        assert evaluator.floors(modality) == {}
+    assert [r.getMessage() for r in caplog.records] == [
+        "knn: the val split has no labels, nothing to measure"
+    ]
+
+
+def test_the_device_is_that_of_the_parameters_or_the_stand_ins() -> None:
+    class StandIn:
+        device = "meta"
+
+    assert device_of(encoders(nn.Linear(2, 2, device="meta"))) == torch.device("meta")
+    assert device_of(StandIn()) == torch.device("meta")  # type: ignore[arg-type]
+    assert device_of(encoders()) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "learned", "phrase"),
+    [
+        (
+            (30, 34),
+            81,
+            True,
+            "learned: k-NN 81.0 % against the raw input's 34.0 % and the untrained encoder's 30.0 %",
+        ),
+        ((30, 34), 33, False, "is not 2 points above the raw input's"),
+        ((30, 20), 31, False, "is not 2 points above the untrained encoder's"),
+        ((30, 20), float("nan"), False, "not learned"),
+    ],
+)
+def test_the_verdict_needs_both_gates(
+    first: tuple[float, float], last: float, learned: bool, phrase: str
+) -> None:
+    history = [{"step": 0, "top1": first[0], "raw": first[1], "hog": 50.0}, {"step": 9, "top1": last}]
+    found = knn().verdict(history)
+    assert found is not None
+    assert found[0] is learned
+    assert phrase in found[1]
+    assert "hog 50.0 %" in found[1]  # told, but no gate
+
+
+def test_one_figure_is_no_verdict() -> None:
+    assert knn().verdict([{"step": 0, "top1": 3.0, "raw": 1.0}]) is None
+    assert knn().verdict([]) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": ()}, {"k": (0,)}, {"temperature": 0.0}, {"bank": -1}, {"queries": -1}, {"every": -1}]
+)
+def test_options_out_of_range_are_named(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        knn(**options)
+
+
+def test_the_strip_shows_queries_beside_their_neighbours() -> None:
+    modality = Clusters(Clusters.Config(pictures=True))
+    (panel,) = knn().panels(encoders(), modality)
+    tile = 64 + 4 * 3
+    assert panel.image.shape == (6 * tile, 6 * tile + 12, 3)
+    assert panel.image.dtype == np.uint8
+    same, other = (0, 114, 178), (213, 94, 0)
+    colours = {tuple(c) for c in panel.image[3].tolist()}  # the frames' row of pixels
+    assert same in colours
+    assert other not in colours  # clear clusters: all neighbours are of the query's class
+
+
+def test_samples_that_are_no_pictures_give_no_strip() -> None:
+    assert knn().panels(encoders(), Clusters(Clusters.Config())) == []
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.reference
+@pytest.mark.skipif(not (DATA / "image").is_dir(), reason=f"no data folder at {DATA}")
+def test_raw_cifar10_gives_the_published_floor() -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    image = pytest.importorskip("PIL.Image")
+
+    def read(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        table = parquet.read_table(DATA / "image" / name).to_pydict()
+        pixels = [np.asarray(image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in table["image"]]
+        return torch.from_numpy(np.stack(pixels)).flatten(1).float() / 255, torch.tensor(table["label"])
+
+    (bank, labels), (queries, truth) = read("cifar10-train.parquet"), read("cifar10-test.parquet")
+    assert round(knn_accuracy(bank, labels, queries, truth)[20], 1) == 40.8
+    guess = knn_predict(F.normalize(bank), labels, F.normalize(queries), 20, 0.07, 10).argmax(1)
+    uncentred = 100 * (guess == truth).double().mean().item()
+    assert uncentred == pytest.approx(32.8, abs=0.06)  # 32.85 in float32: a query or two either way
+    torch.testing.assert_close(centred(bank, queries)[0].norm(dim=1), torch.ones(len(bank)))

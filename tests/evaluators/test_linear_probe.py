@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.evaluators.linear_probe import (
+    LinearProbe,
+    choose_l2,
+    fit_logistic,
+    probe_accuracy,
+    standardised,
+)
+from tests.evaluators.clusters import START, Clusters, encoders
+
+
+def problem(samples: int = 120, width: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.randn(classes, width, generator=generator, dtype=torch.float64)
+    y = torch.arange(samples) % classes
+    return centres[y] + torch.randn(samples, width, generator=generator, dtype=torch.float64), y
+
+
+def test_the_fit_is_a_minimum() -> None:
+    x, y = problem()
+    weight, bias = (t.requires_grad_() for t in fit_logistic(x, y, 0.01, 3))
+    loss = F.cross_entropy(x @ weight.T + bias, y) + 0.005 * weight.square().sum()
+    for gradient in torch.autograd.grad(loss, [weight, bias]):
+        assert gradient.abs().max() < 1e-5
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("l2", [1e-3, 0.1])
+def test_the_fit_is_that_of_scikit_learn(l2: float) -> None:
+    linear = pytest.importorskip("sklearn.linear_model")
+    x, y = problem()
+    theirs = linear.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
+    weight, bias = fit_logistic(x, y, l2, 3)
+    torch.testing.assert_close(weight, torch.from_numpy(theirs.coef_), rtol=1e-3, atol=1e-4)
+    bias = bias - bias.mean()  # the intercepts are free up to a common number
+    expected = torch.from_numpy(theirs.intercept_ - theirs.intercept_.mean())
+    torch.testing.assert_close(bias, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_warm_start_ends_at_the_same_point() -> None:
+    x, y = problem()
+    cold = fit_logistic(x, y, 0.01, 3)
+    warm = fit_logistic(x, y, 0.01, 3, start=fit_logistic(x, y, 1.0, 3))
+    torch.testing.assert_close(warm[0], cold[0], rtol=1e-3, atol=1e-4)
+
+
+def test_standardising_uses_the_training_statistics_and_drops_constants() -> None:
+    x, other = torch.randn(50, 3) * 4 + 2, torch.randn(9, 3)
+    x[:, 1] = 1e3
+    a, b = standardised(x, other)
+    torch.testing.assert_close(a[:, 0].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(a[:, 0].std(correction=0), torch.tensor(1.0))
+    assert not a[:, 1].any()
+    assert not b[:, 1].any()
+    torch.testing.assert_close(b[:, 2], (other[:, 2] - x[:, 2].mean()) / x[:, 2].std(correction=0))
+
+
+def test_the_strength_is_the_best_and_of_equals_the_strongest() -> None:
+    y = (torch.arange(200) % 3 == 0).long()  # two thirds of one class, which is all that l2 = 100 leaves
+    x = torch.randn(200, 4) + 20.0 * y[:, None]
+    assert choose_l2(x, y, (1e-3, 100.0), 2) == 1e-3
+    assert choose_l2(x, y, (1e-3, 1e-2), 2) == 1e-2
+
+
+def test_too_few_samples_to_choose_a_strength_are_refused() -> None:
+    x, y = problem(samples=6)
+    with pytest.raises(ValueError, match="6 labelled samples"):
+        choose_l2(x, y, (0.1, 1.0), 3)
+    assert probe_accuracy(x, y, x, y, (1e-3,)) == 100.0  # one strength needs no choice
+
+
+def test_clear_clusters_are_told_apart_the_same_way_twice() -> None:
+    evaluator, modality = LinearProbe(LinearProbe.Config()), Clusters(Clusters.Config(noise=0.5))
+    first = evaluator.run(encoders(), modality, START)
+    assert first == evaluator.run(encoders(), modality, START)
+    assert 60 < first["top1"] < 100
+    blind = nn.Linear(2, 3)
+    nn.init.zeros_(blind.weight)
+    assert evaluator.run(encoders(blind), modality, START)["top1"] == 25.0  # four classes of equal size
+
+
+def test_floors_are_fitted_on_request_by_the_same_function() -> None:
+    modality = Clusters(Clusters.Config(noise=0.5))
+    assert LinearProbe(LinearProbe.Config()).floors(modality) == {}
+    asked = LinearProbe(LinearProbe.Config(classical=True))
+    assert asked.floors(modality) == {"raw": asked.run(encoders(), modality, START)["top1"]}
+
+
+def test_data_without_labels_gives_no_figure() -> None:
+    evaluator = LinearProbe(LinearProbe.Config(classical=True))
+    modality = Clusters(Clusters.Config(labels=False))
+    assert evaluator.run(encoders(), modality, START) == {}
+    assert evaluator.floors(modality) == {}
+
+
+def test_the_verdict_compares_with_the_untrained_encoder() -> None:
+    history = [{"step": 0.0, "top1": 40.0}, {"step": 9.0, "top1": 60.0}]
+    assert LinearProbe(LinearProbe.Config()).verdict(history) == (
+        True,
+        "learned: linear probe 60.0 % against the untrained encoder's 40.0 %",
+    )
+
+
+@pytest.mark.parametrize("options", [{"l2": ()}, {"l2": (-1.0,)}, {"train": -1}, {"max_steps": 0}])
+def test_options_out_of_range_are_named(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        LinearProbe.Config(**options)  # type: ignore[arg-type]

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from multissl.schedules import Schedule, constant, ramp
+
+
+def test_the_warm_up_includes_both_its_ends() -> None:
+    s = Schedule(base=1.0, final=0.1, warmup=5)
+    assert [s.at(i, 20) for i in (0, 4, 5)] == [0.0, 1.0, 1.0]
+    assert s.at(20, 20) == s.at(99, 20) == 0.1
+    assert s.at(19, 20) > 0.1
+
+
+def test_a_ramp_stays_at_its_end() -> None:
+    s = ramp(0.04, 0.07, 4)
+    assert [s.at(i, 100) for i in (0, 3, 4, 50, 100)] == [0.04, 0.07, 0.07, 0.07, 0.07]
+
+
+def test_frozen_steps_come_first() -> None:
+    s = Schedule(base=1.0, final=0.0, freeze=3)
+    assert [s.at(i, 10) for i in (0, 2, 3)] == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_the_middle_is_the_mean(shape: str) -> None:
+    s = Schedule(base=1.0, final=0.0, shape=shape)  # type: ignore[arg-type]
+    assert s.at(50, 100) == pytest.approx(0.5)
+
+
+def test_constant_is_constant() -> None:
+    assert {constant(0.3).at(i, 10) for i in range(12)} == {0.3}
