@@ -1,0 +1,122 @@
+"""Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, the rest by Pillow, arrays by numpy.
+
+The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits.
+EXIF orientation is ignored, as in the reference pipelines. A TIFF whose pages are grey has its pages as
+channels.
+Shapes: C channels, H, W pixels.  State: none.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.modalities.readers import Slice
+from multissl.types import Sample, Unreadable
+
+SUFFIXES = (".jpg", ".jpeg", ".webp", ".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+
+
+def load(sample: Sample, channels: int) -> Tensor:
+    """The pixels of a sample, uint8 or uint16 [C, H, W]; `Unreadable` with its name where it has none."""
+    data = sample.data
+    name = data if isinstance(data, str) else getattr(data, "name", f"sample {sample.index}")
+    try:
+        if isinstance(data, Slice):
+            data = data.read()
+        elif isinstance(data, str):
+            with open(data, "rb") as f:
+                data = f.read()
+        return decode(data, channels)
+    except (OSError, ValueError, RuntimeError, SyntaxError, EOFError, MemoryError) as error:
+        # Pillow raises SyntaxError for broken headers; the first line of torchvision's messages is the reason
+        reason = (str(error) or "broken").splitlines()[0]
+        raise Unreadable(sample.index, f"{name}: {reason}") from None
+
+
+def decode(data: Any, channels: int) -> Tensor:
+    """An image as uint8 or uint16 [C, H, W] from the bytes of a file, an array [H, W, C] or a Pillow image.
+
+    Grey becomes colour and colour grey where 3 or 1 channels are wanted; any other number has to be there.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        data = _from_bytes(bytes(data), channels)
+    if isinstance(data, Tensor):
+        return fit_channels(data, channels)
+    return fit_channels(_from_array(data if isinstance(data, np.ndarray) else _pages(data)), channels)
+
+
+def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
+    from torchvision.io import ImageReadMode, decode_image
+
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(b"\x93NUMPY"):
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
+        mode = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}.get(channels, ImageReadMode.UNCHANGED)
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+        return image[0] if image.dim() == 4 else image  # the first frame of a GIF
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _pages(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image (it starts with {data[:12]!r})") from None
+
+
+def _pages(image: Any) -> np.ndarray:
+    """A Pillow image as an array [H, W] or [H, W, C]; grey pages of a TIFF become channels."""
+    if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    pages = getattr(image, "n_frames", 1)
+    if pages == 1 or image.format != "TIFF" or len(image.getbands()) > 1:
+        return np.asarray(image)
+    stack = []
+    for page in range(pages):
+        image.seek(page)
+        stack.append(np.asarray(image))
+    return np.stack(stack, -1)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    """An array [H, W] or [H, W, C] as [C, H, W]: 8 or 16 bits, or 32 where the numbers fit 16."""
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 1 << 16:
+        array = array.astype(np.uint16)  # how Pillow hands out some 16-bit files
+    if (
+        array.dtype.newbyteorder("=") not in (np.uint8, np.uint16)
+        or array.ndim not in (2, 3)
+        or not array.size
+    ):
+        raise ValueError(
+            f"{array.dtype} array of shape {array.shape}: want uint8 or uint16 [H, W] or [H, W, C]"
+        )
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    image = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return (image if image.dim() == 3 else image[..., None]).permute(2, 0, 1)
+
+
+def fit_channels(image: Tensor, channels: int) -> Tensor:
+    """[C, H, W] with the channels wanted: grey repeated, colour averaged by brightness, alpha dropped."""
+    have = image.shape[0]
+    if have == channels:
+        return image
+    if channels == 3 and have in (1, 2):
+        return image[:1].expand(3, -1, -1)
+    if channels == 3 and have == 4:
+        return image[:3]
+    if channels == 1 and have == 2:
+        return image[:1]
+    if channels == 1 and have in (3, 4):
+        weights = torch.tensor([0.299, 0.587, 0.114])
+        return (weights[:, None, None] * image[:3].float()).sum(0, keepdim=True).round().to(image.dtype)
+    raise ValueError(f"{have} channels, modality.channels={channels}: set it to what the files hold")
