@@ -1,0 +1,184 @@
+"""A transformer for any stream: a tokenizer by its kind, then a trunk; all views of a step in one pass.
+
+Sizes are those of ViT (Dosovitskiy et al., arXiv 2010.11929) and DINOv2 (Oquab et al., arXiv 2304.07193).
+Shapes: R rows, N tokens, P = 1 + registers tokens before them, H heads, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoder
+from multissl.layers.attention import Backend
+from multissl.layers.positions import Position
+from multissl.layers.tokenizers import tokenizer_for
+from multissl.layers.transformer import FFN, Trunk, ffn_width
+from multissl.types import Features, Masking, Panel, StreamSpec, Views
+
+Pooling = Literal["cls", "mean", "last"]
+
+
+class TransformerEncoder(Encoder):
+    """Tokenizer and trunk."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Encoder.Config):
+        """Options of a transformer."""
+
+        dim: int = 384
+        depth: int = 12
+        heads: int = 6
+        pooling: Pooling = "cls"
+        """What stands for a view: the class token, the mean of the tokens, or the last one. Causal objectives
+        need mean or last: the class token comes first and would see nothing."""
+        drop_path: float = 0.0
+        """Share of rows that skip a residual branch while training."""
+        layerscale: float = 0.0
+        """Start of the learned factor on every residual branch (DINOv2: 1e-5); 0 leaves it out."""
+        ffn: FFN = "mlp"
+        ffn_ratio: float = 4.0
+        """Hidden width over dim; swiglu takes two thirds of it."""
+        registers: int = 0
+        """Extra tokens without a place or a loss."""
+        position: Position = field(default_factory=Position)
+        conv_stem: bool = False
+        """Convolutions of stride 2 instead of one linear a patch; helps small images and few steps."""
+        freeze_patches: bool = False
+        """Keep the patch embedding as it was drawn (MoCo v3's cure for instability)."""
+        mask_token: bool = True
+        """Train a mask token; switch it off for objectives that hide nothing, or hide by leaving out."""
+        attention: Backend = "sdpa"
+        """sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half precision."""
+        norm_eps: float = 1e-6
+
+        def __post_init__(self) -> None:
+            least = {"dim": 1, "depth": 1, "heads": 1, "registers": 0, "layerscale": 0, "ffn_ratio": 0.1}
+            for name, low in least.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"{name}={getattr(self, name)}: want {low} or more")
+            if self.dim % self.heads:
+                raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: choose heads that do")
+            if not 0 <= self.drop_path < 1:
+                raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
+
+        def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
+            """Replacing needs a mask token, causal reading a pooled token that sees something."""
+            able: dict[Masking, bool] = {
+                "none": True,
+                "drop": True,
+                "replace": self.mask_token,
+                "causal": self.pooling != "cls",
+            }
+            return frozenset(name for name, can in able.items() if can)
+
+    def __init__(self, cfg: Config, spec: StreamSpec) -> None:
+        super().__init__()
+        self.cfg, self.spec = cfg, spec
+        self.dim, self.depth, self.maskings = cfg.dim, cfg.depth, cfg.maskings_for(spec)
+        self.tokenizer = tokenizer_for(
+            spec, cfg.dim, cfg.registers, cfg.position, cfg.conv_stem, cfg.freeze_patches
+        )
+        # The token stays in the weights, whose names are then always the same, but no optimizer sees it.
+        self.tokenizer.mask_token.requires_grad_(cfg.mask_token)
+        self.trunk = Trunk(
+            cfg.dim,
+            cfg.depth,
+            cfg.heads,
+            ffn=cfg.ffn,
+            hidden=ffn_width(cfg.dim, cfg.ffn, cfg.ffn_ratio),
+            layerscale=cfg.layerscale,
+            drop_path=cfg.drop_path,
+            eps=cfg.norm_eps,
+            backend=cfg.attention,
+        )
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item; items of all sizes share one packed pass."""
+        if masking not in self.maskings:
+            raise ValueError(
+                f"this transformer does not do masking={masking}, only {', '.join(sorted(self.maskings))}: "
+                "replace needs mask_token=True, causal needs pooling=mean or pooling=last"
+            )
+        tokens, valid = zip(*(self.tokenizer(v, masking) for v in views), strict=True)
+        groups, taps = self.trunk(tokens, valid, masking == "causal", inner)
+        return [
+            self._features(group, real, tuple(tap[i] for tap in taps))
+            for i, (group, real) in enumerate(zip(groups, valid, strict=True))
+        ]
+
+    def _features(self, group: Tensor, valid: Tensor | None, inner: tuple[Tensor, ...] = ()) -> Features:
+        p = self.tokenizer.prefix
+        tokens = group[:, p:]  # [R, N, D]
+        if self.cfg.pooling == "cls":
+            pooled = group[:, 0]
+        else:
+            real = (
+                torch.ones_like(tokens[:, :, 0], dtype=torch.bool) if valid is None else valid[:, p:]
+            )  # [R, N]
+            if self.cfg.pooling == "last":  # all weight on the last real token
+                real = real & (real.flip(1).cumsum(1).flip(1) == 1)
+            weight = real.to(tokens.dtype)
+            pooled = (tokens * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        return Features(pooled=pooled, tokens=tokens, inner=tuple(t[:, p:] for t in inner))
+
+    def layers(self, views: Views, n: int | Sequence[int], norm: bool = True) -> list[Features]:
+        """Outputs of the last n blocks, or of the blocks with these indices, in ascending order."""
+        wanted = range(self.depth - n, self.depth) if isinstance(n, int) else sorted(n)
+        if not wanted or wanted[0] < 0 or wanted[-1] >= self.depth:
+            raise ValueError(f"layers n={n}: the encoder has blocks 0 to {self.depth - 1}")
+        tokens, valid = self.tokenizer(views)
+        _, taps = self.trunk([tokens], [valid], inner=self.depth - wanted[0])
+        found = [taps[i - wanted[0]][0] for i in wanted]
+        return [self._features(self.trunk.norm(t) if norm else t, valid) for t in found]
+
+    def attention(self, views: Views) -> Tensor:
+        """Attention of the class token to the tokens in the last block [R, H, N]; the prefix has the rest."""
+        tokens, valid = self.tokenizer(views)
+        return self.trunk.attention(tokens, valid)[:, :, self.tokenizer.prefix :]
+
+    def shard_units(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.trunk.blocks)
+
+    def layer_id(self, name: str) -> int:
+        """0 for the tokenizer, i+1 for block i, depth+1 for the final norm."""
+        if "tokenizer." in name:
+            return 0
+        _, found, rest = name.partition("blocks.")
+        return int(rest.partition(".")[0]) + 1 if found else self.depth + 1
+
+    @torch.no_grad()
+    def panels(self, views: Views) -> list[Panel]:
+        """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D."""
+        if self.spec.kind != "grid" or len(self.spec.patch) != 2 or self.spec.shape[0] not in (1, 3):
+            return []
+        from multissl.encoders.panels import attention_panel, token_panel
+
+        was_training = self.training
+        self.eval()
+        some = views.samples(torch.arange(min(8, views.batch), device=views.x.device))
+        tokens, weights = self([some])[0].tokens, self.attention(some)
+        self.train(was_training)
+        return [
+            token_panel(some.x, tokens, self.spec.patch),
+            attention_panel(some.x, weights, self.spec.patch),
+        ]
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "ti": {"dim": 192, "depth": 12, "heads": 3},
+    "s": {"dim": 384, "depth": 12, "heads": 6},
+    "b": {"dim": 768, "depth": 12, "heads": 12},
+    "l": {"dim": 1024, "depth": 24, "heads": 16},
+    "g": {"dim": 1536, "depth": 40, "heads": 24, "ffn": "swiglu"},
+}
+
+
+def vit(size: Literal["ti", "s", "b", "l", "g"], **options: Any) -> TransformerEncoder.Config:
+    """A vision transformer of a published size; the patch comes from the stream."""
+    return TransformerEncoder.Config(**SIZES[size] | options)

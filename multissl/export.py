@@ -1,0 +1,187 @@
+"""Weights in and out: safetensors files, DINOv2's official names, and Hugging Face's DINOv2 models.
+
+Pickles are never read. A position table of another grid is resampled by the encoder's own convention; a key
+too many or too few is refused by name. Official names are ours without `tokenizer.` and `trunk.`; Hugging Face has
+one set of names in memory and another on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from multissl.distributed import full, is_main
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.layers.positions import resample
+from multissl.layers.tokenizers import GridTokenizer, Patches
+
+State = dict[str, Tensor]
+NAMES = (
+    # official (linears cut into their parts), Hugging Face in memory, Hugging Face on disk where it differs
+    ("cls_token", "embeddings.cls_token"),
+    ("mask_token", "embeddings.mask_token"),
+    ("register_tokens", "embeddings.register_tokens"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("blocks.", "encoder.layer."),
+    ("norm.", "layernorm."),
+    (".attn.q.", ".attention.q_proj.", ".attention.attention.query."),
+    (".attn.k.", ".attention.k_proj.", ".attention.attention.key."),
+    (".attn.v.", ".attention.v_proj.", ".attention.attention.value."),
+    (".attn.proj.", ".attention.o_proj.", ".attention.output.dense."),
+    (".ls1.gamma", ".layer_scale1.lambda1"),
+    (".ls2.gamma", ".layer_scale2.lambda1"),
+    (".mlp.w1.", ".mlp.gate_proj."),
+    (".mlp.w2.", ".mlp.up_proj."),
+    (".mlp.w12.", ".mlp.weights_in."),
+    (".mlp.w3.", ".mlp.down_proj.", ".mlp.weights_out."),
+)
+FUSED = {".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.w12.": (".mlp.w1.", ".mlp.w2.")}
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def read_weights(path: str | Path) -> State:
+    """The tensors of a safetensors file, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}: name an existing .safetensors file")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle") or start in (b"PK", b"\x80\x02"):
+        raise ValueError(
+            f"{path} is a pickle, which can run any code when it is opened, and is not read: convert it with "
+            "torch.load(path, weights_only=True) and safetensors.torch.save_file, and name the new file"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from None
+
+
+def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; an interrupted write leaves an older file as it was.
+
+    Every rank calls it, as sharded tensors are put together; the first one writes.
+    """
+    from safetensors.torch import save_file
+
+    whole = {name: full(t).detach().cpu().contiguous() for name, t in state.items()}
+    if is_main():
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".part")
+        save_file(whole, aside, {"format": "pt"})
+        aside.replace(path)
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+def official(state: Mapping[str, Tensor]) -> State:
+    """Official DINOv2 names for a state in ours, in either of Hugging Face's, or of a training file."""
+    training_file = any("backbone." in name for name in state)  # its heads are no part of an encoder
+    found: State = {}
+    for name, tensor in state.items():
+        if training_file and re.search(r"(^|\.)(dino|ibot)_head\.", name):
+            continue
+        name = re.sub(r"^(module\.|backbone\.|teacher\.|dinov2\.|dinov2_with_registers\.)+", "", name)
+        # Blocks may lie in chunks, but are numbered through.
+        name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", _short(name))
+        if re.match(r"(embeddings|encoder\.layer|layernorm)\.", name):
+            name = _rename(name, [(theirs, ours) for ours, *both in NAMES for theirs in both])
+        found[name] = tensor
+    for whole, parts in FUSED.items():
+        for first in [name for name in found if parts[0] in name]:
+            names = [first.replace(parts[0], part) for part in parts]
+            if all(name in found for name in names):
+                found[first.replace(parts[0], whole)] = torch.cat([found.pop(name) for name in names])
+    return found
+
+
+def _short(name: str) -> str:
+    return re.sub(r"^(tokenizer|trunk)\.", "", name)
+
+
+def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
+    """Replace what begins the name, and what stands inside it where the pattern begins with a dot."""
+    for old, new in pairs:
+        if old.startswith("."):
+            name = name.replace(old, new)
+        elif name.startswith(old):
+            name = new + name.removeprefix(old)
+    return name
+
+
+def load_weights(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fill an encoder from a state in any known naming; refuses what does not fit, by name."""
+    own = {_short(name): (name, t.shape) for name, t in encoder.state_dict().items()}
+    given = official(state)
+    if "pos_embed" in own and "pos_embed" in given and given["pos_embed"].shape != own["pos_embed"][1]:
+        given["pos_embed"] = _fit_positions(encoder, given["pos_embed"])
+    problems = [f"missing {n}" for n in own if n not in given]
+    problems += [f"unknown {n}" for n in given if n not in own]
+    problems += [
+        f"{n} is {tuple(t.shape)} where the encoder has {tuple(own[n][1])}"
+        for n, t in given.items()
+        if n in own and t.shape != own[n][1]
+    ]
+    if problems:
+        more = f", and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise ValueError(f"these weights do not fit the encoder: {', '.join(problems[:12])}{more}")
+    encoder.load_state_dict({own[name][0]: tensor for name, tensor in given.items()})
+
+
+def _fit_positions(encoder: nn.Module, table: Tensor) -> Tensor:
+    tokenizer = getattr(encoder, "tokenizer", None)
+    side = math.isqrt(table.shape[1] - 1)
+    square = side * side == table.shape[1] - 1
+    if not square or not isinstance(tokenizer, GridTokenizer) or len(tokenizer.grid) != 2:
+        return table  # only a square table tells its grid
+    how = tokenizer.position
+    return resample(table, (side, side), tokenizer.grid, how.offset, how.antialias)
+
+
+def to_dinov2(encoder: TransformerEncoder) -> State:
+    """The encoder's weights under the official DINOv2 names, whole, on the CPU."""
+    _check_plain(encoder)
+    return official({name: full(t).detach().cpu() for name, t in encoder.state_dict().items()})
+
+
+def to_huggingface(encoder: TransformerEncoder, names: Literal["memory", "disk"] = "disk") -> State:
+    """The weights for Dinov2Model, or for Dinov2WithRegistersModel where the encoder has registers.
+
+    Those models resample positions to the plain size (offset 0), with antialias where there are registers.
+    """
+    state = to_dinov2(encoder)
+    for i in range(encoder.depth):  # their blocks always scale: by 1 where ours do not
+        for branch in ("ls1", "ls2"):
+            state.setdefault(f"blocks.{i}.{branch}.gamma", torch.ones(encoder.dim))
+    for whole, parts in FUSED.items():
+        if whole == ".mlp.w12." and names == "disk":
+            continue  # one linear on disk, as here
+        for name in [n for n in state if whole in n]:
+            pieces = state.pop(name).chunk(len(parts))
+            state |= {name.replace(whole, p): t.clone() for p, t in zip(parts, pieces, strict=True)}
+    place = -1 if names == "disk" else 0
+    return {_rename(n, [(ours, both[place]) for ours, *both in NAMES]): t for n, t in state.items()}
+
+
+def _check_plain(encoder: TransformerEncoder) -> None:
+    tokenizer = encoder.tokenizer
+    patches = isinstance(tokenizer, GridTokenizer) and isinstance(tokenizer.patch_embed, Patches)
+    if not patches or len(encoder.spec.patch) != 2 or encoder.cfg.position.kind != "learned":
+        raise ValueError(
+            "only a transformer over 2-D patches with position.kind=learned and no conv_stem has DINOv2's "
+            "form: keep this one under its own names, with save_weights"
+        )

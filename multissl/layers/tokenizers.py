@@ -1,0 +1,264 @@
+"""Tokenizers: from the input of a stream to tokens with positions, built from its `StreamSpec`.
+
+Grids are cut into patches (Dosovitskiy et al., arXiv 2010.11929) or pass a convolutional stem (Xiao et al.,
+arXiv 2106.14881), ids are embedded, and columns become a token each (Gorishniy et al., arXiv 2106.11959).
+Token order: class, registers, then the N tokens of the input. The mask token replaces an embedding before its
+position is added; registers carry no position.
+Shapes: R rows, C channels or columns, N tokens, P = 1 + registers, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.layers.positions import Position, resample, sincos
+from multissl.types import Mask, Masking, StreamSpec, Views
+
+CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""By the number of axes of a grid, less one."""
+
+
+class Tokenizer(nn.Module):
+    """What all tokenizers share: class, register and mask tokens, and positions over a grid of tokens."""
+
+    pos_embed: Tensor | None
+    """[1, 1+N, D] over `self.grid`: learned, fixed, or None."""
+
+    def __init__(self, dim: int, grid: Sequence[int], registers: int, position: Position) -> None:
+        super().__init__()
+        self.dim, self.grid, self.position = dim, tuple(grid), position
+        self.prefix = 1 + registers
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.register_tokens = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        for token in (self.cls_token, self.register_tokens):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        if position.kind == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        else:
+            table = sincos(self.grid, dim, position.column_first) if position.kind == "sincos" else None
+            self.register_buffer("pos_embed", table, persistent=False)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The input of a stream to tokens on their grid, [R, *grid, D]."""
+        raise NotImplementedError
+
+    def place(self, grid: tuple[int, ...]) -> Tensor | None:
+        """Positions [1, 1+N, D] for a grid of tokens; fewer than the table holds take its first ones."""
+        if self.pos_embed is None:
+            return None
+        if grid[0] > self.grid[0]:
+            raise ValueError(
+                f"{grid[0]} tokens are more than the {self.grid[0]} that the encoder was built for"
+            )
+        return self.pos_embed[:, : 1 + grid[0]]
+
+    def forward(self, views: Views, masking: Masking = "none") -> tuple[Tensor, Tensor | None]:
+        """Tokens [R, P+N, D] and which of them are real, bool [R, P+N], or None if all are."""
+        x = self.embed(views.x)
+        rows, grid = x.shape[0], tuple(x.shape[1:-1])
+        x, valid = x.flatten(1, -2), views.valid  # [R, N, D]
+        mask = views.mask if masking in ("replace", "drop") else None
+        if mask is not None and mask.hidden.shape != x.shape[:2]:
+            raise ValueError(
+                f"a mask of {tuple(mask.hidden.shape)} rows and tokens for {tuple(x.shape[:2])} in the views"
+            )
+        if mask is not None and masking == "replace":
+            x = torch.where(mask.hidden[:, :, None], self.mask_token.to(x.dtype), x)
+        first, table = self.cls_token, self.place(grid)
+        if table is not None:
+            table = table.to(x.dtype)
+            x, first = x + table[:, 1:], first + table[:, :1]
+        if mask is not None and masking == "drop":
+            seen = visible(mask)  # [R, N - hidden]
+            x = x.gather(1, seen[:, :, None].expand(-1, -1, self.dim))
+            valid = None if valid is None else valid.gather(1, seen)
+        parts = [first.to(x.dtype).expand(rows, -1, -1), x]
+        if self.register_tokens is not None:
+            parts.insert(1, self.register_tokens.to(x.dtype).expand(rows, -1, -1))
+        return torch.cat(parts, dim=1), None if valid is None else F.pad(valid, (self.prefix, 0), value=True)
+
+
+def visible(mask: Mask) -> Tensor:
+    """The places of the tokens that are not hidden, in order, int64 [R, N - hidden]."""
+    if mask.num_hidden is None:
+        raise ValueError(
+            "masking=drop needs equally many hidden tokens in every row: use a fixed mask_ratio (r, r)"
+        )
+    order = mask.hidden.to(torch.uint8).argsort(dim=1, stable=True)
+    return order[:, : mask.hidden.shape[1] - mask.num_hidden]
+
+
+class Patches(nn.Module):
+    """Patches by one linear, held as the convolution that published weights are stored as."""
+
+    def __init__(self, channels: int, dim: int, patch: Sequence[int]) -> None:
+        super().__init__()
+        self.patch = tuple(patch)
+        self.proj = CONVOLUTIONS[len(patch) - 1](channels, dim, self.patch, self.patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, *space] to [R, *grid, D]."""
+        # One matrix product over cut patches: a convolution with stride = kernel is slow for few channels.
+        for axis, size in enumerate(self.patch):
+            x = x.unflatten(2 + 2 * axis, (-1, size))  # [R, C, n1, p1, n2, p2, ...]
+        axes = len(self.patch)
+        grid, inside = [2 + 2 * a for a in range(axes)], [3 + 2 * a for a in range(axes)]
+        x = x.permute(0, *grid, 1, *inside).flatten(1 + axes)  # [R, *grid, C * p1 * p2 ...]
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ConvStem(nn.Module):
+    """3-wide convolutions of stride 2 with norm and GELU, then one over what is left of the patch."""
+
+    def __init__(self, channels: int, dim: int, patch: Sequence[int]) -> None:
+        super().__init__()
+        convolution, strides, left = CONVOLUTIONS[len(patch) - 1], [], tuple(patch)
+        while any(n % 2 == 0 for n in left):
+            strides.append(tuple(2 - n % 2 for n in left))
+            left = tuple(n // s for n, s in zip(left, strides[-1], strict=True))
+        if not strides:
+            raise ValueError(
+                f"conv_stem=True halves even patches, this stream's is {tuple(patch)}: leave it off"
+            )
+        self.stem = nn.Sequential()
+        for stage, stride in enumerate(strides, start=1):
+            width = max(dim >> (len(strides) - stage), 8)
+            self.stem.append(convolution(channels, width, 3, stride, 1, bias=False))
+            self.stem.extend([nn.GroupNorm(1, width), nn.GELU()])
+            channels = width
+        self.proj = convolution(channels, dim, left, left)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, *space] to [R, *grid, D]."""
+        return self.proj(self.stem(x)).movedim(1, -1)
+
+
+class GridTokenizer(Tokenizer):
+    """Patches of sounds, images and videos."""
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        dim: int,
+        registers: int,
+        position: Position,
+        conv_stem: bool = False,
+        freeze_patches: bool = False,
+    ) -> None:
+        axes = len(spec.patch)
+        if not 1 <= axes <= len(CONVOLUTIONS) or len(spec.shape) != 1 + axes:
+            raise ValueError(
+                f"a grid of shape {spec.shape} and patch {spec.patch}: want (C, *space) with 1 to 3 axes"
+            )
+        if position.grid and len(position.grid) != axes:
+            raise ValueError(f"position.grid={position.grid}: this stream has {axes} axes")
+        if position.antialias and axes != 2:
+            raise ValueError(
+                f"position.antialias=True works on 2-D grids, this stream has {axes} axes: switch it off"
+            )
+        self.patch = tuple(spec.patch)
+        grid = position.grid or self._cut(spec.shape[1:])
+        super().__init__(dim, grid, registers, position)
+        self.patch_embed = (ConvStem if conv_stem else Patches)(spec.shape[0], dim, spec.patch)
+        if freeze_patches:
+            self.patch_embed.requires_grad_(False)
+
+    def _cut(self, space: Sequence[int]) -> tuple[int, ...]:
+        if any(n % p for n, p in zip(space, self.patch, strict=True)):
+            size, patch = "x".join(map(str, space)), "x".join(map(str, self.patch))
+            raise ValueError(f"views of {size} do not divide into patches of {patch}: choose a multiple")
+        return tuple(n // p for n, p in zip(space, self.patch, strict=True))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """[R, C, *space] to [R, *grid, D]."""
+        self._cut(x.shape[2:])
+        return self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
+
+    def place(self, grid: tuple[int, ...]) -> Tensor | None:
+        """Positions [1, 1+N, D], resampled where the grid is not the table's."""
+        if self.pos_embed is None:
+            return None
+        return resample(self.pos_embed, self.grid, grid, self.position.offset, self.position.antialias)
+
+
+class SequenceTokenizer(Tokenizer):
+    """An embedding of ids."""
+
+    def __init__(self, spec: StreamSpec, dim: int, registers: int, position: Position) -> None:
+        super().__init__(dim, spec.shape[-1:], registers, position)
+        self.embedding = nn.Embedding(spec.vocab, dim)
+        nn.init.trunc_normal_(self.embedding.weight, std=0.02)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """int64 [R, L] to [R, L, D]."""
+        return self.embedding(x)
+
+
+class ColumnTokenizer(Tokenizer):
+    """A token a column: a linear of its own for a number, an embedding of its own for a category."""
+
+    order: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: StreamSpec, dim: int, registers: int, position: Position) -> None:
+        super().__init__(dim, spec.shape[-1:], registers, position)
+        levels = spec.cardinalities or (0,) * spec.shape[-1]
+        self.numbers = [i for i, n in enumerate(levels) if n == 0]
+        self.categories = [i for i, n in enumerate(levels) if n > 0]
+        counts = [levels[i] for i in self.categories]
+        # From (numbers, categories) back to columns, and where each category's levels start in the one table.
+        self.register_buffer(
+            "order", torch.tensor(self.numbers + self.categories).argsort(), persistent=False
+        )
+        self.register_buffer("shift", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
+        if self.numbers:
+            self.scale = nn.Parameter(torch.empty(len(self.numbers), dim))
+            self.bias = nn.Parameter(torch.empty(len(self.numbers), dim))
+        if self.categories:
+            self.levels = nn.Embedding(sum(counts), dim)
+        bound = dim**-0.5
+        for name, parameter in self.named_parameters():
+            if name in ("scale", "bias", "levels.weight"):
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """[R, C] to [R, C, D]."""
+        parts: list[Tensor] = []
+        if self.numbers:
+            values = x[:, self.numbers].to(self.scale.dtype)
+            parts.append(values[:, :, None] * self.scale + self.bias)
+        if self.categories:
+            parts.append(self.levels(x[:, self.categories].long() + self.shift))
+        return torch.cat(parts, dim=1).index_select(1, self.order)
+
+
+def tokenizer_for(
+    spec: StreamSpec,
+    dim: int,
+    registers: int = 0,
+    position: Position | None = None,
+    conv_stem: bool = False,
+    freeze_patches: bool = False,
+) -> Tokenizer:
+    """The tokenizer that a stream asks for."""
+    position = position or Position()
+    if spec.kind == "grid":
+        return GridTokenizer(spec, dim, registers, position, conv_stem, freeze_patches)
+    if conv_stem or freeze_patches:
+        raise ValueError(
+            f"conv_stem and freeze_patches are for grids, this stream is a {spec.kind}: leave them off"
+        )
+    if position.grid:
+        raise ValueError(
+            f"position.grid={position.grid} is for grids, this stream is a {spec.kind}: leave it empty"
+        )
+    return (SequenceTokenizer if spec.kind == "sequence" else ColumnTokenizer)(spec, dim, registers, position)

@@ -1,0 +1,204 @@
+"""Transformer blocks and trunk on packed groups of rows, with stochastic depth over subsets of rows.
+
+Pre-norm blocks after Dosovitskiy et al., arXiv 2010.11929, with LayerScale (arXiv 2103.17239), SwiGLU
+(arXiv 2002.05202) and the row-subset drop path of DINOv2 (arXiv 2304.07193, section 4). Parameter names are
+those of the released DINOv2 models.
+Shapes: R_i rows of N_i tokens in group i, T = sum of R_i * N_i packed tokens, D width, S tokens of a subset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.layers.attention import Attention, Backend, Layout, layout
+
+FFN = Literal["mlp", "swiglu"]
+
+
+class MLP(nn.Module):
+    """Two linears with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] to [T, D]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward net; gate and value come from one linear, the gate first."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] to [T, D]."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+def ffn_width(dim: int, kind: FFN, ratio: float = 4.0) -> int:
+    """Hidden width of a feed-forward net; SwiGLU takes two thirds, rounded up to eights, as DINOv2 does."""
+    hidden = int(dim * ratio)
+    return hidden if kind == "mlp" else (int(hidden * 2 / 3) + 7) // 8 * 8
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] to [T, D]."""
+        return x * self.gamma
+
+
+class Subset(NamedTuple):
+    """The rows of every group that one residual branch is computed on."""
+
+    layout: Layout
+    tokens: Tensor
+    """int64 [S], where their tokens lie among the packed ones."""
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward net, each normalised before and added to the stream."""
+
+    def __init__(
+        self, dim: int, heads: int, hidden: int, ffn: FFN, layerscale: float, eps: float, backend: Backend
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.attn = Attention(dim, heads, backend)
+        self.ls1 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = (MLP if ffn == "mlp" else SwiGLU)(dim, hidden)
+        self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+
+    def forward(
+        self, x: Tensor, layout: Layout, subsets: tuple[Subset, Subset] | None = None, look: bool = False
+    ) -> Tensor:
+        """Packed tokens [T, D] to [T, D]; with `look` the first tokens' attention weights [R, H, N] instead.
+
+        Looking is a part of `forward` because a sharded block has its weights only inside it.
+        """
+        if look:
+            return self.attn.first_token(self.norm1(x), layout)
+        first, second = subsets or (None, None)
+        x = _add(x, layout, first, lambda part, lay: self.ls1(self.attn(self.norm1(part), lay)))
+        return _add(x, layout, second, lambda part, _: self.ls2(self.mlp(self.norm2(part))))
+
+
+def _add(
+    x: Tensor, layout: Layout, subset: Subset | None, branch: Callable[[Tensor, Layout], Tensor]
+) -> Tensor:
+    """x plus a branch of it; of a subset of rows only, scaled so that the sum stays right on average."""
+    if subset is None:
+        return x + branch(x, layout)
+    out = branch(x.index_select(0, subset.tokens), subset.layout)  # [S, D]
+    scales = [r / kept for (r, _), (kept, _) in zip(layout.sizes, subset.layout.sizes, strict=True)]
+    parts = out.split(subset.layout.lengths)
+    return x.index_add(0, subset.tokens, torch.cat([p * s for p, s in zip(parts, scales, strict=True)]))
+
+
+class Trunk(nn.Module):
+    """Blocks and a final norm for groups of rows of different lengths in one packed pass."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        ffn: FFN = "mlp",
+        hidden: int = 0,
+        layerscale: float = 0.0,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+        backend: Backend = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.depth, self.drop_path = depth, drop_path
+        self.backend: Backend = backend
+        hidden = hidden or ffn_width(dim, ffn)
+        self.blocks = nn.ModuleList(
+            [Block(dim, heads, hidden, ffn, layerscale, eps, backend) for _ in range(depth)]
+        )
+        self.norm = nn.LayerNorm(dim, eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        groups: Sequence[Tensor],
+        valid: Sequence[Tensor | None] = (),
+        causal: bool = False,
+        inner: int = 0,
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Groups [R_i, N_i, D] to normed groups, and to the raw outputs of the last `inner` blocks, by block.
+
+        `valid` holds bool [R_i, N_i], False on padding, or None, for every group.
+        """
+        if inner > self.depth:
+            raise ValueError(f"asked for the outputs of {inner} blocks, the encoder has depth={self.depth}")
+        lay = self._layout(groups, valid, causal)
+        x = torch.cat([g.flatten(0, 1) for g in groups])  # [T, D]
+        subsets = self._subsets(lay, x.device) if self.training and self.drop_path else None
+        taps: list[list[Tensor]] = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, lay, subsets[i] if subsets else None)
+            if i >= self.depth - inner:
+                taps.append(_unpack(x, lay))
+        return _unpack(self.norm(x), lay), taps
+
+    def attention(self, group: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The last block's attention of the first token of [R, N, D]: softmax weights [R, H, N]."""
+        lay = self._layout([group], [valid], False)
+        x = group.flatten(0, 1)
+        for block in self.blocks[:-1]:
+            x = block(x, lay)
+        return self.blocks[-1](x, lay, look=True)
+
+    def _layout(self, groups: Sequence[Tensor], valid: Sequence[Tensor | None], causal: bool) -> Layout:
+        return layout(
+            [(g.shape[0], g.shape[1]) for g in groups], groups[0].device, self.backend, causal, valid
+        )
+
+    def _subsets(self, lay: Layout, device: torch.device) -> list[tuple[Subset, Subset]]:
+        """Rows for both branches of every block, drawn here so that blocks have no random state."""
+        rows: list[Tensor] = []  # by group, int64 [2 * depth, kept]
+        index: list[Tensor] = []  # by group, int64 [2 * depth, kept * N]
+        offset = 0
+        for r, n in lay.sizes:
+            kept = max(int(r * (1 - self.drop_path)), 1)
+            rows.append(torch.rand(2 * self.depth, r, device=device).argsort(1)[:, :kept])
+            tokens = torch.arange(offset, offset + n, device=device)
+            index.append((rows[-1][:, :, None] * n + tokens).flatten(1))
+            offset += r * n
+        sizes = [(kept.shape[1], n) for kept, (_, n) in zip(rows, lay.sizes, strict=True)]
+        base = layout(sizes, device, self.backend, lay.causal)
+        flat = torch.cat(index, dim=1)  # [2 * depth, S]
+        found: list[Subset] = []
+        for i in range(2 * self.depth):
+            masks = tuple(None if m is None else m[each[i]] for m, each in zip(lay.masks, rows, strict=True))
+            found.append(Subset(base._replace(masks=masks), flat[i]))
+        return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _unpack(x: Tensor, lay: Layout) -> list[Tensor]:
+    parts = x.split(lay.lengths)
+    return [cast(Tensor, p.unflatten(0, size)) for p, size in zip(parts, lay.sizes, strict=True)]
