@@ -128,8 +128,8 @@ def varlen(qkv: Tensor, layout: Layout) -> Tensor:
 
 def xformers(qkv: Tensor, layout: Layout) -> Tensor:
     """[T, 3, H, d] to [T, H, d] in one call under a block-diagonal mask."""
-    ops = require("xformers.ops")
     _half_on_cuda("xformers", qkv)
+    ops = require("xformers.ops")
     bias = _block_diagonal(layout.sizes, layout.causal, qkv.device)
     q, k, v = (t[None] for t in qkv.unbind(1))
     return ops.memory_efficient_attention(q, k, v, attn_bias=bias)[0]
