@@ -1,0 +1,102 @@
+"""Teachers: copies of the student that follow it without gradient.
+
+The rules are those of DINO, section 5.2 (Caron et al. 2021, arXiv 2104.14294). Every move is one foreach call on this
+rank's shards, in fp32: near the end of a run 1 - m is too small for half precision.
+State: the copies; for the rule previous_step one more copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import nn
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.distributed import local
+from multissl.schedules import Schedule
+from multissl.types import Progress
+
+
+class Teacher(Component, nn.Module):
+    """Deep copies of named modules, always in eval mode; `update` moves them after their originals."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of a teacher."""
+
+        rule: Literal["ema", "previous_epoch", "previous_step", "copy", "frozen"] = "ema"
+        """ema: a moving average; previous_epoch: the student as it ended the last epoch; previous_step: as it was one
+        step ago; copy: the student's present weights; frozen: the weights it began with."""
+        ema: float = 0.992
+        """Momentum m of the first step: teacher = m * teacher + (1 - m) * student."""
+        final_ema: float = 1.0
+        """Momentum at the end of the run; a cosine leads there."""
+        buffers: Literal["copy", "keep", "ema"] = "copy"
+        """Batch norm statistics and the like: taken from the student, left alone, or averaged too."""
+
+        def __post_init__(self) -> None:
+            for name in ("ema", "final_ema"):
+                if not 0 <= getattr(self, name) <= 1:
+                    raise ValueError(f"objective.teacher.{name}={getattr(self, name)}: want 0 to 1")
+
+    def __init__(self, cfg: Config, students: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.cfg, self.momentum = cfg, Schedule(base=cfg.ema, final=cfg.final_ema)
+        self.now = nn.ModuleDict(copy.deepcopy(dict(students)))
+        self.next = nn.ModuleDict(copy.deepcopy(dict(students)) if cfg.rule == "previous_step" else {})
+        for name, parameter in self.now.named_parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"{name} is {parameter.dtype}: a teacher follows fp32 weights, use parallel.precision=bf16"
+                )
+        self.requires_grad_(False).eval()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.now[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.now
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    def shard_units(self) -> list[nn.Module]:
+        """The blocks of the encoders among the copies, and every other copy as a whole."""
+        copies = [m for d in (self.now, self.next) for m in d.values()]
+        return [u for m in copies for u in (m.shard_units() if hasattr(m, "shard_units") else [m])]  # type: ignore[operator]
+
+    @torch.no_grad()
+    def update(self, students: Mapping[str, nn.Module], progress: Progress) -> None:
+        """Follow the students, once after every optimizer step; `progress` is that of the step just made."""
+        match self.cfg.rule:
+            case "ema":
+                self._follow(self.now, students, 1 - self.momentum.at(progress.step, progress.total))
+            case "copy":
+                self._follow(self.now, students, 1.0)
+            case "previous_step":
+                self._follow(self.now, cast(Mapping[str, nn.Module], self.next), 1.0)
+                self._follow(self.next, students, 1.0)
+            case "previous_epoch":
+                if replace(progress, step=progress.step + 1).epoch > progress.epoch:
+                    self._follow(self.now, students, 1.0)
+            case "frozen":
+                pass
+
+    def _follow(self, copies: nn.ModuleDict, students: Mapping[str, nn.Module], share: float) -> None:
+        """Move `share` of the way from the copies to the students."""
+        pairs = [(copy_, students[name]) for name, copy_ in copies.items()]
+        ours, theirs = (
+            [local(p.detach()) for m in side for p in m.parameters()] for side in zip(*pairs, strict=True)
+        )
+        torch._foreach_lerp_(ours, theirs, share)  # pyright: ignore[reportPrivateImportUsage]
+        for buffer, other in [b for c, s in pairs for b in zip(c.buffers(), s.buffers(), strict=True)]:
+            if self.cfg.buffers == "ema" and buffer.is_floating_point():
+                buffer.lerp_(other, share)
+            elif self.cfg.buffers != "keep":
+                buffer.copy_(other)

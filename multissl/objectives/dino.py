@@ -1,0 +1,320 @@
+"""DINO, iBOT and DINOv2: a student predicts how a teacher, its own moving average, sorts views into prototypes.
+
+DINO: Caron et al. 2021, arXiv 2104.14294, section 3. iBOT: Zhou et al. 2022, arXiv 2111.07832, equation 3. DINOv2:
+Oquab et al. 2023, arXiv 2304.07193, section 4. With CE(t, s) = -sum_k t_k log softmax(s / T_s)_k, L local views and
+2 + 2L pairs of different views, the terms are
+  dino_local   1 / pairs * sum over local views and both teacher views of mean_B CE
+  dino_global  2 / pairs * mean over the two global views of mean_B CE with the teacher of the other view
+  ibot         sum over hidden tokens of CE / hidden tokens of their view, / (2B): all global views count
+  koleo        sum over the two global views of KoLeo of the student's pooled features, before the head
+and the total is dino_weight * (dino_local + dino_global) + ibot_weight * ibot + koleo_weight * koleo.
+Shapes: B samples on this rank, L local views, N tokens, M hidden tokens (padded), D width, K prototypes.
+State: teacher encoders and heads, the student's heads, centres where centring is ema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from multissl.distributed import sum_ranks, world
+from multissl.encoders.base import Encoders
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import PrototypeHead, wide
+from multissl.objectives.base import Objective, spread
+from multissl.objectives.koleo import grouped_koleo
+from multissl.objectives.sinkhorn import Centre, Targets, chunks, sinkhorn
+from multissl.schedules import ramp
+from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan, Views
+
+
+class DINO(Objective):
+    """Self-distillation of one stream: DINO on pooled features, iBOT on hidden tokens, KoLeo; each can be off."""
+
+    maskings = frozenset({"none", "replace"})
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of the DINO family; the defaults are DINOv2's with fewer prototypes."""
+
+        dino_weight: float = 1.0
+        """Of the view-to-view loss; 0 leaves it out, with its head."""
+        ibot_weight: float = 1.0
+        """Of the loss on hidden tokens; 0 leaves it out, with its head and the masks (plain DINO)."""
+        koleo_weight: float = 0.1
+        koleo_group: int = 64
+        """Samples among which KoLeo looks for neighbours."""
+        num_local: int = 8
+        mask_ratio: tuple[float, float] = (0.1, 0.5)
+        """Range of the hidden share of a masked global view."""
+        mask_share: float = 0.5
+        """Share of the global views that are masked."""
+        head: PrototypeHead.Config = field(default_factory=lambda: PrototypeHead.Config())
+        tied_heads: bool = False
+        """One head for views and tokens, `head` (iBOT); otherwise tokens have `ibot_head` (DINOv2)."""
+        ibot_head: PrototypeHead.Config = field(default_factory=lambda: PrototypeHead.Config())
+        student_temperature: float = 0.1
+        teacher_temperature: float = 0.07
+        teacher_temperature_start: float = 0.04
+        teacher_temperature_steps: int = 0
+        """Steps in which the teacher's temperature rises from start, linearly."""
+        teacher: Teacher.Config = field(default_factory=lambda: Teacher.Config())
+        freeze_last_layer: int = 0
+        """Steps at the start in which the prototypes do not move."""
+        centring: Literal["sinkhorn", "ema"] = "sinkhorn"
+        sinkhorn_rounds: int = 3
+        centre_momentum: float = 0.9
+        centre_lazy: bool = False
+        """Let a step's mean enter the stored centre at the next step, as DINOv2 does; the targets are the same."""
+        centre_weighting: Literal["count", "equal"] = "count"
+        """count: every token weighs the same on any number of ranks; equal: every rank does (DINOv2)."""
+        centre_tokens: Literal["hidden", "all"] = "hidden"
+        """Whose mean moves the token centre: the hidden ones' (DINOv2) or all tokens', which costs logits (iBOT)."""
+        reference_counts: bool = False
+        """Divide by 3 instead of 2 pairs where num_local is 0, as DINOv2's code does."""
+
+        def __post_init__(self) -> None:
+            weights = {n: getattr(self, n) for n in ("dino_weight", "ibot_weight", "koleo_weight")}
+            for name, value in weights.items():
+                if value < 0:
+                    raise ValueError(f"objective.{name}={value}: want 0 or more")
+            if not self.dino_weight and not self.ibot_weight:
+                raise ValueError(
+                    "objective.dino_weight=0 and objective.ibot_weight=0 leave no loss: set one above 0"
+                )
+            low, high = self.mask_ratio
+            if not 0 < low <= high < 1:
+                raise ValueError(f"objective.mask_ratio={self.mask_ratio}: want 0 < low <= high < 1")
+            if not 0 < self.mask_share <= 1:
+                raise ValueError(
+                    f"objective.mask_share={self.mask_share}: want more than 0, at most 1; ibot_weight=0 drops masks"
+                )
+            for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want more than 0")
+            limits = {"koleo_group": 2, "sinkhorn_rounds": 1, "num_local": 0, "freeze_last_layer": 0}
+            for name, limit in {**limits, "teacher_temperature_steps": 0}.items():
+                if getattr(self, name) < limit:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {limit} or more")
+            if not 0 <= self.centre_momentum <= 1:
+                raise ValueError(f"objective.centre_momentum={self.centre_momentum}: want 0 to 1")
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            raise ValueError(
+                f"dino reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
+            )
+        self.cfg, (self.stream,) = cfg, streams
+        dim = encoders.widths()[self.stream]
+        self.temperature = ramp(
+            cfg.teacher_temperature_start, cfg.teacher_temperature, cfg.teacher_temperature_steps
+        )
+        self.dino_head: PrototypeHead | None = None
+        self.ibot_head: PrototypeHead | None = None
+        if cfg.dino_weight or cfg.tied_heads:
+            self.dino_head = cfg.head.build(dim)
+        if cfg.ibot_weight and not cfg.tied_heads:
+            self.ibot_head = cfg.ibot_head.build(dim)
+        self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
+        self.centres = nn.ModuleDict()
+        if cfg.centring == "ema":
+            sizes = {"dino": cfg.head.prototypes if cfg.dino_weight else 0}
+            sizes["ibot"] = (
+                (cfg.head if cfg.tied_heads else cfg.ibot_head).prototypes if cfg.ibot_weight else 0
+            )
+            for name, size in sizes.items():
+                if size:
+                    self.centres[name] = Centre(
+                        size, cfg.centre_momentum, cfg.centre_weighting, cfg.centre_lazy
+                    )
+
+    def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
+        """What the teacher has a copy of, by name."""
+        heads = {"dino_head": self.dino_head, "ibot_head": self.ibot_head}
+        return {"encoders": encoders, **{name: head for name, head in heads.items() if head is not None}}
+
+    def plans(self) -> Plans:
+        """Two global views, hidden in part where iBOT is on, and local views where DINO is."""
+        cfg = self.cfg
+        mask_ratio = cfg.mask_ratio if cfg.ibot_weight else None
+        num_local = cfg.num_local if cfg.dino_weight else 0
+        plan = ViewPlan(num_global=2, num_local=num_local, mask_ratio=mask_ratio, mask_share=cfg.mask_share)
+        return spread([self.stream], plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The losses of this rank's rows; the mean of the ranks' gradients is that of the global batch."""
+        cfg, sides = self.cfg, self.sides(batch)
+        mask = sides[0].mask
+        targets = self.teach(sides[0], self.temperature.at(progress.step, progress.total))
+        features = encoders.encode(sides, "replace" if cfg.ibot_weight else "none")
+        pooled = torch.cat([f.pooled for f in features])  # [(2+L)*B, D]
+        hidden = None if mask is None else features[0].tokens.flatten(0, 1)[mask.index]  # [M, D]
+        logits = self.score({"dino_head": self.dino_head, "ibot_head": self.ibot_head}, pooled, hidden)
+        terms: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        if "ibot" in targets and mask is not None:
+            each = torch.arange(len(mask.index), device=pooled.device)[:, None]  # [M, 1]
+            ce = cross_entropy(logits["ibot"], targets["ibot"], each, cfg.student_temperature)  # [M]
+            terms["ibot"] = (ce * mask.weight).sum() / len(features[0].pooled)
+            stats = describe(targets["ibot"], ce)
+        if "dino" in targets:
+            views = [len(f.pooled) // sides[0].batch for f in features]  # [2] or [2, L]
+            new, ce = dino_terms(
+                logits["dino"], targets["dino"], views, cfg.student_temperature, cfg.reference_counts
+            )
+            terms, stats = {**new, **terms}, describe(targets["dino"], ce)
+        if cfg.koleo_weight:
+            first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbours
+            terms["koleo"] = grouped_koleo(first, cfg.koleo_group) + grouped_koleo(second, cfg.koleo_group)
+        weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
+        return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
+
+    def sides(self, batch: Batch) -> list[Views]:
+        """The global views, and the local ones where there are any; without their mask where iBOT is off."""
+        by_role = {v.role: v for v in batch if v.stream == self.stream}
+        found = by_role.get("global")
+        if found is None or found.num_views != 2:
+            raise ValueError(f"dino wants 2 global views, got {found.num_views if found else 0}")
+        if self.cfg.ibot_weight and found.mask is None:
+            raise ValueError(
+                "ibot needs masked global views: take a modality with masks, or set objective.ibot_weight=0"
+            )
+        found = found if self.cfg.ibot_weight else found.with_mask(None)
+        return [found, by_role["local"]] if "local" in by_role and self.cfg.dino_weight else [found]
+
+    @torch.no_grad()
+    def teach(self, views: Views, temperature: float) -> dict[str, Targets]:
+        """Targets from the global views without a mask: dino of 2*B views, ibot of M hidden tokens."""
+        (features,) = cast(Any, self.teacher["encoders"]).encode([views], "none")
+        tokens, mask = features.tokens.flatten(0, 1), views.mask  # [2*B*N, D]
+        every = "ibot" in self.centres and self.cfg.centre_tokens == "all"
+        hidden = None if mask is None else tokens if every else tokens[mask.index]
+        logits = self.score(self.teacher.now, features.pooled, hidden)
+        found: dict[str, Targets] = {}
+        for name, scores in logits.items():
+            real = None if mask is None or name == "dino" else mask.weight > 0  # [M]
+            mine = scores[mask.index] if mask is not None and name == "ibot" and every else scores
+            if name in self.centres:
+                centre = cast(Centre, self.centres[name])
+                found[name] = centre.targets(mine, temperature, real)
+                centre.observe(scores, None if scores is not mine else real)
+            else:
+                found[name] = sinkhorn(mine, temperature, real, self.cfg.sinkhorn_rounds)
+        return found
+
+    def score(self, heads: Any, pooled: Tensor, hidden: Tensor | None) -> dict[str, Tensor]:
+        """Logits of views [.., K] and of hidden tokens [M, K]; a tied head is called once."""
+        if self.cfg.tied_heads:
+            parts = {
+                "dino": pooled if self.cfg.dino_weight else pooled[:0],
+                "ibot": pooled[:0] if hidden is None else hidden,
+            }
+            logits = heads["dino_head"](torch.cat([*parts.values()])).split([len(p) for p in parts.values()])
+            return {name: each for name, each in zip(parts, logits, strict=True) if len(each)}
+        found = {"dino": heads["dino_head"](pooled)} if self.cfg.dino_weight else {}
+        return found if hidden is None else {**found, "ibot": heads["ibot_head"](hidden)}
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """Teacher and centres follow."""
+        self.teacher.update(self.students(encoders), progress)
+        for centre in self.centres.values():
+            cast(Centre, centre).after_step()
+
+    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+        """The teacher's encoders, unless the teacher never learns."""
+        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher["encoders"]
+
+    def param_rules(self) -> list[ParamRule]:
+        """The prototypes rest for the first steps."""
+        return (
+            [ParamRule(match="last_layer.", frozen_steps=self.cfg.freeze_last_layer)]
+            if self.cfg.freeze_last_layer
+            else []
+        )
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's blocks and all heads."""
+        return [*self.teacher.shard_units(), *(h for h in (self.dino_head, self.ibot_head) if h is not None)]
+
+
+def dino_terms(
+    logits: Tensor, targets: Targets, views: Sequence[int], temperature: float, reference_counts: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The view-to-view terms, and the cross entropies [2*B] of the global views.
+
+    logits [(2+L)*B, K] of all student views, targets of 2*B teacher views, `views` (2,) or (2, L).
+    """
+    batch = len(targets.b) // 2
+    num_local = sum(views[1:])
+    pairs = 2 + 2 * num_local + (1 if reference_counts and not num_local else 0)
+    mine, local = logits.split([2 * batch, num_local * batch])
+    rows = torch.arange(2 * batch, device=logits.device)
+    ce = cross_entropy(
+        mine, targets, rows.roll(batch)[:, None], temperature
+    )  # [2*B] the other view's teacher
+    terms = {"dino_global": 2 / pairs * ce.mean()}
+    if num_local:
+        both = rows.view(2, batch).T.repeat(num_local, 1)  # [L*B, 2] both teacher views of a sample
+        terms = {
+            "dino_local": cross_entropy(local, targets, both, temperature).sum() / (batch * pairs),
+            **terms,
+        }
+    return terms, ce
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Widens a chunk of logits at a time, forward and backward, and saves nothing of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, targets: Targets, rows: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student, rows)
+        ctx.targets, ctx.temperature = targets, temperature
+        losses = torch.empty(len(student), dtype=wide(student[:0]).dtype, device=student.device)
+        for some in chunks(len(student), student.shape[1] * rows.shape[1]):
+            p = targets.probabilities(rows[some]).sum(1)  # [c, K]
+            losses[some] = -(p * (wide(student[some]) / temperature).log_softmax(1)).sum(1)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        student, rows = ctx.saved_tensors
+        grad = torch.empty_like(student)
+        for some in chunks(len(student), student.shape[1] * rows.shape[1]):
+            p = ctx.targets.probabilities(rows[some]).sum(1)
+            q = (wide(student[some]) / ctx.temperature).softmax(1) * p.sum(1, keepdim=True)
+            grad[some] = ((q - p) * (grads[0][some, None] / ctx.temperature)).to(grad.dtype)
+        return grad, None, None, None
+
+
+def cross_entropy(student: Tensor, targets: Targets, rows: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of each student row with its teacher rows, summed over these: [R] in fp32.
+
+    student logits [R, K]; rows int64 [R, t] says which rows of `targets` belong to each.
+    """
+    return cast(Tensor, _CrossEntropy.apply(student, targets, rows, temperature))
+
+
+@torch.no_grad()
+def describe(targets: Targets, ce: Tensor) -> dict[str, Tensor]:
+    """Teacher entropy and KL(teacher || student) a row, and the share of prototypes that lead some teacher row.
+
+    The share is of those that could: K, or the rows of all ranks where these are fewer.
+    """
+    rows, prototypes = targets.logits.shape
+    entropy, hits = targets.a.new_zeros(()), torch.zeros_like(targets.a)  # [], [K]
+    for some in chunks(rows, prototypes):
+        p = targets.probabilities(some)
+        entropy += torch.special.entr(p).sum()
+        hits.index_add_(0, p.argmax(1), p.amax(1).sign())  # padding rows lead nothing
+    real = targets.b.isfinite().sum().clamp(min=1)
+    used = (sum_ranks(hits) > 0).sum() / max(1, min(prototypes, rows * world()))
+    return {
+        "teacher_entropy": entropy / real,
+        "teacher_kl": (ce.sum() - entropy) / real,
+        "prototype_use": used,
+    }

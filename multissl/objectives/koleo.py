@@ -1,0 +1,55 @@
+"""KoLeo: spread features out by pushing each one away from its nearest neighbour.
+
+Sablayrolles et al., ICLR 2019, arXiv 1806.03198; as in DINOv2 (Oquab et al. 2023, arXiv 2304.07193): the negative mean
+log distance to the nearest other unit vector. Neighbours are searched in fixed groups of G samples by their number in
+the global batch, so the loss does not depend on the number of ranks; with G = the batch of a GPU it is DINOv2's.
+Shapes: B rows on this rank, W ranks, G rows a group, D width.  State: none.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.distributed import gather, rank, world
+from multissl.layers.heads import wide
+
+EPS = 1e-8
+
+
+def koleo(x: Tensor, neighbours: int = 1) -> Tensor:
+    """Minus the log distance of every row of x [..., G, D] to its `neighbours` nearest, averaged over them: [..., G].
+
+    Always in fp32 (in fp16 two equal rows give inf); the gradient flows into both ends of a pair.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        unit = F.normalize(wide(x), dim=-1, eps=EPS)
+        with torch.no_grad():
+            likeness = unit @ unit.mT  # [..., G, G]
+            likeness.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+            nearest = likeness.topk(neighbours, dim=-1).indices  # [..., G, neighbours]
+        picked = torch.take_along_dim(
+            unit.unsqueeze(-3), nearest.unsqueeze(-1), dim=-2
+        )  # [..., G, neighbours, D]
+        distance = (unit.unsqueeze(-2) - picked + EPS).norm(dim=-1)  # [..., G, neighbours]
+        return -(distance + EPS).log().mean(-1)
+
+
+def grouped_koleo(x: Tensor, group: int, neighbours: int = 1) -> Tensor:
+    """Mean KoLeo of this rank's rows x [B, D] among groups of `group` rows of the global batch."""
+    rows = len(x)
+    alone = rows % group == 0 or world() == 1  # this rank owns whole groups
+    everyone = x if alone else gather(x)  # [W*B, D]
+    total = len(everyone)
+    if total < 2 or total % group == 1:
+        raise ValueError(
+            f"koleo compares samples in groups of objective.koleo_group={group}, and a batch of {total} leaves one "
+            "alone: change batch_size, or set objective.koleo_weight=0"
+        )
+    whole = total - total % group
+    parts = [koleo(everyone[:whole].unflatten(0, (-1, group)), neighbours).flatten()] if whole else []
+    if whole < total:
+        parts.append(koleo(everyone[whole:], neighbours))
+    losses = torch.cat(parts)  # [W*B]
+    return (losses if alone else losses[rank() * rows : (rank() + 1) * rows]).mean()
