@@ -239,9 +239,12 @@ def report(run: Path | str, samples: int = 8) -> Path:
         views, _ = clean_views(modality, some, stream, model.device)
         with torch.inference_mode():
             panels += cast(Encoder, encoder).panels(views)
-    for cfg in recipe.evals.values():
-        panels += cfg.build().panels(model.handle(), modality)
-    return write_report(Path(run), panels)
+    titles: dict[str, str] = {}
+    for name, cfg in recipe.evals.items():
+        evaluator = cfg.build()
+        panels += evaluator.panels(model.handle(), modality)
+        titles |= {f"{name}/{figure}": title for figure, title in evaluator.titles.items()}
+    return write_report(Path(run), panels, titles)
 
 
 def steps_for(epochs: float, samples: int, batch_size: int) -> int:

@@ -31,6 +31,8 @@ class Evaluator(Component):
     """Base of evaluators."""
 
     group: ClassVar[str] = "evaluators"
+    titles: ClassVar[dict[str, str]] = {}
+    """What the report calls its figures, by name."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -94,7 +96,7 @@ def learned(
         gates = {"the raw input's": floors.pop("raw"), **gates}
     missed = [name for name, value in gates.items() if not now >= value + margin]  # a NaN is a miss
     told = " and ".join(f"{name} {value:.1f} %" for name, value in gates.items())
-    also = "".join(f", {name} {value:.1f} %" for name, value in floors.items())
+    also = "".join(f" ({name} {value:.1f} %)" for name, value in floors.items())
     if not missed:
         return True, f"learned: {what} {now:.1f} % against {told}{also}"
     return (

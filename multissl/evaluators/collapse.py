@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,14 @@ from multissl.types import Encode, Modality, Progress
 
 class Collapse(Evaluator):
     """Rank, spread and mean cosine of pooled features, and the alarm that they have become one."""
+
+    titles: ClassVar[dict[str, str]] = {
+        "rankme": "RankMe",
+        "std": "feature std (1: spread out, 0: one point)",
+        "cosine": "mean cosine between samples",
+        "alpha": "alpha-ReQ: decay of the eigenvalues",
+        "width": "width of the features",
+    }
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from multissl.types import Encode, Modality, Panel, Progress
 
 class KNN(Evaluator):
     """Accuracy of a weighted vote of the nearest training samples, in percent."""
+
+    titles: ClassVar[dict[str, str]] = {"top1": "k-NN accuracy, %"}
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):

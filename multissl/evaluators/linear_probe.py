@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from multissl.types import Encode, Modality, Progress
 
 class LinearProbe(Evaluator):
     """Accuracy of a linear classifier on pooled features, in percent."""
+
+    titles: ClassVar[dict[str, str]] = {"top1": "linear probe accuracy, %"}
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):

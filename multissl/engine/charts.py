@@ -1,0 +1,114 @@
+"""Line charts as inline SVG: equal in size, labelled at the line, colours from the page's style sheet.
+
+A long curve is drawn as the means of some hundred stretches, with a band from their smallest to largest value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+
+Points = list[tuple[int, float]]
+"""(step, value), steps ascending."""
+
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 320, 170, 44, 10, 146
+LETTER = 6.2
+"""About the width of a character of the labels."""
+STRETCHES = 160
+COLOURS = 6
+"""--s0 .. --s5 of the style sheet."""
+
+
+def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] | None = None) -> str:
+    """A figure of one or more named curves over steps, with dashed lines at `floors`."""
+    floors = floors or {}
+    values = [v for points in series.values() for _, v in points] + [*floors.values()]
+    ticks = nice_ticks(min(values), max(values))
+    last = max(step for points in series.values() for step, _ in points)
+    first = min(step for points in series.values() for step, _ in points)
+
+    texts = [f"{name} {short(v)}" for name, v in floors.items()]
+    texts += [f"{name} {short(points[-1][1])}".strip() for name, points in series.items()]
+    right = round(WIDTH - 8 - LETTER * max(8, *map(len, texts)))
+
+    def x(step: float) -> float:
+        return LEFT + (right - LEFT) * ((step - first) / (last - first) if last > first else 1.0)
+
+    def y(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    marks, labels = [], []
+    for tick in ticks:
+        marks.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        marks.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for value, text in zip(floors.values(), texts, strict=False):
+        marks.append(
+            f'<line class="floor" x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        labels.append((y(value), text, ""))
+    for place, points in enumerate(series.values()):
+        colour = f"var(--s{place % COLOURS})"
+        means = stretched(points)
+        if any(low < high for _, _, low, high in means):
+            edge = [f"{x(s):.1f},{y(high):.1f}" for s, _, _, high in means]
+            edge += [f"{x(s):.1f},{y(low):.1f}" for s, _, low, _ in reversed(means)]
+            marks.append(f'<polygon class="band" fill="{colour}" points="{" ".join(edge)}"/>')
+        line = " ".join(f"{x(s):.1f},{y(mean):.1f}" for s, mean, _, _ in means)
+        marks.append(f'<polyline class="curve" stroke="{colour}" points="{line}"/>')
+        end = means[-1]
+        marks.append(f'<circle cx="{x(end[0]):.1f}" cy="{y(end[1]):.1f}" r="2.5" fill="{colour}"/>')
+        labels.append((y(end[1]), texts[len(floors) + place], colour))
+    for height, text, colour in apart(labels):
+        style = f' style="fill:{colour}"' if colour else ""
+        marks.append(f'<text x="{right + 6}" y="{height + 4:.1f}"{style}>{escape(text)}</text>')
+    marks.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">{first:,}</text>')
+    marks.append(f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {last:,}</text>')
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></figure>'
+    )
+
+
+def stretched(points: Points) -> list[tuple[float, float, float, float]]:
+    """(step, mean, low, high) of at most `STRETCHES` stretches of a curve; a short one stays as it is."""
+    size = math.ceil(len(points) / STRETCHES)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        (
+            part[-1][0] if size == 1 else sum(s for s, _ in part) / len(part),
+            sum(v for _, v in part) / len(part),
+            min(v for _, v in part),
+            max(v for _, v in part),
+        )
+        for part in parts
+    ]
+
+
+def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round numbers about as many as wanted, from at or below `low` to at or above `high`."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        pad = abs(low) / 2 or 0.5
+        low, high = low - pad, high + pad
+    rough = (high - low) / (wanted - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999) * power
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple[float, str, str]]:
+    """Labels moved up or down until none covers another, inside the picture."""
+    placed: list[tuple[float, str, str]] = []
+    for height, text, colour in sorted(labels):
+        lowest = placed[-1][0] + gap if placed else TOP - 4.0
+        placed.append((max(height, lowest), text, colour))
+    over = placed[-1][0] - (HEIGHT - 8) if placed else 0.0
+    return [(height - max(0.0, over), text, colour) for height, text, colour in placed]
+
+
+def short(value: float) -> str:
+    """A number in few characters."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
