@@ -123,7 +123,24 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
     return name
 
 
-def load_weights(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_weights(encoders: nn.ModuleDict, path: str | Path) -> None:
+    """Fill encoders from a file that a run left, or a lone encoder from a file of one encoder in any known naming."""
+    state = read_weights(path)
+    by_stream = {
+        s: {n.removeprefix(f"{s}."): t for n, t in state.items() if n.startswith(f"{s}.")} for s in encoders
+    }
+    if sum(map(len, by_stream.values())) == len(state):
+        for stream, part in by_stream.items():
+            load_state(encoders[stream], part)
+    elif len(encoders) == 1:
+        load_state(next(iter(encoders.values())), state)
+    else:
+        raise ValueError(
+            f"{path} tells no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
+        )
+
+
+def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Fill an encoder from a state in any known naming; refuses what does not fit, by name."""
     own = {_short(name): (name, t.shape) for name, t in encoder.state_dict().items()}
     given = official(state)

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.export import load_weights, official, read_weights, save_weights, to_dinov2, to_huggingface
+from multissl.export import (
+    load_state,
+    load_weights,
+    official,
+    read_weights,
+    save_weights,
+    to_dinov2,
+    to_huggingface,
+)
 from multissl.layers.positions import Position, resample
 from multissl.types import StreamSpec, Views
 
@@ -43,9 +51,33 @@ def test_round_trips_are_equal_to_the_bit(options: dict[str, Any], form: Any, tm
     other = build(**options)
     for parameter in other.parameters():
         parameter.data.zero_()
-    load_weights(other, read_weights(tmp_path / "some" / "weights.safetensors"))
+    load_state(other, read_weights(tmp_path / "some" / "weights.safetensors"))
     same(other.state_dict(), encoder.state_dict())
     assert [p.name for p in (tmp_path / "some").iterdir()] == ["weights.safetensors"]
+
+
+def test_files_of_a_run_or_of_one_encoder_fill_the_encoders(tmp_path: Path) -> None:
+    encoder = build()
+    streams = torch.nn.ModuleDict({"image": encoder, "depth": build(registers=2)})
+    save_weights(tmp_path / "run.safetensors", streams.state_dict())
+    save_weights(tmp_path / "one.safetensors", to_huggingface(encoder))
+    two = torch.nn.ModuleDict({"image": build(), "depth": build(registers=2)})
+    one = torch.nn.ModuleDict({"image": build()})
+    for parameter in [*two.parameters(), *one.parameters()]:
+        parameter.data.zero_()
+    load_weights(two, tmp_path / "run.safetensors")
+    same(two.state_dict(), streams.state_dict())
+    load_weights(one, tmp_path / "one.safetensors")
+    same(one["image"].state_dict(), encoder.state_dict())
+    with pytest.raises(ValueError, match="the recipe has image, depth"):
+        load_weights(two, tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="missing cls_token"):
+        load_weights(two, _written(tmp_path / "part.safetensors", {"image.x": torch.zeros(1)}))
+
+
+def _written(path: Path, state: dict[str, Tensor]) -> Path:
+    save_weights(path, state)
+    return path
 
 
 def test_official_names_are_those_of_the_release() -> None:
@@ -70,7 +102,7 @@ def test_training_files_with_chunks_prefixes_and_heads_load() -> None:
     state["teacher.module.dino_head.mlp.0.weight"] = torch.zeros(3)
     other = build(depth=2)
     torch.nn.init.zeros_(other.trunk.norm.weight)
-    load_weights(other, state)
+    load_state(other, state)
     same(other.state_dict(), encoder.state_dict())
 
 
@@ -79,7 +111,7 @@ def test_positions_of_another_grid_are_resampled_as_the_model_would(offset: floa
     how = Position(offset=offset, antialias=antialias)
     large = build(98, position=how)
     small = build(56, position=how)
-    load_weights(small, large.state_dict())
+    load_state(small, large.state_dict())
     assert large.tokenizer.pos_embed is not None
     assert small.tokenizer.pos_embed is not None
     expected = resample(large.tokenizer.pos_embed, (7, 7), (4, 4), offset, antialias)
@@ -91,7 +123,7 @@ def test_positions_of_another_grid_are_resampled_as_the_model_would(offset: floa
 def test_a_table_kept_on_its_own_grid_is_loaded_as_it_is() -> None:
     large = build(98)
     small = build(56, position=Position(grid=(7, 7)))
-    load_weights(small, large.state_dict())
+    load_state(small, large.state_dict())
     for size in [(28, 28), (42, 98)]:
         x = Views(x=torch.randn(1, 3, *size), stream="image", role="clean")
         torch.testing.assert_close(small([x])[0].pooled, large([x])[0].pooled)
@@ -104,15 +136,15 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError, match=r"missing blocks\.0\.mlp\.fc1\.bias, missing blocks\.1\.mlp\.fc1\.bias"
     ):
-        load_weights(encoder, lacking)
+        load_state(encoder, lacking)
     with pytest.raises(ValueError, match="unknown classifier"):
-        load_weights(encoder, state | {"classifier.weight": torch.zeros(2)})
+        load_state(encoder, state | {"classifier.weight": torch.zeros(2)})
     with pytest.raises(ValueError, match="unknown register_tokens"):
-        load_weights(encoder, build(registers=2).state_dict())
+        load_state(encoder, build(registers=2).state_dict())
     with pytest.raises(ValueError, match=r"cls_token is \(1, 1, 12\) where the encoder has \(1, 1, 24\)"):
-        load_weights(encoder, build(dim=12).state_dict())
+        load_state(encoder, build(dim=12).state_dict())
     with pytest.raises(ValueError, match="and 23 more"):
-        load_weights(encoder, {})
+        load_state(encoder, {})
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "model"])
@@ -162,7 +194,7 @@ def test_hugging_face_models_agree(registers: int, swiglu: bool, tmp_path: Path)
         ffn="swiglu" if swiglu else "mlp",
         position=Position(offset=0.0, antialias=registers > 0),
     )
-    load_weights(ours, theirs.state_dict())
+    load_state(ours, theirs.state_dict())
     for size in [(56, 56), (42, 98)]:
         x = torch.randn(2, 3, *size)
         with torch.no_grad():

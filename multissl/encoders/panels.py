@@ -20,6 +20,11 @@ SIDE = 112
 """Pictures are enlarged to about this many pixels."""
 
 
+def draw(x: Tensor, tokens: Tensor, weights: Tensor, patch: Sequence[int]) -> list[Panel]:
+    """Both panels of pictures [R, C, *space], their tokens [R, N, D] and attention [R, H, N]."""
+    return [token_panel(x, tokens, patch), attention_panel(x, weights, patch)]
+
+
 def token_panel(x: Tensor, tokens: Tensor, patch: Sequence[int]) -> Panel:
     """Pictures [R, C, *space] above the principal components of their tokens [R, N, D]."""
     flat = tokens.float().flatten(0, 1)

@@ -68,21 +68,17 @@ class TransformerEncoder(Encoder):
 
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
             """Replacing needs a mask token, causal reading a pooled token that sees something."""
-            able: dict[Masking, bool] = {
-                "none": True,
-                "drop": True,
-                "replace": self.mask_token,
-                "causal": self.pooling != "cls",
-            }
-            return frozenset(name for name, can in able.items() if can)
+            able: set[Masking] = {"none", "drop"}
+            able |= {"replace"} if self.mask_token else set()
+            able |= {"causal"} if self.pooling != "cls" else set()
+            return frozenset(able)
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         self.cfg, self.spec = cfg, spec
         self.dim, self.depth, self.maskings = cfg.dim, cfg.depth, cfg.maskings_for(spec)
-        self.tokenizer = tokenizer_for(
-            spec, cfg.dim, cfg.registers, cfg.position, cfg.conv_stem, cfg.freeze_patches
-        )
+        grid_options = (cfg.conv_stem, cfg.freeze_patches)
+        self.tokenizer = tokenizer_for(spec, cfg.dim, cfg.registers, cfg.position, *grid_options)
         # The token stays in the weights, whose names are then always the same, but no optimizer sees it.
         self.tokenizer.mask_token.requires_grad_(cfg.mask_token)
         self.trunk = Trunk(
@@ -117,13 +113,14 @@ class TransformerEncoder(Encoder):
         if self.cfg.pooling == "cls":
             pooled = group[:, 0]
         else:
-            real = (
-                torch.ones_like(tokens[:, :, 0], dtype=torch.bool) if valid is None else valid[:, p:]
-            )  # [R, N]
+            real = group.new_ones(group.shape[:2], dtype=torch.bool) if valid is None else valid
+            real = real[:, p:]  # [R, N]
             if self.cfg.pooling == "last":  # all weight on the last real token
                 real = real & (real.flip(1).cumsum(1).flip(1) == 1)
-            weight = real.to(tokens.dtype)
-            pooled = (tokens * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+            weight = real.float() / real.sum(1, keepdim=True).clamp(
+                min=1
+            )  # [R, N], fp32: half would miscount
+            pooled = (tokens.float() * weight[:, :, None]).sum(1).to(tokens.dtype)
         return Features(pooled=pooled, tokens=tokens, inner=tuple(t[:, p:] for t in inner))
 
     def layers(self, views: Views, n: int | Sequence[int], norm: bool = True) -> list[Features]:
@@ -157,17 +154,14 @@ class TransformerEncoder(Encoder):
         """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D."""
         if self.spec.kind != "grid" or len(self.spec.patch) != 2 or self.spec.shape[0] not in (1, 3):
             return []
-        from multissl.encoders.panels import attention_panel, token_panel
+        from multissl.encoders.panels import draw
 
         was_training = self.training
         self.eval()
         some = views.samples(torch.arange(min(8, views.batch), device=views.x.device))
-        tokens, weights = self([some])[0].tokens, self.attention(some)
+        drawn = draw(some.x, self([some])[0].tokens, self.attention(some), self.spec.patch)
         self.train(was_training)
-        return [
-            token_panel(some.x, tokens, self.spec.patch),
-            attention_panel(some.x, weights, self.spec.patch),
-        ]
+        return drawn
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -46,8 +46,7 @@ def layout(
     valid: Sequence[Tensor | None] = (),
 ) -> Layout:
     """The layout of groups (R_i, N_i); `valid` holds bool [R_i, N_i] of the groups that carry padding."""
-    sizes = tuple((rows, tokens) for rows, tokens in sizes)
-    given = tuple(valid) or (None,) * len(sizes)
+    sizes, given = tuple(sizes), tuple(valid) or (None,) * len(sizes)
     if backend != "sdpa" and any(v is not None for v in given):
         raise ValueError(
             f"attention={backend} knows no padding: use attention=sdpa for streams with padded tokens"

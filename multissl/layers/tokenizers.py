@@ -132,8 +132,9 @@ class ConvStem(nn.Module):
         self.stem = nn.Sequential()
         for stage, stride in enumerate(strides, start=1):
             width = max(dim >> (len(strides) - stage), 8)
-            self.stem.append(convolution(channels, width, 3, stride, 1, bias=False))
-            self.stem.extend([nn.GroupNorm(1, width), nn.GELU()])
+            self.stem.add_module(f"conv{stage}", convolution(channels, width, 3, stride, 1, bias=False))
+            self.stem.add_module(f"norm{stage}", nn.GroupNorm(1, width))
+            self.stem.add_module(f"gelu{stage}", nn.GELU())
             channels = width
         self.proj = convolution(channels, dim, left, left)
 
@@ -166,8 +167,7 @@ class GridTokenizer(Tokenizer):
                 f"position.antialias=True works on 2-D grids, this stream has {axes} axes: switch it off"
             )
         self.patch = tuple(spec.patch)
-        grid = position.grid or self._cut(spec.shape[1:])
-        super().__init__(dim, grid, registers, position)
+        super().__init__(dim, position.grid or self._cut(spec.shape[1:]), registers, position)
         self.patch_embed = (ConvStem if conv_stem else Patches)(spec.shape[0], dim, spec.patch)
         if freeze_patches:
             self.patch_embed.requires_grad_(False)
@@ -225,10 +225,9 @@ class ColumnTokenizer(Tokenizer):
             self.bias = nn.Parameter(torch.empty(len(self.numbers), dim))
         if self.categories:
             self.levels = nn.Embedding(sum(counts), dim)
-        bound = dim**-0.5
         for name, parameter in self.named_parameters():
             if name in ("scale", "bias", "levels.weight"):
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
     def embed(self, x: Tensor) -> Tensor:
         """[R, C] to [R, C, D]."""
@@ -242,15 +241,9 @@ class ColumnTokenizer(Tokenizer):
 
 
 def tokenizer_for(
-    spec: StreamSpec,
-    dim: int,
-    registers: int = 0,
-    position: Position | None = None,
-    conv_stem: bool = False,
-    freeze_patches: bool = False,
+    spec: StreamSpec, dim: int, registers: int, position: Position, conv_stem: bool, freeze_patches: bool
 ) -> Tokenizer:
     """The tokenizer that a stream asks for."""
-    position = position or Position()
     if spec.kind == "grid":
         return GridTokenizer(spec, dim, registers, position, conv_stem, freeze_patches)
     if conv_stem or freeze_patches:

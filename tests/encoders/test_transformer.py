@@ -10,6 +10,7 @@ from multissl.encoders.transformer import SIZES, TransformerEncoder, vit
 from multissl.layers.positions import Position
 from multissl.modalities.base import pack_masks
 from multissl.types import StreamSpec, Views
+from tests.ranks import run_ranks
 
 IMAGE = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
 TEXT = StreamSpec(kind="sequence", shape=(6,), num_tokens=6, vocab=11)
@@ -215,3 +216,59 @@ def test_limits_name_the_option() -> None:
     with pytest.raises(TypeError, match="did you mean registers"):
         TransformerEncoder.Config(register=4)  # type: ignore[call-arg]
     assert TransformerEncoder.Config().position == Position()
+
+
+class Root(torch.nn.Module):
+    def __init__(self, encoder: TransformerEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, item: Views, attention: bool) -> Tensor:
+        if attention:
+            return self.encoder.attention(item)
+        features = self.encoder([item, item.with_mask(None)], "replace")
+        return torch.stack(
+            [f.pooled.float().square().mean() + f.tokens.float().mean() for f in features]
+        ).sum()
+
+    def shard_units(self) -> list[torch.nn.Module]:
+        return self.encoder.shard_units()
+
+    def entry_points(self) -> list[str]:
+        return []
+
+
+def step(root: Root) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient of a weight, and attention."""
+    from multissl.distributed import full
+
+    torch.manual_seed(1)
+    item = views(torch.randn(4, 3, 16, 16), torch.rand(4, 16) < 0.5)
+    torch.manual_seed(2)
+    loss = root.train()(item, False)
+    loss.backward()
+    gradient: Any = root.encoder.trunk.blocks[0].get_parameter("attn.qkv.weight").grad
+    with torch.no_grad():
+        weights = root.eval()(item, True)
+    return loss.detach(), full(gradient), weights
+
+
+def sharded(rank: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    from multissl.distributed import Parallel, parallelize
+
+    found = []
+    for precision in ("fp32", "bf16"):
+        root = Root(build(registers=1, layerscale=0.5, drop_path=0.5))
+        cfg = Parallel(shard=2, precision=precision, checkpoint_activations=True)  # type: ignore[arg-type]
+        parallelize(root, cfg, torch.device("cpu"))
+        found.append(step(root))
+    return found
+
+
+@pytest.mark.ranks
+def test_sharded_checkpointed_blocks_give_the_same_in_full_and_nearly_in_half_precision() -> None:
+    expected = step(Root(build(registers=1, layerscale=0.5, drop_path=0.5)))
+    for by_precision in run_ranks(2, sharded):
+        for found, rtol in zip(by_precision, (1e-5, 0.05), strict=True):
+            for ours, whole in zip(found, expected, strict=True):
+                assert (ours.float() - whole).abs().max() <= rtol * whole.abs().max()

@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.export import load_weights, official
+from multissl.export import load_state, official
 from multissl.layers.positions import Position, resample, sincos
 from multissl.modalities.base import pack_masks
 from multissl.types import Features, StreamSpec, Views
@@ -44,7 +44,7 @@ def build(case: Case, heads: int, offset: float, antialias: bool) -> Transformer
         kind="grid", shape=(channels, side * patch, side * patch), num_tokens=side**2, patch=(patch, patch)
     )
     encoder = cfg.build(spec).eval()
-    load_weights(encoder, state)
+    load_state(encoder, state)
     return encoder
 
 

@@ -1,14 +1,20 @@
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.layers import tokenizers
 from multissl.layers.positions import Position
-from multissl.layers.tokenizers import Patches, Tokenizer, tokenizer_for
+from multissl.layers.tokenizers import Patches, Tokenizer
 from multissl.modalities.base import pack_masks
 from multissl.types import StreamSpec, Views
+
+
+def tokenizer_for(spec: StreamSpec, dim: int, **options: Any) -> Tokenizer:
+    given = {"registers": 0, "position": Position(), "conv_stem": False, "freeze_patches": False} | options
+    return tokenizers.tokenizer_for(spec, dim, **given)
 
 
 def grid(shape: Sequence[int] = (3, 8, 12), patch: Sequence[int] = (4, 4)) -> StreamSpec:
