@@ -157,7 +157,8 @@ def _dataclass(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}={data!r}: want a mapping of options")
     data = dict(data)
-    kind = data.pop("kind", None)
+    own = any(f.name == "kind" for f in fields(cls))  # an option that happens to be called so
+    kind = None if own else data.pop("kind", None)
     if kind is not None:
         found = registry.resolve(kind, group_of(cls)).Config
         if not issubclass(found, cls):

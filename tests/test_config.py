@@ -77,3 +77,11 @@ def test_yaml_numbers_written_as_text_are_numbers() -> None:
 def test_difference_lists_leaves() -> None:
     old, new = to_dict(Cart()), to_dict(Cart(wheel=Wheel.Config(radius=3.0), name="dray"))
     assert difference(old, new) == ["wheel.radius: 1.0 -> 3.0", "name: cart -> dray"]
+
+
+def test_an_option_may_be_called_kind() -> None:
+    @dataclass(kw_only=True, slots=True)
+    class Paint(Config):
+        kind: str = "oil"
+
+    assert from_dict(Paint, to_dict(Paint(kind="lime"))) == Paint(kind="lime")
