@@ -107,7 +107,8 @@ def _figures(evals: list[Line], titles: Mapping[str, str]) -> str:
     if not evals:
         return ""
     floors, first, last = _floors(evals), evals[0] if len(evals) > 1 else {}, evals[-1]
-    rows = [["", "untrained", f"step {last['step']:,}", "student", "without learning" if floors else ""]]
+    student = "student" if any("/student/" in name for name in last) else ""
+    rows = [["", "untrained", f"step {last['step']:,}", student, "without learning" if floors else ""]]
     for name in (n for n in last if n not in ("kind", "step") and "/student/" not in n):
         evaluator, _, figure = name.partition("/")
         values = [first.get(name), last[name], last.get(f"{evaluator}/student/{figure}")]

@@ -94,14 +94,17 @@ def learned(
     now, gates = measured[-1][figure], {"the untrained encoder's": measured[0][figure]}
     if "raw" in floors:
         gates = {"the raw input's": floors.pop("raw"), **gates}
-    missed = [name for name, value in gates.items() if not now >= value + margin]  # a NaN is a miss
-    told = " and ".join(f"{name} {value:.1f} %" for name, value in gates.items())
-    also = "".join(f" ({name} {value:.1f} %)" for name, value in floors.items())
+    told = {name: f"{name} {value:.1f} %" for name, value in gates.items()}
+    missed = [text for name, text in told.items() if not now >= gates[name] + margin]  # a NaN is a miss
+    also = [f"{name} {value:.1f} %" for name, value in floors.items()]
     if not missed:
-        return True, f"learned: {what} {now:.1f} % against {told}{also}"
+        beside = f" ({', '.join(also)})" if also else ""
+        return True, f"learned: {what} {now:.1f} % against {' and '.join(told.values())}{beside}"
+    also = [text for text in told.values() if text not in missed] + also
+    beside = f" ({', '.join(also)})" if also else ""
     return (
         False,
-        f"not learned: {what} {now:.1f} % is not {margin:g} points above {' or '.join(missed)}: {told}{also}",
+        f"not learned: {what} {now:.1f} % is not {margin:g} points above {' and '.join(missed)}{beside}",
     )
 
 

@@ -134,8 +134,18 @@ def test_the_device_is_that_of_the_parameters_or_the_stand_ins() -> None:
             True,
             "learned: k-NN 81.0 % against the raw input's 34.0 % and the untrained encoder's 30.0 %",
         ),
-        ((30, 34), 33, False, "is not 2 points above the raw input's"),
-        ((30, 20), 31, False, "is not 2 points above the untrained encoder's"),
+        (
+            (30, 34),
+            33,
+            False,
+            "is not 2 points above the raw input's 34.0 % (the untrained encoder's 30.0 %, hog",
+        ),
+        (
+            (30, 20),
+            31,
+            False,
+            "is not 2 points above the untrained encoder's 30.0 % (the raw input's 20.0 %, hog",
+        ),
         ((30, 20), float("nan"), False, "not learned"),
     ],
 )
