@@ -68,8 +68,19 @@ class Component:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "Config" in vars(cls):
-            vars(cls)["Config"].owner = cls
+        inherited = getattr(cls, "Config", None)
+        if inherited is None:
+            return
+        if "Config" not in vars(
+            cls
+        ):  # a subclass without options of its own still builds itself, not its parent
+            body = {
+                "__module__": cls.__module__,
+                "__qualname__": f"{cls.__qualname__}.Config",
+                "__slots__": (),
+            }
+            cls.Config = dataclass(kw_only=True)(type("Config", (inherited,), body))  # type: ignore[attr-defined]
+        vars(cls)["Config"].owner = cls
 
 
 def config_name(cls: type) -> str:

@@ -1,7 +1,8 @@
 """Ranks: the only file that knows there may be several.
 
-One process, torchrun and SLURM take the same path. Sums and gathers carry gradients: as every rank differentiates its own loss and the trainer averages parameter gradients over
-ranks, the backward of a gather or a sum adds up what all ranks ask of a value.
+One process, torchrun and SLURM take the same path. Sums and gathers carry gradients: as every rank differentiates its
+own loss and the trainer averages parameter gradients over ranks, the backward of a gather or a sum adds up what all
+ranks ask of a value.
 Shapes: B rows of this rank, W ranks.
 """
 
@@ -159,13 +160,13 @@ def row_labels(rows: int, device: torch.device | None = None) -> Tensor:
     return torch.arange(rows, device=device) + rank() * rows
 
 
-def all_true(flag: Tensor) -> Tensor:
-    """Whether a boolean scalar holds on every rank, without gradient."""
+def all_true(flags: Tensor) -> Tensor:
+    """Which of some flags (bool, any shape) hold on every rank."""
     if world() == 1:
-        return flag
-    count = flag.to(torch.float32).reshape(1)
-    dist.all_reduce(count, op=dist.ReduceOp.MIN)
-    return count[0] > 0.5
+        return flags
+    lowest = flags.float()
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return lowest > 0.5
 
 
 def mean_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:

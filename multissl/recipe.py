@@ -19,7 +19,7 @@ from multissl.engine.trainer import Loop
 from multissl.evaluators.base import Evaluator
 from multissl.modalities.base import Modality
 from multissl.objectives.base import Objective
-from multissl.types import Plans, StreamSpec
+from multissl.types import Masking, Plans, StreamSpec, ViewPlan
 
 FORMAT = 1
 """Of `recipe.json`."""
@@ -65,12 +65,17 @@ def check(recipe: Recipe, specs: Mapping[str, StreamSpec], offers: frozenset[str
             )
         encoder = recipe.encoders[stream]
         maskings = encoder.maskings_for(specs[stream])
-        wanted = cast(Any, recipe.objective.owner).maskings if plan.mask_ratio and not plan.corrupt else set()
-        for masking in sorted(wanted - maskings):
+        for masking in sorted(maskings_of(recipe, plan) - maskings):
             raise ValueError(
                 f"{objective} wants hidden tokens treated as {masking!r}, encoders.{stream}="
                 f"{config_name(type(encoder))} cannot: use transformer, or an objective without masks"
             )
+
+
+def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:
+    """What the objective will ask of an encoder under this plan: masks matter only where some are drawn."""
+    asked = cast(Any, recipe.objective.owner).maskings
+    return asked if plan.mask_ratio and not plan.corrupt else asked - {"replace", "drop"}
 
 
 def _way_out(need: str) -> str:
@@ -95,6 +100,8 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
         load_weights(encoders, recipe.init)
     objective = recipe.objective.build(encoders, specs)
     check(recipe, specs, modality.offers, objective.plans())
+    for stream, plan in objective.plans().items():
+        cast(Encoder, encoders[stream]).expect(maskings_of(recipe, plan))
     learner = Learner(encoders, objective, recipe.chunk)
     distributed.parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(learner, objective.param_rules(), recipe.batch_size)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,6 +228,14 @@ class Losses:
             terms={name: value.detach() for name, value in terms.items()},
             stats={name: value.detach() for name, value in (stats or {}).items()},
         )
+
+
+# FSDP2 finds the tensors of a forward's output by pytree; through them it knows when the backward pass begins.
+register_pytree_node(
+    Losses,
+    lambda losses: ([losses.total, losses.terms, losses.stats], None),
+    lambda parts, _: Losses(total=parts[0], terms=parts[1], stats=parts[2]),  # type: ignore[index]
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

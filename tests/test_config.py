@@ -85,3 +85,13 @@ def test_an_option_may_be_called_kind() -> None:
         kind: str = "oil"
 
     assert from_dict(Paint, to_dict(Paint(kind="lime"))) == Paint(kind="lime")
+
+
+class Spare(Wheel):
+    """Has no options of its own."""
+
+
+def test_a_component_without_options_of_its_own_builds_itself() -> None:
+    assert isinstance(Spare.Config(radius=2.0).build(), Spare)
+    assert isinstance(Wheel.Config().build(), Wheel)
+    assert not isinstance(Wheel.Config().build(), Spare)

@@ -45,6 +45,9 @@ class Encoder(Component, nn.Module):
         """Depth of a parameter for layer-wise decay; without blocks everything is at depth 1."""
         return self.depth + 1
 
+    def expect(self, maskings: frozenset[Masking]) -> None:
+        """Told once, before training, what will be asked of it: what is never used is frozen."""
+
     def panels(self, views: Views) -> list[Panel]:
         """Pictures of what it sees; none by default."""
         return []

@@ -50,8 +50,6 @@ class TransformerEncoder(Encoder):
         """Convolutions of stride 2 instead of one linear a patch; helps small images and few steps."""
         freeze_patches: bool = False
         """Keep the patch embedding as it was drawn (MoCo v3's cure for instability)."""
-        mask_token: bool = True
-        """Train a mask token; switch it off for objectives that hide nothing, or hide by leaving out."""
         attention: Backend = "sdpa"
         """sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half precision."""
         norm_eps: float = 1e-6
@@ -67,11 +65,9 @@ class TransformerEncoder(Encoder):
                 raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
 
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
-            """Replacing needs a mask token, causal reading a pooled token that sees something."""
-            able: set[Masking] = {"none", "drop"}
-            able |= {"replace"} if self.mask_token else set()
-            able |= {"causal"} if self.pooling != "cls" else set()
-            return frozenset(able)
+            """Causal reading needs a pooled token that sees something."""
+            able: set[Masking] = {"none", "drop", "replace"}
+            return frozenset(able | {"causal"} if self.pooling != "cls" else able)
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
@@ -79,8 +75,6 @@ class TransformerEncoder(Encoder):
         self.dim, self.depth, self.maskings = cfg.dim, cfg.depth, cfg.maskings_for(spec)
         grid_options = (cfg.conv_stem, cfg.freeze_patches)
         self.tokenizer = tokenizer_for(spec, cfg.dim, cfg.registers, cfg.position, *grid_options)
-        # The token stays in the weights, whose names are then always the same, but no optimizer sees it.
-        self.tokenizer.mask_token.requires_grad_(cfg.mask_token)
         self.trunk = Trunk(
             cfg.dim,
             cfg.depth,
@@ -98,7 +92,7 @@ class TransformerEncoder(Encoder):
         if masking not in self.maskings:
             raise ValueError(
                 f"this transformer does not do masking={masking}, only {', '.join(sorted(self.maskings))}: "
-                "replace needs mask_token=True, causal needs pooling=mean or pooling=last"
+                "causal needs pooling=mean or pooling=last"
             )
         tokens, valid = zip(*(self.tokenizer(v, masking) for v in views), strict=True)
         groups, taps = self.trunk(tokens, valid, masking == "causal", inner)
@@ -137,6 +131,10 @@ class TransformerEncoder(Encoder):
         """Attention of the class token to the tokens in the last block [R, H, N]; the prefix has the rest."""
         tokens, valid = self.tokenizer(views)
         return self.trunk.attention(tokens, valid)[:, :, self.tokenizer.prefix :]
+
+    def expect(self, maskings: frozenset[Masking]) -> None:
+        """Train the mask token only where tokens are replaced; it stays among the weights either way."""
+        self.tokenizer.mask_token.requires_grad_("replace" in maskings)
 
     def shard_units(self) -> list[nn.Module]:
         """The blocks."""

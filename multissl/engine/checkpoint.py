@@ -78,6 +78,7 @@ def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimi
         ) from error
     distributed.barrier()
     if distributed.is_main():
+        shutil.rmtree(target, ignore_errors=True)  # what is there has no meta.json: it was never whole
         aside.rename(target)
         _thin_out(run, cfg)
     distributed.barrier()

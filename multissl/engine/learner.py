@@ -37,7 +37,7 @@ class Learner(nn.Module):
         """The objective's losses on this rank's rows."""
         self._replay = []
         encoders = Chunked(self.encoders, self.chunk, self._replay) if self.chunk else self.encoders
-        return cast(nn.Module, self.objective)(encoders, batch, progress)
+        return self.objective(encoders, batch, progress)
 
     def backward(self, losses: Losses) -> None:
         """Gradients of the total, then those of the chunks."""

@@ -44,7 +44,9 @@ class Tabular(Modality):
         def __post_init__(self) -> None:
             for share in (*self.corruption, self.local_columns):
                 if not 0 <= share <= 1:
-                    raise ValueError(f"modality.corruption or local_columns holds {share}: want shares in 0..1")
+                    raise ValueError(
+                        f"modality.corruption or local_columns holds {share}: want shares in 0..1"
+                    )
 
     offers = frozenset({"local", "mask", "corrupt", "target"})
 
@@ -117,7 +119,9 @@ class Tabular(Modality):
             batch.append(self._views(rows.repeat(plan.num_clean, 1), "clean", plan.num_clean, raw))
         if plan.num_global:
             shares = [given[min(i, len(given) - 1)] for i in range(plan.num_global)]
-            views = self._views(torch.cat([swap(rows, bank, s, rng)[0] for s in shares]), "global", len(shares), raw)
+            views = self._views(
+                torch.cat([swap(rows, bank, s, rng)[0] for s in shares]), "global", len(shares), raw
+            )
             if plan.target:
                 views.target = views.x[..., None]  # [R, C, 1]
             if plan.mask_ratio:
@@ -126,7 +130,10 @@ class Tabular(Modality):
                     donors = bank[rng.integers(len(bank), len(shares), rows.shape[1]).transpose(0, 1).flatten(0, 1),
                                   torch.arange(rows.shape[1], device=rows.device)]  # fmt: skip
                     donated = torch.where(hidden, donors, views.x)
-                    hidden, views.x = hidden & (donated != views.x), donated  # a cell given its own value is no error
+                    hidden, views.x = (
+                        hidden & (donated != views.x),
+                        donated,
+                    )  # a cell given its own value is no error
                 views.masks = (pack_masks(hidden, None if not plan.corrupt else hidden.numel()),)
             batch.append(views)
         if plan.num_local:
@@ -146,7 +153,9 @@ class Tabular(Modality):
     def restore(self, state: dict[str, Any]) -> None:
         """Read new rows by the schema of the training data."""
         if state["header"] != self.header:
-            raise ValueError(f"modality.data has columns {self.header}, the model was trained on {state['header']}")
+            raise ValueError(
+                f"modality.data has columns {self.header}, the model was trained on {state['header']}"
+            )
         self.levels, self.mean, self.std = state["levels"], state["mean"], state["std"]
 
 
@@ -181,7 +190,9 @@ def read_table(data: str, label: str) -> tuple[list[str], list[list[str]], list[
     if data.startswith("sklearn:"):
         loader = getattr(registry.require("sklearn.datasets"), f"load_{data.removeprefix('sklearn:')}", None)
         if loader is None:
-            raise ValueError(f"modality.data={data!r}: scikit-learn has no such table; try sklearn:breast_cancer")
+            raise ValueError(
+                f"modality.data={data!r}: scikit-learn has no such table; try sklearn:breast_cancer"
+            )
         table = loader()
         header, cells = [*map(str, table.feature_names)], [[*map(str, row)] for row in table.data.tolist()]
         return header, cells, [int(t) for t in table.target]

@@ -108,26 +108,28 @@ def test_tables_and_their_masks() -> None:
 
 
 def test_maskings_are_told_before_and_refused_in_words() -> None:
-    cfg = TransformerEncoder.Config(dim=24, depth=1, heads=2, mask_token=False)
-    assert cfg.maskings_for(IMAGE) == {"none", "drop"}
-    assert cfg.replace(mask_token=True, pooling="mean").maskings_for(IMAGE) == {
-        "none",
-        "drop",
-        "replace",
-        "causal",
-    }
-    encoder = cfg.build(IMAGE)
-    assert "tokenizer.mask_token" in encoder.state_dict()
+    cfg = TransformerEncoder.Config(dim=24, depth=1, heads=2)
+    assert cfg.maskings_for(IMAGE) == {"none", "drop", "replace"}
+    assert cfg.replace(pooling="mean").maskings_for(IMAGE) == {"none", "drop", "replace", "causal"}
+    with pytest.raises(ValueError, match=r"masking=causal.*pooling=mean"):
+        cfg.build(IMAGE)([views(torch.randn(1, 3, 16, 16))], "causal")
+
+
+def test_a_mask_token_that_is_never_used_is_frozen_but_stays_among_the_weights() -> None:
+    encoder = build()
+    encoder.expect(frozenset({"none"}))
     assert not encoder.tokenizer.mask_token.requires_grad
-    with pytest.raises(ValueError, match=r"masking=replace.*mask_token=True"):
-        encoder([views(torch.randn(1, 3, 16, 16))], "replace")
+    assert "tokenizer.mask_token" in encoder.state_dict()
+    encoder.expect(frozenset({"replace"}))
+    assert encoder.tokenizer.mask_token.requires_grad
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"layerscale": 0.1, "registers": 2, "ffn": "swiglu"}, {"conv_stem": True}]
 )
 def test_every_trainable_tensor_gets_a_gradient(options: dict[str, Any]) -> None:
-    encoder = build(mask_token=False, **options)
+    encoder = build(**options)
+    encoder.expect(frozenset({"none"}))
     (features,) = encoder([views(torch.randn(2, 3, 16, 16))])
     (features.pooled.square().sum() + features.tokens.square().sum()).backward()
     without = {n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None}

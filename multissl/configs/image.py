@@ -1,0 +1,270 @@
+"""Recipes for images: a demo for two processor cores, the published DINO family, and a setting for small data.
+
+The papers' recipes carry their own hyperparameters and are unmeasured here: they need many GPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from multissl.configs.common import watched
+from multissl.distributed import Parallel
+from multissl.encoders.transformer import TransformerEncoder, vit
+from multissl.engine.checkpoint import Save
+from multissl.engine.optim import AdamW
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import PrototypeHead
+from multissl.modalities.image import Image
+from multissl.objectives.dino import DINO
+from multissl.recipe import Recipe
+
+
+def default() -> Recipe:
+    """DINOv2's objective on the built-in pictures, sized for minutes on two processor cores.
+
+    multissl train image
+    """
+    head = PrototypeHead.Config(prototypes=512, bottleneck=64, hidden=256)
+    return Recipe(
+        modality=Image.Config(
+            size=32, local_size=16, patch=4, global_scale=(0.4, 1.0), local_scale=(0.1, 0.4), blur_kernel=3
+        ),
+        encoders={
+            "image": TransformerEncoder.Config(
+                dim=96, depth=4, heads=3, conv_stem=True, layerscale=1.0, pooling="mean"
+            )
+        },
+        objective=DINO.Config(
+            num_local=2,
+            head=head,
+            ibot_head=head,
+            teacher=Teacher.Config(ema=0.98),
+            teacher_temperature_start=0.04,
+            teacher_temperature=0.06,
+            teacher_temperature_steps=500,
+            koleo_group=32,
+        ),
+        optim=AdamW.Config(lr=2e-3, warmup=100, weight_decay=0.04, final_weight_decay=0.2),
+        batch_size=64,
+        steps=1500,
+        clip=3.0,
+        clip_per="module",
+        evals=watched(every=250),
+        save=Save(every=250),
+    )
+
+
+def dino_vits16() -> Recipe:
+    """DINO, ViT-S/16, ImageNet-1k, 100 epochs (Caron et al. 2021, arXiv 2104.14294, section 3); unmeasured.
+
+    multissl train image/dino_vits16 --data torchvision:ImageNet?root=FOLDER
+    """
+    epoch = 1251  # steps of 1024 images
+    return Recipe(
+        modality=Image.Config(
+            patch=16,
+            global_scale=(0.4, 1.0),
+            local_scale=(0.05, 0.4),
+            blur="paper",
+            size=224,
+            local_size=96,
+        ),
+        encoders={"image": vit("s", drop_path=0.1)},
+        objective=DINO.Config(
+            ibot_weight=0.0,
+            koleo_weight=0.0,
+            num_local=8,
+            centring="ema",
+            head=PrototypeHead.Config(prototypes=65_536, gain="fixed"),
+            teacher=Teacher.Config(ema=0.996),
+            teacher_temperature_start=0.04,
+            teacher_temperature=0.04,
+            freeze_last_layer=epoch,
+        ),
+        optim=AdamW.Config(
+            lr=5e-4, lr_scaling="linear", warmup=10 * epoch, weight_decay=0.04, final_weight_decay=0.4
+        ),
+        batch_size=1024,
+        steps=100 * epoch,
+        clip=3.0,
+        clip_per="parameter",
+        evals=watched(every=10 * epoch),
+    )
+
+
+def ibot_vits16() -> Recipe:
+    """iBOT, ViT-S/16, ImageNet-1k, 800 epochs (Zhou et al. 2022, arXiv 2111.07832, appendix); unmeasured.
+
+    multissl train image/ibot_vits16 --data torchvision:ImageNet?root=FOLDER
+    """
+    epoch = 1251  # steps of 1024 images
+    made = dino_vits16()
+    made.modality = Image.Config(
+        patch=16, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25), blur="paper", size=224, local_size=96
+    )
+    made.objective = DINO.Config(
+        koleo_weight=0.0,
+        num_local=10,
+        tied_heads=True,
+        mask_ratio=(0.1, 0.5),
+        mask_share=0.5,
+        centring="ema",
+        centre_tokens="all",
+        head=PrototypeHead.Config(prototypes=8192, gain="fixed"),
+        teacher=Teacher.Config(ema=0.996),
+        teacher_temperature_start=0.04,
+        teacher_temperature=0.07,
+        teacher_temperature_steps=30 * epoch,
+        freeze_last_layer=epoch,
+    )
+    made.steps = 800 * epoch
+    made.optim.lr = 5e-4
+    return made
+
+
+def dinov2_vitl16_in1k() -> Recipe:
+    """DINOv2's short recipe, ViT-L/16, ImageNet-1k, 125,000 steps of 2048 (32 GPUs); unmeasured.
+
+    Oquab et al. 2023, arXiv 2304.07193, and the published training configuration.
+    multissl train image/dinov2_vitl16_in1k --data torchvision:ImageNet?root=FOLDER
+    """
+    return _dinov2(
+        "l",
+        patch=16,
+        drop_path=0.3,
+        objective=_targets(65_536, tied=True, centring="ema", centre_lazy=True, centre_weighting="equal"),
+        optim=_adamw(lr=4e-3, warmup=12_500, final_weight_decay=0.4, layer_decay=0.9),
+        ema=0.992,
+        batch_size=2048,
+        steps=125_000,
+    )
+
+
+def dinov2_vitl14() -> Recipe:
+    """DINOv2's large recipe from scratch, ViT-L/14, 625,000 steps of 3072 (96 GPUs); unmeasured.
+
+    multissl train image/dinov2_vitl14 --data "shards/*.tar"
+    """
+    return _dinov2_large("l")
+
+
+def dinov2_vitg14() -> Recipe:
+    """DINOv2's large recipe from scratch, ViT-g/14, 625,000 steps of 3072 (256 GPUs); unmeasured.
+
+    multissl train image/dinov2_vitg14 --data "shards/*.tar" --parallel.shard 8
+    """
+    made = _dinov2_large("g")
+    made.parallel = Parallel(shard=8, compile=True, checkpoint_activations=True)
+    return made
+
+
+def dinov2_vits14() -> Recipe:
+    """The large recipe at ViT-S/14 from scratch; ours (the paper distils this size); unmeasured."""
+    return _dinov2_large("s", drop_path=0.0, lr=4e-4)
+
+
+def dinov2_vitb14() -> Recipe:
+    """The large recipe at ViT-B/14 from scratch; ours (the paper distils this size); unmeasured."""
+    return _dinov2_large("b", drop_path=0.1, lr=3e-4)
+
+
+def dinov2_small_data() -> Recipe:
+    """DINOv2's objective for one GPU and 10 to 500 thousand pictures: prototypes and averages scaled to the batch.
+
+    multissl train image/dinov2_small_data --data FOLDER --modality.size 224 --modality.local-size 98
+    """
+    head = PrototypeHead.Config(prototypes=4096, bottleneck=256, hidden=2048)
+    return Recipe(
+        modality=Image.Config(size=32, local_size=16, patch=4, blur="half", blur_kernel=3),
+        encoders={"image": vit("s", layerscale=1e-1, drop_path=0.05)},
+        objective=DINO.Config(
+            num_local=4,
+            head=head,
+            ibot_head=head,
+            centring="sinkhorn",
+            teacher=Teacher.Config(ema=0.99),
+            teacher_temperature_start=0.04,
+            teacher_temperature=0.05,
+            teacher_temperature_steps=2_000,
+            koleo_group=64,
+        ),
+        optim=AdamW.Config(
+            lr=2e-3, lr_scaling="sqrt", warmup=1_000, weight_decay=0.04, final_weight_decay=0.2
+        ),
+        batch_size=256,
+        steps=20_000,
+        clip=3.0,
+        clip_per="module",
+        evals=watched(every=1_000),
+    )
+
+
+def _targets(prototypes: int, tied: bool = False, bottleneck: int = 256, **options: Any) -> DINO.Config:
+    return DINO.Config(
+        num_local=8,
+        tied_heads=tied,
+        head=PrototypeHead.Config(prototypes=prototypes, bottleneck=bottleneck),
+        ibot_head=PrototypeHead.Config(prototypes=prototypes, bottleneck=256),
+        teacher_temperature_start=0.04,
+        teacher_temperature=0.07,
+        teacher_temperature_steps=37_500,
+        freeze_last_layer=1_250,
+        koleo_group=64,
+        reference_counts=True,
+        **options,
+    )
+
+
+def _adamw(lr: float, warmup: int, final_weight_decay: float, layer_decay: float = 1.0) -> AdamW.Config:
+    return AdamW.Config(
+        lr=lr,
+        lr_scaling="sqrt",
+        warmup=warmup,
+        weight_decay=0.04,
+        final_weight_decay=final_weight_decay,
+        layer_decay=layer_decay,
+        patch_lr=0.2,
+        decay_tokens=True,
+    )
+
+
+def _dinov2(
+    size: Literal["s", "b", "l", "g"],
+    patch: int,
+    drop_path: float,
+    objective: DINO.Config,
+    optim: AdamW.Config,
+    ema: float,
+    batch_size: int,
+    steps: int,
+) -> Recipe:
+    objective.teacher = Teacher.Config(ema=ema)
+    return Recipe(
+        modality=Image.Config(patch=patch, size=224, local_size=98 if patch == 14 else 96),
+        encoders={"image": vit(size, layerscale=1e-5, drop_path=drop_path)},
+        objective=objective,
+        optim=optim,
+        batch_size=batch_size,
+        steps=steps,
+        clip=3.0,
+        clip_per="module",
+        parallel=Parallel(compile=True),
+        evals=watched(every=12_500),
+        save=Save(every=2_500, keep_every=25_000),
+    )
+
+
+def _dinov2_large(size: Literal["s", "b", "l", "g"], drop_path: float = 0.4, lr: float = 2e-4) -> Recipe:
+    made = _dinov2(
+        size,
+        patch=14,
+        drop_path=drop_path,
+        objective=_targets(131_072, bottleneck=384, centring="sinkhorn"),
+        optim=_adamw(lr=lr, warmup=100_000, final_weight_decay=0.2),
+        ema=0.994,
+        batch_size=3072,
+        steps=625_000,
+    )
+    if size in ("l", "g"):
+        made.encoders["image"] = vit(size, layerscale=1e-5, drop_path=drop_path, ffn="swiglu")
+    return made

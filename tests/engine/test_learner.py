@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multissl.engine.learner import Learner
+from multissl.types import Losses, Progress
+from tests.stubs import Net, Points, RowRandom, Spread
+
+PROGRESS = Progress(step=0, total=10)
+
+
+def learner(chunk: int, dropout: float = 0.0) -> tuple[Learner, list]:
+    torch.manual_seed(0)
+    modality = Points.Config().build()
+    specs = modality.streams()
+    from multissl.encoders.base import build_encoders
+
+    encoders = build_encoders({"points": Net.Config(dropout=dropout)}, specs)
+    objective = Spread.Config().build(encoders, specs)
+    rng = RowRandom((0, 0), 0, 10, 10)
+    raw = modality.collate(modality.dataset("train")[:10], objective.plans(), rng)
+    return Learner(encoders, objective, chunk), modality.views(raw, objective.plans(), rng)
+
+
+def gradients(chunk: int, dropout: float = 0.0) -> tuple[Losses, dict[str, Tensor]]:
+    made, batch = learner(chunk, dropout)
+    torch.manual_seed(1)
+    losses = made(batch, PROGRESS)
+    made.backward(losses)
+    return losses, {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 64])
+def test_chunks_give_the_gradient_of_the_whole_batch(chunk: int) -> None:
+    losses, whole = gradients(0)
+    again, chunked = gradients(chunk)
+    torch.testing.assert_close(again.total, losses.total)
+    assert whole.keys() == chunked.keys()
+    for name in whole:
+        torch.testing.assert_close(chunked[name], whole[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_replay_draws_what_the_first_pass_drew() -> None:
+    """With dropout, the gradient is that of the very features the loss saw."""
+    made, batch = learner(4, dropout=0.5)
+    seen = []
+    made.encoders["points"].register_forward_hook(lambda _m, _i, out: seen.append(out[0].pooled.detach()))
+    made.backward(made(batch, PROGRESS))
+    half = len(seen) // 2
+    assert half == 3
+    for first, again in zip(seen[:half], seen[half:], strict=True):
+        torch.testing.assert_close(first, again, rtol=0, atol=0)
+
+
+def test_batch_norm_in_an_encoder_refuses_chunks() -> None:
+    made, _ = learner(0)
+    encoders = nn.ModuleDict({"points": nn.BatchNorm1d(3)})
+    with pytest.raises(ValueError, match=r"chunk=2: an encoder holds batch norm"):
+        Learner(encoders, made.objective, 2)
+
+
+def test_clip_groups_are_encoders_and_heads() -> None:
+    made, _ = learner(0)
+    assert set(made.clip_groups("all")) == {"all"}
+    assert set(made.clip_groups("module")) == {"encoders.points", "objective.heads"}
+    assert len(made.clip_groups("parameter")) == len(list(made.parameters()))

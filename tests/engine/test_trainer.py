@@ -1,0 +1,133 @@
+"""What the loop does when something goes wrong, and what it writes when nothing does."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from multissl import run
+from multissl.engine import checkpoint
+from multissl.engine.checkpoint import CheckpointError, Save
+from multissl.engine.metrics import read_metrics
+from multissl.engine.trainer import Interrupted, NonFinite
+from tests.ranks import run_ranks
+from tests.stubs import recipe
+
+
+def spoilt(steps: tuple[int, ...], **changes: Any) -> Any:
+    made = recipe().replace(**changes)
+    made.objective.spoil = steps  # type: ignore[attr-defined]
+    return made
+
+
+def test_a_step_that_is_not_finite_is_skipped_dumped_and_named(tmp_path: Path) -> None:
+    run.train(spoilt((3, 7)), tmp_path)
+    dumps = sorted(p.name for p in tmp_path.glob("nonfinite_*.json"))
+    assert dumps == ["nonfinite_step_3_rank_0.json", "nonfinite_step_7_rank_0.json"]
+    record = json.loads((tmp_path / dumps[0]).read_text())
+    assert record["not_finite"][0] == "pull"
+    assert len(record["samples"]) == 16
+    losses = [x["loss"] for x in read_metrics(tmp_path) if x["kind"] == "train"]
+    assert all(v is not None and v == v for v in losses)
+
+
+def test_a_loss_that_stays_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    with pytest.raises(NonFinite, match=r"5 steps in a row, up to step 29 .*lower --optim.lr"):
+        run.train(spoilt(tuple(range(25, 40))), tmp_path)
+    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 20
+
+
+def one_rank_spoils(rank: int, folder: str) -> list[float]:
+    run.train(spoilt((3,) if rank == 1 else ()), folder)
+    return [x["loss"] for x in read_metrics(Path(folder)) if x["kind"] == "train"]
+
+
+@pytest.mark.ranks
+def test_all_ranks_skip_what_one_rank_cannot_use(tmp_path: Path) -> None:
+    first, second = run_ranks(2, one_rank_spoils, str(tmp_path))
+    assert first == second
+    assert {p.name for p in tmp_path.glob("nonfinite_*")} == {
+        f"nonfinite_step_3_rank_{r}.json" for r in (0, 1)
+    }
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 2 kB, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Path, small_disk: None) -> None:
+    from multissl.distributed import process_group
+    from multissl.recipe import build
+
+    with process_group() as device:
+        parts = build(recipe(), device)
+        whole = tmp_path / "checkpoints" / "step_00000010"
+        whole.mkdir(parents=True)
+        (whole / "meta.json").write_text('{"format": 1, "step": 10}')
+        with pytest.raises(CheckpointError, match=r"step 20 could not be written .*step 10 is intact.*--out"):
+            checkpoint.save(tmp_path, 20, parts.learner, parts.optimizer.torch, Save())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import stubs
+
+    monkeypatch.setattr(stubs, "pause", lambda step: os.kill(os.getpid(), number) if step == 13 else None)
+    with pytest.raises(Interrupted, match="checkpoint of step 14 .*repeat the command"):
+        run.train(recipe(), tmp_path)
+    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 14
+    monkeypatch.undo()
+    assert run.train(recipe(), tmp_path).folder == tmp_path
+
+
+def test_only_the_last_and_the_marked_checkpoints_are_kept(tmp_path: Path) -> None:
+    run.train(recipe().replace(save=Save(every=5, keep_last=2, keep_every=20)), tmp_path)
+    assert [checkpoint.step_of(p) for p in checkpoint.found(tmp_path)] == [20, 35, 40]
+
+
+def test_a_folder_that_cannot_be_written_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--out .*file/run: cannot be written \(Not a directory\)"):
+        run.train(recipe(), tmp_path / "file" / "run")
+
+
+def test_a_run_leaves_what_others_read(tmp_path: Path) -> None:
+    made = recipe().replace(tensorboard=True)
+    run.train(made, tmp_path)
+    for name in ("recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    model = run.load(tmp_path)
+    features = model.encode([torch.zeros(6), torch.ones(6)])
+    assert features.shape == (2, 8)
+
+
+def test_loading_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no recipe.json: give the folder of a finished run"):
+        run.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("batch_size", 0), ("steps", 0), ("clip", -1.0), ("patience", 0)]
+)
+def test_a_limit_names_option_value_and_what_is_wanted(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{option}={value}: want"):
+        recipe().replace(**{option: value})

@@ -1,0 +1,176 @@
+"""Every registered objective on every registered modality, a few steps each, or the named reason why not.
+
+A new objective or modality is covered by being registered. Configs are the defaults, shrunk: widths, prototypes and
+crops become small, nothing is switched off. The toys show what the contract carries beyond today's objectives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from multissl import registry
+from multissl.config import Config
+from multissl.distributed import Parallel
+from multissl.encoders.base import build_encoders
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.data import Steps
+from multissl.engine.learner import Learner
+from multissl.modalities.base import Modality
+from multissl.modalities.image import Image
+from multissl.modalities.tabular import Tabular
+from multissl.objectives.base import Objective
+from multissl.recipe import Recipe, build, check
+from multissl.types import Progress
+from tests import toys
+
+BATCH, STEPS = 4, 3
+SMALL = {"prototypes": 16, "bottleneck": 8, "hidden": 16, "out": 16, "koleo_group": 4, "num_local": 2}
+MODALITIES: dict[str, Modality.Config] = {
+    "image": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
+    "tabular": Tabular.Config(),
+}
+"""How a modality is made small; one that is not named here runs with its defaults."""
+REASONS: dict[tuple[str, str], str] = {}
+"""Pairs without a meaning, and the words in which `check` must refuse them."""
+
+
+def shrunk(cfg: Config) -> Any:
+    """The config with every width in it small."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if isinstance(value, Config):
+            changes[field.name] = shrunk(value)
+        elif field.name in SMALL and value:
+            changes[field.name] = SMALL[field.name]
+    return cfg.replace(**changes)
+
+
+def small_recipe(modality: str, objective: Objective.Config) -> Recipe:
+    made = MODALITIES.get(modality) or registry.resolve(modality, "modalities").Config()
+    streams = made.build().streams()
+    encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, drop_path=0.2)
+    return Recipe(
+        modality=made,
+        encoders=dict.fromkeys(streams, encoder),
+        objective=objective,
+        batch_size=BATCH,
+        steps=STEPS,
+    )
+
+
+def run(recipe: Recipe) -> tuple[Learner, list[float], set[str]]:
+    """A few steps of the recipe; the losses, and the trainable parameters that never had a gradient."""
+    parts = build(recipe, torch.device("cpu"))
+    objective = parts.learner.objective
+    plans = objective.plans()  # type: ignore[operator]
+    steps = Steps(parts.modality, plans, BATCH, 0, 0, 1, final=False)
+    idle = {n for n, p in parts.learner.named_parameters() if p.requires_grad}
+    losses = []
+    for step in range(STEPS):
+        progress = Progress(step=step, total=STEPS, epoch_steps=1)
+        torch.manual_seed(step)
+        parts.learner.train()
+        found = parts.learner(steps.views(steps[step][0], step), progress)
+        parts.learner.backward(found)
+        assert torch.isfinite(found.total)
+        assert all(torch.isfinite(v).all() for v in [*found.terms.values(), *found.stats.values()])
+        losses.append(found.total.item())
+        idle -= {n for n, p in parts.learner.named_parameters() if p.grad is not None}
+        assert not [n for n, p in parts.learner.named_parameters() if "teacher" in n and p.grad is not None]
+        parts.optimizer.step(progress)
+        objective.after_step(parts.learner.encoders, progress)  # type: ignore[operator]
+        parts.optimizer.zero_grad()
+    return parts.learner, losses, idle
+
+
+def meaningful(recipe: Recipe) -> str | None:
+    """Why a pair has no meaning, in the words of `check`, or None."""
+    modality = recipe.modality.build()
+    specs = modality.streams()
+    encoders = build_encoders(recipe.encoders, specs)
+    objective = recipe.objective.build(encoders, specs)
+    try:
+        check(recipe, specs, modality.offers, objective.plans())
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("objective", registry.names("objectives"))
+@pytest.mark.parametrize("modality", registry.names("modalities"))
+def test_every_objective_runs_on_every_modality(modality: str, objective: str) -> None:
+    recipe = small_recipe(modality, shrunk(registry.resolve(objective, "objectives").Config()))
+    reason = meaningful(recipe)
+    if reason is not None:
+        assert REASONS.get((modality, objective), "not listed in REASONS") in reason
+        pytest.skip(reason)
+    learner, losses, idle = run(recipe)
+    assert not idle, f"trainable parameters without a gradient: {sorted(idle)}"
+    again, repeated, _ = run(recipe)
+    assert repeated == losses
+    state = learner.state_dict()
+    assert state.keys() == again.state_dict().keys()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    fresh = build(recipe, torch.device("cpu")).learner
+    fresh.load_state_dict(state)
+    torch.testing.assert_close(dict(fresh.state_dict()), dict(state), rtol=0, atol=0)
+
+
+TOYS: list[tuple[Modality.Config, Objective.Config]] = [
+    (MODALITIES["image"], toys.ManyMasks.Config()),
+    (MODALITIES["image"], toys.InnerTargets.Config()),
+    (toys.Symbols.Config(), toys.OtherLength.Config()),
+    (MODALITIES["tabular"], toys.MaskIsTarget.Config()),
+    *(
+        (MODALITIES["tabular"], toys.OddTeacher.Config(rule=r))
+        for r in ("frozen", "previous_epoch", "stage_copy")
+    ),
+]
+
+
+def toy_recipe(modality: Modality.Config, objective: Objective.Config) -> Recipe:
+    (stream,) = modality.build().streams()
+    pooling = "last" if stream == "symbols" else "cls"
+    encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling=pooling)
+    return Recipe(
+        modality=modality, encoders={stream: encoder}, objective=objective, batch_size=BATCH, steps=STEPS,
+        parallel=Parallel(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modality", "objective"), TOYS, ids=[f"{type(o).__qualname__}-{getattr(o, 'rule', '')}" for _, o in TOYS]
+)
+def test_the_contract_carries_what_later_methods_need(modality: Any, objective: Any) -> None:
+    learner, losses, _ = run(toy_recipe(modality, objective))
+    assert len(set(losses)) == STEPS, "the loss does not move"
+    trainable = [p for p in learner.encoders.parameters() if p.requires_grad]
+    assert trainable
+
+
+@pytest.mark.parametrize("rule", ["frozen", "previous_epoch", "stage_copy"])
+def test_odd_teachers_move_only_when_their_rule_says(rule: Any) -> None:
+    recipe = toy_recipe(MODALITIES["tabular"], toys.OddTeacher.Config(rule=rule))
+    start = build(recipe, torch.device("cpu")).learner
+    learner, _, _ = run(recipe)
+    before, after = weights(start.objective.teacher), weights(learner.objective.teacher)  # type: ignore[arg-type]
+    assert torch.equal(before, after) == (rule == "frozen")
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_a_pair_without_meaning_is_refused_in_a_sentence() -> None:
+    recipe = toy_recipe(toys.Symbols.Config(), toys.ManyMasks.Config())
+    assert meaningful(recipe) == (
+        "ManyMasks asks Symbols for mask views, which it does not offer: "
+        "switch its masked part off or take another objective"
+    )
