@@ -8,21 +8,32 @@ Shapes: C channels, H, W pixels.  State: none.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from typing import Any
+import logging
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from multissl.modalities.readers import Slice
 from multissl.types import Sample, Unreadable
 
+MEASURED = 1000
+"""Images that channel statistics are taken from."""
+SMALL, LARGE = 8, 10_000
+"""Sides in pixels beyond which an image is worth a notice."""
 SUFFIXES = (".jpg", ".jpeg", ".webp", ".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+log = logging.getLogger("multissl")
 
 
 def load(sample: Sample, channels: int) -> Tensor:
-    """The pixels of a sample, uint8 or uint16 [C, H, W]; `Unreadable` with its name where it has none."""
+    """The pixels of a sample [C, H, W], values 0 to 255: uint8, or float32 where the file has 16 bits.
+
+    Raises `Unreadable` with the name of a file that cannot be read; odd sizes are read, with a notice.
+    """
     data = sample.data
     name = data if isinstance(data, str) else getattr(data, "name", f"sample {sample.index}")
     try:
@@ -31,11 +42,26 @@ def load(sample: Sample, channels: int) -> Tensor:
         elif isinstance(data, str):
             with open(data, "rb") as f:
                 data = f.read()
-        return decode(data, channels)
+        image = decode(data, channels)
     except (OSError, ValueError, RuntimeError, SyntaxError, EOFError, MemoryError) as error:
         # Pillow raises SyntaxError for broken headers; the first line of torchvision's messages is the reason
         reason = (str(error) or "broken").splitlines()[0]
         raise Unreadable(sample.index, f"{name}: {reason}") from None
+    _, height, width = image.shape
+    small, large = min(height, width), max(height, width)
+    if small < SMALL or large > max(LARGE, 32 * small):
+        _notice(small < SMALL, f"{name} is {width} x {height} pixels; it is used all the same")
+    return image.float() / 257 if image.dtype == torch.uint16 else image
+
+
+_told: set[bool] = set()
+
+
+def _notice(small: bool, text: str) -> None:
+    """Say it once in a process for images that are very small, once for very large ones."""
+    if small not in _told:
+        log.warning("%s (said once for images of this kind)", text)
+    _told.add(small)
 
 
 def decode(data: Any, channels: int) -> Tensor:
@@ -120,3 +146,19 @@ def fit_channels(image: Tensor, channels: int) -> Tensor:
         weights = torch.tensor([0.299, 0.587, 0.114])
         return (weights[:, None, None] * image[:3].float()).sum(0, keepdim=True).round().to(image.dtype)
     raise ValueError(f"{have} channels, modality.channels={channels}: set it to what the files hold")
+
+
+def channel_statistics(data: Dataset[Sample], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over up to 1,000 evenly spaced images that can be read."""
+    count = len(cast(Any, data))
+    sums = []
+    for i in range(min(count, MEASURED)):
+        with contextlib.suppress(Unreadable):
+            image = load(data[i * count // min(count, MEASURED)], channels)
+            pixels = image.double().flatten(1) / 255  # [C, H*W]
+            sums.append(torch.stack([pixels.mean(1), pixels.pow(2).mean(1)]))
+    if not sums:
+        raise ValueError("modality.data: none of the images can be read, so there is no mean to subtract")
+    mean, square = torch.stack(sums).mean(0)
+    std = (square - mean**2).clamp(min=0).sqrt().clamp(min=1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,70 @@
+"""What an image shows, and how it is cut: random resized crops, the canonical centre, patches.
+
+Resizing is bicubic with antialias on uint8, equal to Pillow's up to rounding; a box is cut out before it is
+resized.
+Shapes: R rows, C channels, H, W pixels, S pixels a side, N patches, T = C*p*p floats of a patch.  State:
+none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TRIES = 10
+"""Draws of a random resized crop before the largest centred one is taken."""
+
+
+def crop_box(
+    height: int, width: int, draws: list[list[float]], scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random resized crop; draws are up to ten tries of four uniform numbers.
+
+    Where no try fits in the image, the largest centred crop of an allowed ratio.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for area_draw, ratio_draw, top_draw, left_draw in draws:
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(low + (high - low) * ratio_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(top_draw * (height - h + 1)), int(left_draw * (width - w + 1)), h, w
+    h = min(height, max(1, round(width / ratio[0])))
+    w = min(width, max(1, round(height * ratio[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """A box of an image [C, H, W] at another size, bicubic with antialias, as Pillow would do it."""
+    top, left, h, w = box
+    part = image[None, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)
+    if (h, w) == size:
+        return part[0]
+    resized = F.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
+    return resized.clamp_(0, 255) if image.is_floating_point() else resized
+
+
+def centre(image: Tensor, size: int, zoom: float) -> Tensor:
+    """The canonical view [C, size, size]: short side to size * zoom, then the centre."""
+    _, height, width = image.shape
+    if height == width == size:
+        return image
+    short = min(height, width)
+    # a panorama is cut to 8:1 first: resized as a whole it could fill the memory
+    h, w = min(height, 8 * short), min(width, 8 * short)
+    target = round(size * zoom)
+    new = (target, target * w // short) if h == short else (target * h // short, target)
+    resized = resize(image, ((height - h) // 2, (width - w) // 2, h, w), new)
+    top, left = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    return resized[:, top : top + size, left : left + size]
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Images [R, C, S, S] as the values of their patches [R, N, T], in the order row, column, channel."""
+    r, c, s, _ = x.shape
+    cut = x.reshape(r, c, s // patch, patch, s // patch, patch).permute(0, 2, 4, 3, 5, 1)
+    return cut.reshape(r, (s // patch) ** 2, patch * patch * c)

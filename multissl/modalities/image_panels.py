@@ -1,0 +1,72 @@
+"""The picture of a batch of image views for the report: a line a sample, hidden patches greyed.
+
+Shapes: B samples, V views, C channels, S pixels a side.  State: none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.types import Batch, Panel, Views
+
+SAMPLES, TILE, GAP = 6, 96, 4
+
+
+def crop_panel(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...], patch: int) -> list[Panel]:
+    """One panel with the views of the first samples, or none without views."""
+    views = [v for v in batch if v.x.dim() == 4]
+    if not views:
+        return []
+    columns = [tile for v in views for tile in _tiles(v, mean, std, patch)]  # each [b, 3, TILE, TILE]
+    framed = [F.pad(c, (GAP, GAP, GAP, GAP), value=1.0) for c in columns]
+    page = torch.cat([torch.cat(list(line), 2) for line in torch.stack(framed, 1)], 1)  # [3, H, W]
+    return [Panel("What the encoder is shown", to_bytes(page), _caption(views))]
+
+
+def _tiles(views: Views, mean: tuple[float, ...], std: tuple[float, ...], patch: int) -> list[Tensor]:
+    """The views of the first samples as colours 0 to 1, by view [b, 3, TILE, TILE]; small crops stay smaller."""
+    x = colours(views.x, mean, std).unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, 3, S, S]
+    if views.mask is not None:
+        side = x.shape[-1] // patch
+        hidden = views.mask.hidden.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
+        hidden = hidden.unflatten(-1, (side, side)).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
+        x = torch.where(hidden[:, :, None], 0.5 + 0.15 * (x - 0.5), x)
+    side = TILE if views.role != "local" else TILE * 7 // 10
+    edge = TILE - side
+    resized = [
+        F.interpolate(v, size=(side, side), mode="area" if v.shape[-1] > side else "nearest") for v in x
+    ]
+    return [F.pad(v, (0, edge, edge // 2, edge - edge // 2), value=1.0) for v in resized]
+
+
+def colours(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Normalised images [R, C, S, S] as RGB, values 0 to 1, on the CPU; three channels or one are shown."""
+    x = x.detach().float().cpu()
+    x = (x * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)
+    return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+
+
+def to_bytes(x: Tensor) -> np.ndarray:
+    """RGB [..., 3, H, W], values 0 to 1, as uint8 [..., H, W, 3]."""
+    return (x.movedim(-3, -1) * 255).round().to(torch.uint8).numpy()
+
+
+def _caption(views: Batch) -> str:
+    parts = ["Each line is one picture of the training set, seen several times."]
+    roles = {v.role: v for v in views}
+    if "clean" in roles:
+        parts.append("The untouched picture stands first.")
+    if "global" in roles:
+        parts.append(
+            "Large tiles are cut from most of the picture, with colours, blur and mirror image drawn at random."
+        )
+        if roles["global"].mask is not None:
+            parts.append(
+                "Greyed squares are hidden from the encoder that learns; it has to say what belongs there."
+            )
+    if "local" in roles:
+        parts.append("Small tiles show a detail, which has to be recognised as part of the same picture.")
+    return " ".join(parts)
