@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoder, Encoders
+from multissl.layers.heads import MLPHead
+from multissl.objectives import vicreg as module
+from multissl.objectives.vicreg import VICReg, vicreg_terms
+from multissl.types import Features, Progress, StreamSpec, Views
+from tests.ranks import run_ranks
+
+ROWS = StreamSpec(kind="columns", shape=(6,), num_tokens=6)
+
+
+class Stub(Encoder):
+    dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, views: object, masking: object = "none", inner: int = 0) -> list[Features]:
+        return [Features(pooled=self.linear(v.x), tokens=v.x[:, :, None]) for v in views]  # type: ignore[attr-defined]
+
+
+def test_collapse_costs_variance_and_nothing_else() -> None:
+    terms = vicreg_terms(torch.ones(2, 8, 4))
+    torch.testing.assert_close(terms["variance"], torch.tensor(1 - 1e-2))  # std = sqrt(1e-4)
+    assert terms["invariance"] == terms["covariance"] == 0
+
+
+def test_repeated_features_cost_covariance_and_spread_ones_nothing() -> None:
+    one = torch.randn(64, 1)
+    repeated = vicreg_terms(torch.stack([one.expand(-1, 4)] * 2))
+    corners = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    spread = vicreg_terms(torch.stack([corners] * 2))
+    assert repeated["covariance"] > 1
+    assert all(value.abs() < 1e-6 for value in spread.values())
+
+
+def test_views_may_change_places() -> None:
+    z = torch.randn(2, 8, 4)
+    for a, b in zip(vicreg_terms(z).values(), vicreg_terms(z.flip(0)).values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_objective_weighs_its_terms_and_trains_encoder_and_projector() -> None:
+    encoders = Encoders({"rows": Stub()})
+    cfg = VICReg.Config(covariance=0.0, projector=MLPHead.Config(hidden=8, out=5))
+    objective = cfg.build(encoders, {"rows": ROWS})
+    assert objective.plans()["rows"].num_global == 2
+    batch = [Views(x=torch.randn(16, 6), stream="rows", role="global", num_views=2)]
+    losses = objective(encoders, batch, Progress(step=0, total=1))
+    expected = 25 * losses.terms["invariance"] + 25 * losses.terms["variance"]
+    torch.testing.assert_close(losses.total.detach(), expected)
+    losses.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoders.parameters())
+    assert all(p.grad is not None for p in objective.parameters())
+
+
+def test_several_streams_are_paired_by_their_clean_views() -> None:
+    encoders = Encoders({"a": Stub(), "b": Stub()})
+    objective = VICReg.Config(projector=MLPHead.Config(hidden=8, out=5)).build(
+        encoders, {"a": ROWS, "b": ROWS}
+    )
+    assert [(p.num_clean, p.num_global) for p in objective.plans().values()] == [(1, 0), (1, 0)]
+    batch = [Views(x=torch.randn(8, 6), stream=s, role="clean") for s in "ab"]
+    assert objective(encoders, batch, Progress(step=0, total=1)).total.isfinite()
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 1: raise batch_size"):
+        vicreg_terms(torch.randn(2, 1, 4))
+    with pytest.raises(ValueError, match=r"objective\.variance=-1: want 0 or more"):
+        VICReg.Config(variance=-1)
+    with pytest.raises(ValueError, match="set one above 0"):
+        VICReg.Config(invariance=0, variance=0, covariance=0)
+
+
+def grad(rank: int, z: Tensor, ranks: int) -> Tensor:
+    mine = z.chunk(ranks, dim=1)[rank].clone().requires_grad_()
+    total = torch.stack([*vicreg_terms(mine).values()]).sum()
+    return torch.autograd.grad(total, mine)[0] / ranks  # the mean over ranks that the trainer takes
+
+
+def right_and_planted(rank: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    right, gather = grad(rank, z, 2), module.gather
+    module.gather = lambda x: gather(x).detach()  # type: ignore[assignment]
+    try:
+        return right, grad(rank, z, 2)
+    finally:
+        module.gather = gather
+
+
+@pytest.mark.ranks
+def test_two_ranks_give_the_gradient_of_one_and_a_gather_without_gradient_does_not() -> None:
+    z = torch.randn(2, 8, 4)
+    parts = run_ranks(2, right_and_planted, z)
+    expected = grad(0, z, 1)
+    torch.testing.assert_close(torch.cat([p[0] for p in parts], dim=1), expected)
+    planted = torch.cat([p[1] for p in parts], dim=1)
+    assert (planted - expected).abs().max() > 0.01
