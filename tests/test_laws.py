@@ -65,7 +65,8 @@ def test_imports_follow_the_arrows(path: Path) -> None:
     for module in imports(path):
         parts = module.split(".")
         if parts[0] == "multissl" and len(parts) > 1:
-            assert parts[1] in allowed, f"{path.name} imports {module}"
+            shared = module.startswith("multissl.encoders.base")  # the set of encoders that others are handed
+            assert shared or parts[1] in allowed, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("name", FOUNDATION)

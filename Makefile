@@ -1,0 +1,22 @@
+.PHONY: check fix test test-all bench docs
+
+check: ## what CI runs
+	bash .ci/run
+
+fix: ## format and mend what can be mended
+	uv run ruff format
+	uv run ruff check --fix
+
+test:
+	uv run pytest
+
+test-all: ## with slow tests, and with GPU tests where there is a GPU
+	uv run --all-extras pytest -m ""
+
+bench: ## start times, loader, training step
+	uv run python benchmarks/start.py
+	uv run python benchmarks/loader.py
+	uv run python benchmarks/dinov2_step.py
+
+docs: ## recipes and components as text
+	uv run multissl list
