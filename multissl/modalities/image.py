@@ -195,7 +195,7 @@ class Image(Modality):
         for line, role in enumerate(ROLES):
             if role not in given:
                 continue
-            x = torch.div(given[role], 255)  # [R, C, S, S]
+            x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
             if role != "clean":
                 x = self._recolour(x, role, _num(plan, role), rng.fork(line).to("cpu"))
             x = ops.normalise(x, mean, std)

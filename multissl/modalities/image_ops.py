@@ -51,8 +51,8 @@ def luminance(x: Tensor) -> Tensor:
     """Brightness as seen, [R, 1, H, W]; the plain mean of the channels unless there are three."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    weights = torch.tensor(GREY, device=x.device, dtype=x.dtype)
-    return torch.einsum("rchw,c->rhw", x, weights)[:, None]
+    red, green, blue = x.split(1, 1)
+    return torch.mul(red, GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def greyscale(x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     """(x - mean) / std by channel."""
     as_channels: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
     centre = torch.tensor(mean, **as_channels)[:, None, None]
-    return (x - centre) / torch.tensor(std, **as_channels)[:, None, None]
+    return (x - centre).div_(torch.tensor(std, **as_channels)[:, None, None])
 
 
 def _column(factor: Tensor) -> Tensor:
