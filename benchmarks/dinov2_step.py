@@ -1,0 +1,235 @@
+"""How fast is a DINOv2 training step? Images a second, utilisation, peak memory, recompiles, host syncs.
+
+    python benchmarks/dinov2_step.py                         # toy size on a CPU; S, B and L on a GPU
+    python benchmarks/dinov2_step.py --sizes l --batch 64 --attention sdpa varlen --seconds 60
+
+A step is everything after the worker: crops in bytes to views, student and teacher, heads, Sinkhorn, losses, backward,
+clipping, AdamW, teacher. Utilisation is given twice: of the operations that ran (rows that drop path left out are not
+counted) and of those the architecture nominally has, so that skipped work cannot pass for speed. The peak is measured
+in the same run with a square matrix product in the step's precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from multissl import distributed
+from multissl.configs import image as recipes
+from multissl.distributed import Parallel
+from multissl.encoders.transformer import TransformerEncoder, vit
+from multissl.engine.trainer import hash_of
+from multissl.layers.heads import PrototypeHead
+from multissl.layers.transformer import ffn_width
+from multissl.modalities.image import Image
+from multissl.random import RowRandom
+from multissl.recipe import Parts, Recipe, build
+from multissl.types import Progress
+
+LOCALS = 8
+
+
+@dataclass
+class Flops:
+    """Floating point operations of a step for one image."""
+
+    nominal: float
+    executed: float
+
+
+def forward_flops(cfg: TransformerEncoder.Config, tokens: int, patch: int, channels: int) -> float:
+    """Of one view of `tokens` tokens, class token included; a multiply and an add are two operations."""
+    hidden = ffn_width(cfg.dim, cfg.ffn, cfg.ffn_ratio)
+    weights = 4 * cfg.dim**2 + (3 if cfg.ffn == "swiglu" else 2) * cfg.dim * hidden
+    block = 2 * weights * tokens + 4 * tokens**2 * cfg.dim
+    return cfg.depth * block + 2 * channels * patch**2 * cfg.dim * (tokens - 1)
+
+
+def step_flops(recipe: Recipe, hidden_tokens: float) -> Flops:
+    """Student forward and backward, teacher forward, heads; `hidden_tokens` of an image pass the token heads."""
+    encoder: Any = recipe.encoders["image"]
+    modality: Any = recipe.modality
+    objective: Any = recipe.objective
+    sides = [(2, modality.size), (objective.num_local, modality.local_size)]
+    views = [(n, (s // modality.patch) ** 2 + 1) for n, s in sides]
+    forward = [n * forward_flops(encoder, t, modality.patch, modality.channels) for n, t in views]
+    heads = 0.0
+    for head, rows, teacher in (
+        (objective.head, 2 + objective.num_local, 2),
+        (objective.head if objective.tied_heads else objective.ibot_head, hidden_tokens, hidden_tokens),
+    ):
+        one = 2 * head_weights(head, encoder.dim)
+        heads += one * (3 * rows + teacher)
+    student, teacher = sum(forward), forward[0]
+    return Flops(3 * student + teacher + heads, 3 * student * (1 - encoder.drop_path) + teacher + heads)
+
+
+def head_weights(head: PrototypeHead.Config, dim: int) -> int:
+    """Weights of a prototype head."""
+    widths = [dim, *[head.hidden] * (head.layers - 1), head.bottleneck, head.prototypes]
+    return sum(a * b for a, b in pairwise(widths))
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations after the views whose result the processor waits for (views draw on the processor)."""
+
+    waits = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__.lstrip("_") in {w.lstrip("_") for w in self.waits}
+        return func(*args, **(kwargs or {}))
+
+
+def raw_batch(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[Any, RowRandom]:
+    """A batch as a worker delivers it, of noise, on the device."""
+    from torch.utils._pytree import tree_map_only
+
+    from multissl.types import Sample
+
+    rows = recipe.batch_size
+    rng = RowRandom((0, 0), 0, rows, rows)
+    noise = torch.Generator().manual_seed(0)
+    pictures = [torch.randint(256, (3, 256, 256), dtype=torch.uint8, generator=noise) for _ in range(4)]
+    samples = [Sample(pictures[i % 4], i) for i in range(rows)]
+    raw = parts.modality.collate(samples, parts.learner.objective.plans(), rng)  # type: ignore[operator]
+    return tree_map_only(torch.Tensor, lambda t: t.to(device), raw), rng.to(device)
+
+
+def stepper(parts: Parts, recipe: Recipe, device: torch.device) -> Callable[..., torch.Tensor]:
+    """A function that makes the training step of a number as the trainer does, with `count` entered after the views."""
+    learner, objective = parts.learner, parts.learner.objective
+    raw, rng = raw_batch(parts, recipe, device)
+    plans, groups = objective.plans(), learner.clip_groups(recipe.clip_per)  # type: ignore[operator]
+    learner.train()
+
+    def step(number: int, count: AbstractContextManager[Any] | None = None) -> torch.Tensor:
+        torch.manual_seed(hash_of(0, number, 0))
+        progress = Progress(step=number + 1, total=1000)
+        batch = parts.modality.views(raw, plans, rng)
+        with count or nullcontext():
+            losses = learner(batch, progress)
+            learner.backward(losses)
+            norms = distributed.clip_gradients(groups, recipe.clip)
+            finite = torch.isfinite(torch.stack([losses.total.detach().float(), *norms.values()])).all()
+            if finite:  # the one wait for the device in a step
+                parts.optimizer.step(progress)
+                objective.after_step(learner.encoders, progress)  # type: ignore[operator]
+            parts.optimizer.zero_grad()
+        return losses.total.detach()
+
+    return step
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / median(timed(lambda: a @ b, device) for _ in range(10))
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, with the device idle before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def measure(name: str, recipe: Recipe, device: torch.device, seconds: float, peak: float) -> None:
+    """Print one row."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    parts = build(recipe, device)
+    step = stepper(parts, recipe, device)
+    for i in range(3):
+        step(i)
+    graphs = counters["stats"]["unique_graphs"]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times, began = [], time.perf_counter()
+    while len(times) < 5 or (time.perf_counter() - began < seconds and len(times) < 100):
+        times.append(timed(lambda: step(len(times) + 3), device))
+    recompiled = counters["stats"]["unique_graphs"] - graphs
+    reads = HostReads()
+    step(0, reads)
+    objective: Any = recipe.objective
+    tokens = parts.modality.streams()["image"].num_tokens
+    flops = step_flops(recipe, 2 * tokens * objective.mask_share * sum(objective.mask_ratio) / 2)
+    rate = recipe.batch_size / median(times)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    print(
+        f"| {name} | {recipe.batch_size} | {rate:.1f} | {1e3 * median(times):.1f} | {1e3 * min(times):.1f} "
+        f"| {100 * flops.executed * rate / peak:.1f} % | {100 * flops.nominal * rate / peak:.1f} % "
+        f"| {memory:.1f} | {recompiled} | {reads.count} |",
+        flush=True,
+    )
+
+
+def toy(batch: int) -> Recipe:
+    """Two blocks and small heads: for the script itself, on a processor."""
+    made = recipes.dinov2_vits14()
+    small = PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=64)
+    made.modality = Image.Config(size=56, local_size=28, patch=14, blur_kernel=3, mask_group=min(batch, 32))
+    made.encoders = {"image": TransformerEncoder.Config(dim=64, depth=2, heads=2, layerscale=1e-5)}
+    made.objective.head = made.objective.ibot_head = small  # type: ignore[attr-defined]
+    made.parallel = Parallel()
+    return made.replace(batch_size=batch)
+
+
+def full(size: str, batch: int, attention: str, compiled: bool) -> Recipe:
+    """A published size at a batch one device holds."""
+    made = {"s": recipes.dinov2_vits14, "b": recipes.dinov2_vitb14, "l": recipes.dinov2_vitl16_in1k}[size]()
+    old: Any = made.encoders["image"]
+    kept = {"layerscale": old.layerscale, "drop_path": old.drop_path, "ffn": old.ffn}
+    made.encoders = {"image": vit(size, attention=attention, **kept)}  # type: ignore[arg-type]
+    made.parallel = Parallel(compile=compiled)
+    return made.replace(batch_size=batch)
+
+
+def main() -> None:
+    """Read the options, print the table."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=["s", "b", "l"] if cuda else ["toy"])
+    parser.add_argument("--batch", type=int, default=64 if cuda else 8)
+    parser.add_argument("--attention", nargs="+", default=["sdpa", "varlen"] if cuda else ["sdpa"])
+    parser.add_argument("--compile", nargs="+", choices=["yes", "no"], default=["no", "yes"] if cuda else ["no"])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring for a row")
+    options = parser.parse_args()
+    with distributed.process_group() as device:
+        peak = peak_rate(device, torch.bfloat16 if cuda else torch.float32)
+        name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
+        print(f"{name}, torch {torch.__version__}, matrix product {peak / 1e12:.2f} TFLOP/s\n")
+        print("| model | batch | images/s | median ms | min ms | executed | nominal | GiB | recompiles | host waits |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for size in options.sizes:
+            if size == "toy":
+                measure("toy", toy(options.batch), device, options.seconds, peak)
+                continue
+            for attention in options.attention:
+                for compiled in options.compile:
+                    label = f"ViT-{size.upper()} {attention}{' compiled' if compiled == 'yes' else ''}"
+                    recipe = full(size, options.batch, attention, compiled == "yes")
+                    measure(label, recipe, device, options.seconds, peak)
+
+
+if __name__ == "__main__":
+    main()
