@@ -59,9 +59,6 @@ class Teacher(Component, nn.Module):
     def __getitem__(self, name: str) -> Any:
         return self.now[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.now
-
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever is asked."""
         return super().train(False)

@@ -21,13 +21,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import PrototypeHead, wide
+from multissl.layers.heads import PrototypeHead
 from multissl.objectives.base import Objective, spread
 from multissl.objectives.koleo import grouped_koleo
-from multissl.objectives.sinkhorn import Centre, Targets, chunks, sinkhorn
+from multissl.objectives.sinkhorn import Centre, Weighting, sinkhorn
+from multissl.objectives.targets import Targets, cross_entropy, describe
 from multissl.schedules import ramp
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan, Views
 
@@ -70,7 +70,7 @@ class DINO(Objective):
         centre_momentum: float = 0.9
         centre_lazy: bool = False
         """Let a step's mean enter the stored centre at the next step, as DINOv2 does; the targets are the same."""
-        centre_weighting: Literal["count", "equal"] = "count"
+        centre_weighting: Weighting = "count"
         """count: every token weighs the same on any number of ranks; equal: every rank does (DINOv2)."""
         centre_tokens: Literal["hidden", "all"] = "hidden"
         """Whose mean moves the token centre: the hidden ones' (DINOv2) or all tokens', which costs logits (iBOT)."""
@@ -121,17 +121,15 @@ class DINO(Objective):
         if cfg.ibot_weight and not cfg.tied_heads:
             self.ibot_head = cfg.ibot_head.build(dim)
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
-        self.centres = nn.ModuleDict()
-        if cfg.centring == "ema":
-            sizes = {"dino": cfg.head.prototypes if cfg.dino_weight else 0}
-            sizes["ibot"] = (
-                (cfg.head if cfg.tied_heads else cfg.ibot_head).prototypes if cfg.ibot_weight else 0
-            )
-            for name, size in sizes.items():
-                if size:
-                    self.centres[name] = Centre(
-                        size, cfg.centre_momentum, cfg.centre_weighting, cfg.centre_lazy
-                    )
+        parts = {"dino": cfg.dino_weight and cfg.head.prototypes}
+        parts["ibot"] = cfg.ibot_weight and (cfg.head if cfg.tied_heads else cfg.ibot_head).prototypes
+        options = (cfg.centre_momentum, cfg.centre_weighting, cfg.centre_lazy)
+        used = {
+            name: Centre(int(size), *options)
+            for name, size in parts.items()
+            if size and cfg.centring == "ema"
+        }
+        self.centres = nn.ModuleDict(used)
 
     def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
         """What the teacher has a copy of, by name."""
@@ -231,11 +229,8 @@ class DINO(Objective):
 
     def param_rules(self) -> list[ParamRule]:
         """The prototypes rest for the first steps."""
-        return (
-            [ParamRule(match="last_layer.", frozen_steps=self.cfg.freeze_last_layer)]
-            if self.cfg.freeze_last_layer
-            else []
-        )
+        rule = ParamRule(match="last_layer.", frozen_steps=self.cfg.freeze_last_layer)
+        return [rule] if rule.frozen_steps else []
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and all heads."""
@@ -254,67 +249,11 @@ def dino_terms(
     pairs = 2 + 2 * num_local + (1 if reference_counts and not num_local else 0)
     mine, local = logits.split([2 * batch, num_local * batch])
     rows = torch.arange(2 * batch, device=logits.device)
-    ce = cross_entropy(
-        mine, targets, rows.roll(batch)[:, None], temperature
-    )  # [2*B] the other view's teacher
+    swapped = rows.roll(batch)[:, None]  # [2*B, 1] the teacher of the other view
+    ce = cross_entropy(mine, targets, swapped, temperature)  # [2*B]
     terms = {"dino_global": 2 / pairs * ce.mean()}
     if num_local:
         both = rows.view(2, batch).T.repeat(num_local, 1)  # [L*B, 2] both teacher views of a sample
-        terms = {
-            "dino_local": cross_entropy(local, targets, both, temperature).sum() / (batch * pairs),
-            **terms,
-        }
+        local_ce = cross_entropy(local, targets, both, temperature)  # [L*B]
+        terms = {"dino_local": local_ce.sum() / (batch * pairs), **terms}
     return terms, ce
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Widens a chunk of logits at a time, forward and backward, and saves nothing of their size."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, targets: Targets, rows: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(student, rows)
-        ctx.targets, ctx.temperature = targets, temperature
-        losses = torch.empty(len(student), dtype=wide(student[:0]).dtype, device=student.device)
-        for some in chunks(len(student), student.shape[1] * rows.shape[1]):
-            p = targets.probabilities(rows[some]).sum(1)  # [c, K]
-            losses[some] = -(p * (wide(student[some]) / temperature).log_softmax(1)).sum(1)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        student, rows = ctx.saved_tensors
-        grad = torch.empty_like(student)
-        for some in chunks(len(student), student.shape[1] * rows.shape[1]):
-            p = ctx.targets.probabilities(rows[some]).sum(1)
-            q = (wide(student[some]) / ctx.temperature).softmax(1) * p.sum(1, keepdim=True)
-            grad[some] = ((q - p) * (grads[0][some, None] / ctx.temperature)).to(grad.dtype)
-        return grad, None, None, None
-
-
-def cross_entropy(student: Tensor, targets: Targets, rows: Tensor, temperature: float) -> Tensor:
-    """Cross entropy of each student row with its teacher rows, summed over these: [R] in fp32.
-
-    student logits [R, K]; rows int64 [R, t] says which rows of `targets` belong to each.
-    """
-    return cast(Tensor, _CrossEntropy.apply(student, targets, rows, temperature))
-
-
-@torch.no_grad()
-def describe(targets: Targets, ce: Tensor) -> dict[str, Tensor]:
-    """Teacher entropy and KL(teacher || student) a row, and the share of prototypes that lead some teacher row.
-
-    The share is of those that could: K, or the rows of all ranks where these are fewer.
-    """
-    rows, prototypes = targets.logits.shape
-    entropy, hits = targets.a.new_zeros(()), torch.zeros_like(targets.a)  # [], [K]
-    for some in chunks(rows, prototypes):
-        p = targets.probabilities(some)
-        entropy += torch.special.entr(p).sum()
-        hits.index_add_(0, p.argmax(1), p.amax(1).sign())  # padding rows lead nothing
-    real = targets.b.isfinite().sum().clamp(min=1)
-    used = (sum_ranks(hits) > 0).sum() / max(1, min(prototypes, rows * world()))
-    return {
-        "teacher_entropy": entropy / real,
-        "teacher_kl": (ce.sum() - entropy) / real,
-        "prototype_use": used,
-    }

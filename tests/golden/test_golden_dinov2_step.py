@@ -13,7 +13,7 @@ from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.engine.optim import AdamW, Optimizer
-from multissl.export import load_weights
+from multissl.export import load_state
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.positions import Position
@@ -81,8 +81,8 @@ def build(case: Case) -> tuple[Learner, Optimizer, list[float]]:
         freeze_last_layer=frozen,
         teacher=Teacher.Config(ema=hyper["mom"], final_ema=hyper["mom"]),
     ).build(encoders, {"image": spec})
-    load_weights(encoders["image"], backbone(student))
-    load_weights(objective.teacher["encoders"]["image"], backbone(teacher))
+    load_state(encoders["image"], backbone(student))
+    load_state(objective.teacher["encoders"]["image"], backbone(teacher))
     for which, state in ((objective.teacher.now, teacher), (vars(objective)["_modules"], student)):
         for name in ("dino_head", "ibot_head"):
             own = {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}

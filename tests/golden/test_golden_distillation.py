@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from multissl.distributed import world
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
-from multissl.objectives.dino import cross_entropy, dino_terms
+from multissl.objectives.dino import dino_terms
 from multissl.objectives.koleo import grouped_koleo, koleo
-from multissl.objectives.sinkhorn import Centre, Targets, centred, sinkhorn
+from multissl.objectives.sinkhorn import Centre, centred, sinkhorn
+from multissl.objectives.targets import Targets, cross_entropy
 from multissl.objectives.vicreg import vicreg_terms
 from multissl.schedules import ramp
 from multissl.types import Progress

@@ -17,9 +17,11 @@ from multissl.layers.heads import PrototypeHead
 from multissl.modalities.base import pack_masks
 from multissl.objectives import koleo as koleo_module
 from multissl.objectives import sinkhorn as sinkhorn_module
-from multissl.objectives.dino import DINO, cross_entropy, describe
+from multissl.objectives import targets as targets_module
+from multissl.objectives.dino import DINO
 from multissl.objectives.koleo import koleo
 from multissl.objectives.sinkhorn import Centre, centred, sinkhorn
+from multissl.objectives.targets import cross_entropy, describe
 from multissl.types import Batch, Features, Losses, Masking, Progress, StreamSpec, Views
 from tests.objectives.test_sinkhorn import matrix_form
 from tests.ranks import run_ranks
@@ -233,7 +235,7 @@ def test_the_cross_entropy_and_its_gradient_are_exact_and_chunks_change_nothing(
     assert torch.autograd.gradcheck(loss, (student,))
     expected = -(targets.probabilities(rows).sum(1) * (student / 0.1).log_softmax(1)).sum(1)
     torch.testing.assert_close(loss(student), expected)
-    monkeypatch.setattr(sinkhorn_module, "CHUNK", 12)  # one row at a time
+    monkeypatch.setattr(targets_module, "CHUNK", 12)  # one row at a time
     assert torch.autograd.gradcheck(loss, (student,))
     torch.testing.assert_close(loss(student), expected)
 

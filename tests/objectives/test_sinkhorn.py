@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.objectives import sinkhorn as module
-from multissl.objectives.sinkhorn import Centre, centred, mean_logits, sinkhorn
+from multissl.objectives import targets as module
+from multissl.objectives.sinkhorn import Centre, Weighting, centred, sinkhorn
 from tests.ranks import run_ranks
 
 
@@ -21,6 +21,13 @@ def matrix_form(logits: Tensor, temperature: float, rounds: int = 3) -> Tensor:
 
 def logits_like_a_heads(rows: int, prototypes: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(rows, prototypes), dim=1) * 3  # |cosine| well below 1
+
+
+def mean_of(logits: Tensor, real: Tensor | None = None, weighting: Weighting = "count") -> Tensor:
+    centre = Centre(logits.shape[1], momentum=0.0, weighting=weighting)
+    centre.observe(logits, real)
+    centre.after_step()
+    return centre.centre
 
 
 @pytest.mark.parametrize("temperature", [0.04, 0.07])
@@ -63,11 +70,11 @@ def test_padding_rows_have_no_say_and_no_target() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(11, 6)
     whole = sinkhorn(logits, 0.1).probabilities(), centred(logits, 0.1, logits[0]).probabilities()
-    mean = mean_logits(logits)[0]
+    mean = mean_of(logits)
     monkeypatch.setattr(module, "CHUNK", 13)  # two rows at a time
     torch.testing.assert_close(sinkhorn(logits, 0.1).probabilities(), whole[0])
     torch.testing.assert_close(centred(logits, 0.1, logits[0]).probabilities(), whole[1])
-    torch.testing.assert_close(mean_logits(logits)[0], mean)
+    torch.testing.assert_close(mean_of(logits), mean)
 
 
 def test_half_precision_logits_get_fp32_targets() -> None:
@@ -113,15 +120,26 @@ def test_a_lazy_centre_survives_a_checkpoint() -> None:
     torch.testing.assert_close(again.centre, 0.1 * logits.mean(0))
 
 
+def test_without_a_row_the_centre_stays() -> None:
+    centre, logits = Centre(5), torch.randn(4, 5)
+    centre.observe(logits)
+    centre.after_step()
+    before = centre.centre.clone()
+    centre.observe(logits, torch.zeros(4, dtype=torch.bool))
+    centre.after_step()
+    centre.after_step()  # without a new mean
+    assert torch.equal(centre.centre, before)
+
+
 def on_two_ranks(rank: int, logits: Tensor, real: Tensor) -> list[Tensor]:
     mine, some = logits.chunk(2)[rank], real.chunk(2)[rank]
     nothing = some & bool(rank)  # the first rank has no real row
     return [
         sinkhorn(mine, 0.05, some).probabilities(),
-        mean_logits(mine, some)[0],
-        mean_logits(mine, some, "equal")[0],
+        mean_of(mine, some),
+        mean_of(mine, some, "equal"),
         sinkhorn(mine, 0.05, nothing).probabilities(),
-        mean_logits(mine, nothing, "equal")[0],
+        mean_of(mine, nothing, "equal"),
     ]
 
 
