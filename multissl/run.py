@@ -11,7 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,6 +160,8 @@ class Handle:
 
     encoders: Encoders
     device: torch.device
+    memory: dict[Any, Any] = field(default_factory=dict)
+    """Features that evaluators share; the weights stay as they are."""
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item."""
@@ -217,9 +219,10 @@ def evaluate(run: Path | str) -> dict[str, float]:
     model = load(run)
     progress = Progress(step=model.recipe.steps, total=model.recipe.steps)
     figures: dict[str, float] = {}
+    handle = model.handle()
     for name, cfg in model.recipe.evals.items():
         evaluator = cfg.build()
-        found = evaluator.run(model.handle(), model.modality, progress) | evaluator.floors(model.modality)
+        found = evaluator.run(handle, model.modality, progress) | evaluator.floors(model.modality)
         figures |= {f"{name}/{n}": v for n, v in found.items()}
     return figures
 
@@ -239,10 +242,10 @@ def report(run: Path | str, samples: int = 8) -> Path:
         views, _ = clean_views(modality, some, stream, model.device)
         with torch.inference_mode():
             panels += cast(Encoder, encoder).panels(views)
-    titles: dict[str, str] = {}
+    titles, handle = {}, model.handle()
     for name, cfg in recipe.evals.items():
         evaluator = cfg.build()
-        panels += evaluator.panels(model.handle(), modality)
+        panels += evaluator.panels(handle, modality)
         titles |= {f"{name}/{figure}": title for figure, title in evaluator.titles.items()}
     return write_report(Path(run), panels, titles)
 

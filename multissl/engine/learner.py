@@ -9,7 +9,7 @@ Shapes: B samples, c samples a chunk, V views, R = V*B rows, D width, N tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -96,6 +96,8 @@ class Handle:
     learner: Learner
     which: Which
     device: torch.device
+    memory: dict[Any, Any] = field(default_factory=dict)
+    """Features that evaluators share; a handle lives for the evaluators of one step."""
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features by that side."""

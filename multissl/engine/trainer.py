@@ -228,14 +228,15 @@ class Trainer:
             return 0.0
         self.learner.eval()
         figures: dict[str, float] = {}
+        exported = Handle(self.learner, "exported", self.device)
+        student = Handle(self.learner, "student", self.device)
         for name, evaluator in due.items():
-            exported = Handle(self.learner, "exported", self.device)
             found = evaluator.run(exported, self.modality, progress)
             if first:
                 found |= evaluator.floors(self.modality)
             elif getattr(evaluator.cfg, "student", False) and self.learner.has_teacher():
-                student = evaluator.run(Handle(self.learner, "student", self.device), self.modality, progress)
-                found |= {f"student/{n}": v for n, v in student.items()}
+                other = evaluator.run(student, self.modality, progress)
+                found |= {f"student/{n}": v for n, v in other.items()}
             figures |= {f"{name}/{n}": v for n, v in found.items()}
         if figures:
             self.sinks.write("eval", step, figures)

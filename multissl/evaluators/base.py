@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Encode, Features, Modality, Panel, Progress, Sample, Unreadable, Views
+from multissl.types import CLEAN, Encode, Modality, Panel, Progress, Sample, Unreadable, Views
 
 log = logging.getLogger("multissl")
 
@@ -129,20 +129,25 @@ def evaluating(encoders: Encode) -> Iterator[Featurize]:
     for module in modules:
         module.training = False
     try:
-        yield pooled(encoders)
+        yield Pooled(encoders)
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
 
 
-def pooled(encoders: Encode) -> Featurize:
-    """The encoder's pooled output as features."""
+class Pooled:
+    """The encoder's pooled output as features.
 
-    def featurize(views: Views) -> Tensor:
-        feature: Features = encoders.encode([views])[0]
-        return feature.pooled.float()
+    Where the encoders carry a `memory`, a dict that lives as long as their weights stay, what was made of a split
+    is kept there, so that evaluators of the same moment share one pass over it.
+    """
 
-    return featurize
+    def __init__(self, encoders: Encode) -> None:
+        self.encoders, self.memory = encoders, getattr(encoders, "memory", None)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Features [R, D] in fp32."""
+        return self.encoders.encode([views])[0].pooled.float()
 
 
 def featurize_split(
@@ -178,6 +183,9 @@ def featurize_places(
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Features [S, D], labels [S] and positions of the readable ones of some samples of a split."""
+    memory, key = getattr(featurize, "memory", None), (split, tuple(places))
+    if memory is not None and key in memory:
+        return memory[key]
     data, stream = modality.dataset(split), next(iter(modality.streams()))
     features, labels, kept = [], [], []
     for start in range(0, len(places), batch_size):
@@ -187,7 +195,10 @@ def featurize_places(
         labels += [s.label for s in readable]
         names = {id(s) for s in readable}
         kept += [i for i, s in samples.items() if id(s) in names]
-    return torch.cat(features), torch.tensor(labels), kept
+    found = torch.cat(features), torch.tensor(labels), kept
+    if memory is not None:
+        memory[key] = found
+    return found
 
 
 def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:

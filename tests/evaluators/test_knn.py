@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from multissl.evaluators.base import device_of, evaluating, featurize_split
+from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN, knn_accuracy, knn_predict
 from multissl.evaluators.neighbours import centred, nearest
+from multissl.types import Features, Masking, Views
 from tests.evaluators.clusters import START, Clusters, Pointwise, encoders
 
 DATA = Path(os.environ.get("MULTISSL_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -87,6 +90,24 @@ def test_modes_come_back_after_an_error() -> None:
     with pytest.raises(KeyError), evaluating(measured):
         raise KeyError
     assert measured.training
+
+
+def test_evaluators_of_one_moment_share_the_features_of_a_split() -> None:
+    class Counting:
+        device, memory, calls = "cpu", {}, 0
+
+        def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+            self.calls += 1
+            return encoders().encode(views, masking, inner)
+
+    measured, modality = Counting(), Clusters(Clusters.Config())
+    first = knn().run(measured, modality, START)
+    assert measured.calls == 2  # train and val
+    assert knn().run(measured, modality, START) == first
+    assert Collapse(Collapse.Config(samples=0)).run(measured, modality, START)["width"] == 2
+    assert measured.calls == 2
+    knn(queries=10).run(measured, modality, START)  # other samples: encoded
+    assert measured.calls == 3
 
 
 def test_unreadable_samples_are_left_out() -> None:
