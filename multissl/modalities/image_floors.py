@@ -52,8 +52,9 @@ def hog(grey: Tensor) -> Tensor:
     dx[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
     size = torch.sqrt(dx**2 + dy**2)  # [R, side, side]
     turn = torch.atan2(dy, dx) % math.pi / math.pi * BINS
-    votes = F.one_hot(turn.long().clamp(max=BINS - 1), BINS) * size[..., None]  # [R, side, side, 9]
-    cells = F.avg_pool2d(votes.permute(0, 3, 1, 2), cell)  # [R, 9, cells, cells]
+    votes = grey.new_zeros(len(grey), BINS, side, side)
+    votes.scatter_(1, turn.long().clamp_(max=BINS - 1)[:, None], size[:, None])
+    cells = F.avg_pool2d(votes, cell)  # [R, 9, cells, cells]
     blocks = F.unfold(cells, 2)  # [R, 9*4, blocks]
     blocks = F.normalize(blocks, dim=1, eps=1e-5).clamp(max=0.2)
     return F.normalize(blocks, dim=1, eps=1e-5).flatten(1)

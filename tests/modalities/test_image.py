@@ -13,6 +13,7 @@ import torch
 from PIL import Image as Pillow
 from torchvision.transforms.v2 import functional as tv
 
+from multissl.engine.data import Steps
 from multissl.modalities import image_files
 from multissl.modalities.image import Image
 from multissl.modalities.image_crops import centre, crop_box, patchify, resize
@@ -323,3 +324,18 @@ def test_images_of_odd_size_are_used_with_one_notice(
         for views in run(small(), [odd, *pictures(3)]):
             assert bool(torch.isfinite(views.x).all())
     assert [kind in text for text in said] == [True]
+
+
+def test_a_truncated_file_among_good_ones_is_skipped_and_listed(tmp_path: Path) -> None:
+    for i in range(8):
+        Pillow.fromarray(RNG.integers(0, 255, (40, 40, 3)).astype(np.uint8)).save(tmp_path / f"{i}.jpg")
+    whole = (tmp_path / "3.jpg").read_bytes()
+    (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "5.jpg").write_text("no picture")
+    plan = {"image": ViewPlan(num_global=2)}
+    steps = Steps(small(data=str(tmp_path)), plan, 7, 0, 0, 1, final=False)
+    raw, skipped = steps[0]
+    assert raw["image"]["global"].shape == (14, 3, 16, 16)
+    assert sorted(index for index, _ in skipped) == [3, 5]
+    assert any("3.jpg: Image is incomplete or truncated" in reason for _, reason in skipped)
+    assert not {3, 5} & set(raw["image"]["sample_id"].tolist())
