@@ -60,7 +60,7 @@ class RankBatchNorm(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over the rows of all ranks, each [width]; moves the running statistics."""
-        rows = sum_ranks(x.new_tensor([float(len(x))]))
+        rows = sum_ranks(x.new_full((1,), len(x)))
         mean = sum_ranks(x.sum(0)) / rows
         # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
         var = sum_ranks((x - mean).pow(2).sum(0)) / rows
