@@ -12,7 +12,7 @@ from html import escape
 Points = list[tuple[int, float]]
 """(step, value), steps ascending."""
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 320, 170, 44, 10, 146
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 320, 170, 48, 10, 146
 LETTER = 6.2
 """About the width of a character of the labels."""
 STRETCHES = 160
@@ -39,9 +39,9 @@ def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] 
         return BOTTOM - (BOTTOM - TOP) * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
     marks, labels = [], []
-    for tick in ticks:
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        marks.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        marks.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{label}</text>')
     for value, text in zip(floors.values(), texts, strict=False):
         marks.append(
             f'<line class="floor" x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
@@ -97,6 +97,15 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def tick_labels(ticks: list[float]) -> list[str]:
+    """Ticks in as many digits as tell them apart."""
+    step, largest = ticks[1] - ticks[0], max(abs(t) for t in ticks)
+    if largest < 1e-2 or largest >= 1e6:
+        return [short(t) for t in ticks]
+    digits = next(d for d in range(9) if abs(round(step, d) - step) < step / 100)
+    return [f"{t + 0.0:,.{digits}f}" for t in ticks]
+
+
 def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple[float, str, str]]:
     """Labels moved up or down until none covers another, inside the picture."""
     placed: list[tuple[float, str, str]] = []
@@ -110,5 +119,6 @@ def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple
 def short(value: float) -> str:
     """A number in few characters."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+        digits, power = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

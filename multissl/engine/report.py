@@ -95,7 +95,8 @@ def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]
     charts: dict[str, dict[str, Points]] = {}
     for name, points in _series(train).items():
         group, _, part = name.partition("/")
-        title, line = (group, part) if group == "gradient_norm" else (name, "")
+        # encoders.image and objective.dino_head are known by their last part
+        title, line = (group, part.rpartition(".")[2]) if group == "gradient_norm" else (name, "")
         charts.setdefault(title, {})[line] = points
     charts.pop("unreadable", None)  # told in the notes
     for title, lines in charts.items():

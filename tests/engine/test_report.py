@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from multissl.engine.charts import apart, chart, nice_ticks, short, stretched
+from multissl.engine.charts import apart, chart, nice_ticks, short, stretched, tick_labels
 from multissl.engine.report import MOST_NOTES, write_report
 from multissl.types import Panel
 
 LINES: list[dict[str, Any]] = [
     {"kind": "eval", "step": 0, "knn/top1": 30.0, "knn/raw": 34.0, "knn/hog": 52.0, "collapse/width": 192},
-    *({"kind": "train", "step": s, "loss": 5.0 / s, "terms/ibot": 1.0, "gradient_norm/head": 0.1 * s,
+    *({"kind": "train", "step": s, "loss": 5.0 / s, "terms/ibot": 1.0, "gradient_norm/objective.head": 0.1 * s,
        "gradient_norm/encoder": 2.0, "lr": 1e-3, "unreadable": 1} for s in range(1, 9)),
     {"kind": "note", "step": 4, "text": "sample <b>7</b> & co cannot be read"},
     {"kind": "eval", "step": 8, "knn/top1": 81.2, "knn/student/top1": 75.5, "collapse/width": 192},
@@ -161,6 +161,15 @@ def test_ticks_are_round_and_hold_the_values(low: float, high: float) -> None:
     assert max(steps) == pytest.approx(min(steps), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.701, 1.703), (0.0, 1.5e-4), (-5e6, 2.0), (0.3831, 0.3839), (20.0, 80.0)]
+)
+def test_tick_labels_differ_and_fit_the_margin(low: float, high: float) -> None:
+    labels = tick_labels(nice_ticks(low, high))
+    assert len(set(labels)) == len(labels)
+    assert max(map(len, labels)) <= 6
+
+
 def test_long_curves_become_means_between_their_extremes() -> None:
     points = [(s, float(s % 2)) for s in range(10_000)]
     parts = stretched(points)
@@ -179,7 +188,7 @@ def test_labels_do_not_cover_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (81.24, "81.2"), (0.00012, "0.00012"), (12345.6, "12,346"), (2.5e6, "2.5e6")],
+    [(0, "0"), (81.24, "81.2"), (0.00012, "1.2e-4"), (12345.6, "12,346"), (2.5e6, "2.5e6")],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
