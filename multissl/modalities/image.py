@@ -30,18 +30,7 @@ from multissl.modalities.image_panels import colours, crop_panel, to_bytes
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.sources import Source, open_source
 from multissl.random import RowRandom
-from multissl.types import (
-    Batch,
-    Mask,
-    Panel,
-    Plans,
-    Raw,
-    Role,
-    Sample,
-    StreamSpec,
-    ViewPlan,
-    Views,
-)
+from multissl.types import Batch, Mask, Panel, Plans, Raw, Role, Sample, StreamSpec, ViewPlan, Views
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLUR = {

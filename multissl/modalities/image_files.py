@@ -43,8 +43,7 @@ def load(sample: Sample, channels: int) -> Tensor:
             with open(data, "rb") as f:
                 data = f.read()
         image = decode(data, channels)
-    except (OSError, ValueError, RuntimeError, SyntaxError, EOFError, MemoryError) as error:
-        # Pillow raises SyntaxError for broken headers; the first line of torchvision's messages is the reason
+    except (OSError, ValueError, RuntimeError, EOFError, MemoryError) as error:
         reason = (str(error) or "broken").splitlines()[0]
         raise Unreadable(sample.index, f"{name}: {reason}") from None
     _, height, width = image.shape
@@ -69,6 +68,8 @@ def decode(data: Any, channels: int) -> Tensor:
 
     Grey becomes colour and colour grey where 3 or 1 channels are wanted; any other number has to be there.
     """
+    if data is None:
+        raise ValueError("the cell is empty")
     if isinstance(data, bytes | bytearray | memoryview):
         data = _from_bytes(bytes(data), channels)
     if isinstance(data, Tensor):
@@ -92,10 +93,10 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _pages(image)
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
     except UnidentifiedImageError:
         raise ValueError(f"not an image (it starts with {data[:12]!r})") from None
+    except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _pages(image: Any) -> np.ndarray:

@@ -139,6 +139,11 @@ def draw_masks(plan: ViewPlan, kind: Kind, grid: Grid, wanted_group: int, rng: R
     tokens, views = grid[0] * grid[1], plan.num_global
     size = group_size(wanted_group, rng)
     ranges = requests(plan, kind, tokens, views * size)
+    if not ranges and plan.mask_share > 0:
+        raise ValueError(
+            f"mask_share={plan.mask_share} of the {views * size} views of {size} samples masks none: choose a"
+            f" batch_size with a larger divisor up to mask_group={wanted_group}, or mask_share=1"
+        )
     upper = sum(_clamp(high, tokens) for _, high in ranges) * (rng.rows // size)
     masks = []
     for number in range(plan.num_masks):

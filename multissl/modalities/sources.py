@@ -117,6 +117,7 @@ def _listing(path: str, suffixes: tuple[str, ...], kind: str) -> Listing:
     scheme, _, rest = path.partition(":")
     if scheme in ("torchvision", "hf"):
         return readers.torchvision(rest) if scheme == "torchvision" else readers.hugging_face(rest, kind)
+    path = os.path.expanduser(path)
     if not os.path.exists(path):
         shards = sorted(p for part in _braces(path) for p in glob.glob(part))
         if not shards:

@@ -95,3 +95,9 @@ def test_a_batch_that_is_no_multiple_of_the_group_uses_its_largest_divisor() -> 
 def test_a_rank_that_cuts_a_group_is_told_the_group_that_fits() -> None:
     with pytest.raises(ValueError, match=r"mask_group=32.*set mask_group=16"):
         draw_masks(IBOT, "block", (8, 8), 32, rows(16, 16, 64))
+
+
+def test_a_share_that_masks_nothing_is_refused() -> None:
+    plan = ViewPlan(num_global=1, mask_ratio=(0.1, 0.5), mask_share=0.5)
+    with pytest.raises(ValueError, match=r"mask_share=0.5 of the 1 views of 1 samples masks none"):
+        draw_masks(plan, "block", (8, 8), 32, rows(0, 61, 61))

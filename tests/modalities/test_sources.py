@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -339,6 +340,20 @@ def test_a_broken_or_mislabelled_file_is_unreadable_and_named(tmp_path: Path, ki
         load(Sample(str(path), 7), 3)
     assert caught.value.index == 7
     assert "\n" not in caught.value.reason
+
+
+def test_an_empty_cell_is_unreadable() -> None:
+    with pytest.raises(Unreadable, match="sample 4: the cell is empty"):
+        load(Sample(None, 4), 3)
+
+
+def test_no_damage_to_a_tiff_escapes_as_another_error() -> None:
+    whole = encoded("TIFF")
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        with contextlib.suppress(Unreadable):
+            assert load(Sample(bytes(damaged), 0), 3).shape[0] == 3
 
 
 def test_a_missing_file_is_unreadable() -> None:
