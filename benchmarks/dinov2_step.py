@@ -211,14 +211,18 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["s", "b", "l"] if cuda else ["toy"])
     parser.add_argument("--batch", type=int, default=64 if cuda else 8)
     parser.add_argument("--attention", nargs="+", default=["sdpa", "varlen"] if cuda else ["sdpa"])
-    parser.add_argument("--compile", nargs="+", choices=["yes", "no"], default=["no", "yes"] if cuda else ["no"])
+    parser.add_argument(
+        "--compile", nargs="+", choices=["yes", "no"], default=["no", "yes"] if cuda else ["no"]
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring for a row")
     options = parser.parse_args()
     with distributed.process_group() as device:
         peak = peak_rate(device, torch.bfloat16 if cuda else torch.float32)
         name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
         print(f"{name}, torch {torch.__version__}, matrix product {peak / 1e12:.2f} TFLOP/s\n")
-        print("| model | batch | images/s | median ms | min ms | executed | nominal | GiB | recompiles | host waits |")
+        print(
+            "| model | batch | images/s | median ms | min ms | executed | nominal | GiB | recompiles | host waits |"
+        )
         print("|---|---|---|---|---|---|---|---|---|---|")
         for size in options.sizes:
             if size == "toy":

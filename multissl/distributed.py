@@ -271,10 +271,17 @@ def full(tensor: Tensor) -> Tensor:
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
     """Write a nested state of tensors, sharded or not, into a folder (torch.distributed.checkpoint)."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    with _quiet():
-        save(state, checkpoint_id=str(folder))
+    try:
+        with _quiet():
+            save(state, checkpoint_id=str(folder))
+    except (
+        CheckpointException
+    ) as error:  # no Exception, so nobody would catch it; the first rank's reason is enough
+        reason = next(iter(error.failures.values()))[0]
+        raise OSError(str(reason) or type(reason).__name__) from reason
 
 
 def load_state(state: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +23,13 @@ from multissl import distributed
 from multissl.config import config_name, difference, to_dict
 from multissl.encoders.base import Encoder, Encoders, build_encoders
 from multissl.engine import checkpoint
+from multissl.engine.learner import Handle
 from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Trainer, verdicts
 from multissl.evaluators.base import clean_views
 from multissl.modalities.base import Modality
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
-from multissl.types import Features, Masking, Panel, Progress, Sample, Views
+from multissl.types import Panel, Progress, Sample
 
 FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
@@ -154,20 +155,6 @@ def summarise(
     return Result(folder=folder, learned=summary["learned"], verdict=verdict, figures=last)
 
 
-@dataclass(slots=True)
-class Handle:
-    """Encoders and the device they lie on."""
-
-    encoders: Encoders
-    device: torch.device
-    memory: dict[Any, Any] = field(default_factory=dict)
-    """Features that evaluators share; the weights stay as they are."""
-
-    def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
-        """Features of every item."""
-        return self.encoders.encode(views, masking, inner)
-
-
 def _mask_group(modality: Any) -> int:
     return getattr(modality.cfg, "mask_group", 1)
 
@@ -180,7 +167,7 @@ class Model:
 
     def handle(self) -> Handle:
         """The encoders as evaluators want them."""
-        return Handle(self.encoders, self.device)
+        return Handle(self.encoders.encode, self.device)
 
     def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256) -> Tensor:
         """Pooled features [S, D] of samples as the modality reads them: paths, arrays, tensors, rows."""
@@ -238,7 +225,8 @@ def report(run: Path | str, samples: int = 8) -> Path:
     steps = Steps(modality, objective.plans(), max(samples, _mask_group(modality)), recipe.seed, 0, 1, True)
     panels: list[Panel] = modality.panels([v.samples(torch.arange(samples)) for v in steps[0][0]])
     for stream, encoder in model.encoders.items():
-        some = [modality.dataset("val")[i] for i in range(samples)]
+        held_out = modality.dataset("val")
+        some = [held_out[i] for i in range(min(samples, len(held_out)))]
         views, _ = clean_views(modality, some, stream, model.device)
         with torch.inference_mode():
             panels += cast(Encoder, encoder).panels(views)

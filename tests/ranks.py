@@ -23,7 +23,9 @@ def run_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]
     """
     with tempfile.TemporaryDirectory() as folder:
         # A server with torch already imported: a process starts in a tenth of the time.
-        multiprocessing.set_forkserver_preload(["torch", "multissl.distributed"])
+        multiprocessing.set_forkserver_preload(
+            ["torch.distributed.fsdp", "torch._dynamo", "multissl.distributed"]
+        )
         work = (count, _free_port(), folder, function, args)
         start_processes(_one, work, nprocs=count, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(count)]

@@ -66,8 +66,8 @@ class TransformerEncoder(Encoder):
 
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
             """Causal reading needs a pooled token that sees something."""
-            able: set[Masking] = {"none", "drop", "replace"}
-            return frozenset(able | {"causal"} if self.pooling != "cls" else able)
+            able: list[Masking] = ["none", "drop", "replace"]
+            return frozenset(able if self.pooling == "cls" else [*able, "causal"])
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()

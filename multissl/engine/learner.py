@@ -8,7 +8,8 @@ Shapes: B samples, c samples a chunk, V views, R = V*B rows, D width, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -64,7 +65,11 @@ class Learner(nn.Module):
     ) -> list[Features]:
         """Features outside a training step: by what is shipped, or by the student."""
         encoders = self.encoders if which == "student" else cast(Any, self.objective).exported(self.encoders)
-        return encoders.encode(views, masking, inner)
+        return cast(Any, encoders).encode(views, masking, inner)
+
+    def handle(self, which: Which, device: torch.device) -> Handle:
+        """One of the two sides, for evaluators."""
+        return Handle(functools.partial(self.encode, which), device)
 
     def has_teacher(self) -> bool:
         """Whether what is shipped is not the student itself."""
@@ -91,17 +96,16 @@ class Learner(nn.Module):
 
 @dataclass(slots=True)
 class Handle:
-    """One of a learner's two sides, as evaluators see it."""
+    """Encoders as evaluators see them: a way in, and where they lie."""
 
-    learner: Learner
-    which: Which
+    door: Callable[[Sequence[Views], Masking, int], list[Features]]
     device: torch.device
     memory: dict[Any, Any] = field(default_factory=dict)
-    """Features that evaluators share; a handle lives for the evaluators of one step."""
+    """Features that evaluators share; a handle lives while the weights stay as they are."""
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
-        """Features by that side."""
-        return cast(Any, self.learner).encode(self.which, views, masking, inner)
+        """Features of every item."""
+        return self.door(views, masking, inner)
 
 
 @dataclass(slots=True)

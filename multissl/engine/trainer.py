@@ -26,7 +26,7 @@ from multissl.distributed import Parallel
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import Save
 from multissl.engine.data import Data, Steps, stream
-from multissl.engine.learner import Handle, Learner
+from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
 from multissl.engine.optim import Optimizer
 from multissl.types import Losses, Modality, Progress
@@ -228,8 +228,8 @@ class Trainer:
             return 0.0
         self.learner.eval()
         figures: dict[str, float] = {}
-        exported = Handle(self.learner, "exported", self.device)
-        student = Handle(self.learner, "student", self.device)
+        exported = self.learner.handle("exported", self.device)
+        student = self.learner.handle("student", self.device)
         for name, evaluator in due.items():
             found = evaluator.run(exported, self.modality, progress)
             if first:

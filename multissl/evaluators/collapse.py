@@ -56,6 +56,8 @@ class Collapse(Evaluator):
             x, _ = featurize_split(
                 featurize, modality, self.cfg.split, self.cfg.samples, device=device_of(encoders)
             )
+        if len(x) < 2:  # one sample has no spread
+            return {}
         x = x.double()  # [S, D]
         if not bool(x.isfinite().all()):
             return {"rankme": math.nan, "std": math.nan, "cosine": math.nan, "width": x.shape[1]}
@@ -69,15 +71,20 @@ class Collapse(Evaluator):
         }
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Not learned where the last figures raise the alarm, with the step it began; else nothing to say."""
+        """Not learned where the last figures raise the alarm, with the step it began."""
         measured = [{k: number(v) for k, v in entry.items()} for entry in history if "std" in entry]
         since: dict[str, float] | None = None
         for entry in measured:
             alarmed = self._alarmed(entry, measured[0])
             since = (since or entry) if alarmed else None
-        if since is None:
+        if not measured:
             return None
         last = measured[-1]
+        if since is None:
+            rank = (
+                f"RankMe {last['rankme']:.1f} of {last['width']:.0f}, {measured[0]['rankme']:.1f} untrained"
+            )
+            return True, f"not collapsed ({rank}); what was learned needs labels to be told"
         return False, (
             f"collapsed at step {since['step']:.0f}: feature std {last['std']:.3f} (1 is spread out, "
             f"{measured[0]['std']:.3f} untrained), RankMe {last['rankme']:.1f} of {last['width']:.0f} "

@@ -15,6 +15,7 @@ import torch
 
 from multissl import distributed, run
 from multissl.engine import checkpoint
+from multissl.recipe import Recipe
 from tests.ranks import run_ranks
 from tests.stubs import recipe
 
@@ -94,7 +95,7 @@ def test_another_recipe_stops_with_its_difference(whole: Path) -> None:
         run.train(changed(), whole)
 
 
-def changed() -> object:
+def changed() -> Recipe:
     made = recipe()
     made.objective.pull = 2.0  # type: ignore[attr-defined]
     return made

@@ -91,7 +91,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     from tests import stubs
 
     monkeypatch.setattr(stubs, "pause", lambda step: os.kill(os.getpid(), number) if step == 13 else None)
-    with pytest.raises(Interrupted, match="checkpoint of step 14 .*repeat the command"):
+    with pytest.raises(Interrupted, match=r"checkpoint of step 14 .*repeat the command"):
         run.train(recipe(), tmp_path)
     assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 14
     monkeypatch.undo()
