@@ -8,8 +8,8 @@ by the augmentation; an encoder has to find it.
 
 Only a frozen random stream and integer arithmetic are used: the bytes are the same on every machine.
 
-Floors, weighted k-NN (20 neighbours, centred) from `train` to `val`, 10 % being chance: raw pixels 35.2 %, histograms of
-gradients and colours 71.5 %.
+Floors, weighted k-NN (20 neighbours, centred) from `train` to `val`, 10 % being chance: raw pixels 35.2 %, histograms
+of gradients and colours 71.5 %.
 """
 
 from __future__ import annotations
