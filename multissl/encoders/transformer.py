@@ -53,9 +53,19 @@ class TransformerEncoder(Encoder):
         attention: Backend = "sdpa"
         """sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half precision."""
         norm_eps: float = 1e-6
+        init_std: float = 0.02
+        """Deviation of the initial weights of the blocks; 0: 1/sqrt(inputs), which narrow encoders need."""
 
         def __post_init__(self) -> None:
-            least = {"dim": 1, "depth": 1, "heads": 1, "registers": 0, "layerscale": 0, "ffn_ratio": 0.1}
+            least = {
+                "dim": 1,
+                "depth": 1,
+                "heads": 1,
+                "registers": 0,
+                "layerscale": 0,
+                "ffn_ratio": 0.1,
+                "init_std": 0,
+            }
             for name, low in least.items():
                 if getattr(self, name) < low:
                     raise ValueError(f"{name}={getattr(self, name)}: want {low} or more")
@@ -85,6 +95,7 @@ class TransformerEncoder(Encoder):
             drop_path=cfg.drop_path,
             eps=cfg.norm_eps,
             backend=cfg.attention,
+            init_std=cfg.init_std,
         )
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:

@@ -22,7 +22,6 @@ from multissl.schedules import Schedule
 from multissl.types import ParamRule, Progress
 
 TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
-PATCH = (".tokenizer.proj.", ".tokenizer.stem.", "patch_embed.")
 
 
 class Treatment(NamedTuple):
@@ -128,7 +127,7 @@ def layer_of(learner: nn.Module, name: str) -> tuple[int, int]:
 def treatment(name: str, layer: int, depth: int, cfg: Any, rules: Iterable[ParamRule]) -> Treatment:
     """Factors of a parameter by its name, its layer (0..depth+1) and the objective's rules."""
     lr = cfg.layer_decay ** (depth + 1 - layer)
-    if layer == 0 and any(part in f".{name}" for part in PATCH):
+    if layer == 0 and "patch_embed." in name:
         lr *= cfg.patch_lr
     last = name.rpartition(".")[2]
     exempt = last == "bias" or "norm" in name or "gamma" in name

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.distributed import sum_ranks, world
+from multissl.layers.init import init_linear
 
 
 def wide(x: Tensor) -> Tensor:
@@ -159,6 +160,8 @@ class PrototypeHead(Component, nn.Module):
         """Of the prototypes' weight norm: trainable (DINOv2), fixed at 1 (DINO), or no weight norm (DINOv3)."""
         norm: Literal["none", "batch"] = "none"
         bias: bool = True
+        init_std: float = 0.02
+        """Deviation of the initial weights; 0: 1/sqrt(inputs), which narrow heads need."""
 
         def __post_init__(self) -> None:
             for name in ("prototypes", "bottleneck", "hidden", "layers"):
@@ -175,9 +178,7 @@ class PrototypeHead(Component, nn.Module):
         steps.append(last)
         self.mlp = nn.Sequential(*steps) if cfg.layers > 1 else last
         for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            if cfg.bias:
-                nn.init.zeros_(linear.bias)
+            init_linear(linear, cfg.init_std)
         if cfg.gain == "none":
             self.last_layer: nn.Module = nn.Linear(cfg.bottleneck, cfg.prototypes, bias=False)
             nn.init.trunc_normal_(cast(nn.Linear, self.last_layer).weight, std=0.02)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.layers.attention import Attention, Backend, Layout, layout
+from multissl.layers.init import init_linear
 
 FFN = Literal["mlp", "swiglu"]
 
@@ -128,6 +129,7 @@ class Trunk(nn.Module):
         drop_path: float = 0.0,
         eps: float = 1e-6,
         backend: Backend = "sdpa",
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.depth, self.drop_path = depth, drop_path
@@ -139,8 +141,7 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(dim, eps)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                init_linear(module, init_std)
 
     def forward(
         self,
