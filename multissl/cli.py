@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         return commands[args[0]](args[1:])
     except (ValueError, ImportError) as error:
         return fail(error, 2)
+    except BrokenPipeError:  # whoever reads us has seen enough: multissl list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except RuntimeError as error:
         # Ours say what to do; anything else is a bug, and a bug keeps its traceback.
         if type(error).__module__.startswith("multissl"):

@@ -136,9 +136,6 @@ def stream(
         num_workers=workers,
         prefetch_factor=cfg.prefetch if workers else None,
         pin_memory=device.type == "cuda",
-        # A server forks workers that carry no thread of ours; a plain fork of a process with threads may hang.
-        worker_init_fn=_quiet if workers else None,
-        multiprocessing_context="forkserver" if workers and os.name == "posix" else None,
     )
     batches = iter(loader)
     for step in range(start, stop):

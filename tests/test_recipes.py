@@ -1,0 +1,77 @@
+"""Recipes too large to train here have the published number of parameters, and run when they are shrunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from multissl import cli, registry
+from multissl.config import to_dict
+from multissl.distributed import Parallel
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.modalities.image import Image
+from multissl.recipe import Recipe, build, read_recipe
+from tests.test_grid import run, shrunk
+
+NAMES = [name for name, _ in cli.recipes()]
+MILLIONS = {
+    "image/dino_vits16": 21.67, "image/ibot_vits16": 21.67, "image/dinov2_vits14": 22.06,
+    "image/dinov2_vitb14": 86.58, "image/dinov2_vitl16_in1k": 303.35, "image/dinov2_vitg14": 1136.48,
+}  # fmt: skip
+"""Of the published encoders, LayerScale and mask token included; patch 14 carries positions of 518 pixels."""
+
+
+def recipe(name: str) -> Recipe:
+    return registry.load("multissl.configs.{}:{}".format(*name.split("/")))()
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_published_encoders_have_the_published_size(name: str) -> None:
+    made = recipe(name)
+    modality: Any = made.modality
+    grid = (37, 37) if modality.patch == 14 else ()
+    encoder: Any = made.encoders["image"]
+    encoder = encoder.replace(position=encoder.position.replace(grid=grid))
+    with torch.device("meta"):
+        built = encoder.build(modality.build().streams()["image"])
+    count = sum(p.numel() for p in built.parameters()) / 1e6
+    assert count == pytest.approx(MILLIONS[name], abs=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_runs_when_it_is_shrunk(name: str) -> None:
+    made = recipe(name).replace(batch_size=4, steps=3, parallel=Parallel())
+    if isinstance(made.modality, Image.Config):
+        made.modality = made.modality.replace(
+            size=16, local_size=8, patch=4, mask_group=4, blur_kernel=3, data=""
+        )
+    for stream, encoder in made.encoders.items():
+        if isinstance(encoder, TransformerEncoder.Config):
+            made.encoders[stream] = encoder.replace(dim=16, depth=2, heads=2)
+    made.objective = shrunk(made.objective)
+    _, losses, _ = run(made)
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_survives_its_file(name: str, tmp_path: Any) -> None:
+    import json
+
+    made = recipe(name)
+    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(made)))
+    assert read_recipe(tmp_path / "recipe.json") == made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_says_what_it_is(name: str) -> None:
+    line = dict(cli.recipes())[name]
+    assert line.endswith((".", ";")) or "unmeasured" in line
+    assert len(line) < 125
+
+
+def test_a_learner_can_be_built_twice_alike() -> None:
+    made = recipe("tabular/default")
+    first, second = (build(made, torch.device("cpu")).learner.state_dict() for _ in range(2))
+    assert all(torch.equal(first[n], second[n]) for n in first)
