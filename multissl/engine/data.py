@@ -136,6 +136,7 @@ def stream(
         num_workers=workers,
         prefetch_factor=cfg.prefetch if workers else None,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_quiet if workers else None,
     )
     batches = iter(loader)
     for step in range(start, stop):
