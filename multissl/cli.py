@@ -12,9 +12,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multissl import registry
+from multissl.registry import suggest
 
 if TYPE_CHECKING:
     from multissl.recipe import Recipe
@@ -75,13 +76,6 @@ def fail(error: Exception, code: int) -> int:
     """Say an error in one line; its exit code."""
     print(f"error: {error}", file=sys.stderr)
     return code
-
-
-def suggest(name: str, known: Any) -> str:
-    """`; did you mean X?`, or the known names."""
-    from multissl.config import suggest
-
-    return suggest(name, known)
 
 
 # ------------------------------------------------------------------------------------------ commands

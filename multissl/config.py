@@ -8,23 +8,16 @@ key is an error that suggests the nearest one, in files and in Python alike.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 from multissl import registry
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the nearest known name, else the list of known names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"
+from multissl.registry import suggest
 
 
 @dataclass(kw_only=True, slots=True)

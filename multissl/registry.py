@@ -6,9 +6,11 @@ Third parties add theirs with the entry points `multissl.modalities`, `multissl.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.metadata
+from collections.abc import Iterable
 from typing import Any
 
 GROUPS: dict[str, dict[str, str]] = {
@@ -46,6 +48,13 @@ EXTRAS = {
 }  # fmt: skip
 
 
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest known name, else the list of known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"
+
+
 def names(group: str) -> list[str]:
     """The known names of a group, ours first, then those of installed third parties."""
     return [*GROUPS[group], *(e for e in _entry_points(group) if e not in GROUPS[group])]
@@ -60,8 +69,6 @@ def resolve(name: str, group: str | None = None) -> Any:
             return load(GROUPS[each][name])
         if name in _entry_points(each):
             return _entry_points(each)[name].load()
-    from multissl.config import suggest
-
     known = names(group) if group else [n for g in GROUPS for n in names(g)]
     raise ValueError(f"no {(group or 'component').rstrip('s')} is called {name!r}{suggest(name, known)}")
 

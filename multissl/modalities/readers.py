@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from multissl import registry
-from multissl.config import suggest
+from multissl.registry import suggest
 
 WORDS = {w: w for w in ("train", "val", "test")}
 WORDS |= {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
