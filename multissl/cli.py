@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fail(error: Exception, code: int) -> int:
-    """Say an error in one line; its exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    """Say an error in one line, once however many ranks there are; its exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
     return code
 
 

@@ -68,17 +68,17 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
             trainer.display.say(f"{folder} has finished its {recipe.steps} steps already")
         said = verdicts(parts.evaluators, lines)
         result = summarise(folder, recipe, default, said, lines, time.time() - began, device)
+        distributed.barrier()  # from here on the first rank is alone
         if distributed.is_main():
             trainer.display.say(f"report: {report(folder)}")
             trainer.display.say(result.verdict)
-        distributed.barrier()
     return result
 
 
 def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Make the run's folder and its `recipe.json`, or compare with the one there; the metrics so far."""
     text = {"format": FORMAT, "multissl": multissl.__version__, **to_dict(recipe)}
-    path = folder / "recipe.json"
+    path, problem = folder / "recipe.json", ""
     if distributed.is_main():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,10 +86,12 @@ def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
                 compare(json.loads(path.read_text()), text, folder)
             path.write_text(json.dumps(text, indent=1))
         except OSError as error:
-            raise ValueError(
-                f"--out {folder}: cannot be written ({error.strerror}); give another --out"
-            ) from error
-    distributed.barrier()
+            problem = f"--out {folder}: cannot be written ({error.strerror}); give another --out"
+        except ValueError as error:
+            problem = str(error)
+    problem = distributed.share(problem)  # what stops the first rank stops all of them
+    if problem:
+        raise ValueError(problem)
     return read_metrics(folder)
 
 
@@ -110,11 +112,17 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
     encoders = ", ".join(f"{s}={config_name(type(c))}" for s, c in recipe.encoders.items())
     ranks = distributed.world()
     epochs = recipe.steps * recipe.batch_size / count
+    idle = torch.cuda.device_count() - 1 if device.type == "cuda" and ranks == 1 else 0
+    tip = (
+        f"\n{idle} more GPUs are idle: torchrun --nproc-per-node {idle + 1} -m multissl train ..."
+        if idle
+        else ""
+    )
     return (
         f"{config_name(type(recipe.objective))} on {config_name(type(recipe.modality))}: {count:,} samples, "
         f"encoders {encoders}, {trainable / 1e6:.2f} M trainable parameters, {ranks} x {device.type}\n"
         f"{recipe.steps:,} steps of {recipe.batch_size} samples ({epochs:.1f} epochs), "
-        f"learning rate {parts.optimizer.lr:.3g} ({recipe.optim.lr:g}, scaling {recipe.optim.lr_scaling})"
+        f"learning rate {parts.optimizer.lr:.3g} ({recipe.optim.lr:g}, scaling {recipe.optim.lr_scaling}){tip}"
     )
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Picture
 from torch import Tensor
 
-from multissl import distributed
+from multissl import distributed, run
 from multissl.configs import image
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.data import Steps
+from multissl.engine import checkpoint
+from multissl.engine.checkpoint import Save
+from multissl.engine.data import Data, Steps
 from multissl.recipe import Recipe, build
 from multissl.types import Progress
 from tests.ranks import run_ranks
@@ -54,3 +61,43 @@ def test_two_ranks_see_the_views_and_take_the_gradient_of_one() -> None:
     for name, right in whole.items():
         worst = (parts[0][0][name] - right).abs().max()
         assert worst <= 1e-5 * right.abs().max() + 1e-7, f"{name}: off by {worst:.2g}"
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "encoder.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder)
+    return folder
+
+
+def train(folder: Path) -> None:
+    made = recipe().replace(steps=9, save=Save(every=3), data=Data(workers=0), evals={}, tensorboard=False)
+    made.encoders["image"] = made.encoders["image"].replace(drop_path=0.3)
+    run.train(made, folder)
+
+
+def test_a_dinov2_run_goes_on_from_a_checkpoint_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
+    train(tmp_path)
+    for later in checkpoint.found(tmp_path)[1:]:
+        shutil.rmtree(later)
+    (tmp_path / "encoder.safetensors").unlink()
+    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 6
+    train(tmp_path)
+    assert digest(tmp_path) == digest(trained)
+
+
+def test_a_trained_run_encodes_pictures_in_any_form(trained: Path, tmp_path: Path) -> None:
+    model = run.load(trained)
+    pixels = np.random.RandomState(0).randint(0, 256, (20, 24, 3), dtype=np.uint8)
+    Picture.fromarray(pixels).save(tmp_path / "one.png")
+    forms: list[Any] = [pixels, torch.from_numpy(pixels).permute(2, 0, 1), str(tmp_path / "one.png")]
+    forms.append((tmp_path / "one.png").read_bytes())
+    features = model.encode(forms)
+    assert features.shape == (4, 16)
+    torch.testing.assert_close(features, features[:1].expand(4, 16), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"samples \[1\] cannot be read"):
+        model.encode([pixels, b"no picture"])

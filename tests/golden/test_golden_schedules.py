@@ -17,7 +17,7 @@ from multissl.types import ParamRule
 from tests.golden import Case, cases
 
 NOT_COVERED = {
-    "schedules_groups/peer_schedules": "I-JEPA, MAE, lightly and VICReg count their steps differently",
+    "schedules_groups/peer_schedules (all but dino)": "I-JEPA, MAE, lightly and VICReg count their steps differently",
     "schedules_groups/mae_finetune_groups": "fine-tuning is not a pretraining objective",
     "optim_ema/lars (lightly)": "lightly adds an epsilon and separate norms; ours follows the official code",
 }
@@ -50,6 +50,16 @@ def test_golden_training_schedules(case: Case) -> None:
     frozen = h["fl"] * length
     values = [ours["lr"].at(i, total) if i >= frozen else 0.0 for i in range(len(expected))]
     case.check(torch.tensor(values, dtype=expected.dtype), "out", "last_layer_lr")
+
+
+@pytest.mark.parametrize("case", cases("schedules_groups", "peer_schedules"))
+def test_golden_dino_schedule(case: Case) -> None:
+    h = case.hyper
+    s = Schedule(base=h["base"], final=h["final"], start=h["start"], warmup=h["warm"] * h["ipe"])
+    expected = case.tensors("out")["dino"]
+    total = h["epochs"] * h["ipe"]
+    ours = torch.tensor([s.at(i, total) for i in range(len(expected))], dtype=expected.dtype)
+    case.check(ours, "out", "dino")
 
 
 @pytest.mark.parametrize("case", cases("schedules_groups", "dinov2_param_groups"))
