@@ -26,7 +26,7 @@ from multissl.engine import checkpoint
 from multissl.engine.learner import Handle
 from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Trainer, verdicts
-from multissl.evaluators.base import clean_views
+from multissl.evaluators.base import clean_views, readable_views
 from multissl.modalities.base import Modality
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
 from multissl.types import Panel, Progress, Sample
@@ -178,15 +178,15 @@ class Model:
         return Handle(self.encoders.encode, self.device)
 
     def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256) -> Tensor:
-        """Pooled features [S, D] of samples as the modality reads them: paths, arrays, tensors, rows."""
+        """Pooled features [S, D] of samples as the modality reads them: paths, arrays, tensors, rows.
+
+        Raises a ValueError that names the first sample that cannot be read.
+        """
         stream = next(iter(self.modality.streams()))
         parts = []
         for start in range(0, len(samples), batch_size):
             some = [Sample(samples[i], i) for i in range(start, min(start + batch_size, len(samples)))]
-            views, kept = clean_views(cast(Any, self.modality), some, stream, self.device)
-            if len(kept) < len(some):
-                lost = sorted({s.index for s in some} - {s.index for s in kept})
-                raise ValueError(f"samples {lost} cannot be read")
+            views = clean_views(cast(Any, self.modality), some, stream, self.device)
             with torch.inference_mode():
                 parts.append(self.encoders.encode([views])[0].pooled.float().cpu())
         return torch.cat(parts)
@@ -235,7 +235,7 @@ def report(run: Path | str, samples: int = 8) -> Path:
     for stream, encoder in model.encoders.items():
         held_out = modality.dataset("val")
         some = [held_out[i] for i in range(min(samples, len(held_out)))]
-        views, _ = clean_views(modality, some, stream, model.device)
+        views, _ = readable_views(modality, some, stream, model.device)
         with torch.inference_mode():
             panels += cast(Encoder, encoder).panels(views)
     titles, handle = {}, model.handle()

@@ -95,9 +95,11 @@ def test_a_trained_run_encodes_pictures_in_any_form(trained: Path, tmp_path: Pat
     pixels = np.random.RandomState(0).randint(0, 256, (20, 24, 3), dtype=np.uint8)
     Picture.fromarray(pixels).save(tmp_path / "one.png")
     forms: list[Any] = [pixels, torch.from_numpy(pixels).permute(2, 0, 1), str(tmp_path / "one.png")]
-    forms.append((tmp_path / "one.png").read_bytes())
+    forms += [tmp_path / "one.png", (tmp_path / "one.png").read_bytes(), Picture.fromarray(pixels)]
     features = model.encode(forms)
-    assert features.shape == (4, 16)
-    torch.testing.assert_close(features, features[:1].expand(4, 16), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"samples \[1\] cannot be read"):
+    assert features.shape == (6, 16)
+    torch.testing.assert_close(features, features[:1].expand(6, 16), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"sample 0: torch.float32 tensor .*want uint8"):
+        model.encode([torch.rand(3, 8, 8)])
+    with pytest.raises(ValueError, match="sample 1: "):
         model.encode([pixels, b"no picture"])

@@ -190,7 +190,7 @@ def featurize_places(
     features, labels, kept = [], [], []
     for start in range(0, len(places), batch_size):
         samples = {i: data[i] for i in places[start : start + batch_size]}
-        views, readable = clean_views(modality, [*samples.values()], stream, device)
+        views, readable = readable_views(modality, [*samples.values()], stream, device)
         features.append(featurize(views).cpu())
         labels += [s.label for s in readable]
         names = {id(s) for s in readable}
@@ -209,16 +209,21 @@ def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
 
 def clean_views(
     modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
-) -> tuple[Views, list[Sample]]:
-    """The clean views of the readable ones of some samples on a device, and those samples."""
+) -> Views:
+    """The clean views of some samples on a device; raises `Unreadable` for the first that cannot be read."""
     plans = {stream: CLEAN}
+    rng = RowRandom((0, 0), 0, len(samples), len(samples))
+    raw = tree_map_only(Tensor, lambda t: t.to(device), modality.collate(samples, plans, rng))
+    return next(v for v in modality.views(raw, plans, rng.to(device)) if v.role == "clean")
+
+
+def readable_views(
+    modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
+) -> tuple[Views, list[Sample]]:
+    """The clean views of the readable ones of some samples, and those samples."""
     while samples:
-        rng = RowRandom((0, 0), 0, len(samples), len(samples))
         try:
-            raw = modality.collate(samples, plans, rng)
+            return clean_views(modality, samples, stream, device), samples
         except Unreadable as bad:
             samples = [s for s in samples if s.index != bad.index]
-            continue
-        raw = tree_map_only(Tensor, lambda t: t.to(device), raw)
-        return next(v for v in modality.views(raw, plans, rng.to(device)) if v.role == "clean"), samples
     raise ValueError("none of the samples to evaluate on can be read")

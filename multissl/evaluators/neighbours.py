@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import clean_views, device_of, drawn, evaluating, featurize_places
+from multissl.evaluators.base import device_of, drawn, evaluating, featurize_places, readable_views
 from multissl.types import Encode, Modality, Panel
 
 SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
@@ -70,7 +70,7 @@ def neighbour_strip(
 def _pictures(modality: Modality, split: str, places: list[int]) -> np.ndarray | None:
     """Pictures uint8 [R, H, W, 3] of some samples as the encoder sees them."""
     data, stream = modality.dataset(split), next(iter(modality.streams()))
-    views, _ = clean_views(modality, [data[i] for i in places], stream)
+    views, _ = readable_views(modality, [data[i] for i in places], stream)
     return modality.pictures(views)
 
 

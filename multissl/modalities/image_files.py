@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -35,11 +36,12 @@ def load(sample: Sample, channels: int) -> Tensor:
     Raises `Unreadable` with the name of a file that cannot be read; odd sizes are read, with a notice.
     """
     data = sample.data
-    name = data if isinstance(data, str) else getattr(data, "name", f"sample {sample.index}")
+    file = isinstance(data, str | Path)
+    name = str(data) if file else data.name if isinstance(data, Slice) else f"sample {sample.index}"
     try:
         if isinstance(data, Slice):
             data = data.read()
-        elif isinstance(data, str):
+        elif file:
             with open(data, "rb") as f:
                 data = f.read()
         image = decode(data, channels)
@@ -73,6 +75,10 @@ def decode(data: Any, channels: int) -> Tensor:
     if isinstance(data, bytes | bytearray | memoryview):
         data = _from_bytes(bytes(data), channels)
     if isinstance(data, Tensor):
+        if data.dtype not in (torch.uint8, torch.uint16) or data.dim() != 3:
+            raise ValueError(
+                f"{data.dtype} tensor of shape {tuple(data.shape)}: want uint8 or uint16 [C, H, W]"
+            )
         return fit_channels(data, channels)
     return fit_channels(_from_array(data if isinstance(data, np.ndarray) else _pages(data)), channels)
 
