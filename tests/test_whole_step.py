@@ -15,10 +15,12 @@ from torch import Tensor
 
 from multissl import distributed, run
 from multissl.configs import image
+from multissl.distributed import Parallel
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import Save
 from multissl.engine.data import Data, Steps
+from multissl.engine.metrics import read_metrics
 from multissl.recipe import Recipe, build
 from multissl.types import Progress
 from tests.ranks import run_ranks
@@ -103,3 +105,19 @@ def test_a_trained_run_encodes_pictures_in_any_form(trained: Path, tmp_path: Pat
         model.encode([torch.rand(3, 8, 8)])
     with pytest.raises(ValueError, match="sample 1: "):
         model.encode([pixels, b"no picture"])
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"checkpoint_activations": True}])
+def test_half_precision_and_recomputed_activations_follow_the_plain_run(
+    trained: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """On a processor: FSDP2's policy casts as it does on a GPU."""
+    made = recipe().replace(steps=9, save=Save(every=3), data=Data(workers=0), evals={}, tensorboard=False)
+    made.encoders["image"] = made.encoders["image"].replace(drop_path=0.3)
+    run.train(made.replace(parallel=Parallel(**options)), tmp_path)
+    plain, other = (
+        torch.tensor([x["loss"] for x in read_metrics(f) if x["kind"] == "train"])
+        for f in (trained, tmp_path)
+    )
+    exact = "precision" not in options
+    torch.testing.assert_close(other, plain, rtol=1e-5 if exact else 0.02, atol=1e-5 if exact else 0.02)
