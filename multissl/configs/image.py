@@ -170,7 +170,7 @@ def dinov2_vitl16_in1k() -> Recipe:
     Oquab et al. 2023, arXiv 2304.07193, and the published training configuration.
     multissl train image/dinov2_vitl16_in1k --data torchvision:ImageNet?root=FOLDER
     """
-    return _dinov2(
+    made = _dinov2(
         "l",
         patch=16,
         drop_path=0.3,
@@ -180,6 +180,8 @@ def dinov2_vitl16_in1k() -> Recipe:
         batch_size=2048,
         steps=125_000,
     )
+    made.modality.mask_group = 64  # type: ignore[attr-defined]  # the published batch of a GPU
+    return made
 
 
 def dinov2_vitl14() -> Recipe:
