@@ -67,8 +67,6 @@ def main(argv: list[str] | None = None) -> int:
         # Ours say what to do; anything else is a bug, and a bug keeps its traceback.
         if type(error).__module__.startswith("multissl"):
             return fail(error, 130 if type(error).__name__ == "Interrupted" else 1)
-        if str(error).startswith("out of memory"):
-            return fail(error, 1)
         raise
 
 

@@ -163,10 +163,6 @@ def summarise(
     return Result(folder=folder, learned=summary["learned"], verdict=verdict, figures=last)
 
 
-def _mask_group(modality: Any) -> int:
-    return getattr(modality.cfg, "mask_group", 1)
-
-
 class Model:
     """A trained run: `encode` turns samples into features."""
 
@@ -230,7 +226,7 @@ def report(run: Path | str, samples: int = 8) -> Path:
     model = load(run)
     recipe, modality = model.recipe, cast(Any, model.modality)
     objective = recipe.objective.build(model.encoders, modality.streams())
-    steps = Steps(modality, objective.plans(), max(samples, _mask_group(modality)), recipe.seed, 0, 1, True)
+    steps = Steps(modality, objective.plans(), samples, recipe.seed, 0, 1, True)
     panels: list[Panel] = modality.panels([v.samples(torch.arange(samples)) for v in steps[0][0]])
     for stream, encoder in model.encoders.items():
         held_out = modality.dataset("val")

@@ -93,6 +93,15 @@ class Views:
         """The same views under one other mask, or under none."""
         return replace(self, masks=() if mask is None else (mask,))
 
+    def to(self, device: torch.device) -> Views:
+        """The same views on another device."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, masks=tuple(m.to(device) for m in self.masks), **moved)
+
     def samples(self, index: Tensor) -> Views:
         """The views of some samples only (int64 [b] in 0..B-1).
 

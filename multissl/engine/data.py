@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -144,7 +144,7 @@ def stream(
         raw, skipped = next(batches)
         waited = time.perf_counter() - before
         if steps.final:
-            batch = [_to(v, device) for v in raw]
+            batch = [v.to(device) for v in raw]
         else:
             batch = steps.views(
                 tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), raw), step, device
@@ -156,12 +156,3 @@ def _quiet(_worker: int) -> None:
     """Ctrl-C reaches the whole process group; the trainer decides when its workers end. One thread each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def _to(views: Any, device: torch.device) -> Any:
-    moved = {
-        name: value.to(device, non_blocking=True)
-        for name in type(views).__slots__
-        if isinstance(value := getattr(views, name), Tensor)
-    }
-    return replace(views, masks=tuple(m.to(device) for m in views.masks), **moved)

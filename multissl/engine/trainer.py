@@ -89,6 +89,10 @@ class Interrupted(RuntimeError):
     """A signal ended the run early; its checkpoint is written."""
 
 
+class OutOfMemory(RuntimeError):
+    """The device cannot hold a step."""
+
+
 class Trainer:
     """Everything a run needs, and the loop over its steps."""
 
@@ -319,7 +323,7 @@ def _memory_advice(cfg: Loop) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         half = max(1, (cfg.chunk or cfg.batch_size // distributed.world()) // 2)
-        raise RuntimeError(
+        raise OutOfMemory(
             f"out of memory: --chunk {half} encodes {half} samples at a time for the same gradient; "
             "--parallel.checkpoint-activations true and a smaller --batch-size help too"
         ) from error
