@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -243,10 +242,8 @@ def test_torchvision_datasets_are_opened_and_never_downloaded_unasked(tmp_path: 
         opened("torchvision:CIFAR11")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="the extra `hub` is not installed")
 def test_hugging_face_datasets_open_from_a_local_path(tmp_path: Path) -> None:
-    import datasets
-
+    datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = {"img": [Image.fromarray(PIXELS)] * 4, "label": [0, 1, 1, 0]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "d")
