@@ -74,7 +74,7 @@ def check(recipe: Recipe, specs: Mapping[str, StreamSpec], offers: frozenset[str
 
 def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:
     """What the objective will ask of an encoder under this plan: masks matter only where some are drawn."""
-    asked = cast(Any, recipe.objective.owner).maskings
+    asked = recipe.objective.maskings()
     return asked if plan.mask_ratio and not plan.corrupt else asked - {"replace", "drop"}
 
 

@@ -151,6 +151,9 @@ class ViewPlan:
     """Share of the global views that are masked at all."""
     num_masks: int = 1
     """Masks for each view, for objectives that make several predictions from one pass."""
+    context_ratio: tuple[float, float] | None = None
+    """Range of the share of tokens that a context shows. Where it is given, a view has one mask more, the first, which
+    hides all but the context, and the context holds no token that another mask hides (I-JEPA)."""
     corrupt: bool = False
     """Replace the hidden values by other plausible values; the mask then tells where (VIME, denoising)."""
     target: bool = False

@@ -18,12 +18,13 @@ from torch import nn
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.distributed import local
+from multissl.layers.heads import RankBatchNorm
 from multissl.schedules import Schedule
 from multissl.types import Progress
 
 
 class Teacher(Component, nn.Module):
-    """Deep copies of named modules, always in eval mode; `update` moves them after their originals."""
+    """Deep copies of named modules, in eval mode but for their batch norms; `update` moves them after the originals."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -38,6 +39,9 @@ class Teacher(Component, nn.Module):
         """Momentum at the end of the run; a cosine leads there."""
         buffers: Literal["copy", "keep", "ema"] = "copy"
         """Batch norm statistics and the like: taken from the student, left alone, or averaged too."""
+        batch_norm: Literal["running", "batch"] = "running"
+        """Statistics by which the teacher's batch norms normalise while training: their running ones, or each batch's
+        own (BYOL, MoCo), which go into their running ones; use that with buffers=keep."""
 
         def __post_init__(self) -> None:
             for name in ("ema", "final_ema"):
@@ -60,8 +64,12 @@ class Teacher(Component, nn.Module):
         return self.now[name]
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode whatever is asked."""
-        return super().train(False)
+        """Stays in eval mode whatever is asked; only batch norms may train, to take each batch's statistics."""
+        super().train(False)
+        for module in self.now.modules():
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, RankBatchNorm)):
+                module.train(mode and self.cfg.batch_norm == "batch")
+        return self
 
     def shard_units(self) -> list[nn.Module]:
         """The blocks of the encoders among the copies, and every other copy as a whole."""

@@ -1,19 +1,21 @@
-"""What every objective shares: the base class, and the projection of the global views.
+"""What every objective shares: the base class, the projection of views, and how spread out embeddings are.
 
-Shapes: V views, B samples on this rank, P projector width.
+Shapes: V views, B samples on this rank, R = V*B rows, D encoder width, P projector width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
+from multissl.layers.heads import wide
 from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
@@ -22,11 +24,15 @@ class Objective(Component, nn.Module):
 
     group: ClassVar[str] = "objectives"
     maskings: frozenset[Masking] = frozenset({"none"})
-    """What it asks encoders to do with masks."""
+    """What it asks encoders to do with masks, whatever its options are."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
         """Options of an objective."""
+
+        def maskings(self) -> frozenset[Masking]:
+            """What it asks encoders to do with masks under these options."""
+            return cast(Any, self.owner).maskings
 
     def plans(self) -> Plans:
         """The views it needs, by stream."""
@@ -38,6 +44,13 @@ class Objective(Component, nn.Module):
 
     def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
         """Move the slow state, once after every optimizer step. `progress` is that of the step just made."""
+
+    def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
+        """What has gone wrong in training, its cause and the option to change; None where nothing has.
+
+        `history` holds the logged figures so far: step, loss, terms/NAME, stats/NAME, oldest first.
+        """
+        return None
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
         """The encoders to evaluate and ship: the student unless a teacher is better."""
@@ -62,9 +75,29 @@ def views_per_stream(streams: Mapping[str, StreamSpec], total: int) -> ViewPlan:
     return ViewPlan(num_global=total) if len(streams) == 1 else ViewPlan(num_clean=1)
 
 
-def project(encoders: Encode, projectors: nn.ModuleDict, batch: Batch, **options: Any) -> Tensor:
+def project(encoders: Encode, projectors: nn.ModuleDict, batch: Batch, apart: bool = False) -> Tensor:
     """Every view of `batch` encoded, pooled and projected: [V, B, P] in fp32, V over all items of the batch."""
-    features = encoders.encode(batch, **options)
-    parts = [projectors[v.stream](f.pooled) for v, f in zip(batch, features, strict=True)]  # each [V_i*B, P]
-    rows = [p.float().unflatten(0, (v.num_views, v.batch)) for v, p in zip(batch, parts, strict=True)]
-    return torch.cat(rows)
+    features = encoders.encode(batch)
+    parts = [
+        head(projectors[v.stream], f.pooled, v.num_views, apart) for v, f in zip(batch, features, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def head(module: nn.Module, x: Tensor, num_views: int, apart: bool = False) -> Tensor:
+    """A head on the rows x [V*B, D] of V views: [V, B, P] in fp32, or wider.
+
+    `apart` calls it once a view, so that batch norm takes each view's own statistics (VICReg, BYOL, MoCo v3);
+    otherwise they span all views (SimCLR, SwAV).
+    """
+    rows = x.chunk(num_views) if apart else [x]
+    return wide(torch.cat([module(r) for r in rows])).unflatten(0, (num_views, -1))
+
+
+@torch.no_grad()
+def embedding_std(z: Tensor) -> Tensor:
+    """How spread out embeddings z [..., B, P] are: the deviation of each dimension of the unit vectors, its mean over
+    dimensions (and views), times sqrt(P). 1 on the whole sphere, 0 where all are one point; needs no labels.
+    """
+    unit = F.normalize(wide(z), dim=-1)
+    return unit.std(-2, correction=0).mean() * z.shape[-1] ** 0.5

@@ -56,7 +56,7 @@ class VICReg(Objective):
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
-        z = project(encoders, self.projectors, batch)  # [V, B, P]
+        z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         return Losses.weigh(vicreg_terms(z), self.weights)
 
 
