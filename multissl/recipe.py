@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -57,7 +57,7 @@ def check(recipe: Recipe, specs: Mapping[str, StreamSpec], offers: frozenset[str
     for stream, plan in plans.items():
         asked = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
-            "corrupt": plan.corrupt, "masks": plan.num_masks > 1,
+            "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords,
         }  # fmt: skip
         for need in (n for n, wanted in asked.items() if wanted and n not in offers):
             raise ValueError(

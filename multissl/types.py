@@ -71,7 +71,8 @@ class Views:
     condition: Tensor | None = None
     """[R, A] what leads from the view before to this one: an action, a crop offset."""
     coords: Tensor | None = None
-    """[R, N, g] where the tokens lie in the original sample, for objectives that match places."""
+    """[R, N, g] where the tokens' centres lie in the original sample, each axis of it 0 to 1, in the order of `space`
+    (row, column); for objectives that match places."""
     present: Tensor | None = None
     """bool [B], False where a sample lacks this stream (paired data)."""
     sample_id: Tensor | None = None
@@ -157,6 +158,8 @@ class ViewPlan:
     corrupt: bool = False
     """Replace the hidden values by other plausible values; the mask then tells where (VIME, denoising)."""
     target: bool = False
+    coords: bool = False
+    """Tell where the tokens of global and local views lie in the sample (`Views.coords`)."""
     inner: int = 0
     """How many last blocks' outputs the objective reads."""
 
@@ -292,7 +295,7 @@ class Modality(Protocol):
     """Turns a data source into views. Holds no parameters and names no objective."""
 
     offers: frozenset[str]
-    """Of {"local", "mask", "masks", "target", "condition", "corrupt"}: what plans may ask for."""
+    """Of {"local", "mask", "masks", "target", "condition", "corrupt", "coords"}: what plans may ask for."""
 
     def streams(self) -> dict[str, StreamSpec]:
         """The streams it feeds, by name."""

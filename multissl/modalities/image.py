@@ -23,7 +23,15 @@ from torch.utils.data import Dataset
 
 from multissl.modalities import image_ops as ops
 from multissl.modalities.base import Modality
-from multissl.modalities.image_crops import TRIES, centre, crop_box, patchify, resize
+from multissl.modalities.image_crops import (
+    TRIES,
+    centre,
+    crop_box,
+    patchify,
+    resize,
+    share_of,
+    token_centres,
+)
 from multissl.modalities.image_files import SUFFIXES, channel_statistics, load
 from multissl.modalities.image_floors import histogram_floor, pixel_floor
 from multissl.modalities.image_panels import colours, crop_panel, to_bytes
@@ -115,7 +123,7 @@ class Image(Modality):
                 given = f"modality.mean={self.mean} modality.std={self.std}"
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
 
-    offers = frozenset({"local", "mask", "masks", "target"})
+    offers = frozenset({"local", "mask", "masks", "target", "coords"})
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -147,6 +155,7 @@ class Image(Modality):
         plan, cfg, count = plans["image"], self.cfg, len(samples)
         scales = {"global": cfg.global_scale, "local": cfg.local_scale}
         draws = {role: rng.fork(line).rand(_num(plan, role), TRIES, 4) for line, role in enumerate(ROLES)}
+        boxes = {role: torch.zeros(count, _num(plan, role), 4) for role in ROLES}
         raw: dict[str, Tensor] = {}
         for b, sample in enumerate(samples):
             image = load(sample, cfg.channels)
@@ -159,6 +168,7 @@ class Image(Modality):
                     else:
                         box = crop_box(height, width, draw, scales[role], cfg.ratio)
                         crop = resize(image, box, (size, size))
+                        boxes[role][b][v] = share_of(box, height, width)
                     if role not in raw:
                         rows = len(draws[role][b]) * count
                         raw[role] = crop.new_empty(rows, size, size, cfg.channels).permute(0, 3, 1, 2)
@@ -170,6 +180,10 @@ class Image(Modality):
             masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, rng.fork(len(ROLES)))
             for part in ("hidden", "index", "weight"):
                 raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
+        if plan.coords:
+            raw |= {
+                f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()
+            }  # [V*B, 4]
         raw["sample_id"] = torch.tensor([s.index for s in samples])
         raw["label"] = torch.tensor([s.label for s in samples])
         if any(s.group >= 0 for s in samples):
@@ -185,10 +199,14 @@ class Image(Modality):
             if role not in given:
                 continue
             x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
+            flipped = torch.zeros(len(x), dtype=torch.bool)
             if role != "clean":
-                x = self._recolour(x, role, _num(plan, role), rng.fork(line).to("cpu"))
+                x, flipped = self._recolour(x, role, _num(plan, role), rng.fork(line).to("cpu"))
             x = ops.normalise(x, mean, std)
             views = Views(x=x, stream="image", role=role, num_views=_num(plan, role))
+            if plan.coords and role != "clean":
+                side = x.shape[-1] // self.cfg.patch
+                views.coords = token_centres(given[f"{role}_box"], side, flipped.to(x.device))
             views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
             if role == "global":
                 views.masks = self._masks(given, plan)
@@ -196,8 +214,11 @@ class Image(Modality):
             batch.append(views)
         return batch
 
-    def _recolour(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> Tensor:
-        """Flip, jitter, grey, blur and solarise, each by its own probability; x [V*B, C, S, S] is written into."""
+    def _recolour(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> tuple[Tensor, Tensor]:
+        """Flip, jitter, grey, blur and solarise, each by its own probability; x [V*B, C, S, S] is written into.
+
+        Returns it with which rows were flipped, bool [V*B].
+        """
         cfg = self.cfg
 
         def draw(*shape: int) -> Tensor:  # uniform, [V*B, *shape]
@@ -209,7 +230,8 @@ class Image(Modality):
         one, two, local = BLUR[cfg.blur]
         blurred = [local] * count if role == "local" else [(one, two)[v % 2] for v in range(count)]
         solarised = [cfg.solarise if role == "global" and v % 2 else 0.0 for v in range(count)]
-        x = ops.apply_to(x, hit(*[cfg.flip] * count), ops.flip)
+        flipped = hit(*[cfg.flip] * count)
+        x = ops.apply_to(x, flipped, ops.flip)
         spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
         low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
         high = torch.cat([1 + spread[:3], spread[3:]])
@@ -218,7 +240,7 @@ class Image(Modality):
         low_sigma, high_sigma = ops.BLUR_SIGMA
         sigma = low_sigma + (high_sigma - low_sigma) * draw()
         x = ops.apply_to(x, hit(*blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
-        return ops.apply_to(x, hit(*solarised), ops.solarise)
+        return ops.apply_to(x, hit(*solarised), ops.solarise), flipped
 
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
         if "hidden" not in given:

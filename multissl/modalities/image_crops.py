@@ -68,3 +68,24 @@ def patchify(x: Tensor, patch: int) -> Tensor:
     r, c, s, _ = x.shape
     cut = x.reshape(r, c, s // patch, patch, s // patch, patch).permute(0, 2, 4, 3, 5, 1)
     return cut.reshape(r, (s // patch) ** 2, patch * patch * c)
+
+
+def share_of(box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
+    """A box (top, left, height, width in pixels) in shares of its image, [4]."""
+    top, left, h, w = box
+    return torch.tensor([top / height, left / width, h / height, w / width])
+
+
+def token_centres(boxes: Tensor, side: int, flipped: Tensor) -> Tensor:
+    """Where the centres of side x side patches lie in the image, (row, column) in shares of it: [R, side**2, 2].
+
+    boxes [R, 4] as from `share_of`; flipped bool [R], mirrored left to right after the cut.
+    """
+    at = (torch.arange(side, device=boxes.device) + 0.5) / side  # [side]
+    across = torch.where(flipped[:, None], 1 - at, at)  # [R, side]
+    rows = boxes[:, 0, None] + boxes[:, 2, None] * at  # [R, side]
+    columns = boxes[:, 1, None] + boxes[:, 3, None] * across
+    grid = torch.stack(
+        [rows[:, :, None].expand(-1, -1, side), columns[:, None].expand(-1, side, -1)], dim=-1
+    )  # [R, side, side, 2]
+    return grid.flatten(1, 2)
