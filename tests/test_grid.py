@@ -6,7 +6,6 @@ crops become small, nothing is switched off. The toys show what the contract car
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 
 from multissl import registry
-from multissl.config import Config
 from multissl.distributed import Parallel
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
@@ -27,9 +25,9 @@ from multissl.objectives.base import Objective
 from multissl.recipe import Recipe, build, check
 from multissl.types import Progress
 from tests import toys
+from tests.small import shrunk
 
 BATCH, STEPS = 4, 3
-SMALL = {"prototypes": 16, "bottleneck": 8, "hidden": 16, "out": 16, "koleo_group": 4, "num_local": 2}
 MODALITIES: dict[str, Modality.Config] = {
     "image": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
     "tabular": Tabular.Config(),
@@ -37,18 +35,6 @@ MODALITIES: dict[str, Modality.Config] = {
 """How a modality is made small; one that is not named here runs with its defaults."""
 REASONS: dict[tuple[str, str], str] = {}
 """Pairs without a meaning, and the words in which `check` must refuse them."""
-
-
-def shrunk(cfg: Config) -> Any:
-    """The config with every width in it small."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if isinstance(value, Config):
-            changes[field.name] = shrunk(value)
-        elif field.name in SMALL and value:
-            changes[field.name] = SMALL[field.name]
-    return cfg.replace(**changes)
 
 
 def small_recipe(modality: str, objective: Objective.Config) -> Recipe:

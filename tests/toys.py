@@ -212,3 +212,38 @@ class Symbols(Modality):
                 )
             )  # fmt: skip
         return batch
+
+
+class Pairs(Modality):
+    """Two streams of numbers that show the same hidden point; some samples are twice, some come from one group."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        count: int = 96
+
+    def streams(self) -> dict[str, StreamSpec]:
+        return {
+            s: StreamSpec(kind="columns", shape=(n,), num_tokens=n) for s, n in (("left", 6), ("right", 5))
+        }
+
+    def dataset(self, split: str) -> list[Sample]:  # type: ignore[override]
+        points = torch.randn(self.cfg.count, 4, generator=torch.Generator().manual_seed(0))
+        return [Sample(point, i) for i, point in enumerate(points)]
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        return {"x": torch.stack([s.data for s in samples]), "id": torch.tensor([s.index for s in samples])}
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        ids = {"sample_id": raw["id"] // 2, "group_id": raw["id"] // 8}
+        batch: Batch = []
+        for seed, (stream, spec) in enumerate(self.streams().items()):
+            plan, draw = plans[stream], torch.Generator().manual_seed(seed)
+            x = (raw["x"] @ torch.randn(4, *spec.shape, generator=draw)).sin()
+            if plan.num_clean:
+                batch.append(Views(x=x, stream=stream, role="clean", **ids))
+            if plan.num_global:
+                noisy = [x + 0.1 * rng.randn(*spec.shape) for _ in range(plan.num_global)]
+                batch.append(
+                    Views(x=torch.cat(noisy), stream=stream, role="global", num_views=plan.num_global, **ids)
+                )
+        return batch

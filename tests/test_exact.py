@@ -1,0 +1,266 @@
+"""Every registered objective: ranks with different data and micro-batches give the gradient of the whole batch.
+
+One run of two steps on 1 rank is compared with the same run on 2 and on 4 gloo ranks and with the same run in chunks:
+losses, gradients averaged over ranks, and all weights and slow state after each step. In fp64, so that what is left is
+error and not noise; the limit is 1e-5 of the largest entry of each tensor. A new objective is covered by being
+registered. One spawn serves all objectives of a number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from multissl import distributed, registry
+from multissl.distributed import rank, sum_ranks, world
+from multissl.encoders.base import build_encoders
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.data import Steps
+from multissl.engine.learner import Learner
+from multissl.modalities.base import Modality
+from multissl.modalities.image import Image
+from multissl.recipe import Recipe, check, maskings_of
+from multissl.types import Batch, Progress
+from tests.ranks import run_ranks
+from tests.small import shrunk
+from tests.toys import Pairs
+
+BATCH, STEPS, CHUNK = 16, 2, 3
+MODALITIES: dict[str, Modality.Config] = {
+    "lone": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
+    "pairs": Pairs.Config(),
+}
+"""A real modality of one stream, and a toy of two for the objectives that pair streams."""
+VARIANTS: dict[str, list[dict[str, Any]]] = {}
+"""Options beside the defaults that take another path through an objective's collectives."""
+
+
+class Case(NamedTuple):
+    """What is run: an objective by name, a modality, and options."""
+
+    objective: str
+    modality: str
+    variant: int = -1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return VARIANTS[self.objective][self.variant] if self.variant >= 0 else {}
+
+
+def cases() -> list[Case]:
+    found = []
+    for name in registry.names("objectives"):
+        for modality in MODALITIES:
+            found += [Case(name, modality, v) for v in range(-1, len(VARIANTS.get(name, [])))]
+    return found
+
+
+def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
+    """The learner of a case, in fp64; a ValueError says why the pair has no meaning."""
+    torch.manual_seed(0)
+    cfg = shrunk(registry.resolve(case.objective, "objectives").Config()).replace(**case.options)
+    made = MODALITIES[case.modality]
+    modality = made.build()
+    specs = modality.streams()
+    encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2)
+    recipe = Recipe(modality=made, encoders=dict.fromkeys(specs, encoder), objective=cfg, batch_size=BATCH)
+    encoders = build_encoders(recipe.encoders, specs)
+    objective = cfg.build(encoders, specs)
+    check(recipe, specs, modality.offers, objective.plans())
+    for stream, plan in objective.plans().items():
+        cast(Any, encoders[stream]).expect(maskings_of(recipe, plan))
+    return Learner(encoders, objective, chunk).double(), modality
+
+
+def doubled(batch: Batch) -> Batch:
+    """The batch with its floats in fp64."""
+    names = ("x", "target", "condition", "coords")
+    return [
+        dataclasses.replace(
+            v, **{n: t.double() for n in names if (t := getattr(v, n)) is not None and t.is_floating_point()}
+        )
+        for v in batch
+    ]
+
+
+def trace(case: Case, chunk: int = 0, steps: int = STEPS) -> dict[str, Tensor]:
+    """Losses, gradients and state of a short run, by name; losses and gradients averaged over ranks."""
+    learner, modality = make(case, chunk)
+    objective = cast(Any, learner.objective)
+    data = Steps(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
+    found: dict[str, Tensor] = {}
+    for step in range(steps):
+        torch.manual_seed(1000 * step + rank())  # as the trainer does: ranks draw differently
+        learner.train()
+        progress = Progress(step=step, total=10, epoch_steps=1)
+        losses = learner(doubled(data[step][0]), progress)
+        learner.backward(losses)
+        found[f"{step} loss"] = sum_ranks(losses.total.detach()) / world()
+        for name, parameter in learner.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad = sum_ranks(parameter.grad) / world()
+                found[f"{step} gradient of {name}"] = parameter.grad.clone()
+                parameter.data -= 0.1 * parameter.grad
+                parameter.grad = None
+        objective.after_step(learner.encoders, progress)
+        found |= {f"{step} state {n}": t.detach().clone() for n, t in learner.state_dict().items()}
+    return found
+
+
+def differences(found: dict[str, Tensor], right: dict[str, Tensor], limit: float = 1e-5) -> list[str]:
+    """What is not equal: a line a tensor whose largest difference is above `limit` of its largest entry."""
+    if found.keys() != right.keys():
+        return [f"not on both sides: {sorted(found.keys() ^ right.keys())}"]
+    # An exact zero on one side is rounding on the other: measured by the largest gradient.
+    floor = 1e-10 * max(t.abs().max().item() for n, t in right.items() if "gradient" in n)
+    wrong = []
+    for name, value in right.items():
+        # NaN marks an empty slot of some state: it must stand in the same places.
+        worst = (found[name].double().nan_to_num(1e9) - value.double().nan_to_num(1e9)).abs().max().item()
+        scale = value.double().nan_to_num(0).abs().max().item()
+        if not worst <= max(limit * scale, floor):
+            wrong.append(f"{name}: {worst:.3g} beside {scale:.3g}")
+    return wrong
+
+
+def attempt(case: Case, **options: Any) -> dict[str, Tensor] | str:
+    """The trace, or the error in words: one broken objective must not hide the others."""
+    try:
+        return trace(case, **options)
+    except Exception as error:  # compared and shown by the test of this case
+        return "".join(traceback.format_exception_only(error)).strip()
+
+
+@functools.cache
+def alone(case: Case) -> dict[str, Tensor] | str:
+    """The reference, on this process."""
+    return attempt(case)
+
+
+# ------------------------------------------------------------------------------------------- plants
+
+How = Literal["detached", "local"]
+
+
+class Plant(NamedTuple):
+    """One collective taken out of an objective: which, and what stands in its place."""
+
+    objective: str
+    collective: Literal["gather", "sum_ranks"]
+    how: How
+    modality: str = "lone"
+
+
+PLANTS = [
+    Plant("vicreg", "gather", "detached"),
+    Plant("dino", "gather", "local"),
+]
+"""At least one for each way in which objectives talk to other ranks."""
+
+
+@contextlib.contextmanager
+def removed(collective: str, how: How) -> Iterator[None]:
+    """The collective without its gradient, or as if every other rank held what this one does, wherever it is used."""
+    right: Callable[[Tensor], Tensor] = getattr(distributed, collective)
+
+    def detached(x: Tensor) -> Tensor:
+        return right(x).detach()
+
+    def local(x: Tensor) -> Tensor:
+        return x * world() if collective == "sum_ranks" else torch.cat([x] * world())
+
+    wrong = detached if how == "detached" else local
+    places = [
+        m for n, m in sys.modules.items() if n.startswith("multissl.") and vars(m).get(collective) is right
+    ]
+    for place in places:
+        setattr(place, collective, wrong)
+    try:
+        yield
+    finally:
+        for place in places:
+            setattr(place, collective, right)
+
+
+def on_a_rank(_: int, wanted: list[Case], plants: list[Plant]) -> dict[Any, dict[str, Tensor] | str]:
+    found: dict[Any, dict[str, Tensor] | str] = {case: attempt(case) for case in wanted}
+    for plant in plants:
+        with contextlib.suppress(ImportError):  # told by the test of the objective itself
+            importlib.import_module(f"multissl.objectives.{plant.objective}")
+        with removed(plant.collective, plant.how):
+            found[plant] = attempt(Case(plant.objective, plant.modality), steps=1)
+    return found
+
+
+@functools.cache
+def on_ranks(count: int) -> list[dict[Any, dict[str, Tensor] | str]]:
+    """What every rank found, for every case that runs on one rank."""
+    return run_ranks(count, on_a_rank, [c for c in cases() if not isinstance(alone(c), str)], PLANTS)
+
+
+# -------------------------------------------------------------------------------------------- tests
+
+
+def reference(case: Case) -> dict[str, Tensor]:
+    """The trace of one rank; skips where the pair has no meaning, which test_grid judges."""
+    found = alone(case)
+    if isinstance(found, str):
+        if found.startswith("ValueError"):
+            pytest.skip(found)
+        pytest.fail(found)
+    return found
+
+
+def named(case: Any) -> str:
+    return "-".join(str(p) for p in case if p != -1)
+
+
+@pytest.mark.parametrize("objective", registry.names("objectives"))
+def test_every_objective_is_compared_on_some_modality(objective: str) -> None:
+    found = {m: alone(Case(objective, m)) for m in MODALITIES}
+    assert any(isinstance(f, dict) for f in found.values()), found
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("case", cases(), ids=named)
+def test_ranks_with_different_data_give_the_gradient_of_one(case: Case, count: int) -> None:
+    right = reference(case)
+    for number, results in enumerate(on_ranks(count)):
+        found = results[case]
+        assert isinstance(found, dict), found
+        wrong = differences(found, right)
+        assert not wrong, f"rank {number} of {count}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("plant", PLANTS, ids=named)
+def test_a_missing_collective_is_noticed(plant: Plant) -> None:
+    right = {n: t for n, t in reference(Case(plant.objective, plant.modality)).items() if n.startswith("0 ")}
+    found = on_ranks(2)[0][plant]
+    assert isinstance(found, dict), found
+    assert differences(found, right), f"{plant.collective} can go missing from {plant.objective} unnoticed"
+
+
+@pytest.mark.parametrize("case", cases(), ids=named)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(case: Case) -> None:
+    right = reference(case)
+    wrong = differences(trace(case, chunk=CHUNK), right)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_micro_batches_of_an_encoder_with_batch_norm_are_refused() -> None:
+    learner, _ = make(Case("vicreg", "lone"))
+    learner.encoders["norm"] = torch.nn.BatchNorm1d(4)
+    with pytest.raises(ValueError, match="chunk=2: an encoder holds batch norm"):
+        Learner(learner.encoders, learner.objective, 2)
