@@ -94,6 +94,21 @@ class Views:
         """The same views under one other mask, or under none."""
         return replace(self, masks=() if mask is None else (mask,))
 
+    def part(self, first: int, count: int) -> Views:
+        """`count` of the views from number `first` on, without a copy; an index keeps its length, padded."""
+        if (first, count) == (0, self.num_views):
+            return self
+        low, high = first * self.batch, (first + count) * self.batch
+        by_row = {"x", "target", "valid", "condition", "coords"}
+        cut = {n: value[low:high] for n in by_row if (value := getattr(self, n)) is not None}
+        masks = []
+        for m in self.masks:
+            tokens = m.hidden.shape[1]
+            inside = (m.weight > 0) & (m.index >= low * tokens) & (m.index < high * tokens)
+            index, weight = (m.index - low * tokens) * inside, m.weight * inside
+            masks.append(Mask(hidden=m.hidden[low:high], index=index, weight=weight, num_hidden=m.num_hidden))
+        return replace(self, num_views=count, masks=tuple(masks), **cut)
+
     def to(self, device: torch.device) -> Views:
         """The same views on another device."""
         moved = {
@@ -279,6 +294,8 @@ class ParamRule:
     """Factor on the weight decay."""
     frozen_steps: int = 0
     """Steps at the start in which the learning rate is 0."""
+    constant: bool = False
+    """Stay at the learning rate that others reach after the warm-up: no warm-up and no decay (SimSiam's predictor)."""
 
 
 class Panel(NamedTuple):

@@ -30,6 +30,7 @@ class Treatment(NamedTuple):
     lr: float
     decay: float
     frozen_steps: int
+    constant: bool = False
 
 
 class Optimizer(Component):
@@ -93,7 +94,8 @@ class Optimizer(Component):
         decay = self.decay_schedule.at(progress.step, progress.total)
         for group in self.torch.param_groups:
             each = Treatment(*group["treatment"])
-            group["lr"] = lr * each.lr if progress.step >= each.frozen_steps else 0.0
+            rate = self.lr if each.constant else lr
+            group["lr"] = rate * each.lr if progress.step >= each.frozen_steps else 0.0
             group["weight_decay"] = decay * each.decay
         self.torch.step()
         return lr
@@ -133,11 +135,12 @@ def treatment(name: str, layer: int, depth: int, cfg: Any, rules: Iterable[Param
     exempt = last == "bias" or "norm" in name or "gamma" in name
     if not cfg.decay_tokens:
         exempt = exempt or any(token in name for token in TOKENS)
-    decay, frozen = 0.0 if exempt else 1.0, 0
+    decay, frozen, constant = 0.0 if exempt else 1.0, 0, False
     for rule in rules:
         if rule.match in name:
             lr, decay, frozen = lr * rule.lr, decay * rule.decay, max(frozen, rule.frozen_steps)
-    return Treatment(lr, decay, frozen)
+            constant = constant or rule.constant
+    return Treatment(lr, decay, frozen, constant)
 
 
 class AdamW(Optimizer):

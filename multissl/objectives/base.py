@@ -94,6 +94,15 @@ def head(module: nn.Module, x: Tensor, num_views: int, apart: bool = False) -> T
     return wide(torch.cat([module(r) for r in rows])).unflatten(0, (num_views, -1))
 
 
+def presence(batch: Batch) -> Tensor | None:
+    """Which samples every view has, bool [V, B] with V over all items of the batch; None where nothing is missing."""
+    if all(v.present is None for v in batch):
+        return None
+    whole = [torch.ones(v.batch, dtype=torch.bool, device=v.x.device) for v in batch]
+    found = [w if v.present is None else v.present for v, w in zip(batch, whole, strict=True)]
+    return torch.cat([f.expand(v.num_views, -1) for v, f in zip(batch, found, strict=True)])
+
+
 @torch.no_grad()
 def embedding_std(z: Tensor) -> Tensor:
     """How spread out embeddings z [..., B, P] are: the deviation of each dimension of the unit vectors, its mean over
