@@ -5,11 +5,12 @@ Shapes: R rows (views times samples), N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
@@ -32,6 +33,23 @@ class Encoder(Component, nn.Module):
     dim: int
     depth: int = 0
     maskings: frozenset[Masking] = frozenset({"none"})
+    autocast: torch.dtype | None = None
+    """Set on every encoder, a teacher's copies too, where batch norm keeps the weights in fp32 and the pass is in half
+    precision all the same; features then leave in the weights' precision."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Features]:
+        """`forward`, in half precision where `autocast` says so."""
+        if self.autocast is None:
+            return super().__call__(*args, **kwargs)
+        views: Sequence[Views] = args[0] if args else kwargs["views"]
+        with torch.autocast(views[0].x.device.type, self.autocast):
+            found: list[Features] = super().__call__(*args, **kwargs)
+        return [
+            Features(
+                pooled=f.pooled.float(), tokens=f.tokens.float(), inner=tuple(t.float() for t in f.inner)
+            )
+            for f in found
+        ]
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item, in order."""
@@ -51,6 +69,19 @@ class Encoder(Component, nn.Module):
     def panels(self, views: Views) -> list[Panel]:
         """Pictures of what it sees; none by default."""
         return []
+
+
+def by_size(views: Sequence[Views], net: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Features]:
+    """Features by a network without masks, rows [R, ...] to pooled [R, D] and tokens [R, N, D]: one call for all items
+    of one shape, so that batch norm sees them together."""
+    features: list[Features | None] = [None] * len(views)
+    for shape in dict.fromkeys(v.x.shape[1:] for v in views):
+        places = [i for i, v in enumerate(views) if v.x.shape[1:] == shape]
+        pooled, tokens = net(torch.cat([views[i].x for i in places]))
+        sizes = [len(views[i].x) for i in places]
+        for i, p, t in zip(places, pooled.split(sizes), tokens.split(sizes), strict=True):
+            features[i] = Features(pooled=p, tokens=t)
+    return cast(list[Features], features)
 
 
 class Encoders(nn.ModuleDict):

@@ -1,0 +1,109 @@
+"""Residual networks over pictures: torchvision's, with a stem for small images and a free width.
+
+He et al., CVPR 2016, arXiv 1512.03385; the small stem (a 3x3 convolution of stride 1, no pooling) is that of SimCLR's
+CIFAR experiments (arXiv 2002.05709, appendix B.9). Weights carry torchvision's names behind `net.`.
+Views of one size go through in one call, so batch norm takes its statistics from all of them together. Over several
+ranks they span the ranks on CUDA (SyncBatchNorm, put in when the learner is made parallel); on the CPU each rank
+normalises by its own rows, and n ranks are then not exactly 1 rank with all rows.
+Shapes: R rows, C channels, H*W places of the last map, D width of the last stage (8 x width, 50: 32 x width).
+State: the running statistics of batch norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoder, by_size
+from multissl.types import Features, Masking, StreamSpec, Views
+
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+"""Blocks of each stage by depth; 50 has bottleneck blocks."""
+
+
+class ResNetEncoder(Encoder):
+    """A torchvision ResNet; pooled is the mean of its last map, tokens are the map."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Encoder.Config):
+        """Options of a ResNet."""
+
+        depth: Literal[10, 18, 34, 50] = 18
+        width: int = 64
+        """Channels of the first stage; each later stage doubles them."""
+        stem: Literal["imagenet", "small"] = "imagenet"
+        """imagenet: 7x7 convolution of stride 2 and max pooling, for 96 pixels and more; small: one 3x3 convolution."""
+        zero_init_residual: bool = False
+        """Start every block as the identity: the last batch norm of its branch begins with 0."""
+
+        def __post_init__(self) -> None:
+            if self.width < 1:
+                raise ValueError(f"width={self.width}: want 1 channel or more; 64 is the published width")
+
+    def __init__(self, cfg: Config, spec: StreamSpec) -> None:
+        super().__init__()
+        if spec.kind != "grid" or len(spec.shape) != 3:
+            raise ValueError(
+                f"the resnet encoder reads pictures [C, H, W], this stream is a {spec.kind} of shape "
+                f"{spec.shape}: use transformer"
+            )
+        self.net = resnet(cfg.depth, cfg.width, cfg.stem, spec.shape[0], cfg.zero_init_residual)
+        cast(Any, self.net).to(memory_format=torch.channels_last)  # on the CPU too a step is a quarter faster
+        self.dim, self.depth = cast(int, self.net.num_features), 4
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item; items of one size share one call."""
+        assert masking == "none", masking
+        if inner:
+            raise ValueError(
+                "a resnet has no blocks of one width to read targets from: use transformer as the encoder"
+            )
+        return by_size(views, self._features)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [R, C, H', W'] to pooled [R, D] and tokens [R, H*W, D]."""
+        net = cast(Any, self.net)
+        x = x.to(net.conv1.weight.dtype, memory_format=torch.channels_last)
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        for stage in self.shard_units():
+            x = stage(x)  # [R, D, H, W] in the end
+        tokens = x.flatten(2).mT  # [R, H*W, D]
+        return tokens.mean(1, dtype=torch.promote_types(x.dtype, torch.float32)), tokens
+
+    def shard_units(self) -> list[nn.Module]:
+        """The four stages."""
+        return [cast(nn.Module, getattr(self.net, f"layer{i}")) for i in range(1, 5)]
+
+    def layer_id(self, name: str) -> int:
+        """0 for the stem, i for stage i."""
+        _, found, rest = name.partition("layer")
+        return int(rest[0]) if found else 0
+
+
+def resnet(
+    depth: int, width: int, stem: Literal["imagenet", "small"], channels: int, zero_init_residual: bool
+) -> nn.Module:
+    """torchvision's ResNet without its classifier; `num_features` is the width D of its last map."""
+    from torchvision.models import resnet as tv
+
+    class Narrow(tv.ResNet):
+        def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+            if planes == 64:  # the first stage: torchvision fixes the channels that enter it
+                self.inplanes = width
+            return super()._make_layer(block, planes // 64 * width, *args, **kwargs)
+
+    block = tv.Bottleneck if depth == 50 else tv.BasicBlock
+    net = Narrow(block, list(BLOCKS[depth]), zero_init_residual=zero_init_residual)
+    kernel, stride = (3, 1) if stem == "small" else (7, 2)
+    net.conv1 = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    net.bn1 = nn.BatchNorm2d(width)
+    if stem == "small":
+        cast(Any, net).maxpool = nn.Identity()
+    cast(Any, net).fc = nn.Identity()
+    cast(Any, net).num_features = 8 * width * block.expansion
+    return net
