@@ -25,7 +25,7 @@ from multissl.encoders.base import Encoder, Encoders, build_encoders
 from multissl.engine import checkpoint
 from multissl.engine.learner import Handle
 from multissl.engine.metrics import read_metrics
-from multissl.engine.trainer import Trainer, verdicts
+from multissl.engine.trainer import Trainer, alarm_of, verdicts
 from multissl.evaluators.base import clean_views, readable_views
 from multissl.modalities.base import Modality
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
@@ -145,6 +145,8 @@ def summarise(
     """The verdict, the environment and the difference from the default, also as `summary.json`."""
     bad = [text for learned, text in said if not learned]
     verdict = (bad or [text for _, text in said] or ["no evaluator gave a verdict"])[0]
+    alarm = alarm_of(lines)
+    verdict += f"; alarm: {alarm}" if alarm else ""
     figures = [x for x in lines if x["kind"] == "eval"]
     last = {k: v for k, v in figures[-1].items() if k not in ("kind", "step")} if figures else {}
     environment = {
@@ -154,7 +156,7 @@ def summarise(
     }  # fmt: skip
     changes = difference(to_dict(default), to_dict(recipe)) if default else []
     summary = {
-        "verdict": verdict, "learned": bool(said) and not bad, "all_verdicts": [t for _, t in said],
+        "verdict": verdict, "alarm": alarm, "learned": bool(said) and not bad, "all_verdicts": [t for _, t in said],
         "environment": environment, "difference": changes, "steps": recipe.steps, "seconds": round(seconds, 1),
         "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
     }  # fmt: skip

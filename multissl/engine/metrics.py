@@ -1,7 +1,8 @@
 """Where figures go: `metrics.jsonl` always, TensorBoard, and the terminal.
 
-A line of `metrics.jsonl` is {"kind": "train" | "eval" | "note", "step": ..., name: value}. On resume, lines past
-the resumed step are dropped, so an interrupted run leaves the file of an uninterrupted one.
+A line of `metrics.jsonl` is {"kind": "train" | "eval" | "note" | "alarm", "step": ..., name: value}; an alarm without
+text ends the one before. On resume, lines past the resumed step are dropped, so an interrupted run leaves the file of
+an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def write_report(folder: Path, panels: Sequence[Panel] = (), titles: Mapping[str
         json.loads(path.read_text()) if (path := folder / name).is_file() else {}
         for name in ("summary.json", "recipe.json")
     )
-    train, evals, notes = ([x for x in lines if x["kind"] == kind] for kind in ("train", "eval", "note"))
+    kinds = ("train", "eval", "note", "alarm")
+    train, evals, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
     steps = max((x["step"] for x in lines), default=0)
     verdict = escape(
         summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
@@ -52,6 +53,7 @@ def write_report(folder: Path, panels: Sequence[Panel] = (), titles: Mapping[str
     facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
     changes = "\n".join(summary.get("difference", ())) or "nothing"
     sections = {
+        "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
         "Figures": _figures(evals, titles),
         "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
         + EXPORTED * any("/student/" in n for x in evals for n in x),

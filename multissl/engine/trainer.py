@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import signal
 import time
 from collections import defaultdict
@@ -120,6 +121,8 @@ class Trainer:
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
         self.display = Display(self.main)
         self.skipped: dict[int, str] = {}
+        self.history: list[dict[str, float]] = []
+        self.alarmed = ""
         self.stop = False
 
     def fit(self) -> list[dict[str, Any]]:
@@ -129,6 +132,7 @@ class Trainer:
         if start:
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         self.sinks = Sinks(self.folder, start, self.cfg.tensorboard, self.main)
+        self._remember(read_metrics(self.folder) if start and self.main else [])
         try:
             with self._signals():
                 if start == 0:
@@ -219,6 +223,24 @@ class Trainer:
         self.sinks.write("train", step, figures)
         text = "loss {loss:.4f}  {samples_per_s:.0f} samples/s  {waiting_percent:.0f} % waiting for data"
         self.display.step(step, self.cfg.steps, text.format(**figures))
+        if self.main:
+            self.history.append({"step": step, **figures})
+            self._alarm(step)
+
+    def _remember(self, lines: list[dict[str, Any]]) -> None:
+        """Take the logged figures of an interrupted run back, so that alarms see the whole of it."""
+        train = (x for x in lines if x["kind"] == "train")
+        self.history = [{k: math.nan if v is None else v for k, v in x.items() if k != "kind"} for x in train]
+        self.alarmed = alarm_of(lines)
+
+    def _alarm(self, step: int) -> None:
+        """Say once what the objective finds wrong with the figures so far, and once when that is over."""
+        progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
+        text = cast(Any, self.learner.objective).alarm(self.history, progress) or ""
+        if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # figures in it may move
+            self.display.say(f"step {step}: {text or 'what raised the alarm is over'}")
+            self.sinks.write("alarm", step, {"text": text})
+            self.alarmed = text
 
     def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
         """Run the evaluators that are due; the seconds it took."""
@@ -307,6 +329,12 @@ def verdicts(evaluators: Mapping[str, Evaluates], lines: list[dict[str, Any]]) -
                 histories[name].append({"step": line["step"], **mine})
     said = [e.verdict(histories[n]) for n, e in evaluators.items() if histories[n]]
     return [s for s in said if s]
+
+
+def alarm_of(lines: list[dict[str, Any]]) -> str:
+    """The alarm that a run's figures ended with, or nothing."""
+    said = [x for x in lines if x["kind"] == "alarm"]
+    return said[-1]["text"] if said else ""
 
 
 def hash_of(*numbers: int) -> int:

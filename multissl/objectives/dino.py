@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import PrototypeHead
-from multissl.objectives.base import Objective, spread
+from multissl.layers.heads import PrototypeHead, wide
+from multissl.objectives.alarms import History, no_choice, one_point, one_prototype
+from multissl.objectives.base import Objective, embedding_std, spread
 from multissl.objectives.koleo import grouped_koleo
-from multissl.objectives.sinkhorn import Centre, Weighting, sinkhorn
+from multissl.objectives.sinkhorn import Centre, Weighting, centred, sinkhorn
 from multissl.objectives.targets import Targets, cross_entropy, describe
 from multissl.schedules import ramp
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan, Views
@@ -65,7 +66,8 @@ class DINO(Objective):
         teacher: Teacher.Config = field(default_factory=lambda: Teacher.Config())
         freeze_last_layer: int = 0
         """Steps at the start in which the prototypes do not move."""
-        centring: Literal["sinkhorn", "ema"] = "sinkhorn"
+        centring: Literal["sinkhorn", "ema", "none"] = "sinkhorn"
+        """How targets are kept from one prototype: Sinkhorn-Knopp (DINOv2), a moving centre (DINO), or not at all."""
         sinkhorn_rounds: int = 3
         centre_momentum: float = 0.9
         centre_lazy: bool = False
@@ -169,6 +171,7 @@ class DINO(Objective):
         if cfg.koleo_weight:
             first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbours
             terms["koleo"] = grouped_koleo(first, cfg.koleo_group) + grouped_koleo(second, cfg.koleo_group)
+        stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)))
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
         return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
 
@@ -197,7 +200,9 @@ class DINO(Objective):
         for name, scores in logits.items():
             real = None if mask is None or name == "dino" else mask.weight > 0  # [M]
             mine = scores[mask.index] if mask is not None and name == "ibot" and every else scores
-            if name in self.centres:
+            if self.cfg.centring == "none":
+                found[name] = centred(mine, temperature, wide(mine.new_zeros(mine.shape[1])), real)
+            elif name in self.centres:
                 centre = cast(Centre, self.centres[name])
                 found[name] = centre.targets(mine, temperature, real)
                 centre.observe(scores, None if scores is not mine else real)
@@ -222,6 +227,31 @@ class DINO(Objective):
         self.teacher.update(self.students(encoders), progress)
         for centre in self.centres.values():
             cast(Centre, centre).after_step()
+
+    def alarm(self, history: History, progress: Progress) -> str | None:
+        """Targets that have become uniform, one prototype, or features in one point."""
+        cfg, (t, s) = (
+            self.cfg,
+            (self.temperature.at(progress.step, progress.total), self.cfg.student_temperature),
+        )
+        head = self.cfg.head if cfg.dino_weight or cfg.tied_heads else cfg.ibot_head
+        if (level := no_choice(history, head.prototypes)) is not None:
+            way = "set objective.teacher_temperature to 0.04 to 0.07" if t >= s else (
+                "lower objective.teacher_temperature or objective.centre_momentum"
+            )  # fmt: skip
+            return f"dino: the teacher's targets are uniform (entropy {level:.3f} of log K): {way}, " + (
+                f"teacher_temperature={t:g} does not sharpen beside student_temperature={s:g}"
+            )
+        if (use := one_prototype(history)) is not None:
+            way = (
+                "objective.centring=none lets it; set it to sinkhorn or ema"
+                if cfg.centring == "none"
+                else "raise objective.teacher_temperature, or lower objective.teacher.ema and optim.lr"
+            )
+            return f"dino: a few prototypes take every sample (share in use {use:.3f}): {way}"
+        if (std := one_point(history)) is not None:
+            return f"dino: features have become one point (std {std:.3f} of 1): lower optim.lr or objective.teacher.ema"
+        return None
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
         """The teacher's encoders, unless the teacher never learns."""

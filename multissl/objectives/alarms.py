@@ -1,0 +1,71 @@
+"""What goes wrong in training, read from the logged figures: pure functions of a history, without labels.
+
+A history is what `Objective.alarm` is given: the means of each log window, oldest first. Every function looks at a
+trend and never at one value: a figure must have been bad for several windows and `STEPS` steps in a row and must not
+be on its way back, as embeddings of an untrained encoder lie close together, a slow teacher (momentum near 1) takes
+hundreds of steps to follow, and healthy runs touch most limits for a moment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+History = Sequence[Mapping[str, float]]
+WINDOWS, STEPS = 4, 60
+"""A figure is bad once it was so for this many log windows and steps."""
+POINT = 0.2
+"""Spread of unit vectors (`embedding_std`) below which they count as one point; the whole sphere has 1."""
+
+
+def lately(history: History, name: str) -> list[float]:
+    """The last values of a figure, over at least `WINDOWS` windows and `STEPS` steps; empty where there are fewer."""
+    found: list[float] = []
+    for entry in reversed(history):
+        if name in entry:
+            found.append(entry[name])
+            if len(found) >= WINDOWS and history[-1]["step"] - entry["step"] >= STEPS:
+                return found[::-1]
+    return []
+
+
+def lasting(history: History, name: str, bad: Callable[[float], bool]) -> float | None:
+    """The last value of a figure where all its latest values were bad, else None."""
+    values = lately(history, name)
+    return values[-1] if values and all(math.isfinite(v) and bad(v) for v in values) else None
+
+
+def one_point(history: History, name: str = "stats/std", limit: float = POINT) -> float | None:
+    """The spread of embeddings that lie in one point and do not move apart again; None where they do not.
+
+    Below a quarter of the limit a slow rise is no recovery.
+    """
+    values, last = lately(history, name), lasting(history, name, lambda v: v < limit)
+    if last is None:
+        return None
+    rising = sum(values[-2:]) > 1.1 * sum(values[:2])
+    return None if rising and last > limit / 4 else last
+
+
+def no_choice(history: History, prototypes: int, prefix: str = "stats/teacher") -> float | None:
+    """The teacher's entropy over log K where its targets are uniform and the student has nothing to learn from them.
+
+    Healthy targets touch .97 log K; only with a vanishing divergence from the student are they empty.
+    """
+    entropy = lasting(history, f"{prefix}_entropy", lambda h: h > 0.98 * math.log(prototypes))
+    flat = lasting(history, f"{prefix}_kl", lambda kl: kl < 0.01)
+    return None if entropy is None or flat is None else entropy / math.log(prototypes)
+
+
+def one_prototype(history: History, name: str = "stats/prototype_use", limit: float = 0.04) -> float | None:
+    """The share of prototypes in use where a few take every sample; None where they do not.
+
+    Without centring the divergence from the student stays large, so it is no sign.
+    """
+    values, last = lately(history, name), lasting(history, name, lambda u: u < limit)
+    return None if last is None or values[-1] > 1.5 * values[0] else last
+
+
+def stalled(history: History, constant: float, name: str = "loss", share: float = 0.002) -> float | None:
+    """The value of a loss that stays at what a constant output costs; None where it left it or never was there."""
+    return lasting(history, name, lambda v: abs(v - constant) <= share * max(abs(constant), 1e-6))
