@@ -1,9 +1,10 @@
 """Optimizers: which parameter gets which learning rate and decay, and the step itself.
 
 AdamW and SGD are torch's; LARS (You et al. 2017, arXiv 1708.03888) follows the official Barlow Twins, VICReg and
-MoCo v3 code: the trust ratio uses the norm of the decayed gradient and enters the momentum buffer.
+MoCo v3 code: the trust ratio uses the norm of the decayed gradient and enters the momentum buffer. Options give
+lightly's ratio (separate norms) and solo-learn's (separate norms, clipped at the learning rate).
 Groups follow DINOv2: layer-wise decay ** (depth + 1 - layer), a factor for the patch projection, no weight decay on
-biases, norms and LayerScale.
+biases, norms and LayerScale; whatever else is a vector or a number (batch norm under any name, a temperature) has none.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.schedules import Schedule
 from multissl.types import ParamRule, Progress
 
+Norms = Literal["joint", "separate"]
 TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
 
 
@@ -77,7 +79,9 @@ class Optimizer(Component):
         for name, parameter in learner.named_parameters():
             if parameter.requires_grad:
                 layer, depth = layer_of(learner, name)
-                groups.setdefault(treatment(name, layer, depth, cfg, rules), []).append(parameter)
+                groups.setdefault(treatment(name, layer, depth, cfg, rules, parameter.ndim), []).append(
+                    parameter
+                )
         if not groups:
             raise ValueError(
                 "nothing to train: every parameter is frozen; unfreeze an encoder or give it an lr"
@@ -126,13 +130,15 @@ def layer_of(learner: nn.Module, name: str) -> tuple[int, int]:
     return encoder.layer_id(inside), encoder.depth
 
 
-def treatment(name: str, layer: int, depth: int, cfg: Any, rules: Iterable[ParamRule]) -> Treatment:
-    """Factors of a parameter by its name, its layer (0..depth+1) and the objective's rules."""
+def treatment(
+    name: str, layer: int, depth: int, cfg: Any, rules: Iterable[ParamRule], ndim: int = 2
+) -> Treatment:
+    """Factors of a parameter by its name, its layer (0..depth+1), its axes and the objective's rules."""
     lr = cfg.layer_decay ** (depth + 1 - layer)
     if layer == 0 and "patch_embed." in name:
         lr *= cfg.patch_lr
     last = name.rpartition(".")[2]
-    exempt = last == "bias" or "norm" in name or "gamma" in name
+    exempt = last == "bias" or "norm" in name or "gamma" in name or ndim < 2
     if not cfg.decay_tokens:
         exempt = exempt or any(token in name for token in TOKENS)
     decay, frozen, constant = 0.0 if exempt else 1.0, 0, False
@@ -182,18 +188,43 @@ class LARS(Optimizer):
 
         momentum: float = 0.9
         trust: float = 0.001
-        """Eta: the size of an update relative to the norm of its parameter."""
+        """Eta: the size of an update relative to the norm of its parameter; CIFAR recipes use 0.02."""
+        norms: Norms = "joint"
+        """What the parameter's norm is divided by. joint: |g + wd p|, as in the official code; separate:
+        |g| + wd |p| + 1e-8, as in lightly and solo-learn, where a parameter or gradient of norm 0 is not decayed."""
+        clip: bool = False
+        """Step by min(trust ratio, learning rate) instead of their product (solo-learn's CIFAR recipes)."""
+        exclude_vectors: bool = True
+        """Leave biases, norms and other vectors without decay and adaptation."""
+
+        def __post_init__(self) -> None:
+            super(LARS.Config, self).__post_init__()
+            if not 0 <= self.momentum < 1:
+                raise ValueError(f"optim.momentum={self.momentum}: want at least 0 and below 1")
+            if self.trust <= 0:
+                raise ValueError(f"optim.trust={self.trust}: want more than 0, such as 0.001")
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Our LARS."""
-        return TorchLARS(groups, self.lr, self.cfg.momentum, self.cfg.trust)
+        cfg = self.cfg
+        return TorchLARS(groups, self.lr, cfg.momentum, cfg.trust, cfg.norms, cfg.clip, cfg.exclude_vectors)
 
 
 class TorchLARS(torch.optim.Optimizer):
-    """LARS as a torch optimizer; vectors (biases, norms) are neither decayed nor rescaled."""
+    """LARS as a torch optimizer; by default vectors (biases, norms) are neither decayed nor rescaled."""
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.9, trust: float = 0.001) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+        norms: Norms = "joint",
+        clip: bool = False,
+        exclude_vectors: bool = True,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+        self.norms, self.clip, self.exclude_vectors = norms, clip, exclude_vectors
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -203,13 +234,25 @@ class TorchLARS(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 update = p.grad
-                if p.ndim > 1:
-                    update = update + group["weight_decay"] * p
-                    size, change = p.norm(), update.norm()
-                    usable = (size > 0) & (change > 0)
-                    update = update * torch.where(usable, group["trust"] * size / change, 1.0)
+                if p.ndim > 1 or not self.exclude_vectors:
+                    update = self._adapted(p, update, group["weight_decay"], group["trust"], group["lr"])
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].mul_(group["momentum"]).add_(update)
                 p.sub_(group["lr"] * state["momentum"])
+
+    def _adapted(self, p: Tensor, grad: Tensor, decay: float, trust: float, lr: float) -> Tensor:
+        """The decayed gradient times the trust ratio."""
+        size, decayed = p.norm(), grad + decay * p
+        if self.norms == "joint":
+            change = decayed.norm()
+            usable, unadapted = (size > 0) & (change > 0), decayed
+        else:
+            slope = grad.norm()
+            change = slope + decay * size + 1e-8
+            usable, unadapted = (size > 0) & (slope > 0), grad
+        ratio = trust * size / change
+        if self.clip:
+            ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
+        return torch.where(usable, decayed * ratio, unadapted)

@@ -1,55 +1,53 @@
-"""Rules of objectives reach the parameters they name, and no others."""
-
-from __future__ import annotations
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from multissl.engine.optim import SGD, treatment
-from multissl.types import ParamRule, Progress
+from multissl.engine.optim import LARS, AdamW, TorchLARS, treatment
 
 
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.objective = nn.ModuleDict({"predictor": nn.Linear(2, 2), "projector": nn.Linear(2, 2)})
+def stepped(p: torch.Tensor, g: torch.Tensor, lr: float, decay: float, **options: Any) -> torch.Tensor:
+    parameter = nn.Parameter(p.clone())
+    parameter.grad = g.clone()
+    groups = [{"params": [parameter], "weight_decay": decay}]
+    TorchLARS(groups, lr, 0.0, **options).step()
+    return parameter.detach()
 
 
-def rates(rules: list[ParamRule], steps: int = 40) -> tuple[list[float], list[float]]:
-    """The learning rates of the predictor and of the projector over a run."""
-    learner, found = Pair(), ([], [])
-    cfg = SGD.Config(lr=0.5, warmup=10, final_lr=0.0, lr_scaling="linear")
-    optimizer = cfg.build(learner, rules, 512)
-    for step in range(steps):
-        optimizer.step(Progress(step=step, total=steps))
-        for name, list_ in zip(("predictor", "projector"), found, strict=True):
-            parameter = learner.objective[name].weight
-            (group,) = [g for g in optimizer.torch.param_groups if any(p is parameter for p in g["params"])]
-            list_.append(group["lr"])
-    return found
+def test_a_clipped_ratio_is_capped_at_the_learning_rate() -> None:
+    p, g = torch.full((2, 2), 2.0), torch.full((2, 2), 0.5)  # norms 4 and 1
+    ratio = 0.02 * 4 / (1 + 0.1 * 4 + 1e-8)
+    decayed = g + 0.1 * p
+    for lr, scale in ((0.4, ratio / 0.4), (0.01, 1.0), (0.0, 1.0)):
+        found = stepped(p, g, lr, 0.1, trust=0.02, norms="separate", clip=True)
+        torch.testing.assert_close(found, p - lr * scale * decayed)
+    unclipped = stepped(p, g, 0.4, 0.1, trust=0.02, norms="separate")
+    torch.testing.assert_close(unclipped, p - 0.4 * ratio * decayed)
 
 
-def test_a_constant_rate_has_no_warm_up_and_no_decay_and_leaves_others_alone() -> None:
-    predictor, projector = rates([ParamRule(match="predictor.", constant=True)])
-    assert predictor == [1.0] * 40  # 0.5 * 512 / 256
-    assert projector == rates([])[1] == rates([])[0]
-    assert projector[0] < 0.2
-    assert projector[-1] < 0.02
-    assert max(projector) == pytest.approx(1.0)
+def test_zero_norms_are_not_adapted() -> None:
+    zero, g = torch.zeros(2, 2), torch.ones(2, 2)
+    for norms in ("joint", "separate"):
+        assert torch.equal(stepped(zero, g, 0.5, 0.1, norms=norms), zero - 0.5)
+    assert torch.equal(stepped(g, zero, 0.5, 0.1, norms="separate", clip=True), g)
 
 
-def test_a_constant_rate_is_still_scaled_and_frozen_by_rules() -> None:
-    rules = [
-        ParamRule(match="predictor.", constant=True),
-        ParamRule(match="predictor", lr=0.1, frozen_steps=3),
-    ]
-    predictor, _ = rates(rules)
-    assert predictor == [0.0] * 3 + [pytest.approx(0.1)] * 37
+def test_vectors_are_plain_sgd_unless_asked() -> None:
+    p, g = torch.ones(3), torch.ones(3)
+    assert torch.equal(stepped(p, g, 0.5, 0.1), p - 0.5)
+    assert stepped(p, g, 0.5, 0.1, exclude_vectors=False).min() > 0.99
 
 
-def test_treatments_of_older_checkpoints_still_read() -> None:
-    name = "objective.projector.weight"
-    now = treatment(name, 1, 0, SGD.Config(), [])
-    assert now == (1.0, 1.0, 0, False)
-    assert type(now)(*torch.tensor([1.0, 1.0, 0]).tolist()).constant is False
+def test_vectors_without_a_telling_name_have_no_decay() -> None:
+    cfg = AdamW.Config(decay_tokens=True)
+    assert treatment("encoders.image.net.bn1.weight", 0, 4, cfg, [], ndim=1).decay == 0
+    assert treatment("encoders.image.net.conv1.weight", 0, 4, cfg, [], ndim=4).decay == 1
+    assert treatment("objective.log_scale", 1, 0, cfg, [], ndim=0).decay == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("trust", 0.0), ("momentum", 1.0), ("lr", -1.0)])
+def test_limits_are_named(name: str, value: float) -> None:
+    options: Any = {name: value}
+    with pytest.raises(ValueError, match=rf"optim\.{name}={value}: want"):
+        LARS.Config(**options)

@@ -19,7 +19,6 @@ from tests.golden import Case, cases
 NOT_COVERED = {
     "schedules_groups/peer_schedules (all but dino)": "I-JEPA, MAE, lightly and VICReg count their steps differently",
     "schedules_groups/mae_finetune_groups": "fine-tuning is not a pretraining objective",
-    "optim_ema/lars (lightly)": "lightly adds an epsilon and separate norms; ours follows the official code",
 }
 
 
@@ -95,15 +94,16 @@ def block_number(name: str) -> int:
 def test_golden_lars(case: Case) -> None:
     h, given = case.hyper, case.tensors("in")
     count = len(h["shapes"])
-    for official in ("barlow", "vicreg", "mocov3"):
+    for code in ("barlow", "vicreg", "mocov3", "lightly"):
         ps = [nn.Parameter(given[f"p_{i}"].clone()) for i in range(count)]
-        lars = TorchLARS([{"params": ps, "weight_decay": h["wd"]}], h["lr"], h["m"], h["eta"])
+        options: dict[str, Any] = {"norms": "separate", "exclude_vectors": False} if code == "lightly" else {}
+        lars = TorchLARS([{"params": ps, "weight_decay": h["wd"]}], h["lr"], h["m"], h["eta"], **options)
         for step in range(h["steps"]):
             for i, p in enumerate(ps):
                 p.grad = given[f"g_{step}_{i}"].clone()
             lars.step()
             for i, p in enumerate(ps):
-                case.check(p, "out", f"{official}_{step}_{i}")
+                case.check(p, "out", f"{code}_{step}_{i}")
 
 
 @pytest.mark.parametrize("case", cases("optim_ema", "ema_and_clip"))
