@@ -1,0 +1,176 @@
+"""MSN: views with hidden tokens are sorted into prototypes as a teacher sorts another, whole view of the sample.
+
+Assran et al., ECCV 2022, arXiv 2204.07141, equations 1 and 2; PMSN: Assran et al., ICLR 2023, arXiv 2210.07277.
+With cosines s of projections and learned prototypes, p = softmax(s / T) of an anchor and p+ the teacher's, sharpened to
+p+^(1/S) / sum p+^(1/S) and perhaps evened by Sinkhorn-Knopp, the terms are
+  ce       mean over anchors of -sum_k p+_k log p_k
+  me_max   log K - H(m), m the mean of p over the anchors of all ranks (prior uniform, MSN), or
+           KL(prior || m) with a prior proportional to k^-e over the prototypes k = 1..K (prior power_law, PMSN)
+As in the official code the target is the first global view, the anchors are the second one with tokens left out and
+local views without; prototypes are not averaged, have no weight decay, and teacher and anchors share them. The head has
+ReLU where the official one has GELU.
+Shapes: V anchors a sample, view-major, B samples on this rank, P projector width, K prototypes.
+Across ranks: the sum of p, with gradient; Sinkhorn's potentials.  State: projector, teacher, prototypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import sum_ranks, world
+from multissl.encoders.base import Encoders
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.sinkhorn import centred, sinkhorn
+from multissl.objectives.targets import Targets, cross_entropy, describe
+from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
+
+
+class MSN(Objective):
+    """Masked and small views of one stream agree with a teacher that sees a whole view."""
+
+    maskings = frozenset({"none", "drop"})
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of MSN and PMSN."""
+
+        prototypes: int = 1024
+        temperature: float = 0.1
+        sharpening: float = 0.25
+        """S of the targets, 0 to 1; 1 leaves them as they are."""
+        sinkhorn_rounds: int = 0
+        """Rounds that even out the targets over the prototypes; 0: none (the official configs take 3)."""
+        me_max_weight: float = 1.0
+        prior: Literal["uniform", "power_law"] = "uniform"
+        """How the anchors should use the prototypes on average: evenly, or with a long tail (PMSN)."""
+        prior_exponent: float = 0.25
+        """Of the power law."""
+        mask_ratio: float = 0.15
+        """Share of the tokens that the full anchor leaves out; 0: none, for encoders that cannot."""
+        num_local: int = 10
+        projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config())
+        teacher: Teacher.Config = field(
+            default_factory=lambda: Teacher.Config(ema=0.996, buffers="keep", batch_norm="batch")
+        )
+
+        def __post_init__(self) -> None:
+            for name in ("temperature", "sharpening", "prior_exponent"):
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want more than 0")
+            for name, low in dict(prototypes=2, sinkhorn_rounds=0, me_max_weight=0, num_local=0).items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
+            if self.sharpening > 1:
+                raise ValueError(f"objective.sharpening={self.sharpening}: want at most 1 (no change)")
+            if not 0 <= self.mask_ratio < 1:
+                raise ValueError(f"objective.mask_ratio={self.mask_ratio}: want 0 (no masks) to below 1")
+
+        def maskings(self) -> frozenset[Masking]:
+            """Tokens are left out only where a share of them is to be."""
+            return frozenset({"none", "drop"}) if self.mask_ratio else frozenset({"none"})
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            one = "a masked view and its target are views of one stream; sum objectives with weighted instead"
+            raise ValueError(f"msn reads one stream, got {', '.join(streams)}: {one}")
+        self.cfg, (self.stream,) = cfg, streams
+        self.projector: MLPHead = cfg.projector.build(encoders.widths()[self.stream])
+        self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
+        self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
+
+    def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
+        """What the teacher has a copy of, by name."""
+        return {"encoders": encoders, "projector": self.projector}
+
+    def plans(self) -> Plans:
+        """A global view as target, one as anchor, and local anchors."""
+        ratio = self.cfg.mask_ratio
+        masks = (ratio, ratio) if ratio else None
+        return spread([self.stream], ViewPlan(num_global=2, num_local=self.cfg.num_local, mask_ratio=masks))
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The terms of this rank's anchors."""
+        cfg, by_role = self.cfg, {v.role: v for v in batch if v.stream == self.stream}
+        full = by_role.get("global")
+        if full is None or full.num_views != 2:
+            raise ValueError(f"msn wants 2 global views, got {full.num_views if full else 0}")
+        if cfg.mask_ratio and full.mask is None:
+            raise ValueError("msn needs masked global views, got none: or set objective.mask_ratio=0")
+        anchors = [full.part(1, 1), *([by_role["local"]] if "local" in by_role else [])]
+        target = self.teach([full.part(0, 1).with_mask(None)])  # [B, K]
+        features = encoders.encode(anchors, "drop" if cfg.mask_ratio else "none")
+        z = wide(self.projector(torch.cat([f.pooled for f in features])))  # [V*B, P]
+        targets = msn_targets(target, cfg.temperature, cfg.sharpening, cfg.sinkhorn_rounds)
+        scores = cosines(z, self.prototypes.weight)
+        exponent = cfg.prior_exponent * (cfg.prior == "power_law")
+        terms, ce = msn_terms(scores, targets, cfg.temperature, exponent)
+        stats = describe(targets, ce.view(-1, len(target)).mean(0))
+        stats["std"] = embedding_std(z.unflatten(0, (-1, len(target))))
+        stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
+        return Losses.weigh(terms, {"ce": 1.0, "me_max": cfg.me_max_weight}, stats)
+
+    @torch.no_grad()
+    def teach(self, views: Batch) -> Tensor:
+        """The teacher's scores of one whole view, [B, K]."""
+        (features,) = self.teacher["encoders"].encode(views, "none")
+        return cosines(self.teacher["projector"](features.pooled), self.prototypes.weight)
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.update(self.students(encoders), progress)
+
+    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+        """The teacher's encoders, unless the teacher never learns."""
+        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher["encoders"]
+
+    def param_rules(self) -> list[ParamRule]:
+        """No weight decay on prototypes."""
+        return [ParamRule(match="prototypes.", decay=0.0)]
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's blocks and projector, and the student's projector."""
+        return [*self.teacher.shard_units(), self.projector]
+
+
+def cosines(z: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosines [R, K] of embeddings z [R, P] and prototypes [K, P], in fp32 at least, with gradient to both."""
+    return F.linear(F.normalize(wide(z), dim=1), F.normalize(wide(prototypes), dim=1))
+
+
+@torch.no_grad()
+def msn_targets(scores: Tensor, temperature: float, sharpening: float, rounds: int = 0) -> Targets:
+    """Targets from a teacher's scores [B, K]: softmax, sharpened, evened by Sinkhorn where rounds > 0."""
+    logits = wide(scores) / (temperature * sharpening)
+    if rounds:  # on the sharpened probabilities, so that every row begins with a sum of 1
+        return sinkhorn(logits.log_softmax(1), 1.0, rounds=rounds)
+    return centred(logits, 1.0, logits.new_zeros(logits.shape[1]))
+
+
+def msn_terms(
+    scores: Tensor, targets: Targets, temperature: float = 0.1, exponent: float = 0.0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The unweighted terms ce and me_max, and the cross entropies [V*B].
+
+    scores [V*B, K] of anchors, view-major, targets of B rows; the prior is proportional to k^-exponent, so 0 is the
+    uniform one. Computed in fp32 at least; the rounding of bf16 scores moves the terms by 3 % of log K at most.
+    """
+    rows = torch.arange(len(targets.b), device=scores.device).repeat(len(scores) // len(targets.b))
+    ce = cross_entropy(scores, targets, rows[:, None], temperature)  # [V*B]
+    p = (wide(scores) / temperature).softmax(1)
+    mean = sum_ranks(p.mean(0)) / world()  # [K]
+    mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)  # log of 0
+    if exponent == 0:
+        return {"ce": ce.mean(), "me_max": math.log(len(mean)) + (mean * mean.log()).sum()}, ce
+    prior = torch.arange(1, len(mean) + 1, device=mean.device).to(mean.dtype) ** -exponent
+    prior = prior / prior.sum()
+    return {"ce": ce.mean(), "me_max": (prior * (prior.log() - mean.log())).sum()}, ce

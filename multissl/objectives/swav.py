@@ -1,0 +1,179 @@
+"""SwAV: the views of a sample predict each other's code, a soft assignment to prototypes that uses all evenly.
+
+Caron et al., NeurIPS 2020, arXiv 2006.09882, equations 1 to 3. Scores are cosines s of projections and prototypes.
+Every full view i is coded by Sinkhorn-Knopp, q_i, over the rows of all ranks; with CE(q, s) = -sum_k q_k log
+softmax(s / T)_k the loss is the mean over coded views i, over all other views v and over samples of CE(q_i, s_v). That
+is the official code's; solo-learn averages over all pairs at once, which is the same. As there
+- prototypes are made unit vectors again after every step and keep their weight decay; gradients do not pass the norm;
+- batch norm in the projector spans all views of a stream; a queue of earlier projections joins the Sinkhorn rounds
+  once it is full and `queue_start` is reached, with its own part for every coded view.
+Several streams share the prototypes; each codes its one clean view.
+Shapes: V views of which the first A are coded, B samples on this rank, W ranks, P projector width, K prototypes,
+Q queued rows.  Across ranks: Sinkhorn's potentials, the rows for the queue; each rank scores its part of the queue.
+State: a projector a stream, prototypes, the queue and how many rows have entered it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import gather, local, rank, world
+from multissl.encoders.base import Encoders
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.base import Objective, embedding_std, head, spread
+from multissl.objectives.sinkhorn import sinkhorn
+from multissl.objectives.targets import Targets, cross_entropy, describe
+from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
+
+
+class SwAV(Objective):
+    """Views predict each other's codes; full views are coded, small ones only predict."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of SwAV."""
+
+        prototypes: int = 3000
+        """K; about ten times the classes one hopes for."""
+        temperature: float = 0.1
+        num_local: int = 6
+        """Small views of a lone stream; they predict codes and have none."""
+        epsilon: float = 0.05
+        """Temperature of the codes: Sinkhorn's regularisation."""
+        sinkhorn_rounds: int = 3
+        queue: int = 0
+        """Earlier samples that join the codes' rounds; a batch of 256 and less needs some 15 batches of them."""
+        queue_start: int = 0
+        """First step in which the queue is used; it fills from the first step on."""
+        freeze_prototypes: int = 0
+        """Steps at the start in which the prototypes do not move."""
+        projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(layers=2, out=128))
+
+        def __post_init__(self) -> None:
+            for name in ("temperature", "epsilon"):
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want more than 0")
+            least = {"prototypes": 2, "sinkhorn_rounds": 1, "num_local": 0, "queue": 0, "queue_start": 0}
+            for name, low in {**least, "freeze_prototypes": 0}.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
+
+    queue: Tensor
+    queued: Tensor
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        self.cfg, alone = cfg, len(streams) == 1
+        self.plan = ViewPlan(num_global=2, num_local=cfg.num_local) if alone else ViewPlan(num_clean=1)
+        self.coded = 2 if alone else len(streams)
+        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
+        with torch.no_grad():
+            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight))
+        self.register_buffer("queue", torch.zeros(self.coded, cfg.queue, cfg.projector.out))
+        self.register_buffer("queued", torch.zeros((), dtype=torch.long))
+        self.fresh: Tensor | None = None
+
+    def plans(self) -> Plans:
+        """Two global views of a lone stream and its local ones, or one clean view of each of several."""
+        return spread(self.projectors, self.plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's rows."""
+        if any(v.present is not None for v in batch):
+            raise ValueError(
+                "swav codes every sample in every stream, and some samples here lack one: drop those samples"
+            )
+        unit = F.normalize(self.project(encoders, batch), dim=-1)  # [V, B, P]
+        self.fresh = (
+            gather(unit[: self.coded].detach().transpose(0, 1)) if self.cfg.queue else None
+        )  # [W*B, A, P]
+        if self.fresh is not None and len(self.fresh) > self.cfg.queue:
+            raise ValueError(
+                f"objective.queue={self.cfg.queue} is smaller than the batch, {len(self.fresh)} samples: "
+                "set 0, or a few times the batch"
+            )
+        scores, waiting, full = self.score(unit), None, None  # [V, B, K]
+        if self.cfg.queue and progress.step >= self.cfg.queue_start:
+            waiting = self.score(self.queue[:, rank() :: world()]).detach()  # [A, Q/W, K]
+            full = self.queued >= self.cfg.queue
+        cfg = self.cfg
+        loss, codes, ce = swav_loss(
+            scores, self.coded, cfg.temperature, cfg.epsilon, cfg.sinkhorn_rounds, waiting, full
+        )
+        seen = [describe(q, c.view(-1, len(q.b)).mean(0)) for q, c in zip(codes, ce, strict=True)]
+        stats = {name: torch.stack([s[name] for s in seen]).mean() for name in seen[0]}
+        stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
+        return Losses.weigh(
+            {"swap": loss}, {"swap": 1.0}, {"std": embedding_std(unit[: self.coded]), **stats}
+        )
+
+    def project(self, encoders: Encode, batch: Batch) -> Tensor:
+        """Every view projected, coded ones first: [V, B, P]; a projector is called once for all views of a stream."""
+        features = encoders.encode(batch)
+        coded, rest = [], []
+        for stream, projector in self.projectors.items():
+            mine = [(v, f) for v, f in zip(batch, features, strict=True) if v.stream == stream]
+            z = head(projector, torch.cat([f.pooled for _, f in mine]), sum(v.num_views for v, _ in mine))
+            for (v, _), part in zip(mine, z.split([v.num_views for v, _ in mine]), strict=True):
+                (rest if v.role == "local" else coded).append(part)
+        found = torch.cat([*coded, *rest])
+        assert sum(map(len, coded)) == self.coded, [v.role for v in batch]
+        return found
+
+    def score(self, unit: Tensor) -> Tensor:
+        """Cosines of unit vectors [..., P] and prototypes, [..., K]; half precision bends the rows' length, mended."""
+        weight = wide(self.prototypes.weight)  # [K, P]
+        return F.linear(unit.to(weight.dtype), weight / weight.detach().norm(dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """Prototypes become unit vectors again, the batch enters the queue."""
+        rows = local(cast(Any, self.prototypes.weight))  # this rank's whole rows
+        rows.copy_(F.normalize(rows, dim=1))
+        if self.fresh is not None:
+            newest = self.fresh.transpose(0, 1).to(self.queue.dtype)  # [A, W*B, P]
+            self.queue.copy_(torch.cat([newest, self.queue], 1)[:, : self.cfg.queue])
+            self.queued += newest.shape[1]
+            self.fresh = None
+
+    def param_rules(self) -> list[ParamRule]:
+        """The prototypes rest for the first steps."""
+        rule = ParamRule(match="prototypes.", frozen_steps=self.cfg.freeze_prototypes)
+        return [rule] if rule.frozen_steps else []
+
+
+def swav_loss(
+    scores: Tensor, coded: int, temperature: float = 0.1, epsilon: float = 0.05, rounds: int = 3,
+    queue: Tensor | None = None, use_queue: Tensor | None = None,
+) -> tuple[Tensor, list[Targets], list[Tensor]]:  # fmt: skip
+    """The loss, the codes of each coded view and the cross entropies [(V-1)*B] with them.
+
+    scores [V, B, K], cosines, of which the first `coded` views are coded; queue [A, Q, K] scores of this rank's part of
+    the queue, used where `use_queue` (bool []; None: used) says so. All ranks call it. Computed in fp32 at least; bf16
+    scores, by their rounding alone, move the loss by 3 % at most.
+    """
+    views, batch, _ = scores.shape
+    if views < 2:
+        raise ValueError("swav needs 2 or more views of a sample, got 1: raise the number of views")
+    rows = torch.arange(batch, device=scores.device).repeat(views - 1)[:, None]  # [(V-1)*B, 1]
+    codes: list[Targets] = []
+    ce: list[Tensor] = []
+    for i in range(coded):
+        logits, real = scores[i].detach(), None  # [B, K]
+        if queue is not None:
+            logits = torch.cat([logits, queue[i].to(logits.dtype)])  # [B+Q, K]
+            used = rows.new_ones((), dtype=torch.bool) if use_queue is None else use_queue
+            real = torch.cat([used.new_ones(batch), used.expand(queue.shape[1])])
+        q = sinkhorn(logits, epsilon, real, rounds)
+        codes.append(Targets(logits[:batch], epsilon, q.a, q.b[:batch]))
+        others = torch.cat([scores[:i], scores[i + 1 :]]).flatten(0, 1)  # [(V-1)*B, K]
+        ce.append(cross_entropy(others, codes[-1], rows, temperature))
+    return torch.stack(ce).mean(), codes, ce
