@@ -193,10 +193,21 @@ def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.M
     """Move a learner to its device; then activation checkpointing, compile and FSDP2, in that order, block by block.
 
     `learner.shard_units()` names the blocks and `learner.entry_points()` the methods besides `forward` that encode.
+    On CUDA ranks torch's batch norms become SyncBatchNorm; on CPU ranks, which have none, each normalises by its own
+    rows. Batch norm cannot run on sharded bf16 parameters: a learner that holds one keeps them in fp32, and its
+    encoders (whatever has `autocast`, a teacher's copies too) compute under torch.autocast.
     """
     if world() % cfg.shard:
         raise ValueError(f"parallel.shard={cfg.shard} does not divide the {world()} ranks of this run")
     learner.to(device)
+    if device.type == "cuda" and world() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    half = cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
+    if half and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in learner.modules()):
+        half = False
+        for module in learner.modules():
+            if hasattr(module, "autocast"):
+                cast(Any, module).autocast = torch.bfloat16
     units = cast(Any, learner).shard_units()
     if cfg.checkpoint_activations:
         from torch.distributed._composable.checkpoint_activation import checkpoint
@@ -206,7 +217,6 @@ def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.M
     if cfg.compile:
         for unit in units:
             unit.compile(dynamic=False)
-    half = cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
     if world() > 1 or half or cfg.fully_shard == "always":
         _fully_shard(learner, units, cfg.shard, device, half)
     return learner

@@ -1,0 +1,116 @@
+"""Batch norm in encoders across precisions and ranks: fp32 weights under bf16, and each CPU rank's own statistics."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from multissl.distributed import Parallel, local, parallelize
+from multissl.encoders.base import Encoder, Encoders
+from multissl.encoders.resnet import ResNetEncoder
+from multissl.engine.learner import Learner
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead
+from multissl.objectives.base import Objective
+from multissl.objectives.vicreg import VICReg
+from multissl.types import Batch, Losses, Progress, StreamSpec, Views
+from tests.ranks import run_ranks
+
+SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=1, patch=(8, 8))
+CPU, START = torch.device("cpu"), Progress(step=0, total=2)
+
+
+class Distance(nn.Module):
+    """An objective with a teacher: the distance of the student's features to the teacher's."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        super().__init__()
+        self.teacher = Teacher.Config(batch_norm="batch", buffers="keep").build({"encoders": encoders})
+        self.head = nn.Linear(encoders.widths()["image"], 4)
+
+    def shard_units(self) -> list[nn.Module]:
+        return self.teacher.shard_units()
+
+    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+        return self.teacher["encoders"]
+
+    def forward(self, encoders: Any, batch: Batch, progress: Progress) -> Losses:
+        with torch.no_grad():
+            (target,) = self.teacher["encoders"].encode(batch)
+        (found,) = encoders.encode(batch)
+        assert found.pooled.dtype == found.tokens.dtype == target.pooled.dtype == torch.float32
+        return Losses(total=(self.head(found.pooled) - self.head(target.pooled) - 1).square().mean())
+
+
+def learner_of(objective: str) -> Learner:
+    torch.manual_seed(0)
+    encoders = Encoders({"image": ResNetEncoder.Config(depth=10, width=4, stem="small").build(SPEC)})
+    if objective == "distance":
+        return Learner(encoders, Distance(encoders)).train()
+    cfg = VICReg.Config(projector=MLPHead.Config(hidden=8, out=8))
+    made: Objective = cfg.build(encoders, {"image": SPEC})
+    return Learner(encoders, made).train()
+
+
+def batch_of(rows: slice = slice(None)) -> Batch:
+    x = torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))[:, rows]
+    return [Views(x=x.flatten(0, 1), stream="image", role="global", num_views=2)]
+
+
+def gradients(learner: Learner, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+    losses = learner(batch, START)
+    learner.backward(losses)
+    return losses.total.item(), {
+        n: local(p.grad) for n, p in learner.named_parameters() if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("objective", ["distance", "vicreg"])
+def test_bf16_keeps_fp32_weights_and_runs_every_encoder_under_autocast(objective: str) -> None:
+    exact, half = learner_of(objective), learner_of(objective)
+    parallelize(half, Parallel(precision="bf16"), CPU)
+    encoders = [m for m in half.modules() if isinstance(m, Encoder)]
+    assert len(encoders) == (2 if objective == "distance" else 1)
+    assert all(e.autocast is torch.bfloat16 for e in encoders)
+    seen: list[torch.dtype] = []
+    for encoder in encoders:
+        cast(Any, encoder).net.layer4.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    expected, reference = gradients(exact, batch_of())
+    total, found = gradients(half, batch_of())
+    assert seen == [torch.bfloat16] * len(encoders)
+    assert total == pytest.approx(expected, rel=0.02)
+    assert found.keys() == reference.keys()
+    assert all(g.dtype == torch.float32 for g in found.values())
+    flat = [torch.cat([g[n].flatten() for n in reference]) for g in (found, reference)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.98
+    (features,) = half.encode("exported", batch_of())
+    assert features.pooled.dtype == torch.float32
+
+
+def test_full_precision_leaves_encoders_alone() -> None:
+    learner = learner_of("vicreg")
+    parallelize(learner, Parallel(precision="fp32"), CPU)
+    assert not any(m.autocast for m in learner.modules() if isinstance(m, Encoder))
+
+
+def two_ranks(rank: int, precision: Any) -> tuple[float, torch.Tensor]:
+    learner = learner_of("vicreg")
+    parallelize(learner, Parallel(shard=2, precision=precision), CPU)
+    total, found = gradients(learner, batch_of(slice(4 * rank, 4 * rank + 4)))
+    assert all(torch.isfinite(g).all() for g in found.values())
+    encoder: Any = learner.encoders["image"]
+    return total, encoder.net.bn1.running_mean
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cpu_ranks_normalise_by_their_own_rows(precision: str) -> None:
+    (_, a), (_, b) = run_ranks(2, two_ranks, precision)
+    assert not torch.equal(a, b)
+    whole = learner_of("vicreg")
+    gradients(whole, batch_of())
+    encoder: Any = whole.encoders["image"]
+    torch.testing.assert_close((a + b) / 2, encoder.net.bn1.running_mean, rtol=0.05, atol=1e-3)
