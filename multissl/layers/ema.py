@@ -36,7 +36,9 @@ class Teacher(Component, nn.Module):
         ema: float = 0.992
         """Momentum m of the first step: teacher = m * teacher + (1 - m) * student."""
         final_ema: float = 1.0
-        """Momentum at the end of the run; a cosine leads there."""
+        """Momentum at the end of the run."""
+        ema_shape: Literal["cosine", "linear"] = "cosine"
+        """How the momentum gets there: cosine (DINO, BYOL) or linear (I-JEPA, data2vec)."""
         buffers: Literal["copy", "keep", "ema"] = "copy"
         """Batch norm statistics and the like: taken from the student, left alone, or averaged too."""
         batch_norm: Literal["running", "batch"] = "running"
@@ -50,7 +52,8 @@ class Teacher(Component, nn.Module):
 
     def __init__(self, cfg: Config, students: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.cfg, self.momentum = cfg, Schedule(base=cfg.ema, final=cfg.final_ema)
+        self.cfg = cfg
+        self.momentum = Schedule(base=cfg.ema, final=cfg.final_ema, shape=cfg.ema_shape)
         self.now = nn.ModuleDict(copy.deepcopy(dict(students)))
         self.next = nn.ModuleDict(copy.deepcopy(dict(students)) if cfg.rule == "previous_step" else {})
         for name, parameter in self.now.named_parameters():

@@ -36,6 +36,7 @@ from multissl.modalities.image_files import SUFFIXES, channel_statistics, load
 from multissl.modalities.image_floors import histogram_floor, pixel_floor
 from multissl.modalities.image_panels import colours, crop_panel, to_bytes
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
+from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.sources import Source, open_source
 from multissl.random import RowRandom
 from multissl.types import Batch, Mask, Panel, Plans, Raw, Role, Sample, StreamSpec, ViewPlan, Views
@@ -93,6 +94,11 @@ class Image(Modality):
         mask: Kind = "block"
         mask_group: int = 32
         """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        mask_patch: int = 0
+        """Side in pixels of the squares that mask=random hides or keeps as a whole (SimMIM: 32); 0: one patch."""
+        mask_reference: bool = False
+        """Where a plan asks for targets and a context, draw them as I-JEPA's code does: never from the last row and
+        column, contexts cut from the end to the shortest of the batch."""
         mean: tuple[float, ...] = ()
         """Of each channel, values 0 to 1. Empty: ImageNet's for 3 channels, else measured."""
         std: tuple[float, ...] = ()
@@ -115,6 +121,12 @@ class Image(Modality):
                 if below != size:
                     near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
                     raise ValueError(f"modality.{name}={size}: want a multiple of patch={self.patch}: {near}")
+            square = self.mask_patch or self.patch
+            if square % self.patch or self.size % square or (square != self.patch and self.mask != "random"):
+                raise ValueError(
+                    f"modality.mask_patch={self.mask_patch}: want 0, or with modality.mask=random a multiple of"
+                    f" patch={self.patch} that divides size={self.size}"
+                )
             widest = 2 * min(self.size, self.local_size) - 1
             if self.blur != "none" and (self.blur_kernel % 2 == 0 or not 1 <= self.blur_kernel <= widest):
                 given = f"modality.blur_kernel={self.blur_kernel}"
@@ -177,13 +189,15 @@ class Image(Modality):
                     raw[role][v * count + b] = crop
         if plan.mask_ratio is not None and plan.num_global:
             grid = (cfg.size // cfg.patch, cfg.size // cfg.patch)
-            masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, rng.fork(len(ROLES)))
-            for part in ("hidden", "index", "weight"):
-                raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
-        if plan.coords:
-            raw |= {
-                f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()
-            }  # [V*B, 4]
+            lines = rng.fork(len(ROLES))
+            if plan.context_ratio is not None:
+                raw["context"], raw["targets"] = draw_multiblock(
+                    plan, cfg.mask, grid, lines, cfg.mask_reference
+                )
+            else:
+                masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, lines, self._square())
+                for part in ("hidden", "index", "weight"):
+                    raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
         raw["sample_id"] = torch.tensor([s.index for s in samples])
         raw["label"] = torch.tensor([s.label for s in samples])
         if any(s.group >= 0 for s in samples):
@@ -242,11 +256,18 @@ class Image(Modality):
         x = ops.apply_to(x, hit(*blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
         return ops.apply_to(x, hit(*solarised), ops.solarise), flipped
 
+    def _square(self) -> int:
+        return (self.cfg.mask_patch or self.cfg.patch) // self.cfg.patch
+
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
+        if "context" in given:
+            side = self.cfg.size // self.cfg.patch
+            largest = largest_target(plan, self.cfg.mask, (side, side))
+            return as_masks(given["context"], given["targets"], side * side, largest)
         if "hidden" not in given:
             return ()
         _, rows, tokens = given["hidden"].shape
-        same = num_hidden(plan, self.cfg.mask, tokens, rows)
+        same = num_hidden(plan, self.cfg.mask, tokens, rows, self._square())
         parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
         return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 

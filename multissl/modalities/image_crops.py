@@ -64,10 +64,10 @@ def centre(image: Tensor, size: int, zoom: float) -> Tensor:
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """Images [R, C, S, S] as the values of their patches [R, N, T], in the order row, column, channel."""
-    r, c, s, _ = x.shape
-    cut = x.reshape(r, c, s // patch, patch, s // patch, patch).permute(0, 2, 4, 3, 5, 1)
-    return cut.reshape(r, (s // patch) ** 2, patch * patch * c)
+    """Images [R, C, H, W] as the values of their patches [R, N, T], in the order row, column, channel."""
+    r, c, h, w = x.shape
+    cut = x.reshape(r, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 3, 5, 1)
+    return cut.reshape(r, (h // patch) * (w // patch), patch * patch * c)
 
 
 def share_of(box: tuple[int, int, int, int], height: int, width: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Which tokens of a view are hidden: blocks (DINOv2, iBOT, BEiT) and uniformly random ones (MAE).
 
 Oquab et al., TMLR 2024, arXiv 2304.07193 (blocks, stratified ratios); Bao et al., ICLR 2022, arXiv 2106.08254
-(the block algorithm); He et al., CVPR 2022, arXiv 2111.06377 (random masks of a constant count).
+(the block algorithm); He et al., CVPR 2022, arXiv 2111.06377 (random masks of a constant count); Xie et al., CVPR
+2022, arXiv 2111.09886 (random squares of several tokens).
 Masks are drawn inside fixed groups of samples from generators that depend on the group alone, so any number
 of ranks draws the same ones, and the padded number of hidden tokens M is the same every step.
 Shapes: B samples of this rank, V views, R = V*B rows, view-major, N = H*W tokens, G samples of a group.
@@ -123,19 +124,24 @@ def _clamp(count: float, tokens: int) -> int:
     return min(max(int(count), 1), tokens - 1)
 
 
-def num_hidden(plan: ViewPlan, kind: Kind, tokens: int, rows: int) -> int | None:
+def num_hidden(plan: ViewPlan, kind: Kind, tokens: int, rows: int, square: int = 1) -> int | None:
     """Hidden tokens in every row where all rows agree, else None. Known without looking at a mask."""
-    ranges = requests(plan, kind, tokens, rows)
+    ranges = requests(plan, kind, tokens // square**2, rows)
     fixed = len(ranges) == rows and len(set(ranges)) == 1 and ranges[0][0] == ranges[0][1]
-    return int(ranges[0][0]) if fixed else None
+    return int(ranges[0][0]) * square**2 if fixed else None
 
 
-def draw_masks(plan: ViewPlan, kind: Kind, grid: Grid, wanted_group: int, rng: RowRandom) -> list[Mask]:
+def draw_masks(
+    plan: ViewPlan, kind: Kind, grid: Grid, wanted_group: int, rng: RowRandom, square: int = 1
+) -> list[Mask]:
     """`plan.num_masks` masks for the global views of this rank's samples, each over R = num_global * B rows.
+
+    Masks are drawn on a grid of squares of `square` x `square` tokens, which are hidden or kept together (SimMIM).
 
     Where the ratio is fixed every masked row hides the same number of tokens: blocks that fall short are
     topped up with random tokens, because an encoder that leaves hidden tokens out needs rows of one length.
     """
+    grid = (grid[0] // square, grid[1] // square)
     tokens, views = grid[0] * grid[1], plan.num_global
     size = group_size(wanted_group, rng)
     ranges = requests(plan, kind, tokens, views * size)
@@ -153,7 +159,8 @@ def draw_masks(plan: ViewPlan, kind: Kind, grid: Grid, wanted_group: int, rng: R
             for row, (low, high) in zip(rows.tolist(), ranges, strict=True):
                 request = _clamp(generator.uniform(low, high), tokens)
                 hidden[row // size, group, row % size] = _one(generator, kind, grid, request, low == high)
-        masks.append(pack_masks(torch.from_numpy(hidden.reshape(-1, tokens)), upper))
+        fine = hidden.reshape(-1, *grid).repeat(square, 1).repeat(square, 2)  # [R, H, W]
+        masks.append(pack_masks(torch.from_numpy(fine.reshape(len(fine), -1)), upper * square**2))
     return masks
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from multissl import registry
 from multissl.modalities.base import Modality, pack_masks
+from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.random import RowRandom
 from multissl.types import Batch, Plans, Raw, Sample, StreamSpec, Unreadable, Views
 
@@ -48,7 +49,7 @@ class Tabular(Modality):
                         f"modality.corruption or local_columns holds {share}: want shares in 0..1"
                     )
 
-    offers = frozenset({"local", "mask", "corrupt", "target"})
+    offers = frozenset({"local", "mask", "masks", "corrupt", "target"})
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -123,8 +124,20 @@ class Tabular(Modality):
                 torch.cat([swap(rows, bank, s, rng)[0] for s in shares]), "global", len(shares), raw
             )
             if plan.target:
-                views.target = views.x[..., None]  # [R, C, 1]
-            if plan.mask_ratio:
+                views.target = views.x  # [R, C]
+            if plan.context_ratio:
+                grid = (1, rows.shape[1])
+                drawn = draw_multiblock(plan, "random", grid, rng.fork(1))
+                places = [d.to(rows.device) for d in drawn]
+                largest = largest_target(plan, "random", grid)
+                views.masks = as_masks(places[0], places[1], rows.shape[1], largest)
+            elif plan.mask_ratio and plan.num_masks > 1:
+                if plan.corrupt:
+                    raise ValueError("tables corrupt cells under one mask: ask for num_masks=1")
+                share = plan.mask_ratio[1]
+                drawn = [[choose(rows.shape[1], share, rng) for _ in shares] for _ in range(plan.num_masks)]
+                views.masks = tuple(pack_masks(torch.cat(each)) for each in drawn)
+            elif plan.mask_ratio:
                 hidden = torch.cat([choose(rows.shape[1], plan.mask_ratio[1], rng) for _ in shares])  # [R, C]
                 if plan.corrupt:
                     donors = bank[rng.integers(len(bank), len(shares), rows.shape[1]).transpose(0, 1).flatten(0, 1),

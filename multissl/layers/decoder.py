@@ -1,0 +1,109 @@
+"""Decoder: a small transformer that says what lies at hidden places, given the tokens an encoder saw elsewhere.
+
+MAE's decoder (He et al., CVPR 2022, arXiv 2111.06377) and I-JEPA's predictor (Assran et al., CVPR 2023, arXiv
+2301.08243) are the same net: embed the seen tokens, put one learned mask token at every wanted place, add positions,
+run blocks, norm. Positions are fixed sine-cosine ones on grids, in the order of MAE (column first), learned ones
+elsewhere. Tokens go in as [first, seen, wanted]: attention does not care for their order, so nothing is unshuffled.
+Shapes: R rows, K seen tokens, Q wanted tokens, N places, D encoder width, d decoder width.  State: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.layers.init import init_linear
+from multissl.layers.positions import sincos
+from multissl.layers.tokenizers import visible
+from multissl.layers.transformer import Trunk
+from multissl.types import Mask, StreamSpec
+
+
+class Decoder(Component, nn.Module):
+    """Blocks over seen tokens and mask tokens; built with (width of the encoder, stream)."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of a decoder; the defaults are MAE's."""
+
+        dim: int = 512
+        depth: int = 8
+        heads: int = 16
+        init_std: float = 0.0
+        """Deviation of the initial weights; 0: 1/sqrt(inputs), which is MAE's Xavier start on square layers."""
+
+        def __post_init__(self) -> None:
+            for name, low in {"dim": 1, "depth": 1, "heads": 1, "init_std": 0}.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"decoder {name}={getattr(self, name)}: want {low} or more")
+            if self.dim % self.heads:
+                raise ValueError(
+                    f"decoder heads={self.heads} does not divide dim={self.dim}: choose heads that do"
+                )
+
+    pos_embed: Tensor
+    """[1, 1+N, d], the row of the first token before those of the places."""
+
+    def __init__(self, cfg: Config, width: int, spec: StreamSpec) -> None:
+        super().__init__()
+        self.dim = cfg.dim
+        self.embed = nn.Linear(width, cfg.dim)
+        init_linear(self.embed, cfg.init_std)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, cfg.dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if spec.kind == "grid":
+            if cfg.dim % (2 * len(spec.patch)):
+                raise ValueError(
+                    f"decoder dim={cfg.dim}: want a multiple of {2 * len(spec.patch)} for sine-cosine positions"
+                )
+            grid = [n // p for n, p in zip(spec.shape[1:], spec.patch, strict=True)]
+            self.register_buffer("pos_embed", sincos(grid, cfg.dim), persistent=False)
+        else:
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_tokens, cfg.dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.trunk = Trunk(cfg.dim, cfg.depth, cfg.heads, init_std=cfg.init_std)
+
+    def forward(
+        self,
+        seen: Tensor,
+        at: Tensor,
+        wanted: Tensor,
+        first: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Seen tokens [R, K, D] that lie at [R, K], and wanted places [R, Q], to [R, K, d] and [R, Q, d].
+
+        `first` [R, 1, D] is a token without a place that may be looked at (MAE's class token); `valid` bool [R, K] is
+        False on padding.
+        """
+        rows, prefix = len(seen), 0 if first is None else 1
+        x = self.embed((seen if first is None else torch.cat([first, seen], 1)).to(self.embed.weight.dtype))
+        table = self.pos_embed.to(x.dtype).expand(rows, -1, -1)  # [R, 1+N, d]
+        blank = self.mask_token.to(x.dtype) + take(table, wanted + 1)  # [R, Q, d]
+        x = torch.cat([x + torch.cat([table[:, :prefix], take(table, at + 1)], 1), blank], 1)
+        if valid is not None:
+            valid = F.pad(F.pad(valid, (prefix, 0), value=True), (0, wanted.shape[1]), value=True)
+        (out,), _ = self.trunk([x], [valid])
+        return out[:, prefix : prefix + at.shape[1]], out[:, prefix + at.shape[1] :]
+
+    def shard_units(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.trunk.blocks)
+
+
+def take(x: Tensor, at: Tensor) -> Tensor:
+    """What x [R, N, ...] holds at the places [R, Q]: [R, Q, ...]."""
+    index = at.reshape(*at.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+    return x.gather(1, index)
+
+
+def places(mask: Mask) -> tuple[Tensor, Tensor]:
+    """Where a mask of equal counts shows and hides tokens, each in order: int64 [R, K] and [R, Q]."""
+    shown = visible(mask)
+    order = mask.hidden.to(torch.uint8).argsort(dim=1, stable=True)
+    return shown, order[:, shown.shape[1] :]

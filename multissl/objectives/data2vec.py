@@ -1,0 +1,162 @@
+"""data2vec: a student that sees mask tokens predicts the mean of a teacher's last blocks, which see everything.
+
+Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4. Targets: outputs of the teacher's last k blocks,
+each normalised, averaged, perhaps normalised again; loss on hidden tokens, squared or smooth L1, times 1/sqrt(D).
+Layers are block outputs, as in data2vec 2.0 (arXiv 2212.07525); the first version took those of the feed-forward nets.
+The official trainer sums over channels and tokens and divides by the number of tokens: so do we; sum_channels=False
+averages the channels too, which is D times less. The teacher's rate goes linearly to its final
+value over the whole run, in the official code within a number of steps of its own. What is shipped is the student, as
+in the official fine-tuning.
+Shapes: R rows, N tokens, Q hidden tokens, D width.  Collectives: none; every rank hides equally many tokens.
+State: teacher encoders, a linear head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoders
+from multissl.layers.decoder import places, take
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import wide
+from multissl.layers.init import init_linear
+from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
+
+LayerNorm = Literal["instance", "layer", "none"]
+
+
+class Data2Vec(Objective):
+    """Regresses the teacher's averaged layers at the hidden tokens of one stream."""
+
+    maskings = frozenset({"replace", "none"})
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of data2vec; the defaults are its vision ones."""
+
+        mask_ratio: float = 0.6
+        """Share of the tokens that are hidden, the same in every row."""
+        top_k: int = 6
+        """Last blocks of the teacher whose outputs are averaged."""
+        layer_norm: LayerNorm = "instance"
+        """Of each block's output before the mean: every channel over the tokens of a row, every token over its
+        channels, or none."""
+        final_norm: LayerNorm = "none"
+        """The same of the mean."""
+        beta: float = 2.0
+        """Where smooth L1 turns from squares to lines; 0: squared error."""
+        scale: float = 0.0
+        """Factor on the loss; 0: 1/sqrt(D)."""
+        sum_channels: bool = True
+        """Sum the errors over the D channels, as the official trainer does; False: their mean."""
+        min_target_std: float = 0.1
+        """Alarm when the targets' deviation is below it after guard_steps steps; 0: never."""
+        min_prediction_std: float = 0.01
+        guard_steps: int = 5000
+        teacher: Teacher.Config = field(
+            default_factory=lambda: Teacher.Config(ema=0.999, final_ema=0.9999, ema_shape="linear")
+        )
+
+        def __post_init__(self) -> None:
+            if not 0 < self.mask_ratio < 1:
+                raise ValueError(
+                    f"objective.mask_ratio={self.mask_ratio}: want more than 0, less than 1, such as 0.6"
+                )
+            limits = {"top_k": 1, "beta": 0, "scale": 0, "min_target_std": 0, "min_prediction_std": 0}
+            for name, low in {**limits, "guard_steps": 0}.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            raise ValueError(
+                f"data2vec reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
+            )
+        self.cfg, (self.stream,) = cfg, streams
+        depth, width = cast(Any, encoders[self.stream]).depth, encoders.widths()[self.stream]
+        if (
+            0 < depth < cfg.top_k
+        ):  # an encoder without blocks is refused with its reason by the check of masks
+            raise ValueError(
+                f"objective.top_k={cfg.top_k}: encoders.{self.stream} has {depth} blocks, choose that many or fewer"
+            )
+        self.head = nn.Linear(width, width)
+        init_linear(self.head, 0.02)
+        self.teacher: Teacher = cfg.teacher.build({"encoders": encoders})
+
+    def plans(self) -> Plans:
+        """One global view under a mask of fixed ratio, and the teacher's last blocks."""
+        ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
+        return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, inner=self.cfg.top_k))
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's hidden tokens."""
+        cfg = self.cfg
+        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        if views is None or views.mask is None:
+            raise ValueError("data2vec wants a global view with a mask, as its plan says")
+        _, hidden = places(views.mask)  # [R, Q]
+        with torch.no_grad():
+            teacher = cast(Any, self.teacher["encoders"])
+            (whole,) = teacher.encode([views.with_mask(None)], "none", cfg.top_k)
+            target = take(average_layers(whole.inner, cfg.layer_norm, cfg.final_norm), hidden)  # [R, Q, D]
+        (features,) = encoders.encode([views], "replace")
+        pred = self.head(take(features.tokens, hidden).to(self.head.weight.dtype))  # [R, Q, D]
+        errors = scaled_errors(pred, target, cfg.beta, cfg.scale)
+        loss = errors.sum(-1).mean() if cfg.sum_channels else errors.mean()
+        stats = {
+            "std": embedding_std(features.tokens.mean(1)),
+            "target_std": target.flatten(0, 1).std(0).mean(),
+            "prediction_std": wide(pred.detach()).flatten(0, 1).std(0).mean(),
+        }
+        return Losses.weigh({"regress": loss}, {"regress": 1.0}, stats)
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.update({"encoders": encoders}, progress)
+
+    def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
+        """The official guards: targets or predictions that no longer vary."""
+        last = history[-1] if history and progress.step >= self.cfg.guard_steps else {}
+        for name in ("target_std", "prediction_std"):
+            value, least = last.get(f"stats/{name}"), getattr(self.cfg, f"min_{name}")
+            if value is not None and value < least:
+                return (
+                    f"data2vec collapses: {name}={value:.3g} is below {least:g}; lower optim.lr, or raise"
+                    " objective.teacher.ema or objective.mask_ratio"
+                )
+        return None
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's blocks."""
+        return self.teacher.shard_units()
+
+
+def average_layers(layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none") -> Tensor:
+    """The mean of layers [R, N, D], each normalised, in fp32; then normalised as a whole."""
+    return _norm(torch.stack([_norm(wide(x), each) for x in layers]).mean(0), final)
+
+
+def _norm(x: Tensor, kind: LayerNorm) -> Tensor:
+    if kind == "instance":
+        return F.instance_norm(x.mT).mT if x.shape[1] > 1 else torch.zeros_like(x)  # one token has no spread
+    return F.layer_norm(x, x.shape[-1:]) if kind == "layer" else x
+
+
+def scaled_errors(pred: Tensor, target: Tensor, beta: float = 0.0, scale: float = 0.0) -> Tensor:
+    """Errors of each channel, squared (beta 0) or smooth L1, times `scale` or 1/sqrt(D): [..., D].
+
+    In fp32; predictions in bf16 move their mean by less than 1 %.
+    """
+    pred, factor = wide(pred), scale or pred.shape[-1] ** -0.5
+    if beta == 0:
+        return factor * F.mse_loss(pred, target, reduction="none")
+    return factor * F.smooth_l1_loss(pred, target, beta=beta, reduction="none")

@@ -1,0 +1,152 @@
+"""I-JEPA: from a context, predict what a teacher makes of other parts of the view, in its feature space.
+
+Assran et al., CVPR 2023, arXiv 2301.08243, section 3. The student encodes the context only; a narrow predictor gets it
+with mask tokens at the places of each target; the teacher encodes the whole view, its tokens are layer-normed without
+scale and shift. Loss: smooth L1, mean over everything (the official code); metric=power is V-JEPA's |.|^p / p
+(Bardes et al. 2024, arXiv 2404.08471). The official encoder has no class token; ours has one, which neither is
+predicted nor given to the predictor, so evaluate with pooling=mean.
+Shapes: R rows, N tokens, K context tokens, T targets of Q tokens each, D encoder width, d predictor width.
+Collectives: none; every rank has equally many targets.  State: teacher encoders, predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoders
+from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import wide
+from multissl.layers.init import init_linear
+from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
+
+Metric = Literal["smooth_l1", "power"]
+
+
+class IJEPA(Objective):
+    """Predicts the teacher's tokens of several targets from one context, in one stream."""
+
+    maskings = frozenset({"drop", "none"})
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of I-JEPA; the defaults are the published ones with a predictor of 6 blocks."""
+
+        targets: int = 4
+        """Targets of a view."""
+        target_ratio: tuple[float, float] = (0.15, 0.2)
+        """Range of a target's share of the tokens."""
+        context_ratio: tuple[float, float] = (0.85, 1.0)
+        """Range of the context's share, before the targets are taken out of it."""
+        metric: Metric = "smooth_l1"
+        power: float = 1.0
+        """p of metric=power."""
+        predictor: Decoder.Config = field(
+            default_factory=lambda: Decoder.Config(dim=384, depth=6, heads=12, init_std=0.02)
+        )
+        teacher: Teacher.Config = field(
+            default_factory=lambda: Teacher.Config(ema=0.996, final_ema=1.0, ema_shape="linear")
+        )
+
+        def __post_init__(self) -> None:
+            if self.targets < 1:
+                raise ValueError(f"objective.targets={self.targets}: want 1 or more")
+            for name, top in (("target_ratio", 0.999), ("context_ratio", 1.0)):
+                low, high = getattr(self, name)
+                if not 0 < low <= high <= top:
+                    raise ValueError(f"objective.{name}={low, high}: want 0 < low <= high <= {top:g}")
+            if self.power < 1:
+                raise ValueError(f"objective.power={self.power}: want 1 or more")
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            raise ValueError(
+                f"ijepa reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
+            )
+        self.cfg, (self.stream,) = cfg, streams
+        width = encoders.widths()[self.stream]
+        self.predictor: Decoder = cfg.predictor.build(width, streams[self.stream])
+        self.out = nn.Linear(cfg.predictor.dim, width)
+        init_linear(self.out, cfg.predictor.init_std)
+        self.teacher: Teacher = cfg.teacher.build({"encoders": encoders})
+
+    def plans(self) -> Plans:
+        """One global view with a mask for the context and one for each target."""
+        cfg = self.cfg
+        plan = ViewPlan(
+            num_global=1, num_masks=cfg.targets, mask_ratio=cfg.target_ratio, context_ratio=cfg.context_ratio
+        )
+        return spread([self.stream], plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's targets."""
+        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        if views is None or len(views.masks) != 1 + self.cfg.targets:
+            raise ValueError(
+                f"ijepa wants a global view with a mask for the context and {self.cfg.targets} for targets,"
+                f" got {len(views.masks) if views else 'no view'}"
+            )
+        seen, _ = places(views.masks[0])  # [R, K]
+        wanted = torch.cat([places(m)[1] for m in views.masks[1:]])  # [T*R, Q] target-major, as the official
+        whole = self.teach(views)  # [R, N, D]
+        (context,) = encoders.encode([views], "drop")
+        pred = self.predict(context.tokens, seen, wanted, views.valid)  # [T*R, Q, D]
+        target = take(whole.repeat(self.cfg.targets, 1, 1), wanted)
+        loss = latent_loss(pred, target, self.cfg.metric, self.cfg.power)
+        stats = {
+            "std": embedding_std(context.tokens.mean(1)),
+            "target_std": wide(whole).flatten(0, 1).std(0).mean(),
+            "prediction_std": wide(pred.detach()).flatten(0, 1).std(0).mean(),
+            "context_share": torch.tensor(seen.shape[1] / whole.shape[1]),
+        }
+        return Losses.weigh({"predict": loss}, {"predict": 1.0}, stats)
+
+    @torch.no_grad()
+    def teach(self, views: Any) -> Tensor:
+        """The teacher's layer-normed tokens of the whole view [R, N, D]."""
+        (features,) = cast(Any, self.teacher["encoders"]).encode([views.with_mask(None)], "none")
+        return latent_targets(features.tokens)
+
+    def predict(self, context: Tensor, seen: Tensor, wanted: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Context tokens [R, K, D] at [R, K] to predictions [T*R, Q, D] at the wanted places [T*R, Q]."""
+        times = len(wanted) // len(seen)
+        real = None if valid is None else valid.gather(1, seen).repeat(times, 1)
+        _, tokens = self.predictor(
+            context.repeat(times, 1, 1), seen.repeat(times, 1), wanted, None, real
+        )  # [T*R, Q, d]
+        return self.out(tokens.to(self.out.weight.dtype))
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.update({"encoders": encoders}, progress)
+
+    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+        """The teacher's encoders, unless the teacher never learns."""
+        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher["encoders"]
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's and the predictor's blocks."""
+        return [*self.teacher.shard_units(), *self.predictor.shard_units()]
+
+
+def latent_targets(tokens: Tensor) -> Tensor:
+    """Tokens [..., D] layer-normed without scale and shift, in fp32 (eps 1e-5)."""
+    return F.layer_norm(wide(tokens), tokens.shape[-1:])
+
+
+def latent_loss(pred: Tensor, target: Tensor, metric: Metric = "smooth_l1", power: float = 1.0) -> Tensor:
+    """Predictions [..., D] against targets: smooth L1 with beta 1, or mean |.|^p / p.
+
+    In fp32; predictions in bf16 move it by less than 1 % of its value.
+    """
+    if metric == "smooth_l1":
+        return F.smooth_l1_loss(wide(pred), target)
+    return (wide(pred) - target).abs().pow(power).mean() / power

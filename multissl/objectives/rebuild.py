@@ -1,0 +1,140 @@
+"""Rebuilding what was hidden: a readout and a loss for any target a stream can have.
+
+values   a token's floats: squared, absolute or smooth absolute error. Targets may be normalised token by token, as in
+         MAE (arXiv 2111.06377; all values of the patch, unbiased variance plus 1e-6 under the root), or token and
+         channel (VideoMAE, arXiv 2203.12602; 1e-6 added to the deviation). Predicting 0 then costs (T-1)/T.
+classes  cross entropy of a token's class (BERT, BEiT).
+cells    a number or a level of a table's column: squared error or cross entropy, mean over the hidden cells of a
+         column, then over the columns, so that a column counts once whatever its kind.
+Values and classes take one mean over all hidden tokens of the batch (MAE, SimMIM). Every row hides equally many, so
+this is also the mean of the rows' means, and the mean over ranks of theirs. Cells are counted over all ranks.
+Shapes: R rows, Q hidden tokens a row, C columns, T floats or classes, d width.  Collectives: one sum of the columns'
+counts for cells, none otherwise.  State: none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import sum_ranks, world
+from multissl.layers.heads import wide
+from multissl.layers.init import init_linear
+from multissl.types import StreamSpec
+
+Metric = Literal["mse", "l1", "smooth_l1"]
+Norm = Literal["token", "channel", "none"]
+
+
+def normalise(target: Tensor, norm: Norm, channels: int = 1) -> Tensor:
+    """Targets [..., T] with mean 0 and deviation 1 in every token, or in every channel of it (the fastest index)."""
+    target = wide(target)
+    if norm == "token":
+        return (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    if norm == "channel":
+        cut = target.unflatten(-1, (-1, channels))  # [..., T/C, C]
+        return ((cut - cut.mean(-2, keepdim=True)) / (cut.std(-2, keepdim=True) + 1e-6)).flatten(-2)
+    return target
+
+
+def masked_mean(errors: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """One mean of errors [..., T] over all hidden tokens; `hidden` [...] or [..., T] weighs them, None: all equal."""
+    if hidden is None:
+        return errors.mean()
+    weight = (hidden if hidden.dim() == errors.dim() else hidden[..., None]).to(errors.dtype)
+    return (errors * weight).sum() / weight.expand_as(errors).sum()
+
+
+def values_loss(pred: Tensor, target: Tensor, metric: Metric, hidden: Tensor | None = None) -> Tensor:
+    """The error of predictions [..., T], in fp32; predictions in bf16 move it by less than 1 % of its value."""
+    measure = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[metric]
+    return masked_mean(measure(wide(pred), wide(target), reduction="none"), hidden)
+
+
+def mean_of_columns(errors: Tensor, hidden: Tensor) -> Tensor:
+    """Errors [R, C] averaged over the hidden cells of each column, on all ranks, then over the columns that have any.
+
+    This rank's share of it: the mean of the ranks' values, and of their gradients, is the global one.
+    """
+    sums = (errors * hidden).sum(0)  # [C]
+    counts = sum_ranks(hidden.sum(0).to(sums.dtype))  # [C]
+    return world() * (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+class Readout(nn.Module):
+    """From tokens to predictions of a stream's target: one linear, or one a column."""
+
+    def __init__(self, width: int, spec: StreamSpec, init_std: float = 0.0) -> None:
+        super().__init__()
+        self.kind = spec.target_kind
+        self.channels = spec.shape[0] if spec.kind == "grid" else 1
+        if not spec.target_dim:
+            raise ValueError("this stream has no target to rebuild: take an objective that needs none")
+        if spec.target_tokens:
+            raise ValueError(
+                f"a target of {spec.target_tokens} tokens for views of {spec.num_tokens} cannot be rebuilt in place"
+            )
+        if spec.target_kind == "cells":
+            levels = spec.cardinalities or (0,) * spec.shape[-1]
+            self.numbers = [i for i, n in enumerate(levels) if n == 0]
+            self.categories = [(i, n) for i, n in enumerate(levels) if n > 0]
+            out = len(self.numbers) + sum(n for _, n in self.categories)
+        else:
+            out = spec.target_dim
+        self.linear = nn.Linear(width, out)
+        init_linear(self.linear, init_std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Predictions of values or classes [..., d] to [..., T]."""
+        return wide(self.linear(tokens.to(self.linear.weight.dtype)))
+
+    def loss(
+        self, tokens: Tensor, at: Tensor, target: Tensor, metric: Metric = "mse", norm: Norm = "none"
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of decoded tokens [R, Q, d] at hidden places [R, Q], and that of the best constant prediction.
+
+        target [R, N, T], [R, N] or [R, C], of all tokens; the constant is this rank's, for comparison only.
+        """
+        if self.kind == "cells":
+            hidden = torch.zeros(target.shape[:2], dtype=torch.bool, device=at.device).scatter(1, at, True)
+            return self._cells(tokens, at, target.flatten(1), hidden)
+        rows = torch.arange(len(at), device=at.device)[:, None]  # [R, 1]
+        asked, pred = target[rows, at], self(tokens)  # [R, Q(, T)], [R, Q, T]
+        if self.kind == "classes":
+            share = torch.bincount(asked.flatten(), minlength=pred.shape[-1]) / asked.numel()  # [T]
+            constant = torch.special.entr(share).sum()
+            return F.cross_entropy(pred.flatten(0, 1), asked.flatten()), constant
+        asked = normalise(asked, norm, self.channels)
+        constant = values_loss(asked.mean((0, 1)).expand_as(asked), asked, metric)
+        return values_loss(pred, asked, metric), constant
+
+    def _cells(self, tokens: Tensor, at: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for cells; target and hidden [R, C]."""
+        index = at[:, :, None].expand_as(tokens)
+        dense = tokens.new_zeros(*target.shape, tokens.shape[-1]).scatter(1, index, tokens)  # [R, C, d]
+        dense, weight, bias = (wide(x) for x in (dense, self.linear.weight, self.linear.bias))
+        target, count = wide(target), hidden.sum(0).clamp(min=1)  # [C]
+        errors, constants = torch.zeros_like(target), torch.zeros_like(target)
+        if self.numbers:
+            n, truth = len(self.numbers), target[:, self.numbers]
+            pred = torch.einsum("rcd,cd->rc", dense[:, self.numbers], weight[:n]) + bias[:n]  # [R, numbers]
+            mean = (truth * hidden[:, self.numbers]).sum(0) / count[self.numbers]
+            errors = errors.index_copy(1, _index(self.numbers, at), (pred - truth).pow(2))
+            constants[:, self.numbers] = (mean - truth).pow(2)
+        start = len(self.numbers)
+        for column, levels in self.categories:
+            truth, part = target[:, column].long(), slice(start, start + levels)
+            logits = F.linear(dense[:, column], weight[part], bias[part])  # [R, levels]
+            ce = F.cross_entropy(logits, truth, reduction="none")
+            share = (F.one_hot(truth, levels) * hidden[:, column, None]).sum(0) / count[column]  # [levels]
+            errors = errors.index_copy(1, _index([column], at), ce[:, None].to(errors.dtype))
+            constants[:, column] = -share.clamp(min=1e-12).log()[truth]
+            start += levels
+        return mean_of_columns(errors, hidden), mean_of_columns(constants, hidden)
+
+
+def _index(columns: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(columns, device=like.device)
