@@ -198,14 +198,8 @@ class Image(Modality):
                 masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, lines, self._square())
                 for part in ("hidden", "index", "weight"):
                     raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
-        if plan.coords:
-            raw |= {
-                f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()
-            }  # [V*B, 4]
-        if plan.coords:
-            raw |= {
-                f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()
-            }  # [V*B, 4]
+        if plan.coords:  # [V*B, 4]
+            raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
         raw["sample_id"] = torch.tensor([s.index for s in samples])
         raw["label"] = torch.tensor([s.label for s in samples])
         if any(s.group >= 0 for s in samples):

@@ -1,0 +1,104 @@
+"""Barlow Twins: the features of two views correlate each with itself and with no other.
+
+Zbontar et al., ICML 2021, arXiv 2103.03230, equation 1: sum_i (C_ii - 1)^2 + lambda * sum_{i != j} C_ij^2 of the
+cross-correlation C between views, as in the official code: features standardised by the batch (biased variance, 1e-5
+under the root), sums over the matrix, not means. solo-learn multiplies the loss by `scale` = 0.025 to 0.1, which
+matters where gradients are clipped and in sums of objectives. lightly standardises each rank by its own rows, an
+option of the free function only: it makes the loss depend on the number of ranks. More than two views: the mean over
+their pairs.
+Shapes: V views, B samples on this rank, P projector width.  State: a projector a stream.
+Collectives: sums over ranks, with gradient, of means, variances and the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from multissl.distributed import sum_ranks
+from multissl.encoders.base import Encoders
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
+
+
+class BarlowTwins(Objective):
+    """Views agree feature by feature, and features do not repeat each other."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of Barlow Twins."""
+
+        redundancy: float = 0.0051
+        """Lambda: weight of the correlations between different features."""
+        scale: float = 1.0
+        """Of the whole loss; solo-learn takes 0.025 to 0.1."""
+        projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=8192, out=8192))
+
+        def __post_init__(self) -> None:
+            if self.redundancy < 0:
+                raise ValueError(f"objective.redundancy={self.redundancy}: want 0 or more")
+            if self.scale <= 0:
+                raise ValueError(f"objective.scale={self.scale}: want more than 0")
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        self.weights = {"invariance": cfg.scale, "redundancy": cfg.scale * cfg.redundancy}
+        self.plan = views_per_stream(streams, 2)
+        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+
+    def plans(self) -> Plans:
+        """Two global views of a lone stream, or one clean view of each of several."""
+        return spread(self.projectors, self.plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of the whole batch, the same on every rank."""
+        z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
+        there = presence(batch)  # [V, B]
+        pairs = list(combinations(range(len(z)), 2))
+        found = [
+            cross_correlation(z[i], z[j], None if there is None else there[i] & there[j]) for i, j in pairs
+        ]
+        each = [barlow_terms(c) for c in found]
+        terms = {name: torch.stack([e[name] for e in each]).mean() for name in self.weights}
+        same = torch.stack([c.diagonal().mean() for c in found]).mean()
+        return Losses.weigh(terms, self.weights, {"std": embedding_std(z), "correlation": same})
+
+
+def cross_correlation(
+    a: Tensor, b: Tensor, present: Tensor | None = None, own_statistics: bool = False
+) -> Tensor:
+    """The correlations [P, P] of the features of a with those of b, both [B, P], over the rows of all ranks.
+
+    present bool [B] leaves rows out; `own_statistics` standardises by this rank's rows alone. In fp32 at least: of
+    inputs rounded to bf16 the correlations agree to 0.01 with those of the inputs themselves.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = wide(a), wide(b)
+        here = a.new_ones(len(a), 1) if present is None else present.to(a.dtype)[:, None]  # [B, 1]
+        count = sum_ranks(here.sum())
+        if present is None and count < 2:
+            raise ValueError("barlow needs 2 or more samples a step, got 1: raise batch_size")
+        count = count.clamp(min=1)
+        mine = here.sum().clamp(min=1) if own_statistics else count
+        unit = [standardise(x, here, mine, own_statistics) for x in (a, b)]
+        return sum_ranks(unit[0].T @ unit[1]) / count
+
+
+def standardise(x: Tensor, here: Tensor, count: Tensor, own: bool) -> Tensor:
+    """Rows x [B, P] with mean 0 and biased variance 1 over the `count` rows that are `here` [B, 1]; the others 0."""
+    total = (lambda t: t) if own else sum_ranks
+    centred = (x - total((x * here).sum(0)) / count) * here  # [B, P]
+    variance = total(centred.pow(2).sum(0)) / count  # [P]
+    return centred * (variance + 1e-5).rsqrt()
+
+
+def barlow_terms(correlation: Tensor) -> dict[str, Tensor]:
+    """The unweighted terms of correlations [P, P]: distance of the diagonal from 1, squares off the diagonal."""
+    diagonal = correlation.diagonal()
+    redundancy = correlation.pow(2).sum() - diagonal.pow(2).sum()
+    return {"invariance": (diagonal - 1).pow(2).sum(), "redundancy": redundancy}

@@ -1,0 +1,181 @@
+"""BYOL and SimSiam: a view predicts what the other becomes, without negatives.
+
+BYOL: Grill et al., NeurIPS 2020, arXiv 2006.07733, equation 2: 2 - 2 cos(q(z), sg(z')) for every ordered pair of
+views, z' by a teacher of encoders and projectors (not of the predictor) whose batch norms take each batch's own
+statistics. SimSiam: Chen and He, CVPR 2021, arXiv 2011.10566: z' is the student's own projection (`target=student`).
+Convention: the mean over ordered pairs, 0 to 4. The paper and solo-learn sum over them (`reduction=sum`); SimSiam and
+lightly report -cos, which is (ours - 2) / 2. Heads take the views one by one, so that batch norm has each view's own
+statistics. With an action between views (`Views.condition`) the predictor reads it too, and a view predicts only the
+next one (SPR with one step: Schwarzer et al., ICLR 2021, arXiv 2007.05929).
+Shapes: V views, B samples on this rank, P projector width, A width of a condition.
+State: a projector and a predictor a stream; the teacher.  Collectives: batch norm of the heads; sums of counts where
+samples lack a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import sum_ranks, world
+from multissl.encoders.base import Encoders
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.base import (
+    Objective,
+    embedding_std,
+    head,
+    presence,
+    project,
+    spread,
+    views_per_stream,
+)
+from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, Views
+
+
+class BYOL(Objective):
+    """Views predict each other's projection by a slow teacher, or by the student itself."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of BYOL; SimSiam is target=student, a projector of 3 layers of 2048, a predictor of 512."""
+
+        projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=4096, layers=2))
+        predictor: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=4096, layers=2))
+        use_predictor: bool = True
+        """Without one, and without a teacher or a stopped gradient, everything becomes one point."""
+        target: Literal["teacher", "student"] = "teacher"
+        """Whose projection is predicted: the teacher's (BYOL), or the student's own (SimSiam)."""
+        stop_gradient: bool = True
+        """Where target=student: no gradient into what is predicted."""
+        teacher: Teacher.Config = field(
+            default_factory=lambda: Teacher.Config(ema=0.996, buffers="keep", batch_norm="batch")
+        )
+        reduction: Literal["mean", "sum"] = "mean"
+        """Over ordered pairs of views: their mean, or their sum as in the paper."""
+        constant_predictor_lr: bool = False
+        """Keep the predictor's learning rate where others warm up and decay (SimSiam)."""
+        export: Literal["student", "teacher"] = "student"
+        """Whose encoders are evaluated and shipped."""
+
+        def __post_init__(self) -> None:
+            if self.use_predictor and self.predictor.out != self.projector.out:
+                raise ValueError(
+                    f"objective.predictor.out={self.predictor.out}: want objective.projector.out="
+                    f"{self.projector.out}, which it predicts"
+                )
+            if self.target == "student" and self.export == "teacher":
+                raise ValueError(
+                    "objective.export=teacher with target=student: there is no teacher, use export=student"
+                )
+            if self.target == "teacher" and not self.stop_gradient:
+                raise ValueError(
+                    "objective.stop_gradient=False: the teacher never has a gradient, use objective.target=student"
+                )
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        self.cfg, self.plan = cfg, views_per_stream(streams, 2)
+        self.condition = next(iter(streams.values())).condition_dim if len(streams) == 1 else 0  # A
+        if self.condition and not cfg.use_predictor:
+            raise ValueError(
+                "objective.use_predictor=False leaves nobody to read the actions between views: set it to True"
+            )
+        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        dim = cfg.projector.out + self.condition
+        self.predictors = nn.ModuleDict({s: cfg.predictor.build(dim) for s in streams if cfg.use_predictor})
+        self.teacher: Teacher | None = (
+            cfg.teacher.build(self.students(encoders)) if cfg.target == "teacher" else None
+        )
+
+    def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
+        """What the teacher has a copy of, by name."""
+        return {"encoders": encoders, "projectors": self.projectors}
+
+    def plans(self) -> Plans:
+        """Two global views of a lone stream, or one clean view of each of several."""
+        return spread(self.projectors, self.plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's rows."""
+        z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
+        target, there = self.targets(z, batch), presence(batch)  # [V, B, P], [V, B]
+        if self.condition:
+            p, target = self.predict(batch[0], z, self.actions(batch)), target[1:]  # [V-1, B, P]
+            pairs = torch.eye(len(p), dtype=torch.bool, device=z.device)
+        else:
+            parts = zip(batch, z.split([v.num_views for v in batch]), strict=True)
+            p = torch.cat([self.predict(v, each) for v, each in parts])  # [V, B, P]
+            pairs = ~torch.eye(len(p), dtype=torch.bool, device=z.device)
+        if there is not None:
+            pairs = pairs[:, :, None] & there[: len(p), None] & there[-len(target) :]  # [V, V, B]
+        loss = byol_loss(p, target, pairs, self.cfg.reduction)
+        stats = {"std": embedding_std(z), "prediction_std": embedding_std(p)}
+        return Losses.weigh({"prediction": loss}, {"prediction": 1.0}, stats)
+
+    def targets(self, z: Tensor, batch: Batch) -> Tensor:
+        """What is predicted, [V, B, P]; z is the student's projection."""
+        if self.teacher is None:
+            return z.detach() if self.cfg.stop_gradient else z
+        with torch.no_grad():
+            return project(self.teacher["encoders"], self.teacher["projectors"], batch, apart=True)
+
+    def actions(self, batch: Batch) -> Tensor:
+        """What leads from every view to the next, [V-1, B, A]."""
+        (views,) = batch
+        if views.condition is None:
+            raise ValueError(
+                f"stream {views.stream} promises conditions of {self.condition} values, got none"
+            )
+        return views.condition.unflatten(0, (views.num_views, -1))[1:]
+
+    def predict(self, views: Views, z: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Predictions [V, B, P] from projections z [V, B, P], or [V-1, B, P] from all but the last and actions."""
+        if not self.cfg.use_predictor:
+            return z
+        predictor = self.predictors[views.stream]
+        x = z if actions is None else torch.cat([z[:-1], actions.to(z.dtype)], dim=-1)
+        # z was widened; under mixed precision the predictor's weights were not.
+        x = x.to(next(predictor.parameters()).dtype)
+        return head(predictor, x.flatten(0, 1), len(x), apart=True)
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The teacher follows."""
+        if self.teacher is not None:
+            self.teacher.update(self.students(encoders), progress)
+
+    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+        """The student's encoders, as the official code ships, or the teacher's."""
+        return encoders if self.cfg.export == "student" else cast(Teacher, self.teacher)["encoders"]
+
+    def param_rules(self) -> list[ParamRule]:
+        """The predictor keeps its learning rate where that is asked for."""
+        rule = ParamRule(match="objective.predictors.", constant=True)
+        return [rule] if self.cfg.constant_predictor_lr else []
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's blocks; heads are small and called once a view."""
+        return [] if self.teacher is None else self.teacher["encoders"].shard_units()
+
+
+def byol_loss(p: Tensor, z: Tensor, pairs: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """2 - 2 cos between predictions p [V, B, P] and targets z [U, B, P]; over samples, then over pairs of views.
+
+    pairs bool [V, U], or [V, U, B] where a pair has some samples only. In fp32 at least: of inputs rounded to bf16 the
+    loss agrees to 0.01 with that of the inputs themselves.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, z))
+        away = 2 - 2 * torch.einsum("vbp,ubp->vub", a, b)  # [V, U, B]
+        if pairs.ndim == 2:
+            each = away.mean(-1)[pairs]
+            return each.mean() if reduction == "mean" else each.sum()
+        # A rank may have more samples of a pair than another: its share of all, times W for the mean over ranks.
+        count = sum_ranks(pairs.sum(-1, dtype=away.dtype))  # [V, U]
+        total = ((away * pairs).sum(-1) * world() / count.clamp(min=1)).sum()
+        return total / (count > 0).sum().clamp(min=1) if reduction == "mean" else total

@@ -1,0 +1,179 @@
+"""VICRegL: VICReg of whole views, and of the places in them that match.
+
+Bardes, Ponce, LeCun, NeurIPS 2022, arXiv 2210.01571, section 3: alpha * global + (1 - alpha) * local. As in the
+official code: views 0 and 1 are global and each meets every other view; variance and covariance of whole views are
+means over views. For a pair (i, j) every token looks for the nearest token of the other view, once by features and
+once by its place in the sample; the closest matches are kept, in the order of their tokens, `matches[0]` from i to j
+and `matches[1]` back. VICReg's terms are taken of the matched tokens, with statistics over the batch at every slot,
+halved for both ways; those by features and those by places add up; the local terms are means over pairs.
+Shapes: V views, B samples on this rank, N, M tokens, P width of the projections, k matches.
+State: two projectors.  Collectives: gathers with gradient, one a view and four a pair and kind of match.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.encoders.base import Encoders
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.base import Objective, embedding_std, head, spread
+from multissl.objectives.vicreg import check_weights, moments
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
+
+TERMS = ("invariance", "variance", "covariance")
+
+
+class VICRegL(Objective):
+    """VICReg on pooled features and on matching tokens."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of VICRegL."""
+
+        alpha: float = 0.75
+        """Share of the loss on whole views; 1 leaves the matches out."""
+        invariance: float = 25.0
+        variance: float = 25.0
+        covariance: float = 1.0
+        num_local: int = 0
+        """Local views; each meets the two global ones."""
+        matches: tuple[int, int] = (20, 4)
+        """Matches kept from the first view of a pair to the second, and back; at most as many as there are tokens."""
+        all_by_features: bool = False
+        """Keep every match by features; those by places are always cut."""
+        projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=8192, out=8192))
+        token_projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=512, out=512))
+
+        def __post_init__(self) -> None:
+            check_weights(self.invariance, self.variance, self.covariance)
+            if not 0 <= self.alpha <= 1:
+                raise ValueError(f"objective.alpha={self.alpha}: want 0 to 1")
+            if self.num_local < 0:
+                raise ValueError(f"objective.num_local={self.num_local}: want 0 or more")
+            if min(self.matches) < 1:
+                raise ValueError(f"objective.matches={self.matches}: want 1 or more; alpha=1 leaves them out")
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            raise ValueError(
+                f"vicregl matches places within one stream, got {', '.join(streams)}: places of different streams "
+                "cannot be compared; use vicreg"
+            )
+        self.cfg, (self.stream,) = cfg, streams
+        dim = encoders.widths()[self.stream]
+        self.projector = cfg.projector.build(dim) if cfg.alpha > 0 else None
+        self.token_projector = cfg.token_projector.build(dim) if cfg.alpha < 1 else None
+
+    def plans(self) -> Plans:
+        """Two global views and local ones, with the places of their tokens."""
+        plan = ViewPlan(num_global=2, num_local=self.cfg.num_local, coords=self.cfg.alpha < 1)
+        return spread([self.stream], plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The losses of this rank's rows."""
+        cfg, features = self.cfg, encoders.encode(batch)
+        terms: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        if self.projector is not None:
+            parts = zip(features, batch, strict=True)
+            z = torch.cat([head(self.projector, f.pooled, v.num_views, apart=True) for f, v in parts])
+            terms |= {f"global_{n}": t for n, t in global_terms(z).items()}
+            stats["std"] = embedding_std(z)
+        if self.token_projector is not None:
+            maps, places = [], []
+            for f, v in zip(features, batch, strict=True):
+                tokens = f.tokens  # [R, N, D]
+                rows = head(
+                    self.token_projector, tokens.flatten(0, 1), v.num_views, apart=True
+                )  # [V, B*N, P]
+                maps += list(rows.unflatten(1, (-1, tokens.shape[1])))
+                places += list(places_of(v.coords, tokens.shape[1]).chunk(v.num_views))
+            terms |= {
+                f"local_{n}": t
+                for n, t in local_terms(maps, places, cfg.matches, cfg.all_by_features).items()
+            }
+            stats["token_std"] = embedding_std(maps[0].flatten(0, 1))
+        shares = {"global": cfg.alpha, "local": 1 - cfg.alpha}
+        weights = {f"{part}_{n}": share * getattr(cfg, n) for part, share in shares.items() for n in TERMS}
+        return Losses.weigh(terms, weights, stats)
+
+
+def places_of(coords: Tensor | None, tokens: int) -> Tensor:
+    """Coordinates [R, N, 2] of a square grid of tokens, for an encoder with another square grid: [R, tokens, 2]."""
+    if coords is None:
+        raise ValueError(
+            "vicregl wants views with coords: take a modality that offers them, or objective.alpha=1"
+        )
+    before, after = math.isqrt(coords.shape[1]), math.isqrt(tokens)
+    if coords.shape[1] == tokens:
+        return coords
+    if before**2 != coords.shape[1] or after**2 != tokens or before < 2:
+        raise ValueError(
+            f"vicregl has places for {coords.shape[1]} tokens and the encoder gives {tokens}: both want to be square "
+            "grids, the first 2 x 2 or more; choose a patch size like the encoder's, or objective.alpha=1"
+        )
+    grid = coords.unflatten(1, (before, before))  # [R, n, n, 2], rising evenly along both axes
+    down, across = grid[:, 1, 0] - grid[:, 0, 0], grid[:, 0, 1] - grid[:, 0, 0]  # [R, 2]
+    at = (torch.arange(after, device=coords.device, dtype=coords.dtype) + 0.5) * before / after - 0.5
+    rows, columns = at[:, None, None] * down[:, None, None], at[:, None] * across[:, None, None]
+    return (grid[:, :1, :1] + rows + columns).flatten(1, 2)
+
+
+def global_terms(z: Tensor) -> dict[str, Tensor]:
+    """The unweighted terms of V projections z [V, B, P], the first two of global views."""
+    z = wide(z)
+    hinge, off_diagonal = moments(z)  # [V], [V]
+    pairs = [F.mse_loss(z[i], z[j]) for i, j in meetings(len(z))]
+    return dict(zip(TERMS, (torch.stack(pairs).mean(), hinge.mean(), off_diagonal.mean()), strict=True))
+
+
+def meetings(views: int) -> list[tuple[int, int]]:
+    """The ordered pairs of a global view and any other."""
+    return [(i, j) for i in range(2) for j in range(views) if i != j]
+
+
+def local_terms(
+    maps: Sequence[Tensor], places: Sequence[Tensor], keep: tuple[int, int], all_by_features: bool = False
+) -> dict[str, Tensor]:
+    """The unweighted terms of V maps of projections, each [B, N, P], by features and by `places` [B, N, 2].
+
+    N may differ. In fp32 at least; bf16 inputs may change which tokens match.
+    """
+    found = []
+    with torch.autocast(maps[0].device.type, enabled=False):
+        maps = [wide(m) for m in maps]
+        for i, j in meetings(len(maps)):
+            for by in (maps, places):
+                everything = all_by_features and by is maps
+                for one, other, count in ((i, j, keep[0]), (j, i, keep[1])):
+                    number = 0 if everything else count
+                    pair = matched(maps[one], maps[other], by[one], by[other], number)
+                    found.append(torch.stack(slot_terms(*pair)))
+    total = torch.stack(found).sum(0) / (2 * len(meetings(len(maps))))  # [3]
+    return dict(zip(TERMS, total, strict=True))
+
+
+def matched(a: Tensor, b: Tensor, place_a: Tensor, place_b: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Tokens of a [B, N, P] and their nearest of b [B, M, P] by places; the `keep` closest (0: all), [B, k, P] each."""
+    with torch.no_grad():
+        exact = "donot_use_mm_for_euclid_dist"
+        apart = torch.cdist(wide(place_a), wide(place_b), compute_mode=exact)  # [B, N, M]
+        distance, nearest = apart.min(-1)  # [B, N]
+        count = min(keep or a.shape[1], a.shape[1])
+        kept = distance.topk(count, largest=False).indices.sort(-1).values  # [B, k]
+        found = nearest.gather(1, kept)  # [B, k]
+    return torch.take_along_dim(a, kept[..., None], 1), torch.take_along_dim(b, found[..., None], 1)
+
+
+def slot_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """VICReg's terms of matched tokens a, b [B, k, P]: statistics over the batch at each slot, means over slots."""
+    sides = [moments(x.transpose(0, 1)) for x in (a, b)]
+    hinge, off_diagonal = (torch.stack(parts).mean() for parts in zip(*sides, strict=True))
+    return F.mse_loss(a, b), hinge, off_diagonal

@@ -1,0 +1,155 @@
+"""Golden cases of the losses without negatives.
+
+Covered: noncontrastive/{negative_cosine, barlow_twins, vicreg, vicregl, wmse_whitening}, distributed/{dist_barlow,
+dist_vicreg}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from multissl.distributed import world
+from multissl.objectives.barlow import barlow_terms, cross_correlation
+from multissl.objectives.byol import byol_loss
+from multissl.objectives.vicreg import vicreg_terms
+from multissl.objectives.vicregl import global_terms, local_terms
+from multissl.objectives.wmse import whiten, wmse_loss
+from tests.golden import Case, cases, needs_golden
+from tests.ranks import run_ranks
+
+pytestmark = [needs_golden, pytest.mark.reference]
+
+OTHER_PAIRS = ~torch.eye(2, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("variant", ["tico", "mmcr"])
+def test_golden_not_covered(variant: str) -> None:
+    pytest.skip(f"noncontrastive/{variant}: not covered, the method is not built")
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "negative_cosine"))
+def test_golden_byol_and_simsiam(case: Case) -> None:
+    given = {n: t.requires_grad_() for n, t in case.tensors("in").items()}
+    p, z = torch.stack([given["p1"], given["p2"]]), torch.stack([given["z1"], given["z2"]])
+    first = torch.tensor([[False, True], [False, False]])
+    one_way = byol_loss(p, z, first)
+    case.check(one_way, "out", "byol_12")
+    # lightly does not stop the gradient: -cos is (ours - 2) / 2
+    case.check((one_way - 2) / 2, "out", "neg_cos_12")
+    case.check((one_way - 2) / 2, "out", "solo_simsiam_12")
+    grads = torch.autograd.grad((one_way - 2) / 2, [*given.values()])
+    for name, grad in zip(given, grads, strict=True):
+        case.check(grad, "grad", f"negcos_{name}")
+    summed = byol_loss(p, z.detach(), OTHER_PAIRS, reduction="sum")
+    mean = (byol_loss(p, z.detach(), OTHER_PAIRS) - 2) / 2
+    case.check(summed, "out", "byol_sym")
+    case.check(mean, "out", "simsiam_sym")
+    for prefix, loss in (("byol", summed), ("simsiam", mean)):
+        found = torch.autograd.grad(loss, [*given.values()], allow_unused=True)
+        for name, grad in zip(given, found, strict=True):
+            case.check(grad, "grad", f"{prefix}_{name}")
+
+
+def barlow(z0: Tensor, z1: Tensor, redundancy: float, own: bool = False) -> Tensor:
+    terms = barlow_terms(cross_correlation(z0, z1, own_statistics=own))
+    return terms["invariance"] + redundancy * terms["redundancy"]
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "barlow_twins"))
+def test_golden_barlow(case: Case) -> None:
+    z = [case.tensors("in")[n].requires_grad_() for n in ("z0", "z1")]
+    loss = barlow(z[0], z[1], case.hyper["lambd"])
+    case.check(loss, "out", "loss")
+    case.check(loss, "out", "loss_lightly")
+    case.check(0.025 * loss, "out", "loss_solo")
+    for name, grad in zip(("z0", "z1"), torch.autograd.grad(loss, z), strict=True):
+        case.check(grad, "grad", name)
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "vicreg"))
+def test_golden_vicreg(case: Case) -> None:
+    hyper, z = case.hyper, [case.tensors("in")[n].requires_grad_() for n in ("z0", "z1")]
+    terms = vicreg_terms(torch.stack(z))
+    inv, var, cov = terms["invariance"], terms["variance"], terms["covariance"]
+    loss = hyper["sim"] * inv + hyper["std"] * var + hyper["cov"] * cov
+    for name, value in zip(("inv", "var", "cov"), (inv, var, cov), strict=True):
+        case.check(value, "out", name)
+    case.check(loss, "out", "loss")
+    case.check(loss, "out", "loss_lightly")
+    case.check(loss + hyper["std"] * var, "out", "loss_solo")  # variance=50
+    for name, grad in zip(("z0", "z1"), torch.autograd.grad(loss, z), strict=True):
+        case.check(grad, "grad", name)
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "vicregl"))
+def test_golden_vicregl(case: Case) -> None:
+    hyper, given = case.hyper, case.tensors("in")
+    names = [f"{part}_{i}" for part in ("emb", "map") for i in range(hyper["V"])]
+    leaves = [given[n].requires_grad_() for n in names]
+    views = range(hyper["V"])
+    parts = {
+        "global": global_terms(torch.stack([given[f"emb_{i}"] for i in views])),
+        "local": local_terms(
+            [given[f"map_{i}"] for i in views],
+            [given[f"loc_{i}"].flatten(1, 2) for i in views],
+            (hyper["nm"][0], hyper["nm"][1]),
+        ),
+    }
+    weights = {"invariance": ("inv", 25.0), "variance": ("var", 25.0), "covariance": ("cov", 1.0)}
+    loss = torch.zeros((), dtype=leaves[0].dtype)
+    for part, share in (("global", hyper["alpha"]), ("local", 1 - hyper["alpha"])):
+        for name, (short, weight) in weights.items():
+            case.check(weight * parts[part][name], "out", f"{part}_{short}")
+            loss = loss + share * weight * parts[part][name]
+    case.check(loss, "out", "loss")
+    for name, grad in zip(names, torch.autograd.grad(loss, leaves), strict=True):
+        case.check(grad, "grad", name)
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "wmse_whitening"))
+def test_golden_wmse(case: Case) -> None:
+    z = [case.tensors("in")[n].requires_grad_() for n in ("z0", "z1")]
+    for i, each in enumerate(z):
+        case.check(whiten(each, case.hyper["eps"]), "out", f"white{i}")
+    loss = wmse_loss(torch.stack(z), torch.arange(len(z[0])), case.hyper["eps"])
+    case.check(loss, "out", "loss")
+    for name, grad in zip(("z0", "z1"), torch.autograd.grad(loss, z), strict=True):
+        case.check(grad, "grad", name)
+
+
+# ---------------------------------------------------------------------------------------------- ranks
+
+
+def on_rank(rank: int, work: list[tuple[str, dict[str, Any], dict[str, Tensor]]]) -> list[list[Tensor]]:
+    """The loss and the gradients of both inputs, for every case."""
+    found = []
+    for variant, hyper, given in work:
+        assert world() == hyper["world"]
+        z = [given[f"{n}_rank{rank}"].requires_grad_() for n in ("z0", "z1")]
+        if variant == "dist_vicreg":
+            terms = vicreg_terms(torch.stack(z))
+            loss = 25 * terms["invariance"] + 25 * terms["variance"] + terms["covariance"]
+        else:  # lightly standardises every rank by its own rows
+            loss = barlow(z[0], z[1], hyper["lambd"], own=True)
+        found.append([loss.detach(), *torch.autograd.grad(loss, z)])
+    return found
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("count", [2, 3])
+def test_golden_ranks(count: int) -> None:
+    found: list[Case | None] = [
+        p.values[0] for v in ("dist_barlow", "dist_vicreg") for p in cases("distributed", v)
+    ]
+    picked = [c for c in found if c is not None and c.hyper["world"] == count]
+    assert {c.variant for c in picked} == {"dist_barlow", "dist_vicreg"}
+    work = [(c.variant, c.hyper, c.tensors("in")) for c in picked]
+    for rank, parts in enumerate(run_ranks(count, on_rank, work)):
+        for case, (loss, *grads) in zip(picked, parts, strict=True):
+            case.check(loss, "out", f"loss_rank{rank}")
+            for name, grad in zip(("z0", "z1"), grads, strict=True):
+                case.check(grad, "grad", f"{name}_rank{rank}")
