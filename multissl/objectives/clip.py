@@ -1,0 +1,114 @@
+"""CLIP: of each pair of streams, a sample's two sides find each other among the samples of all ranks.
+
+Radford et al. 2021, arXiv 2103.00020, figure 3, as in open_clip: per pair the mean of the two directions' cross
+entropies, each a mean over samples; with more than two streams the mean over their pairs. The scale starts at
+ln(1 / temperature), is learned and clamped to [0, ln 100] after each step; or the temperature stays fixed (CAV-MAE:
+0.05). Equal sample_ids are positives of each other (outside the log), equal group_ids no negatives, and a sample that
+lacks a stream is left out of that stream's pairs.
+Shapes: S streams, B samples on this rank, W ranks, P width.
+Collectives: gathers of embeddings (with gradient) and of ids.  State: a projector a stream, the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import world
+from multissl.encoders.base import Encoders
+from multissl.layers.heads import MLPHead
+from multissl.objectives.base import Objective, embedding_std, project, spread
+from multissl.objectives.nce import NO_DECAY, Relations, Scale, one_way, presence, relations_of
+from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
+
+
+class CLIP(Objective):
+    """Streams in a shared space, a linear map each; two or more of them."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of CLIP."""
+
+        temperature: float = 0.07
+        """The first one, or the one."""
+        learn_temperature: bool = True
+        largest_scale: float = 100.0
+        """Of a learned scale, 1 / temperature."""
+        projector: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(out=512, layers=1, norm="none")
+        )
+
+        def __post_init__(self) -> None:
+            if self.temperature <= 0:
+                raise ValueError(f"objective.temperature={self.temperature}: want more than 0, CLIP has 0.07")
+            if self.learn_temperature and not 1 <= 1 / self.temperature <= self.largest_scale:
+                raise ValueError(
+                    f"objective.temperature={self.temperature}: a learned one starts between "
+                    f"1/objective.largest_scale={1 / self.largest_scale:g} and 1; or set "
+                    "objective.learn_temperature=False"
+                )
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) < 2:
+            raise ValueError(
+                f"clip compares streams with each other, got only {', '.join(streams)}: "
+                "use infonce, which compares views of one stream"
+            )
+        self.cfg = cfg
+        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.scale = Scale(cfg.temperature, cfg.largest_scale) if cfg.learn_temperature else None
+
+    def plans(self) -> Plans:
+        """One clean view of every stream."""
+        return spread(self.projectors, ViewPlan(num_clean=1))
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's rows."""
+        z = project(encoders, self.projectors, batch)  # [S, B, P]
+        if z.shape[1] * world() < 2:
+            raise ValueError("clip needs 2 or more samples a step, got 1: raise batch_size")
+        temperature = self.scale.temperature() if self.scale else z.new_tensor([self.cfg.temperature])
+        loss, stats = clip_loss(z, relations_of(batch), temperature, presence(batch))
+        stats |= {"std": embedding_std(z), "gap": modality_gap(z), "scale": 1 / temperature.squeeze()}
+        return Losses.weigh({"nce": loss}, {"nce": 1.0}, stats)
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The learned scale goes back into its limits."""
+        if self.scale:
+            self.scale.clamp()
+
+    def param_rules(self) -> list[ParamRule]:
+        """No decay on the scale."""
+        return NO_DECAY
+
+
+def clip_loss(
+    z: Tensor, relation: Relations, temperature: float | Tensor, present: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean loss over pairs of S streams' embeddings z [S, B, P], and accuracy_forth and accuracy_back.
+
+    `present` bool [S, B]: who has which stream. bf16 z gives the fp32 loss within 0.02 / temperature.
+    """
+    losses, forth, back = [], [], []
+    for a, b in combinations(range(len(z)), 2):
+        keep = None if present is None else present[a] & present[b]
+        there, hits_there = one_way(z[a], z[b], relation, temperature, keep)
+        again, hits_again = one_way(z[b], z[a], relation, temperature, keep)
+        losses.append((there + again) / 2)
+        forth.append(hits_there)
+        back.append(hits_again)
+    stats = {"accuracy_forth": torch.stack(forth).mean(), "accuracy_back": torch.stack(back).mean()}
+    return torch.stack(losses).mean(), stats
+
+
+@torch.no_grad()
+def modality_gap(z: Tensor) -> Tensor:
+    """The mean distance between the centres of the streams' unit embeddings z [S, B, P]; 0 where they mix."""
+    centres = F.normalize(z, dim=-1).mean(1)  # [S, P]
+    return torch.stack([(a - b).norm() for a, b in combinations(centres, 2)]).mean()

@@ -1,0 +1,177 @@
+"""MoCo: a view is recognised by the key that a slowly moving copy of the encoder makes of the sample's other view.
+
+v2, the default: He et al. 2020, arXiv 1911.05722, equation 1 and algorithm 1, with the head of arXiv 2003.04297: one
+direction, negatives from a queue of earlier keys, which the step's keys enter after the loss. v3 (Chen et al. 2021,
+arXiv 2104.02057, algorithm 1): queue=0, a predictor, both directions, negatives from the batch. Several directions are
+averaged; `reference_sum` adds them, times 2 * temperature, as v3's code does. Keys in the queue that share the anchor's
+sample_id or group_id are no negatives. Batch norms see one view at a time, and each batch's statistics in the teacher;
+instead of MoCo's shuffling those of the heads span all ranks.
+Shapes: V views, B samples on this rank, W ranks, K queued keys, P width.
+Collectives: gathers of keys (without gradient) and of ids.  State: projectors, predictors, teacher, a queue a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import gather, world
+from multissl.encoders.base import Encoders
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.base import Objective, embedding_std, head, project, spread, views_per_stream
+from multissl.objectives.nce import accuracy, mean_of, nce, one_way, presence, relations_of, scores
+from multissl.objectives.queue import MISSING, Queue, ids_of, strangers
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, Views
+
+
+class MoCo(Objective):
+    """Momentum contrast of two views, or of one view of each of several streams; with a queue or within the batch."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of MoCo; the defaults are v2's."""
+
+        queue: int = 65536
+        """Keys of earlier steps that serve as negatives; 0: the keys of the batch do (v3)."""
+        temperature: float = 0.2
+        symmetric: bool = False
+        """Let every view ask for every other (v3); otherwise only the first for the second."""
+        reference_sum: bool = False
+        """Add the directions, each times 2 * temperature (v3's code), in place of their mean."""
+        projector: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(hidden=2048, out=128, layers=2, norm="none")
+        )
+        predictor: MLPHead.Config | None = None
+        """After the projector, without a copy in the teacher (v3)."""
+        teacher: Teacher.Config = field(
+            default_factory=lambda: Teacher.Config(
+                ema=0.999, final_ema=0.999, buffers="keep", batch_norm="batch"
+            )
+        )
+
+        def __post_init__(self) -> None:
+            if self.temperature <= 0:
+                raise ValueError(
+                    f"objective.temperature={self.temperature}: want more than 0, MoCo v2 has 0.2"
+                )
+            if self.queue < 0:
+                raise ValueError(f"objective.queue={self.queue}: want 0 (none) or more")
+            if self.predictor is not None and self.predictor.out != self.projector.out:
+                raise ValueError(
+                    f"objective.predictor.out={self.predictor.out}: want that of objective.projector.out, "
+                    f"{self.projector.out}"
+                )
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        self.cfg, self.plan = cfg, views_per_stream(streams, 2)
+        if len(streams) > 1 and not cfg.symmetric:
+            raise ValueError(
+                f"moco with one direction would train only the encoder of {next(iter(streams))}: "
+                "set objective.symmetric=True for several streams"
+            )
+        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.predictors = nn.ModuleDict(
+            {s: cfg.predictor.build(cfg.projector.out) for s in streams} if cfg.predictor else {}
+        )
+        self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
+        sizes = dict.fromkeys(streams, cfg.queue) if cfg.queue else {}
+        self.queues = nn.ModuleDict({s: Queue(k, cfg.projector.out, labels=2) for s, k in sizes.items()})
+
+    def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
+        """What the teacher has a copy of, by name."""
+        return {"encoders": encoders, **{f"{s}_projector": p for s, p in self.projectors.items()}}
+
+    def plans(self) -> Plans:
+        """Two global views of a lone stream, or one clean view of each of several."""
+        return spread(self.projectors, self.plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's rows."""
+        cfg, relation, flags, ids = self.cfg, relations_of(batch), presence(batch), ids_of(batch)
+        if len(ids) * world() < 2 and not self.queues:
+            raise ValueError("moco without a queue needs 2 or more samples a step, got 1: raise batch_size")
+        views = [one for v in batch for one in one_by_one(v)]
+        asking = list(range(len(views)))[: None if cfg.symmetric else 1]
+        asked = list(range(len(views))) if cfg.symmetric else [1]
+        queries = [views[a] for a in asking]
+        q = project(encoders, self.projectors, queries, apart=True)  # [V or 1, B, P]
+        if self.predictors:
+            q = torch.cat([head(self.predictors[v.stream], z, 1) for v, z in zip(queries, q, strict=True)])
+        keys = dict(zip(asked, self.keys([views[b] for b in asked]), strict=True))  # each [B, P]
+        found = []
+        for a, b in [(a, b) for a in asking for b in asked if a != b]:
+            keep = None if flags is None else flags[a] & flags[b]
+            if self.queues:
+                queue = self.queue(views[b].stream)
+                negative = strangers(ids, queue.labels)
+                found.append(queue_loss(q[a], keys[b], queue.rows, cfg.temperature, negative, keep))
+            else:
+                found.append(one_way(q[a], keys[b], relation, cfg.temperature, keep))
+        losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
+        stats = {"std": embedding_std(q), "accuracy": hits.mean()}
+        for stream in self.queues:
+            mine = [b for b in asked if views[b].stream == stream]
+            names = [ids if flags is None else ids.masked_fill(~flags[b, :, None], MISSING) for b in mine]
+            new = torch.cat([F.normalize(gather(keys[b]), dim=1) for b in mine])
+            self.queue(stream).put(new, torch.cat([gather(n) for n in names]))
+            stats["queue_filled"] = self.queue(stream).share_filled()
+        total = 2 * cfg.temperature * losses.sum() if cfg.reference_sum else losses.mean()
+        return Losses.weigh({"nce": total}, {"nce": 1.0}, stats)
+
+    @torch.no_grad()
+    def keys(self, views: Batch) -> Tensor:
+        """The teacher's projections of some views, [.., B, P]."""
+        heads = cast(nn.ModuleDict, {s: self.teacher[f"{s}_projector"] for s in self.projectors})
+        return project(cast(Any, self.teacher["encoders"]), heads, views, apart=True)
+
+    def queue(self, stream: str) -> Queue:
+        """The keys of a stream."""
+        return cast(Queue, self.queues[stream])
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The teacher follows, and the step's keys enter the queues."""
+        self.teacher.update(self.students(encoders), progress)
+        for queue in self.queues.values():
+            cast(Queue, queue).after_step()
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's blocks and heads."""
+        return self.teacher.shard_units()
+
+
+def queue_loss(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    temperature: float,
+    negative: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy of anchors q [B, P], each against its key in k [B, P] and a queue [K, P].
+
+    `negative` bool [B, K] leaves queued keys out, `keep` bool [B] anchors. bf16 inputs: within 0.02 / temperature.
+    """
+    own = (F.normalize(wide(q), dim=1) * F.normalize(wide(k), dim=1)).sum(1, keepdim=True) / temperature
+    s = torch.cat([own, scores(q, queue, temperature)], 1)  # [B, 1+K]
+    pos = (torch.arange(s.shape[1], device=s.device) == 0).expand(s.shape)
+    neg = ~pos if negative is None else torch.cat([~pos[:, :1], negative], 1)
+    return mean_of(nce(s, pos, neg), keep), accuracy(s, pos, neg)
+
+
+def one_by_one(views: Views) -> list[Views]:
+    """V views as V items of one view each, without masks and targets."""
+    cut = {n: getattr(views, n) for n in ("x", "valid", "condition")}
+    return [
+        replace(
+            views, num_views=1, masks=(), target=None, coords=None,
+            **{n: t.chunk(views.num_views)[i] for n, t in cut.items() if t is not None},
+        )
+        for i in range(views.num_views)
+    ]  # fmt: skip

@@ -1,0 +1,162 @@
+"""The contrastive kernel: anchors recognise their positives among the candidates of all ranks.
+
+InfoNCE: van den Oord et al. 2018, arXiv 1807.03748, equation 4, in the log-sum-exp form
+  loss_i = LSE over the denominator of s_ij  -  mean over positives p of s_ip,      s = cos(q, k) / temperature
+with several positives outside the log (SupCon's L_out, arXiv 2004.11362, equation 2, the default) or inside it
+(solo-learn). The denominator holds positives and negatives, or negatives only (DCL, arXiv 2110.06848, equation 4).
+Means are over anchors: SimCLR's and MoCo v3's first code sum the directions, which is an option of the objectives.
+Ranks: a rank scores its own anchors against gathered candidates, so that no rank holds all pairs of the batch, and the
+gather's gradient makes the mean of the ranks' gradients that of the global batch.
+Shapes: B samples on this rank, W ranks, Nq anchors, Nk candidates, P width.  State: `Scale` alone, a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import gather, local, row_labels, sum_ranks, world
+from multissl.layers.heads import wide
+from multissl.types import Batch, ParamRule
+
+MultiPos = Literal["outside", "inside"]
+NO_DECAY = [ParamRule(match=name, decay=0.0) for name in ("logit_scale", "logit_bias", "bilinear")]
+"""Learned scales, biases and similarities are no weights to shrink."""
+
+
+def scores(q: Tensor, k: Tensor, temperature: float | Tensor = 1.0, bilinear: Tensor | None = None) -> Tensor:
+    """Cosines of q [Nq, P] and k [Nk, P] over a temperature, [Nq, Nk]; with `bilinear` [P, P] it is q W k^T (CURL).
+
+    In fp32 or wider, under autocast too: bf16 inputs only bring their own rounding, at most 0.01 / temperature.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = wide(q), wide(k)
+        q, k = (F.normalize(q, dim=1), F.normalize(k, dim=1)) if bilinear is None else (q @ wide(bilinear), k)
+        return q @ k.mT / temperature
+
+
+def nce(
+    s: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    multi_pos: MultiPos = "outside",
+    decoupled: bool = False,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The loss of every anchor, [Nq], from scores s [Nq, Nk] and masks of positives and negatives, bool [Nq, Nk].
+
+    `weight` [Nq] multiplies the positives' part (DCLW). An anchor without positives, or without anything to tell them
+    from, has no loss. bf16 scores are widened first: the result is that of fp32 within 0.01 * max |s|.
+    """
+    s = wide(s)
+    rivals = neg if decoupled else pos | neg
+    mean = s.masked_fill(~pos, 0).sum(1) / pos.sum(1).clamp(min=1)  # [Nq]
+    near = masked_lse(s, pos) if multi_pos == "inside" else mean
+    near = near if weight is None else near * weight
+    return (masked_lse(s, rivals) - near).masked_fill(~(pos.any(1) & rivals.any(1)), 0)
+
+
+def masked_lse(s: Tensor, mask: Tensor) -> Tensor:
+    """log-sum-exp over the candidates in `mask`, [Nq]; a finite number of no meaning for an anchor without any."""
+    lowest = torch.where(mask.any(1, keepdim=True), -torch.inf, 0.0).to(s.dtype)  # [Nq, 1]
+    return torch.where(mask, s, lowest).logsumexp(1)
+
+
+@torch.no_grad()
+def accuracy(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+    """Share of the anchors with a positive whose highest score is one."""
+    best = s.masked_fill(~(pos | neg), -torch.inf).argmax(1, keepdim=True)  # [Nq, 1]
+    return pos.gather(1, best).sum() / pos.any(1).sum().clamp(min=1)
+
+
+class Relations(NamedTuple):
+    """Which candidates of all ranks are which to this rank's samples; bool [B, W*B] each."""
+
+    same: Tensor
+    """The sample itself and those of the same sample_id."""
+    apart: Tensor
+    """Negatives: neither the same sample nor of the same group_id."""
+
+
+def relations(
+    rows: int,
+    sample_ids: Sequence[Tensor] = (),
+    group_ids: Sequence[Tensor] = (),
+    device: torch.device | None = None,
+) -> Relations:
+    """Relations of this rank's B=`rows` samples; ids are int64 [B], one an occasion to be equal. Gathers the ids."""
+    same = match(torch.stack([row_labels(rows, device), *sample_ids], 1))
+    return Relations(same, ~same if not group_ids else ~(same | match(torch.stack([*group_ids], 1))))
+
+
+def match(ids: Tensor) -> Tensor:
+    """Whether any of the ids [B, n] equals a candidate's, bool [B, W*B]."""
+    everyone = gather(ids)  # [W*B, n]
+    return torch.stack([a[:, None] == b for a, b in zip(ids.T, everyone.T, strict=True)]).any(0)
+
+
+def relations_of(batch: Batch) -> Relations:
+    """Relations by the ids of a batch's views; samples alike in one stream are alike."""
+    samples = [v.sample_id for v in batch if v.sample_id is not None]
+    groups = [v.group_id for v in batch if v.group_id is not None]
+    return relations(batch[0].batch, samples, groups, batch[0].x.device)
+
+
+def presence(batch: Batch) -> Tensor | None:
+    """Which views exist, bool [V, B]; None where all do."""
+    if all(v.present is None for v in batch):
+        return None
+    everything = torch.ones(batch[0].batch, dtype=torch.bool, device=batch[0].x.device)
+    flags = [everything if v.present is None else v.present for v in batch for _ in range(v.num_views)]
+    return torch.stack(flags)
+
+
+def mean_of(values: Tensor, keep: Tensor | None = None) -> Tensor:
+    """The mean of values [N]; of the kept ones of all ranks (bool [N]), so that the ranks' average is their mean."""
+    if keep is None:
+        return values.mean()
+    count = sum_ranks(keep.sum().to(values.dtype))
+    return values.masked_fill(~keep, 0).sum() * world() / count.clamp(min=1)
+
+
+def one_way(
+    q: Tensor,
+    k: Tensor,
+    relation: Relations,
+    temperature: float | Tensor,
+    keep: Tensor | None = None,
+    multi_pos: MultiPos = "outside",
+) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy of anchors q [B, P] against k [B, P] of all ranks, the same rows being positives.
+
+    Rows outside `keep` (bool [B]) are neither anchors nor candidates. As exact in half precision as `scores`.
+    """
+    pos, neg = relation
+    if keep is not None:
+        real = gather(keep.long()).bool()  # [W*B]
+        pos, neg = pos & real & keep[:, None], neg & real & keep[:, None]
+    s = scores(q, gather(k), temperature)  # [B, W*B]
+    return mean_of(nce(s, pos, neg, multi_pos), keep), accuracy(s, pos, neg)
+
+
+class Scale(nn.Module):
+    """A learned temperature 1 / exp(logit_scale), between 1 and 1 / `largest`. [1], for scalars cannot be sharded."""
+
+    def __init__(self, temperature: float, largest: float = 100.0) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(temperature)))
+        self.largest = largest
+
+    def temperature(self) -> Tensor:
+        """The present temperature, [1]."""
+        return (-wide(self.logit_scale)).exp()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Back into its limits, after an optimizer step."""
+        local(self.logit_scale.detach()).clamp_(0, math.log(self.largest))

@@ -1,0 +1,122 @@
+"""NNCLR: the nearest earlier embedding stands in for a view, and recognises the sample's other view.
+
+Dwibedi et al. 2021, arXiv 2104.14548, equations 2 and 3, the mean of both directions: anchors are the neighbours of
+view a in a queue, candidates the predictions of view b of all ranks (the paper's form, and solo-learn's). lightly
+contrasts neighbours and predictions with both (NT-Xent), the option `two_view`. Embeddings of the first view enter the
+queue after the step. Batch norms see one view at a time.
+Shapes: V views, B samples on this rank, W ranks, K queued embeddings, P width.
+Collectives: gathers of predictions (with gradient), of new embeddings (without) and of ids.
+State: a projector, a predictor and a queue a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.distributed import gather, world
+from multissl.encoders.base import Encoders
+from multissl.layers.heads import MLPHead
+from multissl.objectives.base import Objective, embedding_std, head, project, spread, views_per_stream
+from multissl.objectives.infonce import infonce_terms
+from multissl.objectives.nce import Relations, one_way, presence, relations_of, scores
+from multissl.objectives.queue import Queue
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
+
+
+class NNCLR(Objective):
+    """Contrast with nearest neighbours, of two views or of one view of each of several streams."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of NNCLR."""
+
+        queue: int = 65536
+        """Embeddings of earlier steps among which neighbours are looked for."""
+        temperature: float = 0.1
+        two_view: bool = False
+        """Contrast neighbours and predictions with each other and among themselves (lightly)."""
+        projector: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(hidden=2048, out=256, layers=3, last_norm=True)
+        )
+        predictor: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(hidden=4096, out=256, layers=2)
+        )
+
+        def __post_init__(self) -> None:
+            if self.temperature <= 0:
+                raise ValueError(f"objective.temperature={self.temperature}: want more than 0, NNCLR has 0.1")
+            if self.queue < 1:
+                raise ValueError(
+                    f"objective.queue={self.queue}: want the global batch or more, NNCLR has 98304"
+                )
+            if self.predictor.out != self.projector.out:
+                raise ValueError(
+                    f"objective.predictor.out={self.predictor.out}: want that of objective.projector.out, "
+                    f"{self.projector.out}"
+                )
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        self.cfg, self.plan = cfg, views_per_stream(streams, 2)
+        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.predictors = nn.ModuleDict({s: cfg.predictor.build(cfg.projector.out) for s in streams})
+        self.queues = nn.ModuleDict({s: Queue(cfg.queue, cfg.projector.out) for s in streams})
+
+    def plans(self) -> Plans:
+        """Two global views of a lone stream, or one clean view of each of several."""
+        return spread(self.projectors, self.plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's rows."""
+        cfg, relation = self.cfg, relations_of(batch)
+        if presence(batch) is not None:
+            raise ValueError("nnclr cannot queue streams that samples lack: use clip, or moco with queue=0")
+        z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
+        if z.shape[1] * world() < 2:
+            raise ValueError("nnclr needs 2 or more samples a step, got 1: raise batch_size")
+        streams = [v.stream for v in batch for _ in range(v.num_views)]
+        p = torch.cat([head(self.predictors[s], each, 1) for s, each in zip(streams, z, strict=True)])
+        found, hits = [], []
+        for a, b in permutations(range(len(z)), 2):
+            queue = cast(Queue, self.queues[streams[a]])
+            near, place = neighbours(z[a], queue.rows)
+            hits.append((place < queue.filled).float().mean())
+            found.append(nnclr_loss(near, p[b], relation, cfg.temperature, cfg.two_view))
+        losses, right = (torch.stack(values) for values in zip(*found, strict=True))
+        for stream in self.queues:
+            queue, first = cast(Queue, self.queues[stream]), streams.index(stream)
+            queue.put(gather(F.normalize(z[first].detach(), dim=1)))
+        stats = {"std": embedding_std(z), "accuracy": right.mean(), "queue_hits": torch.stack(hits).mean()}
+        return Losses.weigh({"nce": losses.mean()}, {"nce": 1.0}, stats)
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The step's embeddings enter the queues."""
+        for queue in self.queues.values():
+            cast(Queue, queue).after_step()
+
+
+@torch.no_grad()
+def neighbours(z: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """The row of queue [K, P] with the highest cosine to each z [B, P], without gradient, and its number [B]."""
+    place = scores(z, queue).argmax(1)
+    return queue[place], place
+
+
+def nnclr_loss(
+    near: Tensor, p: Tensor, relation: Relations, temperature: float, two_view: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy of neighbours [B, P] that look for predictions p [B, P] of the same samples.
+
+    bf16 inputs give the fp32 loss within 0.02 / temperature.
+    """
+    if not two_view:
+        return one_way(near, p, relation, temperature)
+    terms, stats = infonce_terms(torch.stack([near, p]), relation, temperature)
+    return terms["nce"], stats["accuracy"]
