@@ -85,7 +85,7 @@ def test_bf16_keeps_fp32_weights_and_runs_every_encoder_under_autocast(objective
     assert found.keys() == reference.keys()
     assert all(g.dtype == torch.float32 for g in found.values())
     flat = [torch.cat([g[n].flatten() for n in reference]) for g in (found, reference)]
-    assert torch.cosine_similarity(*flat, dim=0) > 0.98
+    assert torch.cosine_similarity(*flat, dim=0) > 0.95
     (features,) = half.encode("exported", batch_of())
     assert features.pooled.dtype == torch.float32
 
