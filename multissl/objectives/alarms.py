@@ -69,3 +69,14 @@ def one_prototype(history: History, name: str = "stats/prototype_use", limit: fl
 def stalled(history: History, constant: float, name: str = "loss", share: float = 0.002) -> float | None:
     """The value of a loss that stays at what a constant output costs; None where it left it or never was there."""
     return lasting(history, name, lambda v: abs(v - constant) <= share * max(abs(constant), 1e-6))
+
+
+def point_alarm(objective: str, history: History, way_out: str, **guards: bool) -> str | None:
+    """The sentence for embeddings in one point, or None; `guards` are options that prevent it where they are True."""
+    std = one_point(history)
+    off = "".join(
+        f"objective.{n}=False removes what prevents it, set it to True" for n, on in guards.items() if not on
+    )
+    return None if std is None else (
+        f"{objective}: embeddings have become one point (std {std:.3f} of 1): {off or way_out}"
+    )  # fmt: skip

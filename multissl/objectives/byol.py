@@ -26,15 +26,8 @@ from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import (
-    Objective,
-    embedding_std,
-    head,
-    presence,
-    project,
-    spread,
-    views_per_stream,
-)
+from multissl.objectives.alarms import History, point_alarm
+from multissl.objectives.base import Objective, embedding_std, head, presence, project, views_per_stream
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, Views
 
 
@@ -70,9 +63,7 @@ class BYOL(Objective):
                     f"{self.projector.out}, which it predicts"
                 )
             if self.target == "student" and self.export == "teacher":
-                raise ValueError(
-                    "objective.export=teacher with target=student: there is no teacher, use export=student"
-                )
+                raise ValueError("objective.export=teacher: there is no teacher, use export=student")
             if self.target == "teacher" and not self.stop_gradient:
                 raise ValueError(
                     "objective.stop_gradient=False: the teacher never has a gradient, use objective.target=student"
@@ -89,9 +80,8 @@ class BYOL(Objective):
         self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         dim = cfg.projector.out + self.condition
         self.predictors = nn.ModuleDict({s: cfg.predictor.build(dim) for s in streams if cfg.use_predictor})
-        self.teacher: Teacher | None = (
-            cfg.teacher.build(self.students(encoders)) if cfg.target == "teacher" else None
-        )
+        teaches = cfg.target == "teacher"
+        self.teacher: Teacher | None = cfg.teacher.build(self.students(encoders)) if teaches else None
 
     def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
         """What the teacher has a copy of, by name."""
@@ -99,7 +89,7 @@ class BYOL(Objective):
 
     def plans(self) -> Plans:
         """Two global views of a lone stream, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return dict.fromkeys(self.projectors, self.plan)
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
@@ -129,9 +119,7 @@ class BYOL(Objective):
         """What leads from every view to the next, [V-1, B, A]."""
         (views,) = batch
         if views.condition is None:
-            raise ValueError(
-                f"stream {views.stream} promises conditions of {self.condition} values, got none"
-            )
+            raise ValueError(f"{views.stream} promises conditions of {self.condition} values and gives none")
         return views.condition.unflatten(0, (views.num_views, -1))[1:]
 
     def predict(self, views: Views, z: Tensor, actions: Tensor | None = None) -> Tensor:
@@ -140,14 +128,18 @@ class BYOL(Objective):
             return z
         predictor = self.predictors[views.stream]
         x = z if actions is None else torch.cat([z[:-1], actions.to(z.dtype)], dim=-1)
-        # z was widened; under mixed precision the predictor's weights were not.
-        x = x.to(next(predictor.parameters()).dtype)
-        return head(predictor, x.flatten(0, 1), len(x), apart=True)
+        narrow = next(predictor.parameters()).dtype  # z was widened; in mixed precision the weights were not
+        return head(predictor, x.flatten(0, 1).to(narrow), len(x), apart=True)
 
     def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
         """The teacher follows."""
         if self.teacher is not None:
             self.teacher.update(self.students(encoders), progress)
+
+    def alarm(self, history: History, progress: Progress) -> str | None:
+        """Embeddings in one point, and which option lets them."""
+        guards = {n: getattr(self.cfg, n) for n in ("use_predictor", "stop_gradient")}
+        return point_alarm("byol", history, "lower optim.lr, or raise objective.teacher.ema", **guards)
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
         """The student's encoders, as the official code ships, or the teacher's."""
@@ -155,8 +147,7 @@ class BYOL(Objective):
 
     def param_rules(self) -> list[ParamRule]:
         """The predictor keeps its learning rate where that is asked for."""
-        rule = ParamRule(match="objective.predictors.", constant=True)
-        return [rule] if self.cfg.constant_predictor_lr else []
+        return [ParamRule(match="objective.predictors.", constant=True)] * self.cfg.constant_predictor_lr
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks; heads are small and called once a view."""

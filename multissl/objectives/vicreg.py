@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from multissl.distributed import gather, sum_ranks, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.alarms import History, lasting, point_alarm
 from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
@@ -56,6 +57,17 @@ class VICReg(Objective):
         """The losses of this rank's rows."""
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         return Losses.weigh(vicreg_terms(z, presence(batch)), self.weights, {"std": embedding_std(z)})
+
+    def alarm(self, history: History, progress: Progress) -> str | None:
+        """Embeddings in one point, or around one so closely that the hinge is all but wholly due."""
+        weight = self.weights["variance"]
+        way = f"objective.variance={weight:g} is too little to hold them apart, " + (
+            "set it to 25" if weight < 25 else "lower objective.invariance or optim.lr"
+        )
+        due = lasting(history, "terms/variance", lambda v: v > 0.95)
+        if due is not None:
+            return f"vicreg: embeddings do not spread out (variance term {due:.3f} of 1): {way}"
+        return point_alarm("vicreg", history, way)
 
 
 def check_weights(invariance: float, variance: float, covariance: float) -> None:

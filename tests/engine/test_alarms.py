@@ -23,6 +23,7 @@ from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.image import Image
 from multissl.objectives.alarms import no_choice, one_point, one_prototype, stalled
 from multissl.objectives.base import Objective
+from multissl.objectives.byol import BYOL
 from multissl.objectives.dino import DINO
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe
@@ -148,14 +149,30 @@ PLAIN = DINO.Config(
     ibot_weight=0.0, koleo_weight=0.0, num_local=0, head=HEAD, centring="ema", teacher_temperature_start=0.04,
     teacher_temperature=0.04, teacher=Teacher.Config(ema=0.9, final_ema=0.99),
 )  # fmt: skip
+YOU = BYOL.Config(
+    projector=MLP, predictor=MLP, teacher=BYOL.Config().teacher.replace(ema=0.99, final_ema=1.0)
+)
 COLLAPSES: dict[str, tuple[Objective.Config, str]] = {
     "dino without centring": (PLAIN.replace(centring="none"), "objective.centring"),
     "dino with a teacher at temperature 1": (
         PLAIN.replace(teacher_temperature_start=1.0, teacher_temperature=1.0), "objective.teacher_temperature",
     ),
+    "byol without predictor": (YOU.replace(use_predictor=False), "objective.use_predictor"),
+    "byol without predictor, slow teacher": (
+        YOU.replace(use_predictor=False, teacher=YOU.teacher.replace(ema=0.996, final_ema=1.0)),
+        "objective.use_predictor",
+    ),
+    "simsiam without stopped gradient": (
+        YOU.replace(target="student", stop_gradient=False), "objective.stop_gradient",
+    ),
     "vicreg without variance": (VICReg.Config(variance=0.0, projector=MLP), "objective.variance"),
 }  # fmt: skip
-HEALTHY: dict[str, Objective.Config] = {"dino": PLAIN, "vicreg": VICReg.Config(projector=MLP)}
+HEALTHY: dict[str, Objective.Config] = {
+    "dino": PLAIN,
+    "byol": YOU,
+    "simsiam": YOU.replace(target="student"),
+    "vicreg": VICReg.Config(projector=MLP),
+}
 
 
 def tiny(objective: Objective.Config, steps: int) -> Recipe:
