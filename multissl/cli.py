@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multissl import registry
 from multissl.registry import suggest
@@ -25,6 +25,7 @@ multissl: self-supervised learning beyond images
 
   multissl train NAME|FILE [options]   run a recipe: a name of `multissl list`, file.py:function, .json or .yaml
   multissl list                        recipes and components
+  multissl list --matrix               which objective runs on which modality, as tested
   multissl show NAME|FILE [options]    a recipe with all its options, as JSON
   multissl eval RUN                    evaluate a finished run again
   multissl report RUN                  write a run's report.html again
@@ -38,6 +39,8 @@ Options of train
   --a.b VALUE or a.b=VALUE   any option of the recipe; `multissl train NAME --help` lists them
 """
 SWAPS = ("objective", "modality", "optim")
+MATRIX = Path(__file__).with_name("matrix.json")
+"""What the tests found to work; they write it and compare."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,14 +100,45 @@ def train(args: list[str]) -> int:
 
 def list_recipes(args: list[str]) -> int:
     """`multissl list`."""
+    if args == ["--matrix"]:
+        print(matrix())
+        return 0
     if args:
-        raise ValueError(f"list takes no {args[0]!r}")
+        raise ValueError(f"list takes --matrix or nothing, not {args[0]!r}")
     print("recipes")
     for name, line in recipes():
         print(f"  {name:<32} {line}")
     for group in registry.GROUPS:
         print(f"{group}: {', '.join(registry.names(group))}")
     return 0
+
+
+def read_matrix() -> dict[str, Any]:
+    """The table: `encoder`, and `cells`, by modality and objective "ok" or the reason why they do not fit."""
+    import json
+
+    return json.loads(MATRIX.read_text())
+
+
+def matrix() -> str:
+    """The table as text: objectives down, modalities across, reasons as footnotes."""
+    table = read_matrix()
+    cells: dict[str, dict[str, str]] = table["cells"]
+    objectives = list(dict.fromkeys(o for row in cells.values() for o in row))
+    reasons = list(
+        dict.fromkeys(r for o in objectives for row in cells.values() if (r := row.get(o, "ok")) != "ok")
+    )
+
+    def cell(row: dict[str, str], objective: str) -> str:
+        found = row.get(objective, "untested")
+        return {"ok": "yes", "untested": "?"}.get(found) or f"- [{reasons.index(found) + 1}]"
+
+    wide = max(len(o) for o in objectives) + 2
+    lines = [" " * wide + "".join(f"{m:<12}" for m in cells)]
+    lines += [f"{o:<{wide}}" + "".join(f"{cell(row, o):<12}" for row in cells.values()) for o in objectives]
+    notes = [f"[{i + 1}] {reason}" for i, reason in enumerate(reasons)]
+    head = f"objectives x modalities, each trained for a few steps by the tests; encoder: {table['encoder']}"
+    return "\n".join(line.rstrip() for line in [head, "", *lines, *([""] if notes else []), *notes])
 
 
 def show(args: list[str]) -> int:
@@ -146,14 +180,19 @@ def report(args: list[str]) -> int:
 
 def recipes() -> Iterator[tuple[str, str]]:
     """Name and first docstring line of every recipe, read from the source without importing it."""
-    for module in registry.RECIPES:
-        source = Path(__file__).parent / "configs" / f"{module}.py"
-        for node in ast.parse(source.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                line = (ast.get_docstring(node) or "").partition("\n")[0]
-                yield f"{module}/{node.name}", line
+    for part, modules in registry.RECIPES.items():
+        for module in modules:
+            yield from ((f"{part}/{function}", line) for function, line in functions(module))
     for name in registry.recipe_entry_points():
         yield name, "(installed)"
+
+
+def functions(module: str) -> Iterator[tuple[str, str]]:
+    """The public functions of a module of `configs`, each with the first line of its docstring."""
+    source = Path(__file__).parent / "configs" / f"{module}.py"
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def open_recipe(name: str, args: list[str]) -> tuple[Recipe, Recipe, list[str]]:
@@ -226,7 +265,8 @@ def find(name: str) -> Callable[[], Recipe]:
         raise ValueError(f"no recipe is called {name!r}{suggest(full, known)}")
     if full in registry.recipe_entry_points():
         return registry.recipe_entry_points()[full].load
-    module, _, function = full.partition("/")
+    part, _, function = full.partition("/")
+    (module,) = (m for m in registry.RECIPES[part] if function in dict(functions(m)))
     return lambda: registry.load(f"multissl.configs.{module}:{function}")()
 
 

@@ -56,8 +56,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "sgd": "multissl.engine.optim:SGD",
     },
 }
-RECIPES = ("image", "tabular")
-"""Modules of `multissl.configs`; every public function of one is the recipe `module/function`."""
+RECIPES: dict[str, tuple[str, ...]] = {
+    "image": ("image", "image_cifar", "image_imagenet"),
+    "tabular": ("tabular",),
+}
+"""Modules of `multissl.configs` by the first part of their recipes' names: a public function is `part/function`."""
 
 EXTRAS = {
     "soundfile": "audio", "torchaudio": "audio", "av": "video", "decord": "video", "transformers": "text",

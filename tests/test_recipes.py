@@ -24,7 +24,7 @@ MILLIONS = {
 
 
 def recipe(name: str) -> Recipe:
-    return registry.load("multissl.configs.{}:{}".format(*name.split("/")))()
+    return cli.find(name)()
 
 
 @pytest.mark.parametrize("name", MILLIONS)

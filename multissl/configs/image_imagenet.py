@@ -1,0 +1,221 @@
+"""Recipes of the papers for ImageNet-1k, one a method, with their own hyperparameters.
+
+All are unmeasured here: they need many GPUs. Where ours differs from a paper the recipe says so. Steps are epochs of
+1,281,167 pictures in batches of the paper's size; a learning rate is for 256 pictures and scaled linearly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multissl.configs.common import watched
+from multissl.encoders.base import Encoder
+from multissl.encoders.resnet import ResNetEncoder
+from multissl.encoders.transformer import TransformerEncoder, vit
+from multissl.engine.checkpoint import Save
+from multissl.engine.optim import LARS, SGD, AdamW, Optimizer
+from multissl.layers.decoder import Decoder
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead
+from multissl.modalities.image import Image
+from multissl.objectives.barlow import BarlowTwins
+from multissl.objectives.base import Objective
+from multissl.objectives.byol import BYOL
+from multissl.objectives.data2vec import Data2Vec
+from multissl.objectives.ijepa import IJEPA
+from multissl.objectives.infonce import InfoNCE
+from multissl.objectives.mae import MAE
+from multissl.objectives.moco import MoCo
+from multissl.objectives.msn import MSN
+from multissl.objectives.nnclr import NNCLR
+from multissl.objectives.swav import SwAV
+from multissl.objectives.vicreg import VICReg
+from multissl.objectives.vicregl import VICRegL
+from multissl.recipe import Recipe
+
+PICTURES = 1_281_167
+
+
+def simclr_resnet50() -> Recipe:
+    """SimCLR, ResNet-50, 1,000 epochs of 4,096 (Chen et al. 2020, arXiv 2002.05709); unmeasured."""
+    colour = _colours(strength=2.0, saturation=0.8, global_scale=(0.08, 1.0), blur="half", solarise=0.0)
+    return _paper(InfoNCE.Config(temperature=0.1), _lars(0.3, 1e-6), colour, 4096, 1000)
+
+
+def mocov2_resnet50() -> Recipe:
+    """MoCo v2, ResNet-50, 800 epochs of 256 (Chen et al. 2020, arXiv 2003.04297); unmeasured.
+
+    Key batches are not shuffled between GPUs: the backbone's batch norm spans all ranks instead.
+    """
+    optim = SGD.Config(lr=0.03, lr_scaling="linear", weight_decay=1e-4, final_lr=0.0)
+    return _paper(MoCo.Config(), optim, _mocov2_views(), 256, 800, warmup=0)
+
+
+def mocov3_vitb16() -> Recipe:
+    """MoCo v3, ViT-B/16, 300 epochs of 4,096 (Chen et al. 2021, arXiv 2104.02057); unmeasured."""
+    predictor = MLPHead.Config(hidden=4096, out=256, layers=2, last_norm=True)
+    objective = MoCo.Config(
+        queue=0,
+        symmetric=True,
+        reference_sum=True,
+        projector=MLPHead.Config(hidden=4096, out=256, layers=3, last_norm=True),
+        predictor=predictor,
+        teacher=_teacher(0.99),
+    )
+    optim = AdamW.Config(lr=1.5e-4, lr_scaling="linear", weight_decay=0.1, final_lr=0.0)
+    return _paper(
+        objective, optim, _byol_views(), 4096, 300, warmup=40, encoder=vit("b", freeze_patches=True)
+    )
+
+
+def nnclr_resnet50() -> Recipe:
+    """NNCLR, ResNet-50, 1,000 epochs of 4,096 (Dwibedi et al. 2021, arXiv 2104.14548); unmeasured."""
+    return _paper(NNCLR.Config(queue=98_304), _lars(0.3, 1e-6), _byol_views(), 4096, 1000)
+
+
+def byol_resnet50() -> Recipe:
+    """BYOL, ResNet-50, 1,000 epochs of 4,096 (Grill et al. 2020, arXiv 2006.07733); unmeasured."""
+    return _paper(BYOL.Config(), _lars(0.2, 1.5e-6), _byol_views(), 4096, 1000)
+
+
+def simsiam_resnet50() -> Recipe:
+    """SimSiam, ResNet-50, 100 epochs of 512 (Chen and He 2021, arXiv 2011.10566); unmeasured."""
+    objective = BYOL.Config(
+        target="student",
+        projector=MLPHead.Config(hidden=2048, out=2048, layers=3, last_norm=True),
+        predictor=MLPHead.Config(hidden=512, out=2048, layers=2),
+        constant_predictor_lr=True,
+    )
+    optim = SGD.Config(lr=0.05, lr_scaling="linear", weight_decay=1e-4, final_lr=0.0)
+    return _paper(objective, optim, _mocov2_views(), 512, 100, warmup=0)
+
+
+def vicreg_resnet50() -> Recipe:
+    """VICReg, ResNet-50, 1,000 epochs of 2,048 (Bardes et al. 2022, arXiv 2105.04906); unmeasured."""
+    return _paper(VICReg.Config(), _lars(0.2, 1e-6), _byol_views(), 2048, 1000)
+
+
+def vicregl_resnet50() -> Recipe:
+    """VICRegL, ResNet-50, 300 epochs of 2,048 (Bardes et al. 2022, arXiv 2210.01571); unmeasured.
+
+    Two whole views and no small ones, as in the paper's ResNet runs.
+    """
+    return _paper(VICRegL.Config(alpha=0.9), _lars(0.2, 1e-6), _byol_views(), 2048, 300)
+
+
+def barlow_resnet50() -> Recipe:
+    """Barlow Twins, ResNet-50, 1,000 epochs of 2,048 (Zbontar et al. 2021, arXiv 2103.03230); unmeasured.
+
+    The paper's lower rate of biases and norms (0.0048) is left out: they share the one of the weights.
+    """
+    return _paper(BarlowTwins.Config(), _lars(0.2, 1.5e-6), _byol_views(), 2048, 1000)
+
+
+def swav_resnet50() -> Recipe:
+    """SwAV, ResNet-50, 800 epochs of 4,096, 2 + 6 views (Caron et al. 2020, arXiv 2006.09882); unmeasured."""
+    views = _colours(
+        strength=2.0, saturation=0.8, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14), solarise=0.0,
+        blur="half",
+    )  # fmt: skip
+    optim = _lars(0.3, 1e-6)
+    optim.final_lr = 4.8e-3
+    return _paper(SwAV.Config(freeze_prototypes=313), optim, views, 4096, 800)
+
+
+def msn_vits16() -> Recipe:
+    """MSN, ViT-S/16, 800 epochs of 1,024, 1 + 10 anchors (Assran et al. 2022, arXiv 2204.07141); unmeasured."""
+    views = _colours(strength=1.25, saturation=0.4, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
+    optim = AdamW.Config(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4)
+    objective = MSN.Config(sinkhorn_rounds=3, teacher=_teacher(0.996))
+    return _paper(objective, optim, views, 1024, 800, warmup=15, encoder=vit("s"))
+
+
+def mae_vitb16() -> Recipe:
+    """MAE, ViT-B/16, 800 epochs of 4,096 (He et al. 2022, arXiv 2111.06377); unmeasured."""
+    optim = AdamW.Config(lr=1.5e-4, lr_scaling="linear", weight_decay=0.05, betas=(0.9, 0.95), final_lr=0.0)
+    encoder = vit("b", init_std=0.0)
+    encoder.position = encoder.position.replace(kind="sincos")
+    return _paper(MAE.Config(), optim, _plain((0.2, 1.0)), 4096, 800, warmup=40, encoder=encoder)
+
+
+def simmim_vitb16() -> Recipe:
+    """SimMIM, ViT-B/16 at 224 pixels, 800 epochs of 2,048 (Xie et al. 2022, arXiv 2111.09886); unmeasured."""
+    objective = MAE.Config(masking="replace", mask_ratio=0.6, metric="l1", norm_target="none")
+    optim = AdamW.Config(lr=5e-5, lr_scaling="linear", weight_decay=0.05)
+    views = _plain((0.67, 1.0))
+    return _paper(objective, optim, views, 2048, 800, warmup=20, encoder=vit("b", layerscale=0.1))
+
+
+def ijepa_vith14() -> Recipe:
+    """I-JEPA, ViT-H/14, 300 epochs of 2,048 (Assran et al. 2023, arXiv 2301.08243); unmeasured.
+
+    Targets and context are drawn as in the paper, but not trimmed to the top of the picture.
+    """
+    optim = AdamW.Config(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4)
+    encoder = TransformerEncoder.Config(dim=1280, depth=32, heads=16, pooling="mean")
+    encoder.position = encoder.position.replace(kind="sincos")
+    views = _plain((0.3, 1.0)).replace(patch=14, local_size=98, mask="block", flip=0.0)
+    objective = IJEPA.Config(predictor=Decoder.Config(dim=384, depth=12, heads=12, init_std=0.02))
+    return _paper(objective, optim, views, 2048, 300, warmup=40, encoder=encoder)
+
+
+def data2vec_vitb16() -> Recipe:
+    """data2vec, ViT-B/16, 800 epochs of 2,048 (Baevski et al. 2022, arXiv 2202.03555); unmeasured."""
+    optim = AdamW.Config(lr=2e-3, weight_decay=0.05)
+    views = _plain((0.2, 1.0)).replace(mask="block")
+    encoder = vit("b", layerscale=1e-4, drop_path=0.25)
+    return _paper(Data2Vec.Config(), optim, views, 2048, 800, warmup=40, encoder=encoder)
+
+
+def _paper(
+    objective: Objective.Config,
+    optim: Optimizer.Config,
+    views: Image.Config,
+    batch_size: int,
+    epochs: int,
+    warmup: int = 10,
+    encoder: Encoder.Config | None = None,
+) -> Recipe:
+    epoch = PICTURES // batch_size
+    optim.warmup = warmup * epoch
+    return Recipe(
+        modality=views,
+        encoders={"image": encoder or ResNetEncoder.Config(depth=50, zero_init_residual=True)},
+        objective=objective,
+        optim=optim,
+        batch_size=batch_size,
+        steps=epochs * epoch,
+        evals=watched(every=10 * epoch),
+        save=Save(every=epoch),
+    )
+
+
+def _lars(lr: float, weight_decay: float) -> LARS.Config:
+    return LARS.Config(lr=lr, lr_scaling="linear", weight_decay=weight_decay, final_lr=0.0)
+
+
+def _teacher(ema: float) -> Teacher.Config:
+    return Teacher.Config(ema=ema, final_ema=1.0, buffers="keep", batch_norm="batch")
+
+
+def _colours(strength: float = 1.0, **options: Any) -> Image.Config:
+    """Jitter of 0.4, 0.4 and hue 0.1, times a strength, and what else an article changes; blur of 23 pixels."""
+    made = Image.Config(
+        brightness=0.4 * strength, contrast=0.4 * strength, hue=0.1 * strength, local_size=96, blur_kernel=23
+    )
+    return made.replace(**options)
+
+
+def _byol_views() -> Image.Config:
+    return _colours(global_scale=(0.08, 1.0), saturation=0.2, blur="paper", solarise=0.2)
+
+
+def _mocov2_views() -> Image.Config:
+    return _colours(global_scale=(0.2, 1.0), saturation=0.4, blur="half", solarise=0.0)
+
+
+def _plain(scale: tuple[float, float]) -> Image.Config:
+    """Crops and flips only, random masks."""
+    return Image.Config(
+        global_scale=scale, jitter=0.0, grey=0.0, blur="none", solarise=0.0, mask="random", local_size=96
+    )
