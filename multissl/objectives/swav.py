@@ -77,8 +77,9 @@ class SwAV(Objective):
         self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight))
-        self.register_buffer("queue", torch.zeros(self.coded, cfg.queue, cfg.projector.out))
-        self.register_buffer("queued", torch.zeros((), dtype=torch.long))
+        size = (self.coded, cfg.queue, cfg.projector.out)
+        self.register_buffer("queue", torch.zeros(size) if cfg.queue else None)
+        self.register_buffer("queued", torch.zeros((), dtype=torch.long) if cfg.queue else None)
         self.fresh: Tensor | None = None
 
     def plans(self) -> Plans:
