@@ -73,6 +73,9 @@ def sizes(
             continue
         ratio = ratios[0] + (ratios[1] - ratios[0]) * aspect
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if not reference:  # where the grid cuts one side, the other takes what is left of the area
+            h, w = (grid[0], round(area / grid[0])) if h > grid[0] else (h, w)
+            h, w = (round(area / grid[1]), grid[1]) if w > grid[1] else (h, w)
         edge = 1 if reference else 0
         found.append((min(max(h, 1), max(grid[0] - edge, 1)), min(max(w, 1), max(grid[1] - edge, 1))))
     (h, w), around = found

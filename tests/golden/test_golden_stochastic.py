@@ -2,7 +2,8 @@
 
 These compare distributions, never draws: with at least as many draws as the case, each statistic has to lie
 within three times the spread of independent re-draws of the reference's own code.
-Covered: dinov2_block_mask, dinov2_collate, dinov2_crops, dinov2_augmentation_rates, ibot_mask.
+Covered: dinov2_block_mask, dinov2_collate, dinov2_crops, dinov2_augmentation_rates, ibot_mask, simmim_mask,
+ijepa_masks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from multissl.modalities import image_ops
 from multissl.modalities.base import pack_masks
 from multissl.modalities.image import Image
 from multissl.modalities.image_crops import TRIES, crop_box
-from multissl.modalities.masks import SMALLEST, block_mask, draw_masks, place_block, random_mask
+from multissl.modalities.masks import SMALLEST, block_mask, draw_masks, num_hidden, place_block, random_mask
+from multissl.modalities.multiblock import ASPECT, as_masks, draw_multiblock
 from multissl.random import RowRandom
 from multissl.types import ViewPlan
 
@@ -27,7 +29,7 @@ from . import Case, cases, needs_golden
 pytestmark = [needs_golden, pytest.mark.reference]
 
 LEVELS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
-LATER = ("simmim_mask", "videomae_tube_mask", "ijepa_masks", "vjepa_masks")
+LATER = ("videomae_tube_mask", "vjepa_masks")
 
 
 @pytest.mark.parametrize("variant", LATER)
@@ -186,3 +188,45 @@ def test_golden_ibot_masks(case: Case) -> None:
     near(case, "frac_unmasked", (counts == 0).mean())
     near(case, "position_freq", hidden.mean(0).reshape(grid))
     summary(case, "ratio_when_masked", counts[counts > 0] / tokens)
+
+
+@pytest.mark.parametrize("case", cases("stochastic", "simmim_mask"))
+def test_golden_simmim_masks(case: Case) -> None:
+    hyper = case.hyper
+    side, square, n = hyper["input"] // hyper["ps"], hyper["mp"] // hyper["ps"], hyper["n"]
+    plan = ViewPlan(num_global=1, mask_ratio=(hyper["ratio"], hyper["ratio"]))
+    rng = RowRandom((0, 0), 0, n, n)
+    mask = draw_masks(plan, "random", (side, side), 1, rng, square)[0]
+    assert mask.num_hidden == num_hidden(plan, "random", side**2, n, square)
+    near(case, "count", mask.num_hidden)
+    near(case, "grid", (side, side))
+    near(case, "position_freq", mask.hidden.double().mean(0).reshape(side, side))
+    squares = mask.hidden.reshape(n, side // square, square, side // square, square)
+    assert (squares == squares[:, :, :1, :, :1]).all(), "a square is hidden in part"
+
+
+@pytest.mark.parametrize("case", cases("stochastic", "ijepa_masks"))
+def test_golden_ijepa_masks(case: Case) -> None:
+    hyper, grid = case.hyper, tuple(case.hyper["grid"])
+    batch, tokens, steps = hyper["B"], grid[0] * grid[1], hyper["n_batches"]
+    assert tuple(hyper["ar"]) == ASPECT
+    plan = ViewPlan(
+        num_global=1,
+        num_masks=hyper["npred"],
+        mask_ratio=tuple(hyper["pred"]),
+        context_ratio=tuple(hyper["enc"]),
+    )
+    lengths: dict[str, list[int]] = {"enc": [], "pred": []}
+    seen = {name: np.zeros(tokens) for name in lengths}
+    for step in range(steps):
+        rng = RowRandom((0, step), 0, batch, batch)
+        context, targets = draw_multiblock(plan, "block", grid, rng, reference=True)
+        for name, places in (("enc", context), ("pred", targets)):
+            lengths[name].append(places.shape[-1])
+            seen[name] += np.bincount(places.flatten(), minlength=tokens) / len(places.flatten(0, -2))
+        masks = as_masks(context, targets, tokens, tokens)
+        assert not any((~masks[0].hidden & m.hidden).any() for m in masks[1:])
+    near(case, "overlap_mean", 0.0)
+    for name, found in lengths.items():
+        near(case, f"{name}_position_freq", (seen[name] / steps).reshape(grid))
+        summary(case, f"{name}_len", np.array(found))
