@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from multissl.encoders.base import Encoder, Encoders
 from multissl.layers.heads import MLPHead
 from multissl.objectives import vicreg as module
-from multissl.objectives.vicreg import VICReg, vicreg_terms
+from multissl.objectives.vicreg import VICReg, moments, vicreg_terms
 from multissl.types import Features, Progress, StreamSpec, Views
+from tests.objectives.plain import alone_and_beside
 from tests.ranks import run_ranks
 
 ROWS = StreamSpec(kind="columns", shape=(6,), num_tokens=6)
@@ -23,6 +24,37 @@ class Stub(Encoder):
 
     def forward(self, views: object, masking: object = "none", inner: int = 0) -> list[Features]:
         return [Features(pooled=self.linear(v.x), tokens=v.x[:, :, None]) for v in views]  # type: ignore[attr-defined]
+
+
+def test_known_values() -> None:
+    terms = vicreg_terms(torch.eye(4).expand(2, 4, 4))
+    expected = {"invariance": 0.0, "variance": 0.4999, "covariance": 1 / 24}  # c of each view is 1 / 48
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], torch.tensor(value), rtol=1e-5, atol=0)
+    total = 25 * terms["variance"] + terms["covariance"]
+    torch.testing.assert_close(total, torch.tensor(12.539168), rtol=1e-6, atol=0)
+
+
+def test_missing_samples_count_for_nothing() -> None:
+    z, there = torch.randn(2, 9, 4), torch.ones(2, 9, dtype=torch.bool)
+    there[:, 3] = False
+    spoilt, kept = alone_and_beside(z, there)
+    found, right = vicreg_terms(spoilt, there), vicreg_terms(kept)
+    for name, value in right.items():
+        torch.testing.assert_close(found[name], value)
+    there[0, 5] = False  # the other view of this sample still counts for its own statistics
+    hinge, _ = moments(z, there)
+    torch.testing.assert_close(hinge[0], moments(z[:1, there[0]])[0][0])
+    torch.testing.assert_close(hinge[1], moments(z[1:, there[1]])[0][0])
+
+
+def test_half_precision_inputs_are_computed_in_full() -> None:
+    z = torch.randn(2, 256, 16) * torch.linspace(0.2, 2, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = vicreg_terms(z.bfloat16())
+    for name, value in vicreg_terms(z).items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=0.02, atol=0)
 
 
 def test_collapse_costs_variance_and_nothing_else() -> None:
