@@ -38,13 +38,13 @@ def lasting(history: History, name: str, bad: Callable[[float], bool]) -> float 
 def one_point(history: History, name: str = "stats/std", limit: float = POINT) -> float | None:
     """The spread of embeddings that lie in one point and do not move apart again; None where they do not.
 
-    Below a quarter of the limit a slow rise is no recovery.
+    Below a third of the limit a slow rise is no recovery.
     """
     values, last = lately(history, name), lasting(history, name, lambda v: v < limit)
     if last is None:
         return None
     rising = sum(values[-2:]) > 1.1 * sum(values[:2])
-    return None if rising and last > limit / 4 else last
+    return None if rising and last > limit / 3 else last
 
 
 def no_choice(history: History, prototypes: int, prefix: str = "stats/teacher") -> float | None:
@@ -63,7 +63,8 @@ def one_prototype(history: History, name: str = "stats/prototype_use", limit: fl
     Without centring the divergence from the student stays large, so it is no sign.
     """
     values, last = lately(history, name), lasting(history, name, lambda u: u < limit)
-    return None if last is None or values[-1] > 1.5 * values[0] else last
+    rising = last is not None and last > max(1.5 * values[0], limit / 2)
+    return None if rising else last
 
 
 def stalled(history: History, constant: float, name: str = "loss", share: float = 0.002) -> float | None:
