@@ -105,7 +105,7 @@ class IJEPA(Objective):
             "std": embedding_std(context.tokens.mean(1)),
             "target_std": wide(whole).flatten(0, 1).std(0).mean(),
             "prediction_std": wide(pred.detach()).flatten(0, 1).std(0).mean(),
-            "context_share": torch.tensor(seen.shape[1] / whole.shape[1]),
+            "context_share": torch.full((), seen.shape[1] / whole.shape[1], device=whole.device),
         }
         return Losses.weigh({"predict": loss}, {"predict": 1.0}, stats)
 

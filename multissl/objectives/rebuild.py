@@ -8,7 +8,7 @@ cells    a number or a level of a table's column: squared error or cross entropy
          column, then over the columns, so that a column counts once whatever its kind.
 Values and classes take one mean over all hidden tokens of the batch (MAE, SimMIM). Every row hides equally many, so
 this is also the mean of the rows' means, and the mean over ranks of theirs. Cells are counted over all ranks.
-Shapes: R rows, Q hidden tokens a row, C columns, T floats or classes, d width.  Collectives: one sum of the columns'
+Shapes: R rows, Q hidden tokens a row, C columns, T floats or classes, d width.  Collectives: two sums of the columns'
 counts for cells, none otherwise.  State: none.
 """
 
@@ -67,6 +67,9 @@ def mean_of_columns(errors: Tensor, hidden: Tensor) -> Tensor:
 class Readout(nn.Module):
     """From tokens to predictions of a stream's target: one linear, or one a column."""
 
+    order: Tensor
+    """int64 [C], the columns of cells: numbers, then categories."""
+
     def __init__(self, width: int, spec: StreamSpec, init_std: float = 0.0) -> None:
         super().__init__()
         self.kind = spec.target_kind
@@ -79,9 +82,11 @@ class Readout(nn.Module):
             )
         if spec.target_kind == "cells":
             levels = spec.cardinalities or (0,) * spec.shape[-1]
-            self.numbers = [i for i, n in enumerate(levels) if n == 0]
-            self.categories = [(i, n) for i, n in enumerate(levels) if n > 0]
-            out = len(self.numbers) + sum(n for _, n in self.categories)
+            numbers, categories = ([i for i, n in enumerate(levels) if bool(n) == c] for c in (False, True))
+            self.numbers, self.levels = len(numbers), [levels[i] for i in categories]
+            # Columns are handled numbers first: their mean does not mind, and slices need no index on the device.
+            self.register_buffer("order", torch.tensor(numbers + categories), persistent=False)
+            out = self.numbers + sum(self.levels)
         else:
             out = spec.target_dim
         self.linear = nn.Linear(width, out)
@@ -114,27 +119,19 @@ class Readout(nn.Module):
     def _cells(self, tokens: Tensor, at: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The same for cells; target and hidden [R, C]."""
         index = at[:, :, None].expand_as(tokens)
-        dense = tokens.new_zeros(*target.shape, tokens.shape[-1]).scatter(1, index, tokens)  # [R, C, d]
-        dense, weight, bias = (wide(x) for x in (dense, self.linear.weight, self.linear.bias))
-        target, count = wide(target), hidden.sum(0).clamp(min=1)  # [C]
-        errors, constants = torch.zeros_like(target), torch.zeros_like(target)
-        if self.numbers:
-            n, truth = len(self.numbers), target[:, self.numbers]
-            pred = torch.einsum("rcd,cd->rc", dense[:, self.numbers], weight[:n]) + bias[:n]  # [R, numbers]
-            mean = (truth * hidden[:, self.numbers]).sum(0) / count[self.numbers]
-            errors = errors.index_copy(1, _index(self.numbers, at), (pred - truth).pow(2))
-            constants[:, self.numbers] = (mean - truth).pow(2)
-        start = len(self.numbers)
-        for column, levels in self.categories:
+        dense = wide(tokens.new_zeros(*target.shape, tokens.shape[-1]).scatter(1, index, tokens))  # [R, C, d]
+        dense, target, hidden = (x.index_select(1, self.order) for x in (dense, wide(target), hidden))
+        weight, bias, n = wide(self.linear.weight), wide(self.linear.bias), self.numbers
+        count = hidden.sum(0).clamp(min=1)  # [C]
+        pred = torch.einsum("rcd,cd->rc", dense[:, :n], weight[:n]) + bias[:n]  # [R, numbers]
+        mean = (target[:, :n] * hidden[:, :n]).sum(0) / count[:n]
+        errors, constants = [(wide(pred) - target[:, :n]).pow(2)], [(mean - target[:, :n]).pow(2)]
+        start = n
+        for column, levels in enumerate(self.levels, start=n):
             truth, part = target[:, column].long(), slice(start, start + levels)
-            logits = F.linear(dense[:, column], weight[part], bias[part])  # [R, levels]
-            ce = F.cross_entropy(logits, truth, reduction="none")
+            logits = wide(F.linear(dense[:, column], weight[part], bias[part]))  # [R, levels]
             share = (F.one_hot(truth, levels) * hidden[:, column, None]).sum(0) / count[column]  # [levels]
-            errors = errors.index_copy(1, _index([column], at), ce[:, None].to(errors.dtype))
-            constants[:, column] = -share.clamp(min=1e-12).log()[truth]
+            errors.append(F.cross_entropy(logits, truth, reduction="none")[:, None])
+            constants.append(-wide(share).clamp(min=1e-12).log()[truth][:, None])
             start += levels
-        return mean_of_columns(errors, hidden), mean_of_columns(constants, hidden)
-
-
-def _index(columns: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(columns, device=like.device)
+        return mean_of_columns(torch.cat(errors, 1), hidden), mean_of_columns(torch.cat(constants, 1), hidden)
