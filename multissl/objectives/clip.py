@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from multissl.distributed import world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import Objective, embedding_std, project, spread
-from multissl.objectives.nce import NO_DECAY, Relations, Scale, one_way, presence, relations_of
+from multissl.objectives.base import Objective, embedding_std, presence, project, spread
+from multissl.objectives.nce import NO_DECAY, Relations, Scale, one_way, relations_of
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 

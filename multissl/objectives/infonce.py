@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from multissl.distributed import gather, row_labels, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import Objective, embedding_std, project, spread, views_per_stream
+from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
 from multissl.objectives.nce import (
     NO_DECAY,
     MultiPos,
@@ -29,7 +29,6 @@ from multissl.objectives.nce import (
     accuracy,
     mean_of,
     nce,
-    presence,
     relations_of,
     scores,
 )

@@ -24,8 +24,8 @@ from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, head, project, spread, views_per_stream
-from multissl.objectives.nce import accuracy, mean_of, nce, one_way, presence, relations_of, scores
+from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
+from multissl.objectives.nce import accuracy, mean_of, nce, one_way, predict, relations_of, scores
 from multissl.objectives.queue import MISSING, Queue, ids_of, strangers
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, Views
 
@@ -103,7 +103,7 @@ class MoCo(Objective):
         queries = [views[a] for a in asking]
         q = project(encoders, self.projectors, queries, apart=True)  # [V or 1, B, P]
         if self.predictors:
-            q = torch.cat([head(self.predictors[v.stream], z, 1) for v, z in zip(queries, q, strict=True)])
+            q = predict(self.predictors, [v.stream for v in queries], q)
         keys = dict(zip(asked, self.keys([views[b] for b in asked]), strict=True))  # each [B, P]
         found = []
         for a, b in [(a, b) for a in asking for b in asked if a != b]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from multissl.distributed import gather, local, row_labels, sum_ranks, world
 from multissl.layers.heads import wide
+from multissl.objectives.base import head
 from multissl.types import Batch, ParamRule
 
 MultiPos = Literal["outside", "inside"]
@@ -107,13 +108,15 @@ def relations_of(batch: Batch) -> Relations:
     return relations(batch[0].batch, samples, groups, batch[0].x.device)
 
 
-def presence(batch: Batch) -> Tensor | None:
-    """Which views exist, bool [V, B]; None where all do."""
-    if all(v.present is None for v in batch):
-        return None
-    everything = torch.ones(batch[0].batch, dtype=torch.bool, device=batch[0].x.device)
-    flags = [everything if v.present is None else v.present for v in batch for _ in range(v.num_views)]
-    return torch.stack(flags)
+def predict(predictors: nn.ModuleDict, streams: Sequence[str], z: Tensor) -> Tensor:
+    """Each view's projections z [V, B, P] through the predictor of its stream, one view at a time; fp32 again."""
+    parts = []
+    for stream, each in zip(streams, z, strict=True):
+        narrow = next(
+            predictors[stream].parameters()
+        ).dtype  # z was widened; in mixed precision weights were not
+        parts.append(head(predictors[stream], each.to(narrow), 1))
+    return torch.cat(parts)
 
 
 def mean_of(values: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import Objective, embedding_std, head, project, spread, views_per_stream
+from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
 from multissl.objectives.infonce import infonce_terms
-from multissl.objectives.nce import Relations, one_way, presence, relations_of, scores
+from multissl.objectives.nce import Relations, one_way, predict, relations_of, scores
 from multissl.objectives.queue import Queue
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
@@ -82,7 +82,7 @@ class NNCLR(Objective):
         if z.shape[1] * world() < 2:
             raise ValueError("nnclr needs 2 or more samples a step, got 1: raise batch_size")
         streams = [v.stream for v in batch for _ in range(v.num_views)]
-        p = torch.cat([head(self.predictors[s], each, 1) for s, each in zip(streams, z, strict=True)])
+        p = predict(self.predictors, streams, z)  # [V, B, P]
         found, hits = [], []
         for a, b in permutations(range(len(z)), 2):
             queue = cast(Queue, self.queues[streams[a]])

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, project, spread
+from multissl.objectives.base import Objective, embedding_std, presence, project, spread
 from multissl.objectives.nce import (
     NO_DECAY,
     Relations,
     Scale,
     accuracy,
     mean_of,
-    presence,
     relations_of,
     scores,
 )

@@ -93,7 +93,10 @@ def test_golden_supcon(case: Case) -> None:
     given, hyper = leaves(case), case.hyper
     z = given["features"].transpose(0, 1)  # [V, B, D]
     relation = relations(hyper["B"], [given["labels"]] if "labels" in given else [])
-    t, plain = hyper["temperature"], torch.eye(z.shape[2], dtype=z.dtype)  # given as unit vectors, without a norm
+    t, plain = (
+        hyper["temperature"],
+        torch.eye(z.shape[2], dtype=z.dtype),
+    )  # given as unit vectors, without a norm
     if hyper["contrast_mode"] == "all":
         loss = infonce_terms(z, relation, t, bilinear=plain)[0]["nce"]
     else:

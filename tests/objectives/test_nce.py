@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from multissl.objectives.nce import (
     mean_of,
     nce,
     one_way,
-    presence,
+    predict,
     relations,
     relations_of,
     scores,
@@ -121,15 +120,17 @@ def test_equal_samples_are_the_same_and_equal_groups_are_not_apart() -> None:
     assert torch.equal(relation.apart, apart)
 
 
-def test_relations_and_presence_come_from_the_views() -> None:
+def test_relations_come_from_the_views() -> None:
     views = Views(x=torch.zeros(6, 2), stream="a", role="global", num_views=2, sample_id=torch.arange(3))
     other = Views(x=torch.zeros(3, 2), stream="b", role="clean", sample_id=torch.tensor([5, 5, 6]))
-    relation = relations_of([views, other])
-    assert relation.same.sum() == 5
-    assert presence([views, other]) is None
-    flags = presence([views, replace(other, present=torch.tensor([True, False, True]))])
-    assert flags is not None
-    assert flags.tolist() == [[True] * 3, [True] * 3, [True, False, True]]
+    assert relations_of([views, other]).same.sum() == 5
+
+
+def test_predictors_take_what_their_weights_are_and_give_fp32() -> None:
+    predictors = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4).bfloat16()})
+    found = predict(predictors, ["a", "b"], torch.randn(2, 3, 4))
+    assert found.shape == (2, 3, 4)
+    assert found.dtype == torch.float32
 
 
 def test_missing_rows_are_neither_anchors_nor_candidates() -> None:
