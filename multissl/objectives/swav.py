@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from multissl.distributed import gather, local, rank, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.alarms import History, one_point
 from multissl.objectives.base import Objective, embedding_std, head, spread
 from multissl.objectives.sinkhorn import sinkhorn
 from multissl.objectives.targets import Targets, cross_entropy, describe
@@ -60,9 +61,9 @@ class SwAV(Objective):
             for name in ("temperature", "epsilon"):
                 if getattr(self, name) <= 0:
                     raise ValueError(f"objective.{name}={getattr(self, name)}: want more than 0")
-            least = {"prototypes": 2, "sinkhorn_rounds": 1, "num_local": 0, "queue": 0, "queue_start": 0}
-            for name, low in {**least, "freeze_prototypes": 0}.items():
-                if getattr(self, name) < low:
+            least = {"prototypes": 2, "sinkhorn_rounds": 1}
+            for name in (*least, "num_local", "queue", "queue_start", "freeze_prototypes"):
+                if getattr(self, name) < (low := least.get(name, 0)):
                     raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
 
     queue: Tensor
@@ -75,8 +76,7 @@ class SwAV(Objective):
         self.coded = 2 if alone else len(streams)
         self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
-        with torch.no_grad():
-            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight))
+        self.prototypes.weight.data = F.normalize(self.prototypes.weight.data)
         size = (self.coded, cfg.queue, cfg.projector.out)
         self.register_buffer("queue", torch.zeros(size) if cfg.queue else None)
         self.register_buffer("queued", torch.zeros((), dtype=torch.long) if cfg.queue else None)
@@ -88,33 +88,27 @@ class SwAV(Objective):
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
+        cfg, waiting, full = self.cfg, None, None
         if any(v.present is not None for v in batch):
             raise ValueError(
-                "swav codes every sample in every stream, and some samples here lack one: drop those samples"
+                "swav codes every sample in every stream, some here lack one: drop those samples"
             )
         unit = F.normalize(self.project(encoders, batch), dim=-1)  # [V, B, P]
-        self.fresh = (
-            gather(unit[: self.coded].detach().transpose(0, 1)) if self.cfg.queue else None
-        )  # [W*B, A, P]
-        if self.fresh is not None and len(self.fresh) > self.cfg.queue:
-            raise ValueError(
-                f"objective.queue={self.cfg.queue} is smaller than the batch, {len(self.fresh)} samples: "
-                "set 0, or a few times the batch"
-            )
-        scores, waiting, full = self.score(unit), None, None  # [V, B, K]
-        if self.cfg.queue and progress.step >= self.cfg.queue_start:
-            waiting = self.score(self.queue[:, rank() :: world()]).detach()  # [A, Q/W, K]
-            full = self.queued >= self.cfg.queue
-        cfg = self.cfg
-        loss, codes, ce = swav_loss(
-            scores, self.coded, cfg.temperature, cfg.epsilon, cfg.sinkhorn_rounds, waiting, full
-        )
+        if cfg.queue:
+            self.fresh = gather(unit[: self.coded].detach().transpose(0, 1))  # [W*B, A, P]
+            if (rows := len(self.fresh)) > cfg.queue:
+                way = f"is smaller than the batch, {rows} samples: set 0, or a few times the batch"
+                raise ValueError(f"objective.queue={cfg.queue} {way}")
+            if progress.step >= cfg.queue_start:
+                waiting = self.score(self.queue[:, rank() :: world()]).detach()  # [A, Q/W, K]
+                full = self.queued >= cfg.queue
+        options = (cfg.temperature, cfg.epsilon, cfg.sinkhorn_rounds)
+        loss, codes, ce = swav_loss(self.score(unit), self.coded, *options, waiting, full)
         seen = [describe(q, c.view(-1, len(q.b)).mean(0)) for q, c in zip(codes, ce, strict=True)]
         stats = {name: torch.stack([s[name] for s in seen]).mean() for name in seen[0]}
         stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
-        return Losses.weigh(
-            {"swap": loss}, {"swap": 1.0}, {"std": embedding_std(unit[: self.coded]), **stats}
-        )
+        stats["std"] = embedding_std(unit[: self.coded])
+        return Losses.weigh({"swap": loss}, {"swap": 1.0}, stats)
 
     def project(self, encoders: Encode, batch: Batch) -> Tensor:
         """Every view projected, coded ones first: [V, B, P]; a projector is called once for all views of a stream."""
@@ -144,6 +138,11 @@ class SwAV(Objective):
             self.queue.copy_(torch.cat([newest, self.queue], 1)[:, : self.cfg.queue])
             self.queued += newest.shape[1]
             self.fresh = None
+
+    def alarm(self, history: History, progress: Progress) -> str | None:
+        """Embeddings in one point: Sinkhorn then has nothing to tell samples apart by."""
+        said = "swav: embeddings have become one point (std {:.3f} of 1): lower objective.epsilon or optim.lr"
+        return None if (std := one_point(history)) is None else said.format(std)
 
     def param_rules(self) -> list[ParamRule]:
         """The prototypes rest for the first steps."""

@@ -150,7 +150,7 @@ def gradient(_: int) -> tuple[Tensor, Tensor]:
     )
     mine = slice(rank() * 4 // world(), (rank() + 1) * 4 // world())
     scores = anchors[:, mine].flatten(0, 1).requires_grad_()
-    terms, _ = msn_terms(scores, msn_targets(targets[mine], 0.1, 0.5, 3), 0.5, 0.25)
+    terms = msn_terms(scores, msn_targets(targets[mine], 0.1, 0.5, 3), 0.5, 0.25)[0]
     (grad,) = torch.autograd.grad(terms["ce"] + 2 * terms["me_max"], scores)
     return grad.unflatten(0, (3, -1)) / world(), terms["me_max"].detach()
 

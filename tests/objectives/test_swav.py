@@ -197,3 +197,16 @@ def test_a_queue_smaller_than_the_batch_and_a_lone_view_are_refused() -> None:
         objective(encoders, batch_of(4), START)
     with pytest.raises(ValueError, match="swav needs 2 or more views"):
         swav_loss(torch.zeros(1, 4, 7), 1)
+
+
+def test_embeddings_in_one_point_raise_the_alarm_and_spread_ones_do_not() -> None:
+    _, objective = build()
+    said = [
+        objective.alarm(
+            [{"step": 50.0 * i, "stats/std": std} for i in range(8)], Progress(step=400, total=800)
+        )
+        for std in (0.02, 0.9)
+    ]
+    assert said[0] is not None
+    assert "objective.epsilon" in said[0]
+    assert said[1] is None

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from multissl.config import from_dict, to_dict
-from multissl.distributed import rank, world
-from multissl.encoders.base import Encoders
+from multissl.distributed import Parallel, full, parallelize, rank, world
+from multissl.encoders.base import Encoders, build_encoders
+from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
+from multissl.engine.optim import SGD
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.objectives.base import Objective
 from multissl.objectives.dino import DINO
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.msn import MSN
 from multissl.objectives.shared import Remembered, merge
+from multissl.objectives.swav import SwAV
 from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
 from multissl.types import Batch, Features, Masking, ParamRule, Progress, ViewPlan, Views
@@ -163,6 +166,44 @@ def test_two_ranks_give_the_gradients_of_one() -> None:
     (one, two), right = run_ranks(2, stepped), stepped(0)
     for a, b, value in zip(one, two, right, strict=True):
         torch.testing.assert_close(a + b, value)
+
+
+def sharded(rank: int, shard: int) -> list[Tensor]:
+    """Losses of three steps and the weights after them, of terms with prototypes, a queue and a teacher."""
+    torch.manual_seed(0)
+    encoders = build_encoders({"rows": TransformerEncoder.Config(dim=16, depth=2, heads=2)}, SPEC)
+    encoders["rows"].expect(frozenset({"none"}))  # type: ignore[operator]
+    heads: dict[str, Any] = {"projector": HEAD, "prototypes": 7, "num_local": 0}
+    terms = {"swap": SwAV.Config(**heads, queue=8), "drop": MSN.Config(**heads, mask_ratio=0.0)}
+    objective = Weighted.Config(terms=terms).build(encoders, SPEC)
+    learner = Learner(encoders, objective).train()
+    if shard:
+        parallelize(learner, Parallel(shard=shard, precision="fp32"), torch.device("cpu"))
+    # no Adam: it makes steps of rounding where a gradient is 0 (the bias of keys)
+    optimizer = SGD.Config(lr=0.1, final_lr=0.1).build(learner, objective.param_rules(), 8)
+    found: list[Tensor] = []
+    for step in range(3):
+        progress = Progress(step=step, total=10)
+        mine = torch.arange(rank * 8 // world(), (rank + 1) * 8 // world())
+        batch = [v.samples(mine) for v in batch_of(8, 0, masked=False)]
+        for views in batch:
+            views.x = views.x.float()
+        losses = learner(batch, progress)
+        learner.backward(losses)
+        optimizer.step(progress)
+        optimizer.zero_grad()
+        objective.after_step(learner.encoders, progress)
+        found.append(losses.total.detach() / world())
+    return [*found, *(full(p).detach() for p in learner.parameters())]
+
+
+@pytest.mark.ranks
+def test_a_sharded_sum_gives_the_losses_and_weights_of_one_rank() -> None:
+    (one, two), right = run_ranks(2, sharded, 2), sharded(0, 0)
+    for a, b, value in zip(one[:3], two[:3], right[:3], strict=True):
+        torch.testing.assert_close(a + b, value, atol=1e-5, rtol=1e-5)
+    for found, value in zip(one[3:], right[3:], strict=True):
+        torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-4)
 
 
 def test_terms_read_the_streams_named_for_them_as_in_slip() -> None:
