@@ -42,6 +42,7 @@ NAMES = (
     (".mlp.w12.", ".mlp.weights_in."),
     (".mlp.w3.", ".mlp.down_proj.", ".mlp.weights_out."),
 )
+CLASSIFIERS = ("net.fc.", "net.head.", "net.classifier.")
 FUSED = {".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.w12.": (".mlp.w1.", ".mlp.w2.")}
 
 
@@ -142,8 +143,16 @@ def load_weights(encoders: nn.ModuleDict, path: str | Path) -> None:
 
 def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Fill an encoder from a state in any known naming; refuses what does not fit, by name."""
-    own = {_short(name): (name, t.shape) for name, t in encoder.state_dict().items()}
-    given = official(state)
+    shapes = {name: t.shape for name, t in encoder.state_dict().items()}
+    if all(
+        name.startswith("net.") for name in shapes
+    ):  # around another library's network: its names, behind net.
+        own = {name: (name, shape) for name, shape in shapes.items()}
+        given = {f"net.{n.removeprefix('net.')}": t for n, t in state.items()}
+        given = {n: t for n, t in given.items() if n in own or not n.startswith(CLASSIFIERS)}
+    else:
+        own = {_short(name): (name, shape) for name, shape in shapes.items()}
+        given = official(state)
     if "pos_embed" in own and "pos_embed" in given and given["pos_embed"].shape != own["pos_embed"][1]:
         given["pos_embed"] = _fit_positions(encoder, given["pos_embed"])
     problems = [f"missing {n}" for n in own if n not in given]

@@ -94,6 +94,8 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     if missing:
         raise ValueError(f"encoders has no {missing[0]!r}: the modality feeds {', '.join(specs)}")
     encoders = build_encoders(recipe.encoders, specs)
+    for encoder in encoders.values():
+        cast(Encoder, encoder).start()
     if recipe.init:
         from multissl.export import load_weights
 

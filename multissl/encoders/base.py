@@ -5,12 +5,12 @@ Shapes: R rows (views times samples), N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
@@ -63,25 +63,15 @@ class Encoder(Component, nn.Module):
         """Depth of a parameter for layer-wise decay; without blocks everything is at depth 1."""
         return self.depth + 1
 
+    def start(self) -> None:
+        """Take the published weights its options name, if any: once, when a run is built, never when it is read."""
+
     def expect(self, maskings: frozenset[Masking]) -> None:
         """Told once, before training, what will be asked of it: what is never used is frozen."""
 
     def panels(self, views: Views) -> list[Panel]:
         """Pictures of what it sees; none by default."""
         return []
-
-
-def by_size(views: Sequence[Views], net: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Features]:
-    """Features by a network without masks, rows [R, ...] to pooled [R, D] and tokens [R, N, D]: one call for all items
-    of one shape, so that batch norm sees them together."""
-    features: list[Features | None] = [None] * len(views)
-    for shape in dict.fromkeys(v.x.shape[1:] for v in views):
-        places = [i for i, v in enumerate(views) if v.x.shape[1:] == shape]
-        pooled, tokens = net(torch.cat([views[i].x for i in places]))
-        sizes = [len(views[i].x) for i in places]
-        for i, p, t in zip(places, pooled.split(sizes), tokens.split(sizes), strict=True):
-            features[i] = Features(pooled=p, tokens=t)
-    return cast(list[Features], features)
 
 
 class Encoders(nn.ModuleDict):

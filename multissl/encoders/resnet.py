@@ -19,7 +19,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder, by_size
+from multissl.encoders.base import Encoder
+from multissl.encoders.wrapped import by_size, mean_of, picture_only, tokens_of
 from multissl.types import Features, Masking, StreamSpec, Views
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -47,11 +48,7 @@ class ResNetEncoder(Encoder):
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
-        if spec.kind != "grid" or len(spec.shape) != 3:
-            raise ValueError(
-                f"the resnet encoder reads pictures [C, H, W], this stream is a {spec.kind} of shape "
-                f"{spec.shape}: use transformer"
-            )
+        picture_only("resnet", spec)
         self.net = resnet(cfg.depth, cfg.width, cfg.stem, spec.shape[0], cfg.zero_init_residual)
         self.dim, self.depth = cast(int, self.net.num_features), 4
 
@@ -62,9 +59,9 @@ class ResNetEncoder(Encoder):
             raise ValueError(
                 "a resnet has no blocks of one width to read targets from: use transformer as the encoder"
             )
-        return by_size(views, self._features)
+        return by_size(views, lambda v: self._features(v.x))
 
-    def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _features(self, x: Tensor) -> Features:
         """x [R, C, H', W'] to pooled [R, D] and tokens [R, H*W, D]."""
         net = cast(Any, self.net)
         # Channels last is a quarter faster on the CPU too; weights follow in the convolution (FSDP2 wants them plain).
@@ -72,8 +69,8 @@ class ResNetEncoder(Encoder):
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         for stage in self.shard_units():
             x = stage(x)  # [R, D, H, W] in the end
-        tokens = x.flatten(2).mT  # [R, H*W, D]
-        return tokens.mean(1, dtype=torch.promote_types(x.dtype, torch.float32)), tokens
+        tokens = tokens_of(x)  # [R, H*W, D]
+        return Features(pooled=mean_of(tokens), tokens=tokens)
 
     def shard_units(self) -> list[nn.Module]:
         """The four stages."""

@@ -1,9 +1,12 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
+from multissl.encoders.base import Encoders
 from multissl.encoders.resnet import ResNetEncoder, resnet
+from multissl.export import load_state, load_weights
 from multissl.types import StreamSpec, Views
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=4, patch=(8, 8))
@@ -44,6 +47,21 @@ def test_the_same_weights_give_the_features_of_torchvision() -> None:
         (features,) = encoder([views])
     torch.testing.assert_close(features.pooled, found["flatten"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.tokens, found["layer4"].flatten(2).mT, rtol=1e-4, atol=1e-5)
+
+
+def test_released_weights_start_a_run(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torchvision import models
+
+    reference = models.resnet18()
+    save_file(reference.state_dict(), tmp_path / "resnet18.safetensors")
+    encoders = Encoders({"image": ResNetEncoder.Config().build(SPEC)})
+    load_weights(encoders, tmp_path / "resnet18.safetensors")
+    found = encoders["image"].state_dict()
+    assert torch.equal(found["net.layer4.1.conv2.weight"], reference.layer4[1].conv2.weight)  # type: ignore[index]
+    load_state(encoders["image"], encoders["image"].state_dict())
+    with pytest.raises(ValueError, match=r"net\.conv1\.weight is \(64, 3, 7, 7\) where the encoder has"):
+        load_state(small(depth=18, width=64), reference.state_dict())
 
 
 def test_width_scales_every_stage_and_the_small_stem_keeps_the_size() -> None:

@@ -1,7 +1,7 @@
 """Golden cases of the transformer encoder.
 
 Covered: encoders_dinov2 (dinov2_vit, dinov2_pos_embed_interpolation, dinov2_intermediate_layers), encoders_hf
-(hf_dinov2), and the grid tables of masked_modeling/sincos_pos_embed.
+(hf_dinov2, by our transformer and by the wrapped model), and the grid tables of masked_modeling/sincos_pos_embed.
 Not covered here: the head variants of encoders_dinov2 (tested with the heads); hf_vit_mae, hf_videomae, hf_ast and
 hf_clip; VideoMAE's interleaved 1-D table (video1d).
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.export import load_state, official
 from multissl.layers.positions import Position, resample, sincos
@@ -118,6 +120,28 @@ def test_golden_hf_dinov2(case: Case) -> None:
     features, before_norm = encode(encoder, views)
     case.check(encoder.trunk.norm(before_norm), "out", "last_hidden_state")
     case.check(features.pooled, "out", "pooler_output")
+
+
+@pytest.mark.parametrize("case", cases("encoders_hf", "hf_dinov2"))
+@pytest.mark.parametrize("pooling", ["cls", "pooler"])
+def test_golden_hf_dinov2_wrapped(case: Case, pooling: Any) -> None:
+    h = case.hyper
+    if h["mask"]:
+        pytest.skip("a wrapped model takes no masks")
+    kind = "dinov2_with_registers" if h["reg"] else "dinov2"
+    fields = {"model_type": kind, "layer_norm_eps": 1e-6, **h["config"]}
+    side = h["config"]["image_size"]
+    spec = StreamSpec(kind="grid", shape=(3, side, side), num_tokens=16, patch=(14, 14))
+    encoder = HuggingFaceEncoder.Config(config=fields, pooling=pooling).build(spec).eval()
+    load_state(encoder, case.tensors("param"))
+    image = image_of(case)
+    (features,) = encoder(
+        [Views(x=image.to(encoder.net.embeddings.cls_token.dtype), stream="image", role="clean")]
+    )
+    case.check(features.pooled, "out", "pooler_output")
+    expected = case.tensors("out")["last_hidden_state"]
+    assert features.tokens.shape[1] == expected.shape[1] - 1 - h["reg"]
+    torch.testing.assert_close(features.tokens, expected[:, 1 + h["reg"] :], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", cases("masked_modeling", "sincos_pos_embed"))

@@ -1,0 +1,149 @@
+"""Any encoder of Hugging Face's transformers: vision models first, text and waveform models by the kind of the stream.
+
+The network is built from a config (no network access) or from the config of a local folder or hub name; weights are
+fetched only where `pretrained` asks for them, as safetensors. They carry Hugging Face's names behind `net.`.
+Shapes: R rows, P class and register tokens, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoder
+from multissl.encoders.wrapped import Wrapped, by_size, mean_of, tokens_of
+from multissl.registry import require
+from multissl.types import Features, Masking, StreamSpec, Views
+
+
+class HuggingFaceEncoder(Wrapped):
+    """A transformers `AutoModel`."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Encoder.Config):
+        """Options of a Hugging Face model."""
+
+        model: str = ""
+        """Local folder or hub name whose config is taken; without one `config` describes the model."""
+        config: dict[str, Any] = field(default_factory=lambda: {"model_type": "vit"})
+        """model_type and fields of its config. Without a model, the size of the input, its channels and its vocabulary
+        come from the stream; with one, the type is the model's and the fields change what it says."""
+        pretrained: bool = False
+        """Start a run from the weights of `model`."""
+        pooling: Literal["mean", "cls", "pooler"] = "mean"
+        """What stands for a row: the mean of the tokens, the first token, or the model's own pooler_output."""
+        prefix: int = -1
+        """Tokens before those of the input (class, registers); -1: those in excess of the patches, for pictures."""
+
+        def __post_init__(self) -> None:
+            if not self.model and "model_type" not in self.config:
+                raise ValueError("config names no model_type: add one, such as vit, or name a model")
+            if self.pretrained and not self.model:
+                raise ValueError("pretrained=True without a model: name a folder or a hub name in model")
+
+    def __init__(self, cfg: Config, spec: StreamSpec) -> None:
+        super().__init__()
+        self.cfg, self.spec = cfg, spec
+        self.name = input_name(spec)
+        transformers = require("transformers")
+        net: Any = transformers.AutoModel.from_config(model_config(cfg, spec))
+        lists = [m for m in net.modules() if isinstance(m, nn.ModuleList)]
+        self.wrap(net, list(max(lists, key=len, default=[])))
+        sizes = getattr(net.config, "hidden_sizes", None)
+        self.dim = sizes[-1] if sizes else net.config.hidden_size
+        self.accepts = set(inspect.signature(net.forward).parameters)
+        if cfg.pooling != "pooler" and isinstance(getattr(net, "pooler", None), nn.Module):
+            net.pooler.requires_grad_(False)
+        for name, parameter in net.named_parameters():
+            if name.endswith(
+                ("mask_token", "masked_spec_embed")
+            ):  # nothing is masked here: it would never learn
+                parameter.requires_grad_(False)
+
+    def start(self) -> None:
+        """Take the weights of `model` where `pretrained` asks for them."""
+        if self.cfg.pretrained:
+            loader: Any = require("transformers").AutoModel
+            found = loader.from_pretrained(self.cfg.model, config=self.net.config, use_safetensors=True)
+            self.net.load_state_dict(found.state_dict())
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item; items of one size share one call."""
+        assert masking == "none", masking
+        if inner > self.depth:
+            raise ValueError(f"inner={inner}: the model has {self.depth} blocks")
+        return by_size(views, lambda v: self._features(v, inner))
+
+    def _features(self, v: Views, inner: int) -> Features:
+        x = self.input(v.x)
+        given: dict[str, Any] = {self.name: x[:, 0] if self.name == "input_values" else x}
+        if v.valid is not None and "attention_mask" in self.accepts:
+            given["attention_mask"] = v.valid.long()
+        if "interpolate_pos_encoding" in self.accepts:
+            given["interpolate_pos_encoding"] = True
+        out = self.net(**given, output_hidden_states=inner > 0)
+        every = tokens_of(out.last_hidden_state)  # [R, P+N, D]
+        first = self._prefix(every, v.x)
+        tokens = every[:, first:]
+        match self.cfg.pooling:
+            case "pooler":
+                if getattr(out, "pooler_output", None) is None:
+                    kind = self.net.config.model_type
+                    raise ValueError(f"{kind} has no pooler_output: use pooling=mean or pooling=cls")
+                pooled = out.pooler_output.flatten(1)  # convolutions give [R, D, 1, 1]
+            case "cls":
+                pooled = every[:, 0]
+            case _:
+                real = v.valid if v.valid is not None and v.valid.shape == every.shape[:2] else None
+                pooled = mean_of(tokens, None if real is None else real[:, first:])
+        taps = out.hidden_states[-inner:] if inner else ()
+        return Features(pooled=pooled, tokens=tokens, inner=tuple(tokens_of(t)[:, first:] for t in taps))
+
+    def _prefix(self, every: Tensor, x: Tensor) -> int:
+        """How many tokens stand before those of the input x."""
+        if self.cfg.prefix >= 0:
+            return self.cfg.prefix
+        patch = getattr(self.net.config, "patch_size", None)
+        if x.ndim != 4 or patch is None or getattr(self.net.config, "hidden_sizes", None):
+            return 0
+        high, wide = (patch, patch) if isinstance(patch, int) else patch
+        excess = every.shape[1] - (x.shape[2] // high) * (x.shape[3] // wide)
+        return excess if 0 <= excess < every.shape[1] and excess <= 16 else 0
+
+
+def input_name(spec: StreamSpec) -> str:
+    """What Hugging Face calls the input of a stream."""
+    if spec.kind == "grid" and len(spec.shape) == 3:
+        return "pixel_values"
+    if spec.kind == "grid" and len(spec.shape) == 2 and spec.shape[0] == 1:
+        return "input_values"
+    if spec.kind == "sequence":
+        return "input_ids"
+    raise ValueError(
+        f"the huggingface encoder reads pictures [C, H, W], waveforms [1, T] and sequences, this stream is a "
+        f"{spec.kind} of shape {spec.shape}: use transformer"
+    )
+
+
+def model_config(cfg: HuggingFaceEncoder.Config, spec: StreamSpec) -> Any:
+    """The model's config: that of `model` with changes, or a new one that fits the stream."""
+    auto: Any = require("transformers").AutoConfig
+    if cfg.model:
+        return auto.from_pretrained(cfg.model, **{k: v for k, v in cfg.config.items() if k != "model_type"})
+    options = dict(cfg.config)
+    fresh = auto.for_model(options.pop("model_type"))
+    fitting: dict[str, Any] = {}
+    if input_name(spec) == "pixel_values":
+        channels, high, wide = spec.shape
+        fitting = {"num_channels": channels, "image_size": high if high == wide else (high, wide)}
+    elif spec.kind == "sequence":
+        fitting = {"vocab_size": spec.vocab, "max_position_embeddings": spec.shape[0] + 2}
+    for name, value in {**{k: v for k, v in fitting.items() if hasattr(fresh, k)}, **options}.items():
+        if not hasattr(fresh, name):
+            raise ValueError(f"the config of {fresh.model_type} has no field {name!r}")
+        options[name] = value
+    return auto.for_model(fresh.model_type, **options)

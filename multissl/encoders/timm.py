@@ -1,0 +1,120 @@
+"""Any image model of timm (Wightman, github.com/huggingface/pytorch-image-models) as an encoder.
+
+Pooled is what the model's own head reads before its classifier; tokens are its last map or its patch tokens. Weights
+carry timm's names behind `net.`. Batch norm as in `encoders.resnet`.
+Shapes: R rows, P class and register tokens, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoder
+from multissl.encoders.wrapped import Wrapped, by_size, mean_of, picture_only, tokens_of
+from multissl.registry import require, suggest
+from multissl.types import Features, Masking, StreamSpec, Views
+
+
+class TimmEncoder(Wrapped):
+    """A timm model without its classifier."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Encoder.Config):
+        """Options of a timm model."""
+
+        name: str = "vit_small_patch16_224"
+        """As in `timm.list_models()`; size and channels of the input come from the stream."""
+        pretrained: bool = False
+        """Start a run from the published weights; fetches them from the network."""
+        drop_path: float = 0.0
+        """Share of rows that skip a residual branch while training."""
+        pooling: Literal["head", "mean"] = "head"
+        """head: what the classifier would read; mean: the mean of the tokens."""
+        options: dict[str, Any] = field(default_factory=dict)
+        """More arguments of the model, such as patch_size=4."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.drop_path < 1:
+                raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
+
+    def __init__(self, cfg: Config, spec: StreamSpec) -> None:
+        super().__init__()
+        picture_only("timm", spec)
+        self.cfg, self.spec = cfg, spec
+        net: Any = create(cfg, spec, pretrained=False)
+        self.wrap(net, blocks_of(net))
+        self.dim, self.prefix = net.num_features, getattr(net, "num_prefix_tokens", 0)
+        head = getattr(net, "head_hidden_size", self.dim)
+        if cfg.pooling == "head" and head != self.dim:
+            raise ValueError(
+                f"the head of {cfg.name} makes {head} numbers of tokens of {self.dim}: use pooling=mean"
+            )
+
+    def start(self) -> None:
+        """Take timm's published weights where `pretrained` asks for them."""
+        if self.cfg.pretrained:
+            self.net.load_state_dict(create(self.cfg, self.spec, pretrained=True).state_dict())
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """Features of every item; items of one size share one call."""
+        assert masking == "none", masking
+        return by_size(views, lambda v: self._features(self.input(v.x), inner))
+
+    def _features(self, x: Tensor, inner: int) -> Features:
+        net, taps = self.net, ()
+        if inner:
+            if not self.prefix or not hasattr(net, "forward_intermediates"):
+                raise ValueError(f"{self.cfg.name} hands out no inner tokens: take a vision transformer")
+            last, taps = net.forward_intermediates(x, indices=inner, output_fmt="NLC")
+        else:
+            last = net.forward_features(x)
+        if last.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
+            last = last.permute(0, 3, 1, 2)
+        tokens = tokens_of(last)[:, self.prefix :]  # [R, N, D]
+        if self.cfg.pooling == "mean":
+            return Features(pooled=mean_of(tokens), tokens=tokens, inner=tuple(taps))
+        back = last.permute(0, 2, 3, 1) if getattr(net, "output_fmt", "NCHW") == "NHWC" else last
+        pooled = net.forward_head(back, pre_logits=True)  # [R, D]
+        return Features(pooled=pooled, tokens=tokens, inner=tuple(taps))
+
+
+def blocks_of(net: Any) -> list[nn.Module]:
+    """The blocks or stages of a timm model, where it has them under one of the usual names."""
+    for name in ("blocks", "stages", "layers"):
+        if isinstance(found := getattr(net, name, None), nn.Sequential | nn.ModuleList):
+            return list(found)
+    return [getattr(net, f"layer{i}") for i in range(1, 5) if hasattr(net, f"layer{i}")]
+
+
+def create(cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool) -> nn.Module:
+    """The timm model for a stream; it is told the size of its pictures where it wants to know."""
+    timm = require("timm")
+    if not timm.is_model(cfg.name):
+        raise ValueError(
+            f"timm has no model {cfg.name!r}{suggest(cfg.name.partition('.')[0], near(timm, cfg.name))}"
+        )
+    channels, *size = spec.shape
+    given = {"num_classes": 0, "in_chans": channels, **cfg.options}
+    if cfg.drop_path:
+        given["drop_path_rate"] = cfg.drop_path
+    tries: list[dict[str, Any]] = [
+        {"img_size": tuple(size), "dynamic_img_size": True},
+        {"img_size": tuple(size)},
+    ]
+    for sized in tries:  # transformers take sizes of any view, window models one size, convolutions none
+        state = torch.get_rng_state()
+        try:
+            return timm.create_model(cfg.name, pretrained=pretrained, **sized | given)
+        except TypeError:
+            torch.set_rng_state(state)
+    return timm.create_model(cfg.name, pretrained=pretrained, **given)
+
+
+def near(timm: Any, name: str) -> list[str]:
+    """timm's models of the same family, for suggestions."""
+    return timm.list_models(f"{name[:3]}*") or ["resnet18", "vit_small_patch16_224"]
