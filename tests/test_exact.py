@@ -41,7 +41,13 @@ MODALITIES: dict[str, Modality.Config] = {
     "pairs": Pairs.Config(),
 }
 """A real modality of one stream, and a toy of two for the objectives that pair streams."""
-VARIANTS: dict[str, list[dict[str, Any]]] = {}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "dino": [{"centring": "ema", "tied_heads": True}],
+    "infonce": [{"decoupled": True, "sigma": 0.5}],
+    "moco": [{"queue": 0, "symmetric": True}],
+    "byol": [{"target": "student"}],
+    "swav": [{"queue": 16}],
+}
 """Options beside the defaults that take another path through an objective's collectives."""
 
 
@@ -165,7 +171,16 @@ class Plant(NamedTuple):
 
 PLANTS = [
     Plant("vicreg", "gather", "detached"),
+    Plant("infonce", "gather", "detached"),
+    Plant("clip", "gather", "detached", "pairs"),
+    Plant("siglip", "gather", "detached", "pairs"),
+    Plant("wmse", "gather", "local"),
+    Plant("barlow", "sum_ranks", "local"),
+    Plant("msn", "sum_ranks", "detached"),
+    Plant("byol", "sum_ranks", "local"),  # the batch norms of its heads
     Plant("dino", "gather", "local"),
+    Plant("swav", "gather", "local"),
+    Plant("moco", "gather", "local"),
 ]
 """At least one for each way in which objectives talk to other ranks."""
 
