@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 STUB = f"{ROOT / 'tests' / 'stubs.py'}:recipe"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list"], ["train", "imgae"], ["trian", "image"]])
+@pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "--matrix"], ["train", "imgae"], ["trian", "image"]])
 def test_what_needs_no_torch_imports_none(args: list[str]) -> None:
     code = f"import sys; from multissl.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -25,6 +25,16 @@ def test_list_names_recipes_with_their_first_line(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert "tabular/default" in said
     assert "VICReg on rows with swapped cells" in said
+
+
+def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--matrix"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "encoder: transformer" in lines[0]
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert rows["dino"] == ["yes", "yes"]
+    assert rows["clip"][:2] == ["-", "[1]"]
+    assert "use infonce" in next(line for line in lines if line.startswith("[1]"))
 
 
 @pytest.mark.parametrize(
