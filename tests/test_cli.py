@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 STUB = f"{ROOT / 'tests' / 'stubs.py'}:recipe"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "--matrix"], ["train", "imgae"], ["trian", "image"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["list"], ["list", "--matrix"], ["train", "imgae"], ["trian", "image"]]
+)
 def test_what_needs_no_torch_imports_none(args: list[str]) -> None:
     code = f"import sys; from multissl.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
