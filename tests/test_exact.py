@@ -27,6 +27,7 @@ from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Steps
 from multissl.engine.learner import Learner
+from multissl.layers.heads import MLPHead
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
 from multissl.recipe import Recipe, check, maskings_of
@@ -43,10 +44,16 @@ MODALITIES: dict[str, Modality.Config] = {
 """A real modality of one stream, and a toy of two for the objectives that pair streams."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dino": [{"centring": "ema", "tied_heads": True}],
-    "infonce": [{"decoupled": True, "sigma": 0.5}],
-    "moco": [{"queue": 0, "symmetric": True}],
+    "infonce": [{"decoupled": True, "sigma": 0.5}, {"relic": 1.0, "learn_temperature": True}],
+    "moco": [
+        {"queue": 0, "symmetric": True, "predictor": MLPHead.Config(hidden=16, out=16, layers=2)},
+        {"queue": 48, "symmetric": True},
+    ],
+    "nnclr": [{"two_view": True}],
     "byol": [{"target": "student"}],
     "swav": [{"queue": 16}],
+    "msn": [{"sinkhorn_rounds": 3, "prior": "power_law"}],
+    "mae": [{"masking": "replace", "metric": "l1", "norm_target": "none"}],
 }
 """Options beside the defaults that take another path through an objective's collectives."""
 

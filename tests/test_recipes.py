@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from multissl import cli, registry
+from multissl import cli
 from multissl.config import to_dict
 from multissl.distributed import Parallel
 from multissl.encoders.transformer import TransformerEncoder

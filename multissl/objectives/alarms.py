@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 History = Sequence[Mapping[str, float]]
 WINDOWS, STEPS = 4, 60
 """A figure is bad once it was so for this many log windows and steps."""
+PATIENT = 200
+"""Steps before a loss at its constant value means anything."""
 POINT = 0.2
 """Spread of unit vectors (`embedding_std`) below which they count as one point; the whole sphere has 1."""
 
@@ -67,9 +69,32 @@ def one_prototype(history: History, name: str = "stats/prototype_use", limit: fl
     return None if rising else last
 
 
-def stalled(history: History, constant: float, name: str = "loss", share: float = 0.002) -> float | None:
-    """The value of a loss that stays at what a constant output costs; None where it left it or never was there."""
-    return lasting(history, name, lambda v: abs(v - constant) <= share * max(abs(constant), 1e-6))
+def stalled(history: History, share: float = 0.002) -> float | None:
+    """The value of a loss that stays at what a constant output costs (`stats/constant`); None where it does not.
+
+    Early in a run that is no sign: a warm-up begins with no learning rate at all.
+    """
+    if not history or history[-1]["step"] < PATIENT:
+        return None
+    gaps = [
+        {"step": h["step"], "gap": h["loss"] / h["stats/constant"] - 1}
+        for h in history
+        if h.get("stats/constant")
+    ]
+    return history[-1]["loss"] if lasting(gaps, "gap", lambda g: abs(g) <= share) is not None else None
+
+
+def common_alarm(objective: str, history: History) -> str | None:
+    """The sentence for embeddings in one point or a loss that never left its constant value, or None."""
+    if (
+        said := point_alarm(objective, history, "lower optim.lr, or warm up longer (optim.warmup)")
+    ) is not None:
+        return said
+    value = stalled(history)
+    return None if value is None else (
+        f"{objective}: the loss stays at {value:.4g}, which a constant output has: raise optim.lr, shorten "
+        "optim.warmup, or check that the views of a sample show the same thing"
+    )  # fmt: skip
 
 
 def point_alarm(objective: str, history: History, way_out: str, **guards: bool) -> str | None:

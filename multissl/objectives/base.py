@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.layers.heads import wide
+from multissl.objectives.alarms import common_alarm
 from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
@@ -48,9 +49,10 @@ class Objective(Component, nn.Module):
     def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
         """What has gone wrong in training, its cause and the option to change; None where nothing has.
 
-        `history` holds the logged figures so far: step, loss, terms/NAME, stats/NAME, oldest first.
+        `history` holds the logged figures so far: step, loss, terms/NAME, stats/NAME, oldest first. Seen by default:
+        embeddings in one point (`stats/std`), and a loss that stays at that of a constant output (`stats/constant`).
         """
-        return None
+        return common_alarm(type(self).__name__.lower(), history)
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
         """The encoders to evaluate and ship: the student unless a teacher is better."""

@@ -27,6 +27,7 @@ from multissl.objectives.nce import (
     Relations,
     Scale,
     accuracy,
+    blind,
     mean_of,
     nce,
     relations_of,
@@ -153,7 +154,7 @@ def infonce_terms(
     if relic:
         whole = None if present is None else present.all(0)  # [B]
         terms["relic"] = divergence(s.view(blocks), relation, whole)
-    return terms, {"accuracy": accuracy(s, pos, neg)}
+    return terms, {"accuracy": accuracy(s, pos, neg), "constant": blind(pos, neg, decoupled)}
 
 
 @torch.no_grad()

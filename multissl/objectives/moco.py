@@ -12,6 +12,7 @@ Collectives: gathers of keys (without gradient) and of ids.  State: projectors, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -116,6 +117,8 @@ class MoCo(Objective):
                 found.append(one_way(q[a], keys[b], relation, cfg.temperature, keep))
         losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
         stats = {"std": embedding_std(q), "accuracy": hits.mean()}
+        if not cfg.reference_sum:
+            stats["constant"] = q.new_full((), math.log(1 + cfg.queue if cfg.queue else len(ids) * world()))
         for stream in self.queues:
             mine = [b for b in asked if views[b].stream == stream]
             names = [ids if flags is None else ids.masked_fill(~flags[b, :, None], MISSING) for b in mine]

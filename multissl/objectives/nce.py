@@ -75,6 +75,12 @@ def accuracy(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
     return pos.gather(1, best).sum() / pos.any(1).sum().clamp(min=1)
 
 
+@torch.no_grad()
+def blind(pos: Tensor, neg: Tensor, decoupled: bool = False) -> Tensor:
+    """The mean loss of embeddings that are all alike: the log of the number of candidates."""
+    return (neg if decoupled else pos | neg).sum(1).clamp(min=1).float().log().mean()
+
+
 class Relations(NamedTuple):
     """Which candidates of all ranks are which to this rank's samples; bool [B, W*B] each."""
 

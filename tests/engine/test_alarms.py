@@ -21,7 +21,7 @@ from multissl.engine.trainer import alarm_of
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.image import Image
-from multissl.objectives.alarms import no_choice, one_point, one_prototype, stalled
+from multissl.objectives.alarms import common_alarm, no_choice, one_point, one_prototype, stalled
 from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
 from multissl.objectives.dino import DINO
@@ -83,8 +83,15 @@ def test_few_prototypes_take_everything() -> None:
 
 def test_a_loss_at_its_constant_value() -> None:
     value = math.log(127)
-    assert stalled(history(loss=[value + 0.001] * 5), value) == value + 0.001
-    assert stalled(history(loss=[value, value, value, value - 0.1, value - 0.3]), value) is None
+    constant = [value] * 5
+    assert stalled(history(50, loss=[value + 0.001] * 5, stats__constant=constant)) == value + 0.001
+    moving = [value, value, value, value - 0.1, value - 0.3]
+    assert stalled(history(50, loss=moving, stats__constant=constant)) is None
+    assert stalled(history(20, loss=constant, stats__constant=constant)) is None, "too early to tell"
+    assert stalled(history(50, loss=constant)) is None, "nobody says what a constant output costs"
+    said = common_alarm("infonce", history(50, loss=constant, stats__constant=constant))
+    assert said is not None
+    assert "optim.lr" in said
 
 
 # -------------------------------------------------------------------------------------- in the run
