@@ -278,7 +278,9 @@ def test_ranks_with_different_data_give_the_gradient_of_one(case: Case, count: i
 def test_sharded_over_ranks_is_the_same_run(case: Case) -> None:
     found = on_ranks(SHARDS)[0]["sharded", case] if reference(case) else {}
     assert isinstance(found, dict), found
-    wrong = differences(found, reference(case), limit=1e-4)  # it reduces in fp32, and the second step feels it
+    wrong = differences(
+        found, reference(case), limit=1e-4
+    )  # it reduces in fp32, and the second step feels it
     assert not wrong, "\n".join(wrong)
 
 

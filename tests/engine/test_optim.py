@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from multissl.distributed import Parallel, full, parallelize, world
 from multissl.engine.optim import LARS, AdamW, TorchLARS, treatment
+from multissl.types import Progress
+from tests.ranks import run_ranks
 
 
 def stepped(p: torch.Tensor, g: torch.Tensor, lr: float, decay: float, **options: Any) -> torch.Tensor:
@@ -51,3 +54,39 @@ def test_limits_are_named(name: str, value: float) -> None:
     options: Any = {name: value}
     with pytest.raises(ValueError, match=rf"optim\.{name}={value}: want"):
         LARS.Config(**options)
+
+
+class Small(nn.Module):
+    """Two linears, as the optimizer and `parallelize` want a learner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def shard_units(self) -> list[nn.Module]:
+        return [self.net[0]]
+
+    def entry_points(self) -> list[str]:
+        return []
+
+
+def lars_run(_rank: int, sharded: bool) -> dict[str, torch.Tensor]:
+    learner = Small()
+    if sharded:
+        parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
+    optimizer = LARS.Config(lr=1.0, weight_decay=0.1, trust=0.01).build(learner, [], 4)
+    for step in range(3):
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        learner(x).pow(2).sum().backward()
+        optimizer.step(Progress(step=step, total=3))
+        optimizer.zero_grad()
+    return {name: full(p.detach()).clone() for name, p in learner.named_parameters()}
+
+
+@pytest.mark.ranks
+def test_norms_of_lars_span_the_shards_of_a_parameter() -> None:
+    torch.testing.assert_close(run_ranks(2, lars_run, True)[0], lars_run(0, False), rtol=1e-5, atol=1e-7)
