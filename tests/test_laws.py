@@ -133,4 +133,7 @@ def test_no_generator_is_saved_or_drawn_from_outside_a_step() -> None:
 
 def test_no_file_is_two_files() -> None:
     for path in [*FILES, *Path(__file__).parent.rglob("*.py")]:
-        assert len(path.read_text().splitlines()) <= 400, path.name
+        lines = len(path.read_text().splitlines())
+        assert lines <= 400, path.name
+        if folder(path) == "objectives":  # a method is read in one sitting
+            assert lines < (300 if path.stem == "dino" else 180), path.name

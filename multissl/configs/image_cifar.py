@@ -129,17 +129,16 @@ def swav_cifar() -> Recipe:
 
 
 def dino_cifar() -> Recipe:
-    """DINO on a ResNet: 1,024 prototypes, two small views."""
+    """DINO on a ResNet: 512 prototypes evened out by Sinkhorn-Knopp, two small views."""
     objective = DINO.Config(
         ibot_weight=0.0,
         koleo_weight=0.0,
         num_local=2,
-        centring="ema",
-        head=PrototypeHead.Config(prototypes=1024, bottleneck=64, hidden=512, norm="batch", init_std=0.0),
-        teacher=_teacher(0.97),
+        head=PrototypeHead.Config(prototypes=512, bottleneck=64, hidden=512, norm="batch", init_std=0.0),
+        teacher=Teacher.Config(ema=0.9, final_ema=0.99, buffers="keep", batch_norm="batch"),
         teacher_temperature_start=0.04,
         teacher_temperature=0.04,
-        freeze_last_layer=50,
+        freeze_last_layer=20,
     )
     return _small(objective)
 

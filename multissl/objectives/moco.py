@@ -116,17 +116,16 @@ class MoCo(Objective):
             else:
                 found.append(one_way(q[a], keys[b], relation, cfg.temperature, keep))
         losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
-        stats = {"std": embedding_std(q), "accuracy": hits.mean()}
-        if not cfg.reference_sum:
-            stats["constant"] = q.new_full((), math.log(1 + cfg.queue if cfg.queue else len(ids) * world()))
+        factor = 2 * cfg.temperature * len(losses) if cfg.reference_sum else 1.0
+        blind = factor * math.log(1 + cfg.queue if cfg.queue else len(ids) * world())
+        stats = {"std": embedding_std(q), "accuracy": hits.mean(), "constant": q.new_full((), blind)}
         for stream in self.queues:
             mine = [b for b in asked if views[b].stream == stream]
             names = [ids if flags is None else ids.masked_fill(~flags[b, :, None], MISSING) for b in mine]
             new = torch.cat([F.normalize(gather(keys[b]), dim=1) for b in mine])
             self.queue(stream).put(new, torch.cat([gather(n) for n in names]))
             stats["queue_filled"] = self.queue(stream).share_filled()
-        total = 2 * cfg.temperature * losses.sum() if cfg.reference_sum else losses.mean()
-        return Losses.weigh({"nce": total}, {"nce": 1.0}, stats)
+        return Losses.weigh({"nce": losses.mean()}, {"nce": factor}, stats)
 
     @torch.no_grad()
     def keys(self, views: Batch) -> Tensor:
