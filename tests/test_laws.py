@@ -135,5 +135,5 @@ def test_no_file_is_two_files() -> None:
     for path in [*FILES, *Path(__file__).parent.rglob("*.py")]:
         lines = len(path.read_text().splitlines())
         assert lines <= 400, path.name
-        if folder(path) == "objectives":  # a method is read in one sitting
+        if path in FILES and folder(path) == "objectives":  # a method is read in one sitting
             assert lines < (300 if path.stem == "dino" else 180), path.name
