@@ -1,0 +1,101 @@
+"""Recipes for text: a demo for two processor cores, and the usual objectives on texts of one's own.
+
+They share a transformer of 128 channels and a byte-level BPE of 4,096 ids trained on the texts. Ratios, temperatures and
+replacement shares are the papers'; widths, batches and steps are sized for minutes on two cores, and the figures that
+the papers report need their sizes.
+"""
+
+from __future__ import annotations
+
+from multissl.configs.common import watched
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.optim import AdamW
+from multissl.layers.decoder import Decoder
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead
+from multissl.modalities.text import Text
+from multissl.objectives.base import Objective
+from multissl.objectives.data2vec import Data2Vec
+from multissl.objectives.infilling import Infilling
+from multissl.objectives.infonce import InfoNCE
+from multissl.objectives.language import MLM, NextToken
+from multissl.recipe import Recipe
+
+
+def default() -> Recipe:
+    """Masked language modelling with SpanBERT's spans, on Python's own documentation.
+
+    multissl train text --data articles.parquet
+    """
+    return _small(MLM.Config())
+
+
+def bert() -> Recipe:
+    """BERT's masked language modelling: single tokens, no next-sentence task."""
+    return _small(MLM.Config(), mask="token")
+
+
+def whole_word() -> Recipe:
+    """BERT with whole words hidden."""
+    return _small(MLM.Config(), mask="word")
+
+
+def spanbert() -> Recipe:
+    """SpanBERT: spans of words, and their tokens predicted from their neighbours."""
+    return _small(MLM.Config(boundary_weight=1.0))
+
+
+def t5() -> Recipe:
+    """T5's span corruption: what was taken out is written by a decoder."""
+    objective = Infilling.Config(decoder=Decoder.Config(dim=128, depth=2, heads=4, init_std=0.0))
+    return _small(objective, mask="t5", infill=0.15)
+
+
+def causal() -> Recipe:
+    """Next-token prediction; a text is the mean of its tokens, each of which saw those before it."""
+    return _small(NextToken.Config())
+
+
+def simcse() -> Recipe:
+    """SimCSE: each document twice, told apart by the encoder alone.
+
+    The blocks have no dropout; drop_path takes its place: every view skips other residual branches, 10 % of them.
+    """
+    projector = MLPHead.Config(hidden=128, out=128, layers=2)
+    made = _small(
+        InfoNCE.Config(temperature=0.05, projector=projector), pack=False, same_window=True, drop_path=0.1
+    )
+    made.modality.length = 32  # type: ignore[attr-defined]
+    return made
+
+
+def declutr() -> Recipe:
+    """DeCLUTR's idea: two spans of a document are positives of each other."""
+    projector = MLPHead.Config(hidden=128, out=128, layers=2)
+    return _small(InfoNCE.Config(temperature=0.05, projector=projector), pack=False, crop=(0.3, 0.7))
+
+
+def data2vec_text() -> Recipe:
+    """data2vec on text: spans of four words, 35 % hidden; a teacher's layers, each token normalised.
+
+    In few steps the teacher follows faster than the paper's 0.999.
+    """
+    teacher = Teacher.Config(ema=0.99, final_ema=0.999, ema_shape="linear")
+    objective = Data2Vec.Config(mask_ratio=0.35, top_k=3, layer_norm="layer", beta=4.0, teacher=teacher)
+    return _small(objective, span_words=4)
+
+
+def _small(objective: Objective.Config, drop_path: float = 0.0, **options: object) -> Recipe:
+    return Recipe(
+        modality=Text.Config(**{"length": 64, "local_length": 24, **options}),  # type: ignore[arg-type]
+        encoders={
+            "text": TransformerEncoder.Config(
+                dim=128, depth=3, heads=4, ffn_ratio=2.0, pooling="mean", init_std=0.0, drop_path=drop_path
+            )
+        },
+        objective=objective,
+        optim=AdamW.Config(lr=2e-3, warmup=50, weight_decay=0.01),
+        batch_size=64,
+        steps=600,
+        evals=watched(every=200),
+    )
