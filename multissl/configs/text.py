@@ -1,8 +1,8 @@
 """Recipes for text: a demo for two processor cores, and the usual objectives on texts of one's own.
 
-They share a transformer of 128 channels and a byte-level BPE of 4,096 ids trained on the texts. Ratios, temperatures and
-replacement shares are the papers'; widths, batches and steps are sized for minutes on two cores, and the figures that
-the papers report need their sizes.
+They share a transformer of 128 channels and a byte-level BPE of 4,096 ids trained on the texts. Ratios, temperatures
+and replacement shares are the papers'; widths, batches and steps are sized for minutes on two cores, and the figures
+that the papers report need their sizes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Shapes: B samples of this rank, V views, R = V*B rows, L tokens, n of a document
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,14 +25,27 @@ from multissl.modalities import text_masks, tokenizer
 from multissl.modalities.base import Modality, flatten
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.text_files import Bad, Documents, Passage, read_texts
+from multissl.modalities.text_floors import rarity, tfidf
 from multissl.modalities.text_masks import Replacement, Spans, draw_text_masks
+from multissl.modalities.text_rows import Rows
 from multissl.modalities.text_spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
 from multissl.modalities.tokenizer import Tokens, Vocabulary
 from multissl.random import RowRandom
-from multissl.types import Batch, Mask, Panel, Plans, Raw, Role, Sample, StreamSpec, Unreadable, ViewPlan, Views
+from multissl.types import (
+    Batch,
+    Mask,
+    Panel,
+    Plans,
+    Raw,
+    Role,
+    Sample,
+    StreamSpec,
+    Unreadable,
+    ViewPlan,
+    Views,
+)
 
 SMALLEST_VOCABULARY = tokenizer.BYTES + tokenizer.SPECIAL
-FLOOR_WIDTH = 4096
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
@@ -70,7 +84,7 @@ class Text(Modality):
         """Of mask=span: chance that a span ends after a word."""
         span_words: int = 0
         """Of mask=span: every span has so many words; 0: drawn, 1 to 10."""
-        replace: tuple[float, float] = (0.8, 0.1)
+        replacement: tuple[float, float] = (0.8, 0.1)
         """Where an objective wants hidden tokens replaced: shares that become the mask id and a random token; the rest
         stays as it is."""
         infill: float = 0.0
@@ -87,9 +101,9 @@ class Text(Modality):
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")
             if not 0 < self.crop[0] <= self.crop[1] <= 1:
                 raise ValueError(f"modality.crop={self.crop}: want 0 < low <= high <= 1")
-            if min(self.replace) < 0 or sum(self.replace) > 1 + 1e-9:
+            if min(self.replacement) < 0 or sum(self.replacement) > 1 + 1e-9:
                 raise ValueError(
-                    f"modality.replace={self.replace}: want two shares whose sum is at most 1, as 0.8 0.1"
+                    f"modality.replacement={self.replacement}: want two shares whose sum is at most 1, as 0.8 0.1"
                 )
             if self.pack and self.crop != (1.0, 1.0):
                 raise ValueError(
@@ -215,7 +229,9 @@ class Text(Modality):
             starts.append(each.starts)
             count += len(each.ids)
         if count < cfg.length:
-            raise ValueError("modality.pack=True fills rows with the documents of a dataset, not of lone texts")
+            raise ValueError(
+                "modality.pack=True fills rows with the documents of a dataset, not of lone texts"
+            )
         # A document that fills the row by itself keeps its length, for its windows; the others end with the row.
         end = max(len(passage.own.ids), cfg.length)
         return Tokens(np.concatenate(ids)[:end], np.concatenate(starts)[:end])
@@ -242,12 +258,14 @@ class Text(Modality):
             return
         if plan.context_ratio is not None:
             if not cfg.pack:
-                raise ValueError("modality.pack=False: a context and its targets need full rows, set pack=True")
+                raise ValueError(
+                    "modality.pack=False: a context and its targets need full rows, set pack=True"
+                )
             raw["context"], raw["targets"] = draw_multiblock(plan, "block", (1, cfg.length), rng)
             return
         if plan.corrupt and plan.num_masks > 1:
             raise ValueError("text replaces tokens under one mask: ask for num_masks=1")
-        given = Replacement(cfg.replace, words.mask, words.content) if plan.corrupt else None
+        given = Replacement(cfg.replacement, words.mask, words.content) if plan.corrupt else None
         able = rows.valid & ~np.isin(rows.ids, words.spec["special"])
         masks, changed = draw_text_masks(
             plan, Spans(cfg.mask, cfg.span_p, cfg.span_words), rows.ids, able, rows.starts, cfg.mask_group, cfg.pack,
@@ -303,20 +321,10 @@ class Text(Modality):
 
     def floors(self) -> dict[str, Callable[[Views], Tensor]]:
         """Ids as they are, and counts of tokens weighted by how rare they are (TF-IDF)."""
-        return {"raw": flatten, "tfidf": self._tfidf}
-
-    def _tfidf(self, views: Views) -> Tensor:
-        """(1 + log count) log(documents / documents with the token) by token, [R, 4096]; larger ids are folded in."""
         if self._rarity is None:
             train: Any = self.dataset("train")
-            counts = torch.zeros(FLOOR_WIDTH)
-            for number in range(len(train.ends)):
-                counts[torch.from_numpy(np.unique(train.tokens(number).ids)).long() % FLOOR_WIDTH] += 1
-            self._rarity = ((1 + len(train.ends)) / (1 + counts)).log()
-        real = torch.ones_like(views.x) if views.valid is None else views.valid
-        found = torch.zeros(len(views.x), FLOOR_WIDTH, device=views.x.device)
-        found.scatter_add_(1, views.x % FLOOR_WIDTH, real.float())
-        return torch.where(found > 0, 1 + found.clamp(min=1).log(), 0) * self._rarity.to(found.device)
+            self._rarity = rarity(train.tokens(n).ids for n in range(len(train.ends)))
+        return {"raw": flatten, "tfidf": functools.partial(tfidf, rarity=self._rarity)}
 
     def panels(self, batch: Batch) -> list[Panel]:
         """The words of some samples, hidden ones struck."""
@@ -338,19 +346,3 @@ class Text(Modality):
         """Read new texts by the vocabulary of the training."""
         self._vocabulary = tokenizer.from_json(state["vocabulary"])
         self._splits, self._rarity = {}, None
-
-
-class Rows:
-    """Rows of a role being filled: [V, B, L]."""
-
-    def __init__(self, views: int, batch: int, length: int, pad: int) -> None:
-        self.ids = np.full((views, batch, length), pad, dtype=np.int32)
-        self.starts = np.zeros((views, batch, length), dtype=bool)
-        self.valid = np.zeros((views, batch, length), dtype=bool)
-        self.coords = np.zeros((views, batch, length), dtype=np.float32)
-
-    def put(self, view: int, sample: int, document: Tokens, first: int, width: int) -> None:
-        """`width` tokens of a document from `first` on."""
-        at, part = (view, sample, slice(0, width)), slice(first, first + width)
-        self.ids[at], self.starts[at], self.valid[at] = document.ids[part], document.starts[part], True
-        self.coords[at] = (np.arange(first, first + width) + 0.5) / len(document.ids)

@@ -104,8 +104,9 @@ def _file(data: Any) -> str | Bad:
     try:
         if isinstance(data, str) and not os.path.isfile(data):
             return data  # a cell that is text
-        content = data.read() if isinstance(data, Slice) else data
-        return _decoded(Path(data).read_bytes() if isinstance(data, str) else content, name)
+        if isinstance(data, str):
+            return _decoded(Path(data).read_bytes(), name)
+        return _decoded(data.read() if isinstance(data, Slice) else data, name)
     except OSError as error:
         return Bad(f"{name}: {error.strerror or error}")
 
@@ -148,9 +149,13 @@ def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | B
         file = registry.require("pyarrow.parquet").ParquetFile(path)
         known = [*file.schema_arrow.names]
         wanted, where = _columns(known, column, label)
-        used = [*dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])]
+        used = [
+            *dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])
+        ]
         table = file.read(used).to_pydict()
-        rows: list[Any] = [dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)]
+        rows: list[Any] = [
+            dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)
+        ]
     elif suffix in (".csv", ".tsv"):
         rows, known = _csv(path, "\t" if suffix == ".tsv" else ",")
         wanted, where = _columns(known, column, label)
@@ -229,7 +234,12 @@ class Documents(Dataset[Sample]):
 
     def __init__(self, texts: Texts, tokens: list[Tokens], length: int) -> None:
         """`tokens` of the readable documents, in order."""
-        self.labels, self.groups, self.classes, self.length = texts.labels, texts.groups, texts.classes, length
+        self.labels, self.groups, self.classes, self.length = (
+            texts.labels,
+            texts.groups,
+            texts.classes,
+            length,
+        )
         bad = [isinstance(t, Bad) for t in texts.texts]
         self.reasons = {i: t.reason for i, t in enumerate(texts.texts) if isinstance(t, Bad)}
         self.place = np.cumsum(~np.array(bad, dtype=bool)) - 1  # among the readable ones

@@ -89,7 +89,9 @@ def draw_text_masks(
                 wanted = _fitting(request, int(able[at].sum()), length, full)
                 if not wanted:
                     continue
-                hidden[at] = hide(generator, spans.kind, able[at], starts[at], wanted, spans.p, spans.constant)
+                hidden[at] = hide(
+                    generator, spans.kind, able[at], starts[at], wanted, spans.p, spans.constant
+                )
                 if replacement is not None and number == 0:
                     changed[at] = replace_hidden(
                         generator, ids[at], hidden[at], replacement.mask, replacement.content,

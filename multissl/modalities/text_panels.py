@@ -40,7 +40,9 @@ def text_panel(views: Batch, vocabulary: Vocabulary) -> list[Panel]:
                 rows.append((v.role if number == 0 else "", _words(v, number * v.batch + b, vocabulary)))
         rows.append(("", []))
     drawn = [_paragraph(words, WIDTH, LINES, name) for name, words in rows]
-    said = "Each block is one document of the training set, a paragraph for every view of it; ¶ ends a document."
+    said = (
+        "Each block is one document of the training set, a paragraph for every view of it; ¶ ends a document."
+    )
     if any(v.mask is not None for v in views):
         said += " Struck words are hidden from the encoder; an orange word is what it sees in place of the struck one."
     return [Panel("What the encoder is shown", np.concatenate(drawn), said)]
@@ -69,9 +71,7 @@ def _words(views: Views, row: int, vocabulary: Vocabulary, limit: int = 0) -> li
         whole = views.target[row].tolist()
     keep = [i for i in range(len(x)) if real[i]][: limit or None]
     told, seen = vocabulary.pieces([whole[i] for i in keep]), vocabulary.pieces([x[i] for i in keep])
-    return [
-        Word(told[n], hidden[i], seen[n].strip() if whole[i] != x[i] else "") for n, i in enumerate(keep)
-    ]
+    return [Word(told[n], hidden[i], seen[n].strip() if whole[i] != x[i] else "") for n, i in enumerate(keep)]
 
 
 def _list(given: Tensor | None, row: int, length: int, default: bool) -> list[bool]:

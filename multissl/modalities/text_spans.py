@@ -101,7 +101,9 @@ def t5_spans(tokens: int, share: float, mean: float = T5_MEAN) -> tuple[int, int
 def t5_mask(rng: np.random.Generator, tokens: int, count: int, spans: int) -> np.ndarray:
     """`count` of `tokens` hidden in `spans` runs, bool [N]; the first token is shown, the last one hidden."""
     spans = min(spans, count, tokens - count)
-    runs = np.stack([_parts(rng, tokens - count, spans), _parts(rng, count, spans)], 1)  # [S, shown and hidden]
+    runs = np.stack(
+        [_parts(rng, tokens - count, spans), _parts(rng, count, spans)], 1
+    )  # [S, shown and hidden]
     return np.repeat(np.tile([False, True], spans), runs.reshape(-1))
 
 

@@ -152,7 +152,9 @@ def load_tokenizer(path: str) -> Vocabulary:
             raise ValueError(f"{option} holds no tokenizer ({reason})") from None
         backend = getattr(loaded, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"{option} is a slow tokenizer, which tells no words: give one with tokenizer.json")
+            raise ValueError(
+                f"{option} is a slow tokenizer, which tells no words: give one with tokenizer.json"
+            )
         given = set(loaded.all_special_ids)
         sep = loaded.sep_token_id if loaded.sep_token_id is not None else loaded.eos_token_id
         names = {"pad": loaded.pad_token_id, "sep": sep, "mask": loaded.mask_token_id}

@@ -5,8 +5,8 @@ symbol, some by others, some stay; the loss is on all selected ones. Replacing i
 reads what it is given. With `boundary_weight`, SpanBERT's second task (Joshi et al., TACL 2020, arXiv 1907.10529,
 section 3.2): each hidden token from the two tokens around its run and its place in it. NextToken: every token from
 those before it, which is all the encoder sees (masking=causal).
-Head as in BERT: linear, GELU, layer norm, linear; the last one is not tied to the encoder's embedding. One mean over all
-predicted tokens of all ranks, however many each row has.
+Head as in BERT: linear, GELU, layer norm, linear; the last one is not tied to the encoder's embedding. One mean over
+all predicted tokens of all ranks, however many each row has.
 Shapes: R rows, N tokens, M hidden tokens (padded), D width, T symbols.  Collectives: a sum of counts.  State: heads.
 """
 
@@ -123,18 +123,26 @@ class NextToken(Objective):
         (features,) = encoders.encode([views], "causal")
         logits = wide(self.readout(features.tokens[:, :-1].to(self.readout.weight.dtype)))  # [R, N-1, T]
         asked = views.x[:, 1:].flatten()
-        real = torch.ones_like(asked, dtype=torch.bool) if views.valid is None else views.valid[:, 1:].flatten()
+        real = (
+            torch.ones_like(asked, dtype=torch.bool) if views.valid is None else views.valid[:, 1:].flatten()
+        )
         loss = ranks_mean(F.cross_entropy(logits.flatten(0, 1), asked, reduction="none"), real)
-        return Losses.weigh({"next": loss}, {"next": 1.0}, {"constant": constant(asked, real, logits.shape[2])})
+        return Losses.weigh(
+            {"next": loss}, {"next": 1.0}, {"constant": constant(asked, real, logits.shape[2])}
+        )
 
 
 def sequence(name: str, streams: Mapping[str, StreamSpec]) -> tuple[str, StreamSpec]:
     """The lone stream of symbols, or a sentence that says what is missing."""
     if len(streams) != 1:
-        raise ValueError(f"{name} reads one stream, got {', '.join(streams)}: sum objectives with weighted instead")
+        raise ValueError(
+            f"{name} reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
+        )
     ((stream, spec),) = streams.items()
     if spec.kind != "sequence" or spec.target_kind != "classes":
-        raise ValueError(f"{name} predicts symbols of a sequence, this stream is a {spec.kind}: mae rebuilds any stream")
+        raise ValueError(
+            f"{name} predicts symbols of a sequence, this stream is a {spec.kind}: mae rebuilds any stream"
+        )
     return stream, spec
 
 
