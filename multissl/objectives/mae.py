@@ -7,7 +7,7 @@ reads its outputs; there the absolute error of plain values is usual (metric=l1 
 several tokens. The official MAE gives the decoder the class token: so do we, as the encoder's pooled feature. SimMIM's
 code adds 1e-5 to its count of hidden values; we divide by the count itself.
 Shapes: R rows, N tokens, K visible, Q hidden, D encoder width, d decoder width, T values of a token.
-Collectives: none, but for tables (see rebuild).  State: decoder and readout.
+Collectives: none, but for tables and padded views (see rebuild).  State: decoder and readout.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class MAE(Objective):
         return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, target=True))
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
-        """The loss of this rank's hidden tokens; every rank has equally many."""
+        """The loss of this rank's hidden tokens; padding does not count."""
         views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
         if views is None or views.mask is None or views.target is None:
             raise ValueError("mae wants a global view with a mask and a target, as its plan says")
@@ -93,7 +93,7 @@ class MAE(Objective):
             valid = None if views.valid is None else views.valid.gather(1, seen)
             _, tokens = self.decoder(features.tokens, seen, hidden, features.pooled[:, None], valid)
         loss, constant = self.readout.loss(
-            tokens, hidden, views.target, self.cfg.metric, self.cfg.norm_target
+            tokens, hidden, views.target, self.cfg.metric, self.cfg.norm_target, views.valid
         )
         stats = {"constant": constant, "share_of_constant": loss / constant.clamp(min=1e-12)}
         return Losses.weigh({"rebuild": loss}, {"rebuild": 1.0}, stats)

@@ -8,8 +8,9 @@ cells    a number or a level of a table's column: squared error or cross entropy
          column, then over the columns, so that a column counts once whatever its kind.
 Values and classes take one mean over all hidden tokens of the batch (MAE, SimMIM). Every row hides equally many, so
 this is also the mean of the rows' means, and the mean over ranks of theirs. Cells are counted over all ranks.
+Padding counts nowhere.
 Shapes: R rows, Q hidden tokens a row, C columns, T floats or classes, d width.  Collectives: two sums of the columns'
-counts for cells, none otherwise.  State: none.
+counts for cells, one of the real tokens' for padded views, none otherwise.  State: none.
 """
 
 from __future__ import annotations
@@ -97,17 +98,26 @@ class Readout(nn.Module):
         return wide(self.linear(tokens.to(self.linear.weight.dtype)))
 
     def loss(
-        self, tokens: Tensor, at: Tensor, target: Tensor, metric: Metric = "mse", norm: Norm = "none"
+        self,
+        tokens: Tensor,
+        at: Tensor,
+        target: Tensor,
+        metric: Metric = "mse",
+        norm: Norm = "none",
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss of decoded tokens [R, Q, d] at hidden places [R, Q], and that of the best constant prediction.
 
-        target [R, N, T], [R, N] or [R, C], of all tokens; the constant is this rank's, for comparison only.
+        target [R, N, T], [R, N] or [R, C], of all tokens; the constant is this rank's, for comparison only. Where
+        `valid` bool [R, N] is given, padding does not count, and the mean is over the real tokens of all ranks.
         """
         if self.kind == "cells":
             hidden = torch.zeros(target.shape[:2], dtype=torch.bool, device=at.device).scatter(1, at, True)
             return self._cells(tokens, at, target.flatten(1), hidden)
         rows = torch.arange(len(at), device=at.device)[:, None]  # [R, 1]
         asked, pred = target[rows, at], self(tokens)  # [R, Q(, T)], [R, Q, T]
+        if valid is not None:
+            return self._real(pred, asked, valid[rows, at].to(pred.dtype), metric, norm)
         if self.kind == "classes":
             share = torch.bincount(asked.flatten(), minlength=pred.shape[-1]) / asked.numel()  # [T]
             constant = torch.special.entr(share).sum()
@@ -115,6 +125,23 @@ class Readout(nn.Module):
         asked = normalise(asked, norm, self.channels)
         constant = values_loss(asked.mean((0, 1)).expand_as(asked), asked, metric)
         return values_loss(pred, asked, metric), constant
+
+    def _real(
+        self, pred: Tensor, asked: Tensor, real: Tensor, metric: Metric, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
+        """The same where only some of the hidden tokens count, real [R, Q] 0 or 1."""
+        if self.kind == "classes":
+            errors = F.cross_entropy(pred.flatten(0, 1), asked.flatten(), reduction="none").view_as(real)
+            share = (F.one_hot(asked, pred.shape[-1]) * real[..., None]).sum((0, 1)) / real.sum().clamp(min=1)
+            constant = torch.special.entr(share).sum()
+        else:
+            measure = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[metric]
+            asked = normalise(asked, norm, self.channels)
+            mean = (asked * real[..., None]).sum((0, 1)) / real.sum().clamp(min=1)  # [T]
+            constant = values_loss(mean.expand_as(asked), asked, metric, real)
+            errors = measure(pred, asked, reduction="none").mean(-1)  # [R, Q]
+        total = sum_ranks(real.sum()).clamp(min=1)
+        return world() * (errors * real).sum() / total, constant
 
     def _cells(self, tokens: Tensor, at: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The same for cells; target and hidden [R, C]."""

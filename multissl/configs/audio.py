@@ -1,0 +1,170 @@
+"""Recipes for sound: a demo and four methods for two processor cores, and the published AudioMAE and BYOL-A.
+
+The published ones carry their own hyperparameters and are unmeasured here: they need GPUs and AudioSet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multissl.configs.common import watched
+from multissl.encoders.base import Encoder
+from multissl.encoders.resnet import ResNetEncoder
+from multissl.encoders.transformer import TransformerEncoder, vit
+from multissl.engine.checkpoint import Save
+from multissl.engine.optim import AdamW
+from multissl.layers.decoder import Decoder
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead, PrototypeHead
+from multissl.modalities.audio import Audio
+from multissl.objectives.base import Objective
+from multissl.objectives.byol import BYOL
+from multissl.objectives.dino import DINO
+from multissl.objectives.infonce import InfoNCE
+from multissl.objectives.mae import MAE
+from multissl.recipe import Recipe
+
+CLIPS = 2_042_985
+"""Of AudioSet's unbalanced and balanced training sets."""
+
+
+def default() -> Recipe:
+    """InfoNCE between two segments of a sound, which are stretched in time and frequency: minutes on two cores.
+
+    multissl train audio
+    """
+    # Pitch and timbre are drawn for each sound and would identify it: segments are moved along both axes at will.
+    return infonce()
+
+
+def infonce() -> Recipe:
+    """SimCLR on two random segments of a recording, with gain, noise, stretching and SpecAugment.
+
+    multissl train audio/infonce --data recordings
+    """
+    projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
+    return _small(InfoNCE.Config(temperature=0.2, projector=projector), _segments())
+
+
+def byol_a() -> Recipe:
+    """BYOL-A: two mixed and stretched segments predict each other's projection by a slow teacher."""
+    head = MLPHead.Config(hidden=256, out=64, layers=2)
+    teacher = Teacher.Config(ema=0.97, final_ema=1.0, buffers="keep", batch_norm="batch")
+    return _small(BYOL.Config(projector=head, predictor=head, teacher=teacher), _segments(mixup=0.4))
+
+
+def dino() -> Recipe:
+    """DINO on segments of time: local views are half as long, at full frequency."""
+    objective = DINO.Config(
+        ibot_weight=0.0,
+        koleo_weight=0.0,
+        num_local=2,
+        head=PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0),
+        teacher=Teacher.Config(ema=0.9, final_ema=0.99),
+        teacher_temperature_start=0.02,
+        teacher_temperature=0.02,
+        freeze_last_layer=20,
+    )
+    return _small(objective, _segments())
+
+
+def audiomae() -> Recipe:
+    """AudioMAE in small: a transformer rebuilds 80 % of the patches of 8 x 8.
+
+    multissl train audio/audiomae --data recordings
+    """
+    encoder = TransformerEncoder.Config(
+        dim=128, depth=4, heads=4, ffn_ratio=2.0, pooling="mean", init_std=0.0
+    )
+    objective = MAE.Config(mask_ratio=0.8, decoder=Decoder.Config(dim=64, depth=2, heads=4))
+    return _small(objective, _whole(frames=96, local_frames=48, mels=64, patch=(8, 8)), encoder)
+
+
+def audiomae_speech() -> Recipe:
+    """The same with tokens of the full band, 2 frames long, as suits speech."""
+    made = audiomae()
+    made.modality = made.modality.replace(patch=(2, 64))
+    return made
+
+
+def audiomae_vitb16() -> Recipe:
+    """AudioMAE, ViT-B/16 on AudioSet-2M, 32 epochs of 512 (Huang et al. 2022, arXiv 2207.06405); unmeasured.
+
+    The decoder is the article's with global attention, 8 blocks; its local windows are not built here.
+    """
+    encoder = vit("b", init_std=0.0)
+    encoder.position = encoder.position.replace(kind="sincos")
+    epoch = CLIPS // 512
+    optim = AdamW.Config(
+        lr=2e-4, lr_scaling="linear", weight_decay=1e-4, betas=(0.9, 0.95), final_lr=0.0, warmup=3 * epoch
+    )
+    return Recipe(
+        modality=_whole(mean=-4.2677393, std=4.5689974),
+        encoders={"audio": encoder},
+        objective=MAE.Config(mask_ratio=0.8),
+        optim=optim,
+        batch_size=512,
+        steps=32 * epoch,
+        evals=watched(every=epoch),
+        save=Save(every=epoch),
+    )
+
+
+def byol_a_resnet50() -> Recipe:
+    """BYOL-A's views of 0.96 s on AudioSet, 100 epochs of 256 (Niizumi et al. 2021, arXiv 2103.06695); unmeasured.
+
+    The encoder is a ResNet-50; the article's own convolutional network is not built here.
+    """
+    head = MLPHead.Config(hidden=4096, out=256, layers=2)
+    teacher = Teacher.Config(ema=0.99, final_ema=0.99, buffers="keep", batch_norm="batch")
+    epoch = CLIPS // 256
+    return Recipe(
+        modality=_segments(
+            mixup=0.4, stretch=(0.6, 1.5), gain=0.0, noise=0.0, time_mask=0.0, frequency_mask=0.0
+        ),
+        encoders={"audio": ResNetEncoder.Config(depth=50)},
+        objective=BYOL.Config(projector=head, predictor=head, teacher=teacher),
+        optim=AdamW.Config(lr=3e-4, weight_decay=1e-6),
+        batch_size=256,
+        steps=100 * epoch,
+        evals=watched(every=10 * epoch),
+        save=Save(every=epoch),
+    )
+
+
+def _segments(**options: Any) -> Audio.Config:
+    """Segments of 0.96 s with 64 mel bins."""
+    given = {"gain": 12.0, "noise": 1.0, "stretch": (0.6, 1.5), "time_mask": 0.1, "frequency_mask": 0.3}
+    return Audio.Config(frames=96, local_frames=48, mels=64, **given | options)
+
+
+def _whole(**options: Any) -> Audio.Config:
+    """Nothing but a turn in a circle and gain, as AudioMAE has it."""
+    return Audio.Config(noise=0.0, time_mask=0.0, frequency_mask=0.0, roll=1.0, **options)
+
+
+def _small(
+    objective: Objective.Config, modality: Audio.Config, encoder: Encoder.Config | None = None
+) -> Recipe:
+    return Recipe(
+        modality=modality,
+        encoders={
+            "audio": encoder
+            or TransformerEncoder.Config(
+                dim=96,
+                depth=3,
+                heads=4,
+                ffn_ratio=2.0,
+                conv_stem=True,
+                pooling="mean",
+                layerscale=1.0,
+                init_std=0.0,
+            )
+        },
+        objective=objective,
+        optim=AdamW.Config(lr=2e-3, warmup=20, weight_decay=1e-4),
+        batch_size=64,
+        steps=400,
+        evals=watched(every=200),
+        save=Save(every=200),
+    )

@@ -1,0 +1,96 @@
+"""Pictures of sound for the report, and the classical features that learning has to beat.
+
+Shapes: R rows, B samples, V views, T frames, F mel bins.  State: none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.types import Batch, Panel, Views
+
+SAMPLES, WIDTH, HEIGHT, GAP = 6, 160, 80, 4
+SCALE = ((0.05, 0.04, 0.20), (0.50, 0.12, 0.48), (0.93, 0.41, 0.30), (0.99, 0.90, 0.64))
+"""Colours from soft to loud."""
+HIDDEN, PADDING = (0.62, 0.66, 0.70), (1.0, 1.0, 1.0)
+STEPS = 32
+
+
+def coloured(x: Tensor) -> Tensor:
+    """Normalised log-mel [..., T, F] as colours 0 to 1, [..., 3, F, T], low sounds below; each row its own range."""
+    x = x.detach().float().cpu()
+    low = x.flatten(-2).quantile(0.02, -1)[..., None, None]
+    high = x.flatten(-2).quantile(0.995, -1)[..., None, None]
+    level = ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * (len(SCALE) - 1)
+    first = level.long().clamp(max=len(SCALE) - 2)
+    table = torch.tensor(SCALE)
+    colours = table[first] + (level - first)[..., None] * (table[first + 1] - table[first])
+    return colours.movedim(-1, -3).transpose(-1, -2).flip(-2)
+
+
+def drawn(x: Tensor) -> np.ndarray:
+    """Spectrograms [R, T, F] as pictures, uint8 [R, F, T, 3]."""
+    return _bytes(coloured(x))
+
+
+def sound_panel(batch: Batch, patch: tuple[int, int]) -> list[Panel]:
+    """One panel with the views of the first samples, or none without views."""
+    if not batch:
+        return []
+    columns = [tile for views in batch for tile in _tiles(views, patch)]
+    framed = [F.pad(c, (GAP, GAP, GAP, GAP), value=1.0) for c in columns]
+    page = torch.cat([torch.cat(list(line), 2) for line in zip(*framed, strict=True)], 1)  # [3, H, W]
+    parts = [
+        "Each line is one recording: time runs to the right, low sounds lie below, bright is loud.",
+        "Flat stripes were wiped out and the rest made louder, noisier or shifted, at random.",
+    ]
+    if any(v.mask is not None for v in batch):
+        parts.append("Grey tiles are hidden from the encoder that learns; it has to say what belongs there.")
+    if any(v.valid is not None and not bool(v.valid.all()) for v in batch):
+        parts.append("White ends are padding of short recordings, which nothing looks at.")
+    return [Panel("What the encoder is shown", _bytes(page), " ".join(parts))]
+
+
+def _tiles(views: Views, patch: tuple[int, int]) -> list[Tensor]:
+    """Views of the first samples, by view [b, 3, HEIGHT, width]; local views are narrower."""
+    x = views.x[:, 0].unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, T, F]
+    frames = x.shape[2]
+    shown = coloured(x)
+    for tokens, colour in ((views.mask.hidden if views.mask else None, HIDDEN), (_padding(views), PADDING)):
+        if tokens is not None:
+            grid = tokens.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
+            grid = grid.unflatten(-1, (frames // patch[0], -1))
+            fine = grid.repeat_interleave(patch[0], -2).repeat_interleave(patch[1], -1)
+            fine = fine.transpose(-1, -2).flip(-2)[:, :, None]  # [V, b, 1, F, T]
+            shown = torch.where(fine, torch.tensor(colour)[:, None, None], shown)
+    width = WIDTH if views.role != "local" else WIDTH // 2
+    return [F.interpolate(v, size=(HEIGHT, width), mode="nearest") for v in shown]
+
+
+def _padding(views: Views) -> Tensor | None:
+    return None if views.valid is None else ~views.valid
+
+
+def _bytes(x: Tensor) -> np.ndarray:
+    return (x.movedim(-3, -1) * 255).round().to(torch.uint8).numpy()
+
+
+def mel_floor(views: Views) -> Tensor:
+    """The spectrogram averaged to at most 32 steps of time, [R, 32*F]."""
+    x = views.x[:, 0].float()  # [R, T, F]
+    return (F.adaptive_avg_pool2d(x, (STEPS, x.shape[2])) if x.shape[1] > STEPS else x).flatten(1)
+
+
+def statistics_floor(views: Views, patch: tuple[int, int]) -> Tensor:
+    """Mean and deviation of each mel bin over the real frames, [R, 2*F]."""
+    x = views.x[:, 0].float()  # [R, T, F]
+    weight = torch.ones_like(x[:, :, :1])
+    if views.valid is not None:
+        columns = views.valid.unflatten(1, (x.shape[1] // patch[0], -1))[:, :, 0]  # [R, T']
+        weight = columns.repeat_interleave(patch[0], 1)[:, :, None].float()
+    weight = weight / weight.sum(1, keepdim=True)
+    mean = (x * weight).sum(1)
+    return torch.cat([mean, ((x - mean[:, None]).pow(2) * weight).sum(1).sqrt()], 1)
