@@ -23,6 +23,8 @@ from multissl.random import RowRandom
 from multissl.types import Mask, ViewPlan
 
 Kind = Literal["block", "random"]
+Drawn = Kind | Literal["tube"]
+"""tube: random cells of a slot of time, repeated over all slots, counted as VideoMAE does."""
 Grid = tuple[int, int]
 
 TRIES = 10
@@ -103,7 +105,7 @@ def group_size(wanted: int, rng: RowRandom) -> int:
     return size
 
 
-def requests(plan: ViewPlan, kind: Kind, tokens: int, rows: int) -> list[tuple[float, float]]:
+def requests(plan: ViewPlan, kind: Drawn, tokens: int, rows: int) -> list[tuple[float, float]]:
     """The range of hidden tokens that each masked row of a group of `rows` asks for; other rows hide nothing.
 
     The ratio range is cut into as many intervals as rows are masked, one for each (stratified). A fixed ratio
@@ -124,7 +126,7 @@ def _clamp(count: float, tokens: int) -> int:
     return min(max(int(count), 1), tokens - 1)
 
 
-def num_hidden(plan: ViewPlan, kind: Kind, tokens: int, rows: int, square: int = 1) -> int | None:
+def num_hidden(plan: ViewPlan, kind: Drawn, tokens: int, rows: int, square: int = 1) -> int | None:
     """Hidden tokens in every row where all rows agree, else None. Known without looking at a mask."""
     ranges = requests(plan, kind, tokens // square**2, rows)
     fixed = len(ranges) == rows and len(set(ranges)) == 1 and ranges[0][0] == ranges[0][1]
@@ -132,7 +134,7 @@ def num_hidden(plan: ViewPlan, kind: Kind, tokens: int, rows: int, square: int =
 
 
 def draw_masks(
-    plan: ViewPlan, kind: Kind, grid: Grid, wanted_group: int, rng: RowRandom, square: int = 1
+    plan: ViewPlan, kind: Drawn, grid: Grid, wanted_group: int, rng: RowRandom, square: int = 1
 ) -> list[Mask]:
     """`plan.num_masks` masks for the global views of this rank's samples, each over R = num_global * B rows.
 
@@ -164,9 +166,9 @@ def draw_masks(
     return masks
 
 
-def _one(rng: np.random.Generator, kind: Kind, grid: Grid, request: int, exact: bool) -> np.ndarray:
+def _one(rng: np.random.Generator, kind: Drawn, grid: Grid, request: int, exact: bool) -> np.ndarray:
     """One row's mask, bool [N]."""
-    if kind == "random":
+    if kind != "block":
         return random_mask(rng, grid[0] * grid[1], request)
     hidden = block_mask(rng, grid, request)
     if exact:

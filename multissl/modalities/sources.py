@@ -14,7 +14,7 @@ import functools
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,29 @@ class Source(Dataset[Sample]):
 
 
 def open_source(
-    path: str, split: str, suffixes: tuple[str, ...], kind: str = "image", option: str = "modality.data"
+    path: str,
+    split: str,
+    suffixes: tuple[str, ...],
+    kind: str = "image",
+    option: str = "modality.data",
+    relabel: Callable[[Listing], Listing] | None = None,
 ) -> Source:
     """The samples of a split of whatever `path` names: "train", "val", "test", or "all" but a test split.
 
     `suffixes` are the file types looked for, the preferred first; `kind` is the column of a table that holds
-    them.
+    them; `relabel` may change what is known of the samples before they are split.
     """
     try:
         listing = _listing(path, suffixes, kind)
-        rows = split_rows(listing, split)
+        listing = relabel(listing) if relabel else listing
+        return source_of(listing, split)
     except ValueError as error:
         raise ValueError(f"{option}={path!r}: {error}") from None
+
+
+def source_of(listing: Listing, split: str) -> Source:
+    """The samples of a split of a listing, labels and groups numbered."""
+    rows = split_rows(listing, split)
     labels, classes = _numbered(listing.labels)
     if len(set(labels.tolist())) == 1:  # one class for all says nothing
         labels, classes = np.full(len(labels), -1), []
