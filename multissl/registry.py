@@ -16,6 +16,7 @@ from typing import Any
 GROUPS: dict[str, dict[str, str]] = {
     "modalities": {
         "image": "multissl.modalities.image:Image",
+        "audio": "multissl.modalities.audio:Audio",
         "tabular": "multissl.modalities.tabular:Tabular",
     },
     "encoders": {
@@ -58,6 +59,7 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 RECIPES: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_cifar", "image_imagenet"),
+    "audio": ("audio",),
     "tabular": ("tabular",),
 }
 """Modules of `multissl.configs` by the first part of their recipes' names: a public function is `part/function`."""

@@ -25,6 +25,7 @@ from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Steps
 from multissl.engine.learner import Learner
+from multissl.modalities.audio import Audio
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
 from multissl.modalities.tabular import Tabular
@@ -38,6 +39,7 @@ BATCH, STEPS = 4, 3
 MODALITIES: dict[str, Modality.Config] = {
     "image": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
     "tabular": Tabular.Config(),
+    "audio": Audio.Config(frames=32, local_frames=16, mels=32, patch=(8, 8), mask_group=4, mean=-8.0, std=4.0),
 }
 """How a modality is made small; one that is not named here runs with its defaults."""
 ENCODER = TransformerEncoder.Config(dim=16, depth=2, heads=2, drop_path=0.2)
