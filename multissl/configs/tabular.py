@@ -3,25 +3,108 @@
 from __future__ import annotations
 
 from multissl.configs.common import watched
+from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.modalities.tabular import Tabular
-from multissl.objectives.vicreg import VICReg
+from multissl.objectives.infonce import InfoNCE
+from multissl.objectives.vime import VIME
+from multissl.objectives.weighted import Weighted
 from multissl.recipe import Recipe
 
 
 def default() -> Recipe:
-    """VICReg on rows with swapped cells, 3 blocks of width 64.
+    """Denoising and mask prediction on rows with swapped cells, 2 blocks of width 64.
 
     multissl train tabular --data rows.csv --modality.label target
     """
     return Recipe(
         modality=Tabular.Config(),
-        encoders={"tabular": TransformerEncoder.Config(dim=64, depth=3, heads=4, pooling="mean")},
-        objective=VICReg.Config(projector=MLPHead.Config(hidden=256, out=256)),
+        encoders={
+            "tabular": TransformerEncoder.Config(dim=64, depth=2, heads=4, pooling="mean", init_std=0.0)
+        },
+        objective=VIME.Config(corrupt=0.3, hidden=128),
         optim=AdamW.Config(lr=1e-3, weight_decay=1e-5, warmup=50),
         batch_size=128,
-        steps=400,
-        evals=watched(every=100),
+        steps=600,
+        evals=watched(every=200),
+    )
+
+
+def scarf() -> Recipe:
+    """SCARF: a row and a copy with 60 % of its cells swapped recognise each other, 4 layers of 256."""
+    return Recipe(
+        modality=Tabular.Config(corruption=(0.0, 0.6)),
+        encoders={"tabular": MLPEncoder.Config(dims=(256, 256, 256, 256))},
+        objective=InfoNCE.Config(temperature=1.0, projector=MLPHead.Config(hidden=256, out=256, layers=2)),
+        optim=AdamW.Config(lr=1e-3, weight_decay=0.0, warmup=20),
+        batch_size=128,
+        steps=1000,
+        evals=watched(every=250),
+    )
+
+
+def vime() -> Recipe:
+    """VIME as published: columns shuffled, 30 % of the cells, one linear head each for mask and cells."""
+    return Recipe(
+        modality=Tabular.Config(corrupt_by="permute", mask_group=64),
+        encoders={"tabular": MLPEncoder.Config(dims=(256, 256))},
+        objective=VIME.Config(),
+        optim=AdamW.Config(lr=1e-3, weight_decay=0.0, warmup=20),
+        batch_size=128,
+        steps=1000,
+        evals=watched(every=250),
+    )
+
+
+def subtab() -> Recipe:
+    """SubTab-like: four overlapping runs of columns rebuild the row and recognise each other.
+
+    Not offered: the squared distance of its embeddings as a third term. Features are of whole rows, not means over
+    subsets.
+    """
+    return Recipe(
+        modality=Tabular.Config(corrupt_by="subset", corruption=(0.5625,), subset_noise=0.3),
+        encoders={"tabular": MLPEncoder.Config(dims=(256, 256))},
+        objective=Weighted.Config(
+            terms={
+                "rebuild": VIME.Config(corrupt=0.0, num_views=4, mask_weight=0.0, cells_weight=1.0),
+                "contrast": InfoNCE.Config(
+                    num_views=4, projector=MLPHead.Config(hidden=256, out=128, layers=2)
+                ),
+            }
+        ),
+        optim=AdamW.Config(lr=1e-3, weight_decay=0.0, warmup=20),
+        batch_size=128,
+        steps=600,
+        evals=watched(every=200),
+    )
+
+
+def saint() -> Recipe:
+    """SAINT-like: 10 % of the cells from one other row, contrast and denoising by column tokens.
+
+    Not offered: mixup of embeddings and attention between rows, which would make a row's features depend on its batch.
+    """
+    return Recipe(
+        modality=Tabular.Config(corrupt_by="donor", corruption=(0.0, 0.1)),
+        encoders={
+            "tabular": TransformerEncoder.Config(dim=64, depth=2, heads=4, pooling="mean", init_std=0.0)
+        },
+        objective=Weighted.Config(
+            terms={
+                "contrast": InfoNCE.Config(
+                    temperature=0.7, projector=MLPHead.Config(hidden=128, out=64, layers=2)
+                ),
+                "denoise": VIME.Config(
+                    corrupt=0.0, num_views=2, mask_weight=0.0, cells_weight=1.0, reads="tokens"
+                ),
+            },
+            weights={"contrast": 0.5},
+        ),
+        optim=AdamW.Config(lr=1e-3, weight_decay=1e-5, warmup=20),
+        batch_size=128,
+        steps=600,
+        evals=watched(every=200),
     )

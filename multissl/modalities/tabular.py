@@ -1,225 +1,253 @@
 """Tables: rows of numbers and categories, corrupted by taking cells from other rows.
 
-A view replaces a share of a row's cells by values of the same column from other training rows (SCARF, Bahri et al.,
-ICLR 2022, arXiv 2106.15147). The schema (column kinds, means, levels) is fitted on the training rows only.
-Shapes: B samples of this rank, V views, R = V*B rows, C columns, S rows of the bank.
+Views replace a share of a row's cells by values of the same column, drawn in one of three ways that share no name in
+print: `marginal`, each cell from the training column (SCARF, Bahri et al., ICLR 2022, arXiv 2106.15147); `permute`,
+each column shuffled among the rows of a group (VIME, Yoon et al., NeurIPS 2020); `donor`, all replaced cells from one
+other training row (SAINT's CutMix, Somepalli et al., arXiv 2106.01342). `subset` leaves cells out instead: each view
+sees a run of columns of an order shuffled once (SubTab, Ucar et al., NeurIPS 2021, arXiv 2110.04361). A replaced cell
+often gets the value it had; masks of corrupted views therefore tell which cells changed, not which were drawn.
+Shapes: B samples of this rank, V views, R = V*B rows, C columns, S training rows.
+State: the schema fitted on the training rows, and the classes or cuts of the label.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multissl import registry
-from multissl.modalities.base import Modality, pack_masks
-from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities import schema as schemas
+from multissl.modalities import tabular_views as draws
+from multissl.modalities.base import Modality
+from multissl.modalities.schema import Scaling, Schema
+from multissl.modalities.tables import Table, appended, beside, read_table
+from multissl.modalities.tabular_labels import Labels
 from multissl.random import RowRandom
-from multissl.types import Batch, Plans, Raw, Sample, StreamSpec, Unreadable, Views
+from multissl.registry import suggest
+from multissl.types import Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreadable, Views
 
-MISSING = {"", "?", "NA", "NaN", "nan", "null", "None"}
+log = logging.getLogger("multissl")
+STREAM = "tabular"
 
 
 class Tabular(Modality):
-    """Rows of a csv file or of one of scikit-learn's tables."""
+    """Rows of a file, of one of scikit-learn's tables, or of a DataFrame."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
         """Options of tables."""
 
-        data: str = "sklearn:breast_cancer"
-        """A csv file with a header, or `sklearn:NAME` for load_NAME of sklearn.datasets."""
+        data: str = "demo"
+        """A .csv, .tsv, .parquet or .feather file, `sklearn:NAME` for load_NAME of sklearn.datasets, what `holding`
+        gives for a DataFrame, or the built-in demo."""
+        test: str = ""
+        """A file of test rows. Empty: the one beside `data` named test instead of train, else every tenth row."""
         label: str = "target"
-        """The column that holds the class; left out of the views. Empty: none."""
+        """The column that holds the class or number to predict; left out of the views. Empty: none."""
+        group: str = ""
+        """A column whose equal values (a customer, a patient) stay in one split; left out of the views too."""
+        ignore: tuple[str, ...] = ()
+        """More columns to leave out: ids, dates, what is known only afterwards."""
+        categorical: tuple[str, ...] = ()
+        """Columns of numbers that are names."""
+        scaling: Scaling = "quantile"
+        """quantile: numbers become normal scores; standard: mean 0, deviation 1, cut at 10."""
+        rare: int = 2
+        """Levels seen in fewer training rows are unknown."""
+        max_levels: int = 100
+        """Levels a category keeps, the most frequent ones; others are unknown."""
+        corrupt_by: Literal["marginal", "permute", "donor", "subset"] = "marginal"
         corruption: tuple[float, ...] = (0.0, 0.6)
-        """Share of swapped cells in each global view; the last one serves the views beyond."""
+        """Share of swapped (or left out) cells in each global view; the last one serves the views beyond."""
+        subset_noise: float = 0.0
+        """Share of the cells that corrupt_by=subset keeps, swapped for the training column's (SubTab: 0.3)."""
         local_columns: float = 0.5
         """Share of the columns that a local view keeps; the others are swapped."""
+        mask_group: int = 4
+        """Samples over which mask ratios are spread and permute shuffles; a rank owns whole groups."""
 
         def __post_init__(self) -> None:
-            for share in (*self.corruption, self.local_columns):
+            shares = {f"corruption.{i}": share for i, share in enumerate(self.corruption)}
+            shares |= {"local_columns": self.local_columns, "subset_noise": self.subset_noise}
+            for name, share in shares.items():
                 if not 0 <= share <= 1:
-                    raise ValueError(
-                        f"modality.corruption or local_columns holds {share}: want shares in 0..1"
-                    )
+                    raise ValueError(f"modality.{name}={share}: want a share from 0 to 1")
+            if not self.corruption:
+                raise ValueError(
+                    "modality.corruption is empty: want a share for each global view, such as 0 0.6"
+                )
+            if self.corrupt_by == "subset" and max(self.corruption) == 1:
+                raise ValueError("modality.corruption=1 leaves a subset without columns: want less than 1")
+            for name, low in {"rare": 1, "max_levels": 2, "mask_group": 1}.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
 
     offers = frozenset({"local", "mask", "masks", "corrupt", "target"})
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
-        self.header, rows, labels = read_table(cfg.data, cfg.label)
-        self.levels: list[list[str] | None] = []
-        self.mean: list[float] = []
-        self.std: list[float] = []
-        self.splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        for i in range(len(rows)):  # every tenth row is for validation, the one after it for the test
-            self.splits[{0: "val", 1: "test"}.get(i % 10, "train")].append(i)
-        self._fit([rows[i] for i in self.splits["train"]])
-        self.rows, self.labels = rows, labels
-        self.bank = torch.stack([self.encode(rows[i]) for i in self.splits["train"]])  # [S, C]
+        table = read_table(cfg.data)
+        count, test = len(table), cfg.test or beside(cfg.data)
+        if test:
+            table = appended(table, read_table(test, "modality.test"), f"modality.test={test!r}")
+        own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
+        own += [("categorical", n) for n in cfg.categorical]
+        for option, name in own:
+            if name and name not in table.columns:
+                raise ValueError(f"modality.{option} names column {name!r}{suggest(name, table.columns)}")
+        groups = schemas.words(table.columns.pop(cfg.group)) if cfg.group else None
+        self._label = table.columns.pop(cfg.label, None) if cfg.label else None
+        for name in cfg.ignore:
+            table.columns.pop(name, None)
+        self.table, self.splits = table, draws.split(len(table), count, groups)
+        numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
+        self.groups = [numbered[g] for g in groups] if groups else [-1] * len(table)
+        train = table.take(self.splits["train"])
+        try:
+            self.schema = schemas.fit(train, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
+        except ValueError as error:
+            raise ValueError(f"modality.data={cfg.data!r}: {error}") from None
+        for name, why in self.schema.left_out.items():
+            log.warning("modality.data: column %r is left out: %s", name, why)
+        self.labels = Labels.fit(self._label, self.splits["train"])
+        self._encode()
 
-    def _fit(self, rows: Sequence[Sequence[str]]) -> None:
-        for column in zip(*rows, strict=True):
-            known = [cell for cell in column if cell not in MISSING]
-            try:
-                values = torch.tensor([float(cell) for cell in known], dtype=torch.float64)
-                self.levels.append(None)
-                self.mean.append(float(values.mean()) if known else 0.0)
-                self.std.append(max(float(values.std()), 1e-6) if len(known) > 1 else 1.0)
-            except ValueError:
-                self.levels.append(["", *sorted(set(known))])  # level 0: missing or never seen
-                self.mean.append(0.0)
-                self.std.append(1.0)
+    def _encode(self) -> None:
+        """All rows as cells by the schema; the bank is what corruption draws from."""
+        try:
+            self.cells, self.broken, strange = self.schema.encode(self.table)
+        except ValueError as error:
+            raise ValueError(f"modality.data={self.cfg.data!r}: {error}") from None
+        for name, count in strange.items():
+            log.info("modality.data: column %r has %d cells of a level that training never saw", name, count)
+        self.classes, self.values = self.labels.apply(self._label, len(self.table))
+        good = [row for row in self.splits["train"].tolist() if row not in self.broken]
+        if not good:
+            raise ValueError(f"modality.data={self.cfg.data!r}: no training row can be read")
+        self._banks = {torch.device("cpu"): self.cells[good]}
 
-    def encode(self, row: Sequence[str]) -> Tensor:
-        """A row as floats [C]: standardised numbers (missing: the mean), category numbers (missing, unseen: 0)."""
-        values = []
-        for cell, levels, mean, std in zip(row, self.levels, self.mean, self.std, strict=True):
-            if levels is not None:
-                values.append(float(levels.index(cell)) if cell in levels else 0.0)
-            else:
-                values.append(0.0 if cell in MISSING else (float(cell) - mean) / std)
-        return torch.tensor(values)
+    def bank(self, device: torch.device | str = "cpu") -> Tensor:
+        """The readable training rows [S, C] on a device."""
+        device = torch.device(device)
+        if device not in self._banks:
+            self._banks[device] = self._banks[torch.device("cpu")].to(device)
+        return self._banks[device]
 
     def streams(self) -> dict[str, StreamSpec]:
         """One stream of columns."""
-        columns, levels = len(self.header), tuple(len(v) if v else 0 for v in self.levels)
+        columns = len(self.schema.columns)
         return {
-            "tabular": StreamSpec(
-                kind="columns", shape=(columns,), num_tokens=columns, cardinalities=levels, target_dim=1,
-                target_kind="cells", channels=tuple(self.header),
+            STREAM: StreamSpec(
+                kind="columns", shape=(columns,), num_tokens=columns, cardinalities=self.schema.cardinalities,
+                target_dim=1, target_kind="cells", channels=tuple(c.name for c in self.schema.columns),
             )
         }  # fmt: skip
 
     def dataset(self, split: str) -> Dataset[Sample]:
         """Rows of a split."""
-        return Rows(self.rows, self.labels, self.splits[split])
+        return Rows(self, self.splits[split])
+
+    def targets(self, split: str) -> Tensor | None:
+        """The numbers to predict, float32 [S of the split], NaN where unknown; None where the label is a class."""
+        return None if self.values is None else self.values[self.splits[split]]
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
-        """Rows as floats [B, C]."""
-        rows = []
-        for sample in samples:
-            try:
-                rows.append(self.encode(sample.data))
-            except ValueError as error:
-                raise Unreadable(sample.index, f"row {sample.index}: {error}") from error
-        return {"rows": torch.stack(rows), "sample_id": torch.tensor([s.index for s in samples])}
+        """Rows as cells [B, C]; a sample holds encoded cells, or a row as a mapping from column to cell."""
+        rows = [s.data if isinstance(s.data, Tensor) else self._read(s) for s in samples]
+        ids, groups = (torch.tensor([getattr(s, n) for s in samples]) for n in ("index", "group"))
+        return {
+            "rows": torch.stack(rows),
+            "sample_id": ids,
+            **({"group_id": groups} if self.cfg.group else {}),
+        }
+
+    def _read(self, sample: Sample) -> Tensor:
+        if isinstance(sample.data, Broken):
+            raise Unreadable(sample.index, sample.data.reason)
+        if not isinstance(sample.data, Mapping):
+            raise Unreadable(sample.index, f"row {sample.index}: want a mapping from column to cell")
+        frame = {name: _cell(value) for name, value in sample.data.items()}
+        try:
+            cells, broken, _ = self.schema.encode(Table(frame))
+        except ValueError as error:
+            raise Unreadable(sample.index, f"row {sample.index}: {error}") from error
+        if broken:
+            raise Unreadable(sample.index, broken[0])
+        return cells[0]
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Clean rows, and rows with cells of other rows."""
-        plan, given, rows = plans["tabular"], self.cfg.corruption, raw["rows"]
-        bank = self.bank.to(rows.device)
-        batch: Batch = []
-        if plan.num_clean:
-            batch.append(self._views(rows.repeat(plan.num_clean, 1), "clean", plan.num_clean, raw))
-        if plan.num_global:
-            shares = [given[min(i, len(given) - 1)] for i in range(plan.num_global)]
-            views = self._views(
-                torch.cat([swap(rows, bank, s, rng)[0] for s in shares]), "global", len(shares), raw
-            )
-            if plan.target:
-                views.target = views.x  # [R, C]
-            if plan.context_ratio:
-                grid = (1, rows.shape[1])
-                drawn = draw_multiblock(plan, "random", grid, rng.fork(1))
-                places = [d.to(rows.device) for d in drawn]
-                largest = largest_target(plan, "random", grid)
-                views.masks = as_masks(places[0], places[1], rows.shape[1], largest)
-            elif plan.mask_ratio and plan.num_masks > 1:
-                if plan.corrupt:
-                    raise ValueError("tables corrupt cells under one mask: ask for num_masks=1")
-                share = plan.mask_ratio[1]
-                drawn = [[choose(rows.shape[1], share, rng) for _ in shares] for _ in range(plan.num_masks)]
-                views.masks = tuple(pack_masks(torch.cat(each)) for each in drawn)
-            elif plan.mask_ratio:
-                hidden = torch.cat([choose(rows.shape[1], plan.mask_ratio[1], rng) for _ in shares])  # [R, C]
-                if plan.corrupt:
-                    donors = bank[rng.integers(len(bank), len(shares), rows.shape[1]).transpose(0, 1).flatten(0, 1),
-                                  torch.arange(rows.shape[1], device=rows.device)]  # fmt: skip
-                    donated = torch.where(hidden, donors, views.x)
-                    hidden, views.x = (
-                        hidden & (donated != views.x),
-                        donated,
-                    )  # a cell given its own value is no error
-                views.masks = (pack_masks(hidden, None if not plan.corrupt else hidden.numel()),)
-            batch.append(views)
-        if plan.num_local:
-            shares = [1 - self.cfg.local_columns] * plan.num_local
-            local = torch.cat([swap(rows, bank, s, rng)[0] for s in shares])
-            batch.append(self._views(local, "local", plan.num_local, raw))
-        return batch
+        plan, rows = plans[STREAM], raw["rows"]
+        made = [
+            draws.clean(plan, rows),
+            draws.global_views(plan, rows, self.bank(rows.device), self.cfg, rng),
+            draws.local_views(plan, rows, self.bank(rows.device), self.cfg, rng),
+        ]
+        ids = {n: raw[n] for n in ("sample_id", "group_id") if n in raw}
+        return [Views(stream=STREAM, **fields, **ids) for fields in made if fields]
 
-    @staticmethod
-    def _views(x: Tensor, role: Any, count: int, raw: Raw) -> Views:
-        return Views(x=x, stream="tabular", role=role, num_views=count, sample_id=raw["sample_id"])
+    def effective_rates(self, share: float) -> dict[str, float]:
+        """By column, the share of cells that really change where `share` of them is drawn anew from the column."""
+        bank, found = self.bank(), {}
+        for place, column in enumerate(self.schema.columns):
+            _, counts = bank[:, place].unique(return_counts=True)
+            found[column.name] = share * (1 - float((counts / len(bank)).square().sum()))
+        return found
+
+    def floors(self) -> dict[str, Any]:
+        """The cells, categories one-hot."""
+        return {"raw": functools.partial(draws.one_hot, cardinalities=self.schema.cardinalities)}
+
+    def panels(self, batch: Batch) -> list[Panel]:
+        """The table with its corrupted and hidden cells."""
+        from multissl.modalities.tabular_panels import cell_panel
+
+        views = [v for v in batch if v.stream == STREAM]
+        shares = self.effective_rates(max(self.cfg.corruption))
+        return cell_panel(views, self.schema.columns, shares, max(self.cfg.corruption), self.cfg.corrupt_by)
 
     def state(self) -> dict[str, Any]:
-        """The fitted schema."""
-        return {"header": self.header, "levels": self.levels, "mean": self.mean, "std": self.std}
+        """The fitted schema and what was fitted to the label."""
+        return {"schema": self.schema.to_json(), "label": self.labels.to_json()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Read new rows by the schema of the training data."""
-        if state["header"] != self.header:
-            raise ValueError(
-                f"modality.data has columns {self.header}, the model was trained on {state['header']}"
-            )
-        self.levels, self.mean, self.std = state["levels"], state["mean"], state["std"]
+        """Read all rows by the schema of the training data."""
+        self.schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
+        self._encode()
+
+
+class Broken(NamedTuple):
+    """What stands in a sample for a row that cannot be read."""
+
+    reason: str
 
 
 class Rows(Dataset[Sample]):
     """Some rows of a table."""
 
-    def __init__(self, rows: list[list[str]], labels: list[int], index: list[int]) -> None:
-        self.rows, self.labels, self.index = rows, labels, index
+    def __init__(self, table: Tabular, rows: np.ndarray) -> None:
+        self.table, self.rows = table, rows
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.rows)
 
     def __getitem__(self, item: int) -> Sample:
-        row = self.index[item]
-        return Sample(self.rows[row], item, self.labels[row])
+        row, table = int(self.rows[item]), self.table
+        data = Broken(table.broken[row]) if row in table.broken else table.cells[row]
+        return Sample(data, item, int(table.classes[row]), table.groups[row])
 
 
-def choose(columns: int, share: float, rng: RowRandom) -> Tensor:
-    """bool [B, C] with round(share * C) True cells in every row."""
-    return rng.rand(columns).argsort(1).argsort(1) < round(share * columns)
-
-
-def swap(rows: Tensor, bank: Tensor, share: float, rng: RowRandom) -> tuple[Tensor, Tensor]:
-    """rows [B, C] with a share of the cells taken from the same column of bank [S, C], and which cells those are."""
-    hit = choose(rows.shape[1], share, rng)
-    donors = rng.integers(len(bank), rows.shape[1])
-    return torch.where(hit, bank.gather(0, donors), rows), hit
-
-
-def read_table(data: str, label: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, cells and class numbers (-1 without labels) of a table."""
-    if data.startswith("sklearn:"):
-        loader = getattr(registry.require("sklearn.datasets"), f"load_{data.removeprefix('sklearn:')}", None)
-        if loader is None:
-            raise ValueError(
-                f"modality.data={data!r}: scikit-learn has no such table; try sklearn:breast_cancer"
-            )
-        table = loader()
-        header, cells = [*map(str, table.feature_names)], [[*map(str, row)] for row in table.data.tolist()]
-        return header, cells, [int(t) for t in table.target]
-    path = Path(data)
-    if not path.is_file():
-        raise ValueError(f"modality.data={data!r}: no such file; give a csv file with a header")
-    with path.open(newline="") as file:
-        header, *lines = [[cell.strip() for cell in line] for line in csv.reader(file) if line]
-    if not lines:
-        raise ValueError(f"modality.data={data!r}: the file holds no rows below its header")
-    if label not in header:
-        return header, lines, [-1] * len(lines)
-    place = header.index(label)
-    classes = sorted({line[place] for line in lines})
-    labels = [classes.index(line[place]) for line in lines]
-    drop = lambda line: line[:place] + line[place + 1 :]  # noqa: E731
-    return drop(header), [drop(line) for line in lines], labels
+def _cell(value: Any) -> np.ndarray:
+    """A column of one cell."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return np.array([value], np.float64)
+    cell = np.empty(1, object)
+    cell[0] = None if value is None or str(value).strip() in schemas.MISSING else str(value).strip()
+    return cast(np.ndarray, cell)

@@ -107,7 +107,8 @@ def test_modalities_deliver_targets_and_a_context(name: str) -> None:
 
 
 def test_tables_draw_several_masks_but_not_under_corruption() -> None:
-    modality, rng = Tabular.Config().build(), rows(0, 4, 4)
+    pytest.importorskip("sklearn")
+    modality, rng = Tabular.Config(data="sklearn:breast_cancer").build(), rows(0, 4, 4)
     data = modality.dataset("train")
     plan = ViewPlan(num_global=1, num_masks=3, mask_ratio=(0.3, 0.3))
     raw = modality.collate([data[i] for i in range(4)], {"tabular": plan}, rng)

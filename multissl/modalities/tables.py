@@ -1,0 +1,242 @@
+"""Where tables come from: csv, tsv, parquet, feather, scikit-learn's, a DataFrame in memory, and the built-in demo.
+
+A table is its header and one array a column: numbers as float64 (NaN where a cell is missing), anything else as text
+(None where missing). Nothing is fitted here; rows that are no rows are listed in `broken` and skipped later.
+The demo: 40 columns, 8 hidden kinds of row. 12 text columns and 8 numbers depend on the kind, each weakly and with
+much noise; the other 20 are independent noise. No column tells the kind, and distances between raw rows are
+mostly noise: weighted k-NN (20 neighbours) on raw one-hot rows finds 51 % of the kinds, chance being 12.5 %. What
+columns say about each other is only the kind, so whoever learns to fill cells in learns it.
+Shapes: S rows, C columns.  State: none.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multissl import registry
+
+MISSING = {"", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL"}
+"""Cells that mean that there is none."""
+MEMORY: dict[str, Any] = {}
+"""Frames that this process was handed, by the name that stands for them in a recipe file."""
+LINE = 1_000_000
+"""Characters a csv cell may have."""
+
+
+@dataclass(slots=True)
+class Table:
+    """Columns of equal length, by name."""
+
+    columns: dict[str, np.ndarray]
+    broken: dict[int, str] = field(default_factory=dict)
+    """Rows that could not be read, and why."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def take(self, rows: np.ndarray) -> Table:
+        """Some rows."""
+        place = {int(row): i for i, row in enumerate(rows)}
+        broken = {place[row]: why for row, why in self.broken.items() if row in place}
+        return Table({name: column[rows] for name, column in self.columns.items()}, broken)
+
+
+def holding(frame: Any) -> str:
+    """The `data` option for a DataFrame (or a dict of columns) in memory; other processes refuse it by name."""
+    name = f"memory:{type(frame).__name__}#{len(MEMORY)}"
+    MEMORY[name] = frame
+    return name
+
+
+def read_table(data: str, option: str = "modality.data") -> Table:
+    """The table that an option names; every error names the option as it was typed."""
+    try:
+        table = _open(data)
+    except ValueError as error:
+        raise ValueError(f"{option}={data!r}: {error}") from None
+    if not len(table):
+        raise ValueError(f"{option}={data!r}: the file holds no rows below its header")
+    return table
+
+
+def beside(data: str) -> str:
+    """The test file that lies beside a train file and is named like it, or ''."""
+    name = re.sub(r"(?i)(?<![a-z0-9])train(?![a-z0-9])", "test", Path(data).name)
+    found = Path(data).with_name(name) if name and name != Path(data).name else None
+    return str(found) if found and found.is_file() else ""
+
+
+def appended(first: Table, second: Table, option: str) -> Table:
+    """The rows of both under the header of the first, which the second must have."""
+    lacking = [name for name in first.columns if name not in second.columns]
+    if lacking:
+        raise ValueError(f"{option}: column {lacking[0]!r} is missing; it has {', '.join(second.columns)}")
+    columns = {}
+    for name, column in first.columns.items():
+        pair = [column, second.columns[name]]
+        if pair[0].dtype != pair[1].dtype:
+            pair = [texts(c) for c in pair]
+        columns[name] = np.concatenate(pair)
+    return Table(columns, {**first.broken, **{len(first) + i: why for i, why in second.broken.items()}})
+
+
+def texts(column: np.ndarray) -> np.ndarray:
+    """A column as text, None where missing."""
+    if column.dtype != np.float64:
+        return column
+    made = np.empty(len(column), object)
+    made[:] = [None if np.isnan(v) else (str(int(v)) if v.is_integer() else repr(float(v))) for v in column]
+    return made
+
+
+def _open(data: str) -> Table:
+    scheme, _, rest = data.partition(":")
+    if data == "demo":
+        return _demo()
+    if scheme == "sklearn":
+        return _sklearn(rest)
+    if scheme == "memory":
+        if data not in MEMORY:
+            raise ValueError("a table in the memory of a Python program: only that program can read it")
+        return _frame(MEMORY[data])
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise ValueError("no such file; give a .csv, .tsv, .parquet or .feather file, sklearn:NAME, or demo")
+    match path.suffix.lower():
+        case ".csv" | ".tsv" | ".txt":
+            return _csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+        case ".parquet" | ".pq":
+            return _arrow(registry.require("pyarrow.parquet").read_table(path))
+        case ".feather" | ".arrow":
+            return _arrow(registry.require("pyarrow.feather").read_table(path))
+    raise ValueError(f"a {path.suffix or 'nameless'} file is no table; known: .csv, .tsv, .parquet, .feather")
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"the header names {twice[0]!r} twice: columns need names of their own")
+    if "" in names:
+        raise ValueError(
+            f"column {list(names).index('') + 1} has no name: the first line must name all columns"
+        )
+    return list(names)
+
+
+def _csv(path: Path, delimiter: str) -> Table:
+    csv.field_size_limit(LINE)
+    broken: dict[int, str] = {}
+    lines: list[list[str]] = []
+    # A wrong byte becomes U+FFFD, by which its row is known.
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = _named([cell.strip() for cell in next(reader, [])])
+        while True:
+            try:
+                line = next(reader, None)
+            except csv.Error as error:
+                broken[len(lines)] = f"line {reader.line_num}: {error}"
+                line = [""] * len(header)
+            if line is None:
+                break
+            if not line:
+                continue
+            if len(line) != len(header):
+                broken[len(lines)] = (
+                    f"line {reader.line_num} has {len(line)} cells, the header names {len(header)}"
+                )
+                line = [""] * len(header)
+            elif any("\ufffd" in cell for cell in line):
+                broken[len(lines)] = f"line {reader.line_num} is not UTF-8"
+                line = [""] * len(header)
+            lines.append([cell.strip() for cell in line])
+    columns = {}
+    for name, cells in zip(header, zip(*lines, strict=True), strict=False):
+        columns[name] = _objects([None if cell in MISSING else cell for cell in cells])
+    return Table(columns, broken)
+
+
+def _objects(cells: Sequence[Any]) -> np.ndarray:
+    made = np.empty(len(cells), object)
+    made[:] = cells
+    return made
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """Numbers as float64, anything else as text."""
+    known = [v for v in values if v is not None]
+    if all(isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in known):
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    cells = [None if v is None else str(v).strip() for v in values]
+    return _objects([None if cell in MISSING else cell for cell in cells])
+
+
+def _arrow(table: Any) -> Table:
+    names = _named([str(name) for name in table.column_names])
+    return Table(
+        {name: _column(column.to_pylist()) for name, column in zip(names, table.columns, strict=True)}
+    )
+
+
+def _frame(frame: Any) -> Table:
+    names = _named([str(name) for name in frame])
+    columns = {}
+    for i, name in enumerate(names):
+        series = frame.iloc[:, i] if hasattr(frame, "iloc") else frame[name]
+        values = np.asarray(series)
+        if values.dtype.kind in "iuf":
+            columns[name] = values.astype(np.float64)
+        else:
+            gone = (
+                series.isna().to_numpy() if hasattr(series, "isna") else [v is None for v in values.tolist()]
+            )
+            columns[name] = _column([None if g else v for g, v in zip(gone, values.tolist(), strict=True)])
+    return Table(columns)
+
+
+def _sklearn(name: str) -> Table:
+    loader = getattr(registry.require("sklearn.datasets"), f"load_{name}", None)
+    if loader is None:
+        raise ValueError("scikit-learn has no such table; try sklearn:breast_cancer")
+    table = loader()
+    columns = {
+        str(n): column.astype(np.float64) for n, column in zip(table.feature_names, table.data.T, strict=True)
+    }
+    return Table({**columns, "target": np.asarray(table.target, np.float64)})
+
+
+@functools.cache
+def _demo(rows: int = 6000) -> Table:
+    rng = np.random.default_rng(20_260_101)
+    kind = rng.integers(8, size=rows)  # [S]
+    columns: dict[str, np.ndarray] = {}
+    for i in range(12):
+        usual = rng.integers(6, size=8)  # the level a kind tends to
+        other = rng.integers(6, size=rows)
+        level = np.where(rng.random(rows) < 0.35, usual[kind], other)
+        columns[f"answer {i + 1}"] = _objects(["abcdef"[v] for v in level])
+    for i in range(8):
+        columns[f"reading {i + 1}"] = rng.normal(size=8)[kind] + 3 * rng.normal(size=rows)
+    for i in range(20):
+        if i % 2:
+            columns[f"noise {i + 1}"] = np.exp(rng.normal(size=rows))
+        else:
+            columns[f"noise {i + 1}"] = _objects([f"n{v}" for v in rng.integers(5, size=rows)])
+    for name in ("answer 1", "reading 1"):  # a few cells are missing
+        gone = rng.random(rows) < 0.05
+        columns[name][gone] = None if columns[name].dtype == object else np.nan
+    order = rng.permutation(len(columns))
+    names = [*columns]
+    return Table(
+        {**{names[i]: columns[names[i]] for i in order}, "target": _objects([f"kind {k}" for k in kind])}
+    )

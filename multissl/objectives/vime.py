@@ -1,0 +1,145 @@
+"""VIME and denoising of tables: tell which cells of a row were replaced, and what they were.
+
+Yoon et al., NeurIPS 2020, "VIME: Extending the Success of Self- and Semi-supervised Learning to Tabular Domain",
+equations 3 to 5: an encoder reads corrupted rows, one head predicts the mask (binary cross entropy), another the row
+(weight 2). As in the paper the mask to predict is where the row really differs from its original, for a replaced cell
+often gets the value it had. Here numbers take squared error and categories cross entropy, column by column, where the
+paper squares everything; a fixed share of each row is drawn, where the paper draws each cell by itself.
+With corrupt=0 the views are those that the modality makes for any objective, so that this is the reconstruction term
+beside a contrastive one (SAINT, SubTab) in a weighted sum.
+Shapes: R rows, C columns, D encoder width, H hidden width.
+Collectives: two sums of the columns' counts (see rebuild).  State: the two heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoders
+from multissl.layers.heads import wide
+from multissl.layers.init import init_linear
+from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.rebuild import Readout
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
+
+
+class VIME(Objective):
+    """Mask prediction and denoising of one stream of columns."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of VIME; the defaults are the paper's."""
+
+        corrupt: float = 0.3
+        """Share of the cells that are replaced; 0 takes the views as the modality makes them."""
+        num_views: int = 1
+        """Views of each row."""
+        mask_weight: float = 1.0
+        """Of the mask's loss; 0 leaves its head out."""
+        cells_weight: float = 2.0
+        """Of the cells' loss."""
+        reads: Literal["pooled", "tokens"] = "pooled"
+        """What the heads read: one feature a row, or each column's token (a transformer's)."""
+        hidden: int = 0
+        """Width of a layer before the heads; 0: none, as in the paper."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.corrupt < 1:
+                raise ValueError(
+                    f"objective.corrupt={self.corrupt}: want a share of 0 to less than 1, such as 0.3"
+                )
+            for name, low in {"num_views": 1, "mask_weight": 0, "hidden": 0}.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
+            if not self.cells_weight > 0:
+                raise ValueError(f"objective.cells_weight={self.cells_weight}: want more than 0, such as 2")
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            raise ValueError(
+                f"vime rebuilds one stream, got {', '.join(streams)}: sum objectives with weighted"
+            )
+        self.cfg, (self.stream,) = cfg, streams
+        spec, width = streams[self.stream], encoders.widths()[self.stream]
+        if spec.kind != "columns" or spec.target_kind != "cells" or not spec.target_dim:
+            raise ValueError(
+                f"vime tells which cells of a row were replaced, this stream is a {spec.kind}: take mae instead"
+            )
+        self.columns = spec.shape[0]
+        self.neck = nn.Sequential(nn.Linear(width, cfg.hidden), nn.GELU()) if cfg.hidden else nn.Identity()
+        width = cfg.hidden or width
+        self.cells = Readout(width, spec)
+        self.mask = (
+            nn.Linear(width, self.columns if cfg.reads == "pooled" else 1) if cfg.mask_weight else None
+        )
+        if self.mask is not None:
+            init_linear(self.mask, 0.0)
+
+    def plans(self) -> Plans:
+        """Corrupted global views and the rows they were."""
+        ratio = (self.cfg.corrupt, self.cfg.corrupt) if self.cfg.corrupt else None
+        plan = ViewPlan(
+            num_global=self.cfg.num_views, mask_ratio=ratio, corrupt=ratio is not None, target=True
+        )
+        return spread([self.stream], plan)
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The losses of this rank's rows; every row has equally many cells."""
+        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        if views is None or views.target is None:
+            raise ValueError("vime wants global views with their targets, as its plan says")
+        (features,) = encoders.encode([views])
+        if self.cfg.reads == "tokens":
+            z = self.neck(features.tokens)  # [R, C, H]
+            if z.shape[1] != self.columns:
+                raise ValueError(
+                    f"objective.reads=tokens wants a token a column ({self.columns}), the encoder gives {z.shape[1]}: "
+                    "set objective.reads=pooled, or take transformer"
+                )
+            at_cells = z
+        else:
+            z = self.neck(features.pooled)  # [R, H]
+            at_cells = z[:, None].expand(-1, self.columns, -1)
+        target = views.target.flatten(1)  # [R, C]
+        everywhere = torch.arange(self.columns, device=z.device).expand(len(z), -1)  # [R, C]
+        cells, blind = self.cells.loss(at_cells, everywhere, target)
+        terms = {"cells": cells}
+        stats = {"std": embedding_std(features.pooled), "cells_of_constant": cells / blind.clamp(min=1e-12)}
+        constant = self.cfg.cells_weight * blind
+        if self.mask is not None:
+            logits = wide(self.mask(z)).reshape(target.shape)  # [R, C]
+            changed = (views.x != views.target).float()
+            seen = torch.ones_like(changed) if views.valid is None else views.valid.float()
+            errors = F.binary_cross_entropy_with_logits(logits, changed, reduction="none")
+            terms["mask"] = (errors * seen).sum() / seen.sum()
+            share = ((changed * seen).sum(0) / seen.sum(0).clamp(min=1)).clamp(1e-6, 1 - 1e-6)  # [C]
+            entropy = torch.special.entr(share) + torch.special.entr(1 - share)
+            constant = constant + self.cfg.mask_weight * (entropy * seen.sum(0)).sum() / seen.sum()
+            stats |= {"changed": (changed * seen).sum() / seen.sum(), "mask_auc": auc(logits, changed, seen)}
+        weights = {"cells": self.cfg.cells_weight, "mask": self.cfg.mask_weight}
+        return Losses.weigh(terms, weights, {"constant": constant, **stats})
+
+    def shard_units(self) -> list[nn.Module]:
+        """None: the heads are small."""
+        return []
+
+
+@torch.no_grad()
+def auc(logits: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
+    """The chance that a changed cell scores above an unchanged one, over the seen cells of [R, C]; 0.5 without both.
+
+    By ranks (Mann-Whitney); ties count by their order, which is arbitrary.
+    """
+    ranks = torch.where(seen > 0, logits, torch.inf).flatten().argsort().argsort().to(torch.float64) + 1
+    ones = (truth * seen).flatten().to(torch.float64)  # unseen cells rank last and are in neither class
+    positive, total = ones.sum(), seen.sum().to(torch.float64)
+    negative = total - positive
+    found = ((ranks * ones).sum() - positive * (positive + 1) / 2) / (positive * negative).clamp(min=1)
+    return torch.where((positive > 0) & (negative > 0), found, 0.5).float()

@@ -1,0 +1,100 @@
+"""Few labels: paired draws, figures and the interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from multissl.evaluators.few_labels import FewLabels, area, interval, score
+from tests.evaluators.clusters import START, Clusters, Constant, encoders
+
+
+class Quantity(Clusters):
+    """The same points; the number to predict is the first coordinate."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Clusters.Config):
+        pass
+
+    def targets(self, split: str) -> torch.Tensor:
+        return torch.tensor([s.data[0] for s in self.dataset(split)])  # type: ignore[attr-defined]
+
+
+def test_the_area_is_that_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    truth, scores = rng.random(50) < 0.3, rng.integers(5, size=50).astype(float)  # with ties
+    assert area(scores, truth) == pytest.approx(metrics.roc_auc_score(truth, scores))
+    values, guess = rng.normal(size=50), rng.normal(size=50)
+    assert score(guess, values) == pytest.approx(100 * metrics.r2_score(values, guess))
+    classes, soft = rng.integers(3, size=60), rng.dirichlet(np.ones(3), size=60)
+    assert score(soft, classes) == pytest.approx(
+        100 * metrics.roc_auc_score(classes, soft, multi_class="ovr")
+    )
+
+
+def test_the_interval_is_students() -> None:
+    pytest.importorskip("scipy.stats")
+    found = interval(np.array([1.0, 2.0, 3.0]))
+    assert found["gain"] == 2.0
+    assert found["gain_high"] - 2 == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
+    pytest.importorskip("sklearn")
+    modality = Clusters.Config(noise=0.3).build()
+    evaluator = FewLabels.Config(labels=8, draws=3, classical=False).build()
+    good = evaluator.run(encoders(), modality, START)
+    assert good == evaluator.run(encoders(), modality, START)
+    assert good["score"] > 90
+    assert evaluator.run(encoders(Constant()), modality, START)["score"] < 75
+    y = np.arange(120) % 4
+    first, second = evaluator._draws(y), evaluator._draws(y)
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    assert all(len(set(d)) == 8 and set(y[d]) == {0, 1, 2, 3} for d in first)
+
+
+def test_classical_models_see_the_same_rows() -> None:
+    pytest.importorskip("sklearn")
+    modality: Any = Clusters.Config(noise=0.3, classes=2).build()
+    evaluator = FewLabels.Config(labels=10, draws=2).build()
+    floors = evaluator.floors(modality)
+    assert set(floors) == {"linear", "forest", "boosting"}
+    found = evaluator.run(
+        encoders(), modality, START
+    )  # the encoder is the identity: it equals the linear model
+    assert found["score"] == pytest.approx(floors["linear"])
+    assert found["gain"] == pytest.approx(floors["linear"] - max(floors.values()))
+    assert found["gain_low"] <= found["gain"] <= found["gain_high"]
+
+
+def test_a_quantity_is_measured_by_r2_and_unlabelled_data_by_nothing() -> None:
+    pytest.importorskip("sklearn")
+    evaluator = FewLabels.Config(labels=20, draws=2, classical=False).build()
+    assert evaluator.run(encoders(), Quantity.Config().build(), START)["score"] > 99
+    assert evaluator.run(encoders(), Clusters.Config(labels=False).build(), START) == {}
+
+
+def test_fine_tuning_moves_a_copy_only() -> None:
+    pytest.importorskip("sklearn")
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(2, 8), nn.Tanh())
+    made = encoders(inner)
+    before = [p.clone() for p in inner.parameters()]
+    modality = Clusters.Config(noise=0.1).build()
+    evaluator = FewLabels.Config(
+        labels=16, draws=2, classical=False, fine_tune=150, fine_tune_lr=0.03
+    ).build()
+    found = evaluator.run(made, modality, START)
+    assert found["fine_tuned"] > 95
+    assert all(torch.equal(a, b) for a, b in zip(before, inner.parameters(), strict=True))
+
+
+def test_limits_are_named() -> None:
+    with pytest.raises(ValueError, match="draws=1: want 2 or more"):
+        FewLabels.Config(draws=1)

@@ -1,0 +1,432 @@
+"""Tables: files, schema, corruptions, masks, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from multissl.evaluators.base import labelled_split
+from multissl.evaluators.knn import knn_accuracy
+from multissl.modalities import tabular_views
+from multissl.modalities.tables import beside, holding, read_table
+from multissl.modalities.tabular import Tabular
+from multissl.random import RowRandom
+from multissl.types import CLEAN, Plans, Unreadable, ViewPlan, Views
+
+COLOURS = ("red", "green", "blue")
+
+
+def write(path: Path, lines: list[str]) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def lines(count: int = 60) -> list[str]:
+    body = [
+        f"{20 + i % 30},{COLOURS[i % 3]},{'' if i % 5 == 2 else i * 0.5},{'yes' if i % 2 else 'no'}"
+        for i in range(count)
+    ]
+    return ["age,colour,income,target", *body]
+
+
+def small(tmp_path: Path, given: list[str] | None = None, **options: Any) -> Tabular:
+    return Tabular.Config(data=write(tmp_path / "rows.csv", given or lines()), **options).build()
+
+
+def drawn(modality: Tabular, plan: ViewPlan, count: int = 8, first: int = 0, total: int = 0) -> list[Views]:
+    """Views of `count` training rows, as rank rows first..first+count of a batch of `total`."""
+    data, total = modality.dataset("train"), total or count
+    plans: Plans = {"tabular": plan}
+    rng = RowRandom((0, 3, 1), first, count, total)
+    raw = modality.collate([data[i] for i in range(first, first + count)], plans, rng)
+    return modality.views(raw, plans, rng)
+
+
+def test_the_schema_is_fitted_on_the_training_rows_alone(tmp_path: Path) -> None:
+    given = lines()
+    given[1] = "1000000,violet,7,no"  # row 0 is for validation
+    modality = small(tmp_path, given)
+    assert [c.name for c in modality.schema.columns] == ["age", "colour", "income", "income is missing"]
+    assert modality.schema.cardinalities == (0, 4, 0, 2)
+    assert modality.schema.columns[1].levels == ["(unknown)", "blue", "green", "red"]
+    assert modality.schema.columns[0].knots[-1] == 49.0
+    assert modality.cells[0, 1] == 0  # violet was never seen
+    assert modality.cells[0, 0] < 3  # a far value stays at the edge
+    assert modality.labels.classes == ["no", "yes"]
+
+
+def test_missing_numbers_are_flagged_and_stand_in_the_middle(tmp_path: Path) -> None:
+    cells = small(tmp_path).cells
+    missing = torch.tensor([i % 5 == 2 for i in range(60)])
+    assert torch.equal(cells[:, 3] == 1, missing)
+    assert not cells[missing, 2].any()
+
+
+def test_numbers_become_normal_scores_and_come_back(tmp_path: Path) -> None:
+    modality = small(tmp_path)
+    age, column = modality.cells[:, 0], modality.schema.columns[0]
+    train = age[modality.splits["train"]]
+    assert abs(train.mean()) < 0.05
+    assert 0.85 < train.std() < 1.1
+    for row in (5, 13, 28):
+        assert float(column.decode(float(age[row]))) == pytest.approx(20 + row % 30, abs=0.6)
+    plain = small(tmp_path, scaling="standard")
+    assert plain.cells[plain.splits["train"], 0].mean().abs() < 1e-6
+    assert plain.schema.columns[0].decode(float(plain.cells[5, 0])) == "25"
+
+
+def test_columns_that_say_nothing_are_left_out_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ["a,same,gone,name,target", *(f"{i},5,?,person {i},{i % 2}" for i in range(40))]
+    modality = small(tmp_path, given)
+    assert [c.name for c in modality.schema.columns] == ["a"]
+    assert modality.schema.left_out == {
+        "same": "constant", "gone": "all cells are missing", "name": "a different text in every row",
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"modality\.data=.*no column says anything: same \(constant\), gone \(all"
+    ):
+        small(tmp_path, [",".join(line.split(",")[1:3]) for line in given])
+
+
+def test_rare_levels_are_unknown_so_that_unknown_is_trained(tmp_path: Path) -> None:
+    given = ["a,b", *(f"{i},{'x' if i % 2 else 'y'}" for i in range(40))]
+    given[6] = "5,once"
+    modality = small(tmp_path, given, label="")
+    assert modality.schema.columns[1].levels == ["(unknown)", "x", "y"]
+    assert modality.cells[5, 1] == 0
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "feather", "frame"])
+def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    expected = small(tmp_path)
+    columns = {
+        "age": [20 + i % 30 for i in range(60)],
+        "colour": [COLOURS[i % 3] for i in range(60)],
+        "income": [None if i % 5 == 2 else i * 0.5 for i in range(60)],
+        "target": ["yes" if i % 2 else "no" for i in range(60)],
+    }
+    path = tmp_path / f"rows.{kind}"
+    if kind == "tsv":
+        path.write_text((tmp_path / "rows.csv").read_text().replace(",", "\t"))
+    elif kind in ("parquet", "feather"):
+        arrow = pytest.importorskip("pyarrow")
+        module: Any = pytest.importorskip(f"pyarrow.{kind}")
+        getattr(module, f"write_{'table' if kind == 'parquet' else 'feather'}")(arrow.table(columns), path)
+    data = str(path)
+    if kind == "frame":
+        pandas = pytest.importorskip("pandas", reason="the extra `tabular` is not installed")
+        data = holding(pandas.DataFrame(columns))
+    modality = Tabular.Config(data=data).build()
+    assert modality.schema == expected.schema
+    assert torch.equal(modality.cells, expected.cells)
+    assert modality.classes.tolist() == expected.classes.tolist()
+
+
+def test_a_frame_of_another_process_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"modality\.data='memory:DataFrame#77': a table in the memory"):
+        read_table("memory:DataFrame#77")
+
+
+def test_splits_a_test_file_and_groups(tmp_path: Path) -> None:
+    train, test = tmp_path / "my-train.csv", tmp_path / "my-test.csv"
+    write(train, lines(50))
+    write(test, ["colour,age,target,income", "red,30,yes,1", "blue,31,no,2"])
+    modality = Tabular.Config(data=str(train)).build()
+    assert beside(str(train)) == str(test)
+    assert {s: len(rows) for s, rows in modality.splits.items()} == {"train": 45, "val": 5, "test": 2}
+    assert [modality.dataset("test")[i].label for i in range(2)] == [1, 0]
+    write(test, ["colour,target,income", "red,yes,1"])
+    with pytest.raises(
+        ValueError, match=r"modality\.test=.*column 'age' is missing; it has colour, target, income"
+    ):
+        Tabular.Config(data=str(train)).build()
+    given = ["a,who,target", *(f"{i},p{i // 4},{i % 2}" for i in range(80))]
+    modality = small(tmp_path, given, group="who")
+    owners = [{modality.groups[r] for r in rows} for rows in modality.splits.values()]
+    assert not owners[0] & owners[1] | owners[0] & owners[2] | owners[1] & owners[2]
+    (views,) = drawn(modality, CLEAN)
+    assert views.group_id is not None
+    assert views.group_id.tolist() == [modality.groups[r] for r in modality.splits["train"][:8]]
+
+
+def test_a_quantity_as_label_is_five_parts_and_its_numbers(tmp_path: Path) -> None:
+    given = ["a,b,price", *(f"{i % 7},{i % 3},{i * 1.5}" for i in range(100))]
+    modality = small(tmp_path, given, label="price")
+    counts = np.bincount(modality.classes[modality.splits["train"]])
+    assert len(counts) == 5
+    assert counts.min() >= 14
+    targets = modality.targets("val")
+    assert targets is not None
+    assert targets.tolist() == [i * 1.5 for i in range(0, 100, 10)]
+    assert small(tmp_path, lines()).targets("val") is None
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a,b,a", "1,2,3"], r"modality\.data=.*the header names 'a' twice"),
+        (["a,,c", "1,2,3"], r"modality\.data=.*column 2 has no name"),
+        (["a,b,c"], r"modality\.data=.*holds no rows below its header"),
+    ],
+)
+def test_a_bad_header_is_one_clear_line(given: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        small(tmp_path, given)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_names_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"modality\.data='nowhere\.csv': no such file"):
+        Tabular.Config(data="nowhere.csv").build()
+    (tmp_path / "x.doc").write_text("")
+    with pytest.raises(ValueError, match=r"a \.doc file is no table"):
+        Tabular.Config(data=str(tmp_path / "x.doc")).build()
+    with pytest.raises(ValueError, match=r"modality\.ignore names column 'agee'; did you mean age"):
+        small(tmp_path, ignore=("agee",))
+    with pytest.raises(ValueError, match=r"modality\.corruption\.1=1\.5: want a share"):
+        Tabular.Config(corruption=(0.0, 1.5))
+    with pytest.raises(ValueError, match=r"modality\.rare=0: want 1 or more"):
+        Tabular.Config(rare=0)
+    with pytest.raises(ValueError, match=r"modality\.corruption is empty"):
+        Tabular.Config(corruption=())
+
+
+def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
+    given = lines(200)
+    given[3] = "20,red"
+    given[4] = "x" * 1_100_000 + ",red,1,yes"
+    given[5] = "inf,red,1,yes"
+    given[6] = "none at all,red,1,yes"
+    path = tmp_path / "rows.csv"
+    path.write_bytes("\n".join(given).encode().replace(b"27,blue,3.5", b"27,bl\xffe,3.5"))
+    modality = Tabular.Config(data=str(path)).build()
+    data = modality.dataset("train")
+    found = {}
+    for i in range(len(data)):  # type: ignore[arg-type]
+        try:
+            modality.collate([data[i]], {"tabular": CLEAN}, RowRandom((0,), 0, 1, 1))
+        except Unreadable as bad:
+            found[int(modality.splits["train"][bad.index])] = bad.reason
+    assert found == {
+        2: "line 4 has 2 cells, the header names 4",
+        3: "line 5: field larger than field limit (1000000)",
+        4: "row 4: age='inf' is no finite number",
+        5: "row 5: age='none at all' is no finite number",
+        7: "line 9 is not UTF-8",
+    }
+    assert modality.bank().isfinite().all()
+    assert len(modality.bank()) == len(modality.splits["train"]) - 5
+
+
+def test_the_schema_is_enforced_at_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = small(tmp_path)
+    state = json.loads(json.dumps(trained.state()))
+    new = Tabular.Config(data=write(tmp_path / "new.csv", lines(30)[:1] + lines(30)[20:])).build()
+    new.restore(state)
+    assert new.schema == trained.schema
+    assert torch.equal(new.cells, trained.cells[19:30])  # the same rows, the same numbers
+    assert new.streams() == trained.streams()
+
+    strange = [line.replace("green", "mauve") for line in lines(30)]
+    other = Tabular.Config(data=write(tmp_path / "new.csv", strange)).build()
+    with caplog.at_level("INFO", logger="multissl"):
+        other.restore(state)
+    assert "column 'colour' has 10 cells of a level that training never saw" in caplog.text
+    assert (other.cells[1::3, 1] == 0).all()
+
+    fewer = ["agee,income,target", *(f"{i},{i},yes" for i in range(30))]
+    other = Tabular.Config(data=write(tmp_path / "new.csv", fewer)).build()
+    with pytest.raises(ValueError, match=r"column 'age' of the training data is missing; did you mean agee"):
+        other.restore(state)
+    words = ["age,colour,income,target", *(f"old{i % 2},red,{i},yes" for i in range(30))]
+    other = Tabular.Config(data=write(tmp_path / "new.csv", words)).build()
+    with pytest.raises(
+        ValueError, match=r"column 'age' held numbers in the training data, here it holds 'old0'"
+    ):
+        other.restore(state)
+
+
+def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
+    from multissl.evaluators.base import clean_views
+    from multissl.types import Sample
+
+    modality = small(tmp_path)
+    row = {"age": 25, "colour": "blue", "income": 2.5}
+    (found,) = clean_views(modality, [Sample(row, 0)], "tabular").x
+    torch.testing.assert_close(found, modality.cells[5])
+    for wrong, message in (
+        ({"age": 25}, "'colour' of the training data is missing"),
+        (["25"], "want a mapping"),
+    ):
+        with pytest.raises(Unreadable, match=message):
+            clean_views(modality, [Sample(wrong, 0)], "tabular")
+
+
+# --- views
+
+
+@pytest.mark.parametrize("by", ["marginal", "permute", "donor", "subset"])
+def test_views_are_the_same_on_any_number_of_ranks(by: Any) -> None:
+    modality = Tabular.Config(corrupt_by=by, corruption=(0.2, 0.6), subset_noise=0.2).build()
+    for plan in (
+        ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.1, 0.5), mask_share=0.5),
+        ViewPlan(num_global=1, mask_ratio=(0.3, 0.3), corrupt=True, target=True),
+    ):
+        whole = drawn(modality, plan, 8)
+        parts = [drawn(modality, plan, 4, first, 8) for first in (0, 4)]
+        for i, views in enumerate(whole):
+            for name in ("x", "target", "valid"):
+                full = getattr(views, name)
+                if full is None:
+                    continue
+                halves = [getattr(p[i], name).unflatten(0, (views.num_views, -1)) for p in parts]
+                assert torch.equal(full.unflatten(0, (views.num_views, -1)), torch.cat(halves, 1))
+            if views.mask is not None:
+                halves = [p[i].masks[0].hidden.unflatten(0, (views.num_views, -1)) for p in parts]
+                assert torch.equal(
+                    views.mask.hidden.unflatten(0, (views.num_views, -1)), torch.cat(halves, 1)
+                )
+        again = drawn(modality, plan, 8)
+        assert all(torch.equal(a.x, b.x) for a, b in zip(whole, again, strict=True))
+
+
+def one(modality: Tabular, by: str, share: float = 0.5, count: int = 64) -> tuple[Tensor, Tensor]:
+    """Rows of a table of all-different cells, and what `swap` makes of them."""
+    rows = modality.bank()[:count]
+    rng = RowRandom((1, 2), 0, count, count)
+    return rows, tabular_views.swap(rows, modality.bank(), share, by, rng, 8)
+
+
+@pytest.fixture
+def distinct(tmp_path: Path) -> Tabular:
+    rng = np.random.default_rng(0)
+    body = [",".join(f"{v:.6f}" for v in rng.normal(size=10)) for _ in range(200)]
+    return small(tmp_path, [",".join(f"c{i}" for i in range(10)), *body], label="", scaling="standard")
+
+
+def test_corruptions_are_what_their_names_say(distinct: Tabular) -> None:
+    bank = distinct.bank()
+    for by in ("marginal", "permute", "donor"):
+        rows, made = one(distinct, by)
+        changed = rows != made
+        columns = [set(c.tolist()) for c in bank.T]
+        assert all(v in columns[c] for r, c in changed.nonzero().tolist() for v in [made[r, c].item()])
+        if by == "permute":
+            assert ((changed.sum(1) <= 5) & (changed.sum(1) >= 1)).all()
+            for group in range(8):  # a cell comes from the rows of its group
+                of = rows[8 * group : 8 * group + 8]
+                assert all(
+                    (made[r, c] == of[:, c]).any() for r in range(8 * group, 8 * group + 8) for c in range(10)
+                )
+        else:
+            assert changed.sum(1).float().mean() > 4.9
+        donors = [
+            {int((bank[:, c] == made[r, c]).nonzero()[0]) for c in changed[r].nonzero().flatten().tolist()}
+            for r in range(64)
+        ]
+        if by == "donor":
+            assert all(len(d) <= 1 for d in donors)
+        if by == "marginal":
+            assert np.mean([len(d) for d in donors]) > 4.5
+
+
+def test_permuting_needs_a_group(distinct: Tabular) -> None:
+    distinct.cfg = distinct.cfg.replace(corrupt_by="permute", mask_group=1)
+    with pytest.raises(ValueError, match=r"modality\.corrupt_by=permute shuffles inside groups"):
+        drawn(distinct, ViewPlan(num_global=2), 8)
+
+
+def test_subsets_overlap_cover_all_columns_and_leave_the_rest_out(distinct: Tabular) -> None:
+    distinct.cfg = distinct.cfg.replace(corrupt_by="subset", corruption=(0.6,))
+    (views,) = drawn(distinct, ViewPlan(num_global=4, target=True), 8)
+    assert views.valid is not None
+    assert views.target is not None
+    kept = views.valid.unflatten(0, (4, 8))
+    assert (kept.sum(2) == 4).all()
+    assert (kept == kept[:, :1]).all()
+    assert kept[:, 0].any(0).all()
+    assert (kept[0, 0] & kept[1, 0]).any()
+    assert torch.equal(views.x[views.valid], views.target[views.valid])
+    assert not views.x[~views.valid].any()
+
+
+def test_corrupted_views_tell_what_really_changed(distinct: Tabular, tmp_path: Path) -> None:
+    (views,) = drawn(distinct, ViewPlan(num_global=1, mask_ratio=(0.3, 0.3), corrupt=True, target=True), 8)
+    assert views.mask is not None
+    assert views.target is not None
+    assert torch.equal(views.mask.hidden, views.x != views.target)
+    assert len(views.mask.index) == 8 * 3
+    few = Tabular.Config(data=write(tmp_path / "two.csv", ["a,b,c", *(f"{i % 2},{i % 3 % 2},{i}" for i in range(90))]),
+                         label="").build()  # fmt: skip
+    (views,) = drawn(few, ViewPlan(num_global=4, mask_ratio=(0.7, 0.7), corrupt=True, target=True), 32)
+    assert views.mask is not None
+    assert torch.equal(views.mask.hidden, views.x != views.target)
+    assert views.mask.hidden[:, 0].sum() < 0.6 * 128 * 0.7  # half of the drawn cells keep their value
+
+
+def test_masks_take_the_range_and_the_share_of_the_plan() -> None:
+    modality = Tabular.Config().build()
+    (views,) = drawn(modality, ViewPlan(num_global=2, mask_ratio=(0.1, 0.6), mask_share=0.5), 16)
+    assert views.mask is not None
+    counts = views.mask.hidden.sum(1)
+    columns = views.x.shape[1]
+    assert (counts > 0).sum() == 16
+    assert counts[counts > 0].min() <= 0.25 * columns
+    assert counts.max() >= 0.4 * columns
+
+
+def test_the_effective_rate_is_that_of_the_views(distinct: Tabular, tmp_path: Path) -> None:
+    modality = small(
+        tmp_path, ["a,b,c,d", *(f"{i % 2},{int(i % 10 == 3)},{i},{i % 3}" for i in range(400))], label=""
+    )
+    expected = modality.effective_rates(0.5)
+    assert expected["a"] == pytest.approx(0.25, abs=0.01)
+    assert expected["b"] < 0.12
+    rows = modality.bank().repeat(30, 1)
+    made = tabular_views.swap(
+        rows, modality.bank(), 0.5, "marginal", RowRandom((0,), 0, len(rows), len(rows)), 1
+    )
+    for place, name in enumerate(expected):
+        assert (rows != made)[:, place].float().mean() == pytest.approx(expected[name], abs=0.02)
+
+
+def test_the_panel_shows_cells_as_text(tmp_path: Path) -> None:
+    modality = small(tmp_path)
+    plan = ViewPlan(num_clean=1, num_global=1, mask_ratio=(0.5, 0.5), corrupt=True, target=True)
+    (panel,) = modality.panels(drawn(modality, plan))
+    assert panel.image.dtype == np.uint8
+    assert panel.image.shape[2] == 3
+    assert (panel.image == (250, 205, 190)).all(2).any()  # changed cells are red
+    assert "changes" in panel.caption
+    (masked,) = modality.panels(drawn(modality, ViewPlan(num_global=1, mask_ratio=(0.5, 0.5))))
+    assert (masked.image == (170, 170, 170)).all(2).any()
+    assert modality.panels([]) == []
+
+
+def test_the_floor_is_one_hot(tmp_path: Path) -> None:
+    modality = small(tmp_path)
+    (views,) = drawn(modality, CLEAN)
+    found = modality.floors()["raw"](views)
+    assert found.shape == (8, 1 + 4 + 1 + 2)
+    assert torch.equal(found[:, 1:5].argmax(1).float(), views.x[:, 1])
+
+
+def test_raw_rows_of_the_demo_are_poor() -> None:
+    modality = Tabular.Config().build()
+    bank, labels = labelled_split(modality.floors()["raw"], modality, "train", 3000)
+    queries, truth = labelled_split(modality.floors()["raw"], modality, "val")
+    assert 45 < knn_accuracy(bank, labels, queries, truth)[20] < 66
+    assert len(set(labels.tolist())) == 8
+    assert math.isfinite(float(modality.cells.sum()))
