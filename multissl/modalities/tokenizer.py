@@ -23,7 +23,7 @@ BYTES = 256
 SPECIAL = 3
 """Padding, end of a document and hidden token: ids 0, 1 and 2 of a trained vocabulary."""
 LONGEST_WORD = 64
-"""Characters up to which a word counts for the training; longer ones are data, not language."""
+"""Characters; longer words are cut: merging within a line without spaces takes time by the square of its length."""
 
 
 class Tokens(NamedTuple):
@@ -108,7 +108,9 @@ def train_bpe(texts: Iterable[str], size: int) -> Vocabulary:
     made = library()
     byte_level = made.pre_tokenizers.ByteLevel
     model = made.Tokenizer(made.models.BPE())
-    model.pre_tokenizer = byte_level(add_prefix_space=True)
+    model.normalizer = made.normalizers.Prepend(" ")
+    pieces = made.pre_tokenizers.Split(made.Regex(rf"\S{{{LONGEST_WORD}}}"), "isolated")
+    model.pre_tokenizer = made.pre_tokenizers.Sequence([pieces, byte_level(add_prefix_space=False)])
     model.decoder = made.decoders.ByteLevel()
     trainer = made.trainers.BpeTrainer(
         vocab_size=size - SPECIAL,
