@@ -19,8 +19,21 @@ from multissl.types import Batch, Sample, Unreadable, ViewPlan, Views
 
 pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
 
-WORDS = ["the", "a", "cat", "dog", "sees", "walks", "near", "under", "house", "tree", "quickly", "and", "unbelievably"]
-)
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sees",
+    "walks",
+    "near",
+    "under",
+    "house",
+    "tree",
+    "quickly",
+    "and",
+    "unbelievably",
+]
 
 
 def sentences(count: int, seed: int = 0, most: int = 40) -> list[str]:
