@@ -18,14 +18,19 @@ GROUPS: dict[str, dict[str, str]] = {
         "image": "multissl.modalities.image:Image",
         "audio": "multissl.modalities.audio:Audio",
         "tabular": "multissl.modalities.tabular:Tabular",
+        "text": "multissl.modalities.text:Text",
+        "video": "multissl.modalities.video:Video",
+        "rl": "multissl.modalities.rl:RL",
     },
     "encoders": {
         "transformer": "multissl.encoders.transformer:TransformerEncoder",
         "resnet": "multissl.encoders.resnet:ResNetEncoder",
         "mlp": "multissl.encoders.mlp:MLPEncoder",
+        "nature": "multissl.encoders.nature:NatureEncoder",
         "timm": "multissl.encoders.timm:TimmEncoder",
         "huggingface": "multissl.encoders.huggingface:HuggingFaceEncoder",
         "module": "multissl.encoders.module:ModuleEncoder",
+        "pytorch_tabular": "multissl.encoders.pytorch_tabular:PytorchTabularEncoder",
     },
     "objectives": {
         "dino": "multissl.objectives.dino:DINO",
@@ -35,6 +40,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "clip": "multissl.objectives.clip:CLIP",
         "siglip": "multissl.objectives.siglip:SigLIP",
         "byol": "multissl.objectives.byol:BYOL",
+        "spr": "multissl.objectives.spr:SPR",
         "vicreg": "multissl.objectives.vicreg:VICReg",
         "vicregl": "multissl.objectives.vicregl:VICRegL",
         "barlow": "multissl.objectives.barlow:BarlowTwins",
@@ -44,12 +50,18 @@ GROUPS: dict[str, dict[str, str]] = {
         "mae": "multissl.objectives.mae:MAE",
         "ijepa": "multissl.objectives.ijepa:IJEPA",
         "data2vec": "multissl.objectives.data2vec:Data2Vec",
+        "mlm": "multissl.objectives.language:MLM",
+        "next_token": "multissl.objectives.language:NextToken",
+        "infilling": "multissl.objectives.infilling:Infilling",
+        "vime": "multissl.objectives.vime:VIME",
         "weighted": "multissl.objectives.weighted:Weighted",
     },
     "evaluators": {
         "knn": "multissl.evaluators.knn:KNN",
         "linear_probe": "multissl.evaluators.linear_probe:LinearProbe",
+        "state_probe": "multissl.evaluators.state_probe:StateProbe",
         "collapse": "multissl.evaluators.collapse:Collapse",
+        "few_labels": "multissl.evaluators.few_labels:FewLabels",
     },
     "optimizers": {
         "adamw": "multissl.engine.optim:AdamW",
@@ -61,6 +73,9 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_cifar", "image_imagenet"),
     "audio": ("audio",),
     "tabular": ("tabular",),
+    "text": ("text",),
+    "video": ("video",),
+    "rl": ("rl",),
 }
 """Modules of `multissl.configs` by the first part of their recipes' names: a public function is `part/function`."""
 
@@ -68,7 +83,7 @@ EXTRAS = {
     "soundfile": "audio", "torchaudio": "audio", "av": "video", "decord": "video", "transformers": "text",
     "tokenizers": "text", "pandas": "tabular", "pytorch_tabular": "tabular", "gymnasium": "rl", "ale_py": "rl",
     "timm": "timm", "datasets": "hub", "huggingface_hub": "hub", "pyarrow": "parquet", "xformers": "xformers",
-    "sklearn": "tabular",
+    "sklearn": "tabular", "scipy": "tabular", "omegaconf": "tabular",
 }  # fmt: skip
 
 

@@ -78,7 +78,8 @@ class Views:
     sample_id: Tensor | None = None
     """int64 [B]; equal ids are positives of each other (one caption twice)."""
     group_id: Tensor | None = None
-    """int64 [B]; equal ids are not negatives of each other (frames of one episode)."""
+    """int64 [B], or [B, n] where any equal column counts; equal ids are not negatives of each other (frames of one
+    episode)."""
 
     @property
     def mask(self) -> Mask | None:

@@ -28,7 +28,10 @@ from multissl.engine.learner import Learner
 from multissl.modalities.audio import Audio
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.rl import RL
 from multissl.modalities.tabular import Tabular
+from multissl.modalities.text import Text
+from multissl.modalities.video import Video
 from multissl.objectives.base import Objective
 from multissl.recipe import Recipe, build, check
 from multissl.types import Progress
@@ -39,13 +42,30 @@ BATCH, STEPS = 4, 3
 MODALITIES: dict[str, Modality.Config] = {
     "image": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
     "tabular": Tabular.Config(),
-    "audio": Audio.Config(frames=32, local_frames=16, mels=32, patch=(8, 8), mask_group=4, mean=-8.0, std=4.0),
+    "audio": Audio.Config(
+        frames=32, local_frames=16, mels=32, patch=(8, 8), mask_group=4, mean=-8.0, std=4.0
+    ),
+    "rl": RL.Config(episodes=10, steps=12, mask_group=4),
+    "video": Video.Config(frames=4, size=16, local_size=8, patch=4, stride=1, mask_group=4),
+    "text": Text.Config(length=16, local_length=8, vocab=300, mask_group=4),
 }
 """How a modality is made small; one that is not named here runs with its defaults."""
 ENCODER = TransformerEncoder.Config(dim=16, depth=2, heads=2, drop_path=0.2)
 REASONS: dict[tuple[str, str], str] = {
     **{(m, "clip"): "clip compares streams with each other" for m in MODALITIES},
     **{(m, "siglip"): "siglip compares streams with each other" for m in MODALITIES},
+    **{
+        (m, o): f"{o} predicts symbols of a sequence"
+        for m in registry.GROUPS["modalities"]
+        if m != "text"
+        for o in ("mlm", "next_token", "infilling")
+    },
+    **{
+        (m, "vime"): "vime tells which cells of a row were replaced"
+        for m in registry.GROUPS["modalities"]
+        if m != "tabular"
+    },
+    ("text", "infilling"): "this stream takes nothing out: set modality.infill",
     ("tabular", "vicregl"): "for coords views, which it does not offer",
 }
 """Pairs without a meaning, and the words in which `check` or the objective must refuse them."""
@@ -54,9 +74,11 @@ REASONS: dict[tuple[str, str], str] = {
 def small_recipe(modality: str, objective: Objective.Config) -> Recipe:
     made = MODALITIES.get(modality) or registry.resolve(modality, "modalities").Config()
     streams = made.build().streams()
+    # Read causally, the class token, which comes first, sees nothing.
+    encoder = ENCODER.replace(pooling="last") if "causal" in objective.maskings() else ENCODER
     return Recipe(
         modality=made,
-        encoders=dict.fromkeys(streams, ENCODER),
+        encoders=dict.fromkeys(streams, encoder),
         objective=objective,
         batch_size=BATCH,
         steps=STEPS,

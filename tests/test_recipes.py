@@ -12,6 +12,9 @@ from multissl.config import to_dict
 from multissl.distributed import Parallel
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.modalities.image import Image
+from multissl.modalities.rl import RL
+from multissl.modalities.text import Text
+from multissl.modalities.video import Video
 from multissl.recipe import Recipe, build, read_recipe
 from tests.test_grid import run, shrunk
 
@@ -47,6 +50,14 @@ def test_every_recipe_runs_when_it_is_shrunk(name: str) -> None:
         made.modality = made.modality.replace(
             size=16, local_size=8, patch=4, mask_group=4, blur_kernel=3, data=""
         )
+    if isinstance(made.modality, RL.Config):
+        made.modality = made.modality.replace(data="", episodes=10, steps=12, mask_group=4)
+    if isinstance(made.modality, Video.Config):
+        made.modality = made.modality.replace(
+            frames=4, size=16, local_frames=2, local_size=8, patch=4, stride=1, mask_group=4, data=""
+        )
+    if isinstance(made.modality, Text.Config):
+        made.modality = made.modality.replace(length=16, local_length=8, vocab=300, mask_group=4, data="")
     for stream, encoder in made.encoders.items():
         if isinstance(encoder, TransformerEncoder.Config):
             made.encoders[stream] = encoder.replace(dim=16, depth=2, heads=2)

@@ -110,7 +110,7 @@ def match(ids: Tensor) -> Tensor:
 def relations_of(batch: Batch) -> Relations:
     """Relations by the ids of a batch's views; samples alike in one stream are alike."""
     samples = [v.sample_id for v in batch if v.sample_id is not None]
-    groups = [v.group_id for v in batch if v.group_id is not None]
+    groups = [g for v in batch if v.group_id is not None for g in v.group_id.reshape(v.batch, -1).T]
     return relations(batch[0].batch, samples, groups, batch[0].x.device)
 
 

@@ -76,10 +76,10 @@ class Queue(nn.Module):
 
 
 def ids_of(batch: Batch) -> Tensor:
-    """Each sample's sample_id and group_id, [B, 2], by the first stream that knows them; NOBODY where none does."""
+    """Each sample's sample_id and (first) group_id, [B, 2], of the first stream that knows them, else NOBODY."""
     nobody = torch.full((batch[0].batch,), NOBODY, device=batch[0].x.device)
     samples = [v.sample_id for v in batch if v.sample_id is not None]
-    groups = [v.group_id for v in batch if v.group_id is not None]
+    groups = [v.group_id.reshape(v.batch, -1)[:, 0] for v in batch if v.group_id is not None]
     return torch.stack([[*samples, nobody][0], [*groups, nobody][0]], 1)
 
 

@@ -27,9 +27,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "config": {"model_type": "vit", "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
                    "intermediate_size": 24, "patch_size": 4},
     },
+    "nature": {"dim": 16, "channels": (8, 8), "kernels": (3, 3), "strides": (2, 2)},
     "module": {"factory": "tests.encoders.nets:make"},
 }  # fmt: skip
-TOKENS = {"transformer": 16, "mlp": 1, "resnet": 4, "timm": 16, "huggingface": 16, "module": 64}
+TOKENS = {"transformer": 16, "mlp": 1, "resnet": 4, "timm": 16, "huggingface": 16, "module": 64, "nature": 9}
 
 
 def config(name: str) -> Encoder.Config:
@@ -41,7 +42,8 @@ def views(num_views: int = 2) -> list[Views]:
     return [Views(x=x, stream="image", role="global", num_views=num_views)]
 
 
-@pytest.mark.parametrize("name", registry.names("encoders"))
+# pytorch_tabular reads columns alone: test_pytorch_tabular.py
+@pytest.mark.parametrize("name", [n for n in registry.names("encoders") if n != "pytorch_tabular"])
 def test_every_encoder_gives_features_and_trains(name: str) -> None:
     pytest.importorskip({"timm": "timm", "huggingface": "transformers"}.get(name, "torch"))
     torch.manual_seed(0)

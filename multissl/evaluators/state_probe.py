@@ -1,0 +1,176 @@
+"""Ridge regression of the known state of the world from frozen features, as R2 in percent.
+
+The state (an emulator's memory, the values of a simulator) comes from the modality's `states`. Features and states are
+standardised by the training samples, the strength is chosen on a tenth of the training groups (episodes), and R2 is
+that of a split whose groups were not trained on. Floors at equal width: the untrained encoder (the first run) and the
+principal components, as many as the encoder is wide, of the modality's raw features; raw features themselves are told.
+Shapes: S training samples, Q of the split, F features, n values of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from multissl.evaluators.base import (
+    Evaluator,
+    Featurize,
+    device_of,
+    drawn,
+    evaluating,
+    featurize_places,
+    learned,
+    log,
+)
+from multissl.types import Encode, Modality, Progress
+
+
+class Stated(Protocol):
+    """A modality that knows the state behind its samples."""
+
+    def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
+        """Values [S, n] of a split's samples, NaN where unknown, and their names."""
+        ...
+
+
+class StateProbe(Evaluator):
+    """R2 of the state from pooled features, the mean over its values and each value's own, in percent."""
+
+    titles: ClassVar[dict[str, str]] = {"r2": "state probe R2, %"}
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of the state probe."""
+
+        values: tuple[str, ...] = ()
+        """Names of the values that r2 is the mean of; empty: all. The others are reported too."""
+        l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+        """Strengths to choose from, as shares of the number of training samples."""
+        split: str = "val"
+        """Where R2 is measured; the regression sees the train split alone."""
+        train: int = 10_000
+        """Training samples, drawn with a fixed seed; 0: all."""
+        queries: int = 5_000
+        """Samples of the split, drawn with a fixed seed; 0: all."""
+        margin: float = 5.0
+        """Points above the untrained encoder and the principal components that count as learned."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if not self.l2 or min(self.l2) <= 0:
+                raise ValueError(f"l2={self.l2}: want one or more strengths, each more than 0")
+            if self.train < 0 or self.queries < 0:
+                raise ValueError(
+                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
+                )
+
+    cfg: Config
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._width = 0  # of the encoder last measured, for components of equal width
+
+    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`r2` and `r2/NAME` of the pooled features, in percent; nothing on data without states."""
+        if not self.stated(modality):
+            return {}
+        with evaluating(encoders) as featurize:
+            parts = self._parts(featurize, modality, device_of(encoders))
+        self._width = parts[0].shape[1]
+        return self._named(modality, r2_of(*parts, self.cfg.l2), "r2")
+
+    def floors(self, modality: Modality) -> dict[str, float]:
+        """`pca`: as many principal components of the raw features as the encoder is wide; `wide`: all of them."""
+        if not self.stated(modality):
+            return {}
+        x, y, groups, queries, truth = self._parts(modality.floors()["raw"], modality, "cpu")
+        found = self._named(modality, r2_of(x, y, groups, queries, truth, self.cfg.l2), "wide")
+        if self._width:
+            reduced = principal(x, queries, self._width)
+            found |= self._named(
+                modality, r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2), "pca"
+            )
+        return found
+
+    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
+        """Learned where the last r2 is above the untrained encoder and the principal components by the margin."""
+        renamed = {"pca": "raw", "wide": "all raw features"}
+        kept = ("r2", *renamed)
+        trimmed = [{renamed.get(k, k): v for k, v in entry.items() if k in kept} for entry in history]
+        said = learned("state probe R2", "r2", trimmed, self.cfg.margin)
+        return said and (said[0], said[1].replace("the raw input's", "the principal components'"))
+
+    def _parts(
+        self, featurize: Featurize, modality: Modality, device: torch.device | str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Training features and states and groups, features and states of the split; complete states only."""
+        found: list[Tensor] = []
+        for split, limit in (("train", self.cfg.train), (self.cfg.split, self.cfg.queries)):
+            states, _ = cast(Stated, modality).states(split)
+            data: Any = modality.dataset(split)
+            places = [i for i in drawn(len(data), limit) if bool(torch.isfinite(states[i]).all())]
+            if not places:
+                raise ValueError(f"state_probe: no sample of the {split} split has a complete state")
+            x, _, kept = featurize_places(featurize, modality, split, places, device=device)
+            found += [x.double(), states[kept].double(), torch.tensor([data[i].group for i in kept])]
+        x, y, groups, queries, truth, _ = found
+        return x, y, groups, queries, truth
+
+    def stated(self, modality: Modality) -> bool:
+        """Whether the data tells a state; where it does not, says so once."""
+        found = hasattr(modality, "states") and bool(cast(Stated, modality).states(self.cfg.split)[1])
+        if not found and not self._told:
+            log.warning("state_probe: the data tells no state behind its samples, nothing to measure")
+            self._told = True
+        return found
+
+    def _named(self, modality: Modality, each: Tensor, name: str) -> dict[str, float]:
+        """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent."""
+        names = cast(Stated, modality).states(self.cfg.split)[1]
+        unknown = [v for v in self.cfg.values if v not in names]
+        if unknown:
+            raise ValueError(f"values={self.cfg.values}: the states are {', '.join(names)}")
+        by_name = dict(zip(names, (100 * each).tolist(), strict=True))
+        wanted = [by_name[n] for n in self.cfg.values or names]
+        return {name: sum(wanted) / len(wanted), **{f"{name}/{n}": v for n, v in by_name.items()}}
+
+
+def r2_of(
+    x: Tensor, y: Tensor, groups: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]
+) -> Tensor:
+    """R2 [n] on queries [Q, F], truth [Q, n] of the ridge regression of y [S, n] on x [S, F]; the strength is chosen.
+
+    Groups [S] are whole in the part that chooses: of neighbours in time one would otherwise tell the other.
+    """
+    held = torch.isin(groups, groups.unique()[::10])
+    best, chosen = -torch.inf, max(strengths)
+    if len(strengths) > 1 and not bool(held.all()):
+        for l2 in sorted(strengths, reverse=True):
+            found = float(_r2(x[~held], y[~held], x[held], y[held], l2).mean())
+            if found > best:
+                best, chosen = found, l2
+    return _r2(x, y, queries, truth, chosen)
+
+
+def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, l2: float) -> Tensor:
+    mean, centre = x.mean(0), y.mean(0)
+    std = x.std(0, correction=0)
+    scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
+    x, queries = (x - mean) * scale, (queries - mean) * scale
+    gram = x.T @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(gram, x.T @ (y - centre) / len(x))  # [F, n]
+    missed = (queries @ weight + centre - truth).square().sum(0)
+    return 1 - missed / (truth - truth.mean(0)).square().sum(0).clamp(min=1e-12)  # [n]
+
+
+def principal(x: Tensor, queries: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """x [S, F] and queries [Q, F] as their first `width` principal components, fitted to x."""
+    mean = x.mean(0)
+    x, queries = x - mean, queries - mean
+    _, axes = torch.linalg.eigh(x.T @ x)  # ascending
+    axes = axes[:, -width:].flip(1)
+    return x @ axes, queries @ axes

@@ -1,0 +1,175 @@
+"""SPR: from one view, step by step with the actions taken, the latents of the K views that follow.
+
+Schwarzer et al., ICLR 2021, arXiv 2007.05929, equations 1 to 4: z_0 = f(o_0), z_k = h(z_{k-1}, a_{k-1}), and the loss
+is the distance of unit vectors between q(g(z_k)) and the teacher's g'(f'(o_k)), here 2 - 2 cos (0 to 4; the paper's
+-cos is half of that less one), meaned over steps and samples. Latents are scaled to 0..1 as the official code does.
+With `inverse` the action is read from the latents before and after it, which offline data needs (SGI: Schwarzer et
+al., NeurIPS 2021, arXiv 2106.04799); by squared error, which for actions as one of A is the Brier score.
+Differences: the official transition is convolutional on the last map; ours is an MLP on the pooled features, which are
+what is evaluated and shipped. Without a reward heads carry batch norm, as BYOL's do. A stream that says nothing of
+what happens between its views is rolled out blindly.
+Shapes: V = 1+K views, B samples on this rank, D encoder width, P projector width, A width of a condition.
+State: transition, projector, predictor, the reader of actions; the teacher.  Collectives: batch norm of the heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multissl.encoders.base import Encoders
+from multissl.layers.ema import Teacher
+from multissl.layers.heads import MLPHead, wide
+from multissl.objectives.alarms import History, point_alarm
+from multissl.objectives.base import Objective, embedding_std, head, spread
+from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan, Views
+
+
+class SPR(Objective):
+    """Rolls a latent forward through actions and compares each step with what was seen."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Objective.Config):
+        """Options of SPR."""
+
+        steps: int = 5
+        """K, the views after the first that are predicted."""
+        weight: float = 1.0
+        """Of the prediction."""
+        inverse: float = 0.0
+        """Weight of reading the action from the latents around it (SGI: 1); 0 leaves it out."""
+        renormalise: bool = True
+        """Scale every latent to 0..1, whole vectors at a time."""
+        transition: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(hidden=512, layers=2, norm="layer")
+        )
+        """What it adds to a latent; its width `out` is always the encoder's."""
+        projector: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(hidden=512, out=256, layers=2)
+        )
+        predictor: MLPHead.Config = field(
+            default_factory=lambda: MLPHead.Config(hidden=512, out=256, layers=2)
+        )
+        teacher: Teacher.Config = field(
+            default_factory=lambda: Teacher.Config(
+                ema=0.99, final_ema=1.0, buffers="keep", batch_norm="batch"
+            )
+        )
+
+        def __post_init__(self) -> None:
+            if self.steps < 1:
+                raise ValueError(f"objective.steps={self.steps}: want 1 or more, SPR has 5")
+            for name in ("weight", "inverse"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want 0 or more")
+            if self.predictor.out != self.projector.out:
+                raise ValueError(
+                    f"objective.predictor.out={self.predictor.out}: want objective.projector.out="
+                    f"{self.projector.out}, which it predicts"
+                )
+
+    def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+        super().__init__()
+        if len(streams) != 1:
+            raise ValueError(
+                f"spr rolls one stream forward, got {', '.join(streams)}: sum objectives with weighted instead"
+            )
+        self.cfg, (self.stream,) = cfg, streams
+        self.condition = streams[self.stream].condition_dim  # A
+        if cfg.inverse and not self.condition:
+            raise ValueError(
+                f"objective.inverse={cfg.inverse} reads actions, {self.stream} has none between its views: set it to 0"
+            )
+        dim = encoders.widths()[self.stream]
+        self.transition = cfg.transition.replace(out=dim).build(dim + self.condition)
+        self.projector = cfg.projector.build(dim)
+        self.predictor = cfg.predictor.build(cfg.projector.out)
+        self.inverse = cfg.transition.replace(out=self.condition).build(2 * dim) if cfg.inverse else None
+        self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
+
+    def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
+        """What the teacher has a copy of, by name."""
+        return {"encoders": encoders, "projector": self.projector}
+
+    def plans(self) -> Plans:
+        """One view and the K that follow."""
+        return spread([self.stream], ViewPlan(num_global=1 + self.cfg.steps))
+
+    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+        """The loss of this rank's rows."""
+        views = next(v for v in batch if v.stream == self.stream and v.role == "global")
+        actions = self.actions(views)  # [K, B, A]
+        seen = views if self.inverse is not None else views.part(0, 1)
+        z = self.latents(encoders, seen)  # [V or 1, B, D]
+        p = self.head(self.predictor, self.head(self.projector, self.roll(z[0], actions)))  # [K, B, P]
+        with torch.no_grad():
+            ahead = self.latents(self.teacher["encoders"], views.part(1, self.cfg.steps))
+            target = self.head(self.teacher["projector"], ahead)  # [K, B, P]
+        terms = {"prediction": spr_loss(p, target)}
+        if self.inverse is not None:
+            read = self.head(self.inverse, torch.cat([z[:-1], z[1:]], -1))  # [K, B, A]
+            terms["inverse"] = (read - wide(actions)).square().sum(-1).mean()
+        stats = {"std": embedding_std(target), "prediction_std": embedding_std(p)}
+        return Losses.weigh(terms, {"prediction": self.cfg.weight, "inverse": self.cfg.inverse}, stats)
+
+    def actions(self, views: Views) -> Tensor:
+        """What leads from every view to the next, [K, B, A]; A is 0 where nothing is said."""
+        if views.num_views != 1 + self.cfg.steps:
+            raise ValueError(
+                f"spr wants {1 + self.cfg.steps} global views, as its plan says, got {views.num_views}"
+            )
+        if not self.condition:
+            return views.x.new_zeros(self.cfg.steps, views.batch, 0)
+        if views.condition is None:
+            raise ValueError(f"{views.stream} promises conditions of {self.condition} values and gives none")
+        return views.condition.unflatten(0, (views.num_views, -1))[1:]
+
+    def latents(self, encoders: Encode, views: Views) -> Tensor:
+        """Pooled features, scaled where asked, [V, B, D]."""
+        (features,) = encoders.encode([views])
+        return self.scaled(wide(features.pooled)).unflatten(0, (views.num_views, -1))
+
+    def roll(self, z: Tensor, actions: Tensor) -> Tensor:
+        """From the latent z [B, D] of a view through actions [K, B, A], one after the other: [K, B, D]."""
+        found = []
+        for action in actions:
+            z = self.scaled(z + self.head(self.transition, torch.cat([z, action.to(z.dtype)], -1)[None])[0])
+            found.append(z)
+        return torch.stack(found)
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """z [..., D] scaled to 0..1, if that is asked for."""
+        if not self.cfg.renormalise:
+            return z
+        low, high = z.amin(-1, keepdim=True), z.amax(-1, keepdim=True)
+        return (z - low) / (high - low + 1e-5)
+
+    def head(self, module: nn.Module, x: Tensor) -> Tensor:
+        """A head on x [K, B, *], one step at a time: batch norm has each step's own statistics; fp32 again."""
+        narrow = next(module.parameters()).dtype  # x was widened; in mixed precision the weights were not
+        return head(module, x.flatten(0, 1).to(narrow), len(x), apart=True)
+
+    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.update(self.students(encoders), progress)
+
+    def alarm(self, history: History, progress: Progress) -> str | None:
+        """Embeddings in one point."""
+        return point_alarm(
+            "spr", history, "lower optim.lr, or raise objective.teacher.ema or objective.inverse"
+        )
+
+    def shard_units(self) -> list[nn.Module]:
+        """The teacher's blocks."""
+        return self.teacher["encoders"].shard_units()
+
+
+def spr_loss(p: Tensor, target: Tensor) -> Tensor:
+    """The mean of 2 - 2 cos between predictions and targets, each [K, B, P], in fp32."""
+    with torch.autocast(p.device.type, enabled=False):
+        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, target))
+        return (2 - 2 * (a * b).sum(-1)).mean()

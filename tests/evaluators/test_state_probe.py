@@ -1,0 +1,125 @@
+"""The state probe: R2 of known regressions, whole groups held out, floors at equal width, data without states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from multissl.encoders.base import build_encoders
+from multissl.encoders.nature import NatureEncoder
+from multissl.evaluators.state_probe import StateProbe, principal, r2_of
+from multissl.modalities.rl import RL
+from multissl.modalities.tabular import Tabular
+from multissl.types import Features, Progress
+
+END = Progress(step=1, total=1)
+STRENGTHS = (1e-6, 1e-2, 1.0)
+
+
+def data(rows: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 5, generator=g, dtype=torch.float64)
+    y = torch.stack(
+        [x @ torch.arange(1.0, 6.0, dtype=torch.float64) + 3, torch.randn(rows, generator=g).double()], 1
+    )
+    return x, y
+
+
+def test_a_linear_state_is_found_and_noise_is_not() -> None:
+    (x, y), (queries, truth) = data(), data(seed=1)
+    found = r2_of(x, y, torch.arange(400) // 10, queries, truth, STRENGTHS)
+    assert found[0] > 0.999
+    assert abs(found[1]) < 0.1
+
+
+def test_r2_is_that_of_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.linear_model", reason="the extra `tabular` is not installed")
+    (x, y), (queries, truth) = data(), data(seed=1)
+    found = r2_of(x, y, torch.zeros(400), queries, truth, (0.5,))
+    mean, std = x.mean(0), x.std(0, correction=0)
+    ridge = sklearn.Ridge(alpha=0.5 * 400).fit(((x - mean) / std).numpy(), y.numpy())
+    guess = torch.from_numpy(ridge.predict(((queries - mean) / std).numpy()))
+    right = 1 - (guess - truth).square().sum(0) / (truth - truth.mean(0)).square().sum(0)
+    torch.testing.assert_close(found, right)
+
+
+def test_neighbours_in_time_do_not_choose_the_strength() -> None:
+    """Features that tell each episode apart fit frames of known episodes and fail on new ones: strong is right."""
+    g = torch.Generator().manual_seed(0)
+    groups = torch.arange(40).repeat_interleave(10)
+    own = torch.eye(40, dtype=torch.float64)[groups]
+    level = torch.randn(40, 1, generator=g, dtype=torch.float64)[groups]
+    x = torch.cat([own, torch.randn(400, 1, generator=g).double()], 1)
+    queries = torch.randn(100, 41, generator=g, dtype=torch.float64)
+    truth = torch.randn(100, 1, generator=g, dtype=torch.float64)
+    chosen = r2_of(x, level, groups, queries, truth, (1e-6, 100.0))
+    strong = r2_of(x, level, groups, queries, truth, (100.0,))
+    torch.testing.assert_close(chosen, strong)
+
+
+def test_components_are_those_of_most_variance() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 6, generator=g, dtype=torch.float64) * torch.tensor([9.0, 5, 3, 1, 0.1, 0.1])
+    reduced, same = principal(x, x, 3)
+    torch.testing.assert_close(reduced, same)
+    values = torch.linalg.svdvals(x - x.mean(0))[:3]
+    torch.testing.assert_close(reduced.norm(dim=0), values)
+
+
+class Knows(nn.Module):
+    """An encoder that finds the ball: where the brightest columns and rows are in a plain picture."""
+
+    dim = 2
+
+    def encode(self, views: Any, masking: str = "none", inner: int = 0) -> list[Features]:
+        found = []
+        for v in views:
+            bright = (v.x[:, -1] - v.x[:, -1].mean((1, 2), keepdim=True)).clamp(min=0)[:, :, 4:-4] ** 2
+            share = bright / bright.sum((1, 2), keepdim=True).clamp(min=1e-6)
+            x, y = (share.sum(d) @ torch.arange(float(share.shape[3 - d])) for d in (1, 2))
+            found.append(Features(pooled=torch.stack([x, y], 1), tokens=share.flatten(1)[..., None]))
+        return found
+
+
+def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
+    modality: Any = RL.Config(episodes=20, steps=40, background="plain").build()
+    probe = StateProbe.Config(values=("ball_x", "ball_y")).build()
+    blind = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
+    first = probe.run(blind, modality, END) | probe.floors(modality)
+    last = probe.run(Knows(), modality, END)
+    assert last["r2"] > 95
+    assert last["r2"] == pytest.approx((last["r2/ball_x"] + last["r2/ball_y"]) / 2)
+    assert first["pca"] < 50 < first["wide"]
+    learned, text = probe.verdict([first, last])
+    assert learned
+    assert "the principal components'" in text
+    learned, text = probe.verdict([first, {**last, "r2": first["pca"] + 1}])
+    assert not learned
+    assert "is not 5 points above the principal components'" in text
+
+
+def test_data_without_states_is_said_once(monkeypatch: Any) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("multissl.evaluators.state_probe.log.warning", said.append)
+    probe = StateProbe.Config().build()
+    modality = Tabular.Config().build()
+    assert probe.run(None, modality, END) == {}
+    assert probe.floors(modality) == {}
+    assert said == ["state_probe: the data tells no state behind its samples, nothing to measure"]
+
+
+def test_an_unknown_value_is_named() -> None:
+    modality: Any = RL.Config(episodes=10, steps=12).build()
+    encoders = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
+    with pytest.raises(ValueError, match="the states are ball_x, ball_y, player_y, enemy_y"):
+        StateProbe.Config(values=("ball_z",)).build().run(encoders, modality, END)
+
+
+def test_limits_of_options() -> None:
+    with pytest.raises(ValueError, match="want one or more strengths"):
+        StateProbe.Config(l2=())
+    with pytest.raises(ValueError, match="train=-1, queries=5000: want 0"):
+        StateProbe.Config(train=-1)
