@@ -8,6 +8,7 @@ State: none but what was read; texts are held in memory as tokens.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -160,7 +161,8 @@ def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | B
         rows, known = _csv(path, "\t" if suffix == ".tsv" else ",")
         wanted, where = _columns(known, column, label)
     else:
-        rows = [_line(i, line, path) for i, line in enumerate(Path(path).read_bytes().splitlines(), start=1)]
+        lines = enumerate(Path(path).read_bytes().splitlines(), start=1)
+        rows = [_line(i, line, path) for i, line in lines if line.strip()]
         known = list(next((r for r in rows if isinstance(r, dict)), {}))
         wanted, where = _columns(known, column, label)
     texts = [r if isinstance(r, Bad) else _joined(r, wanted, i) for i, r in enumerate(rows)]
@@ -186,15 +188,15 @@ def _csv(path: str, delimiter: str) -> tuple[list[Any], list[str]]:
     content = _decoded(Path(path).read_bytes(), Path(path).name)
     if isinstance(content, Bad):  # one byte spoils the lines that hold it, no others
         content = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(content.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
     known = next(reader, [])
     rows: list[Any] = []
     for cells in reader:
         if any(0xDC80 <= ord(c) <= 0xDCFF for cell in cells for c in cell):
             rows.append(Bad(f"line {reader.line_num} is no UTF-8 text"))
-        elif len(cells) != len(known):
+        elif cells and len(cells) != len(known):
             rows.append(Bad(f"line {reader.line_num} has {len(cells)} cells, the header {len(known)}"))
-        else:
+        elif cells:
             rows.append(dict(zip(known, cells, strict=True)))
     return rows, known
 
@@ -216,10 +218,10 @@ def _joined(row: dict[str, Any], wanted: list[str], number: int) -> str | Bad:
 def _documents(content: bytes, name: str) -> Iterator[str | Bad]:
     """Paragraphs where blank lines part them, else lines."""
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-    parts = re.split(rb"\n[ \t]*\n", content.strip(b"\n"))
+    parts = re.split(rb"\n(?:[ \t]*\n)+", content.strip())
     parts = parts if len(parts) > 1 else content.split(b"\n")
     for number, part in enumerate(p for p in parts if p.strip()):
-        yield _decoded(part, f"document {number} of {name}")
+        yield _decoded(part.strip(), f"document {number} of {name}")
 
 
 class Passage(NamedTuple):
@@ -234,12 +236,8 @@ class Documents(Dataset[Sample]):
 
     def __init__(self, texts: Texts, tokens: list[Tokens], length: int) -> None:
         """`tokens` of the readable documents, in order."""
-        self.labels, self.groups, self.classes, self.length = (
-            texts.labels,
-            texts.groups,
-            texts.classes,
-            length,
-        )
+        self.labels, self.groups, self.classes = texts.labels, texts.groups, texts.classes
+        self.length = length
         bad = [isinstance(t, Bad) for t in texts.texts]
         self.reasons = {i: t.reason for i, t in enumerate(texts.texts) if isinstance(t, Bad)}
         self.place = np.cumsum(~np.array(bad, dtype=bool)) - 1  # among the readable ones
