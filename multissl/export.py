@@ -155,6 +155,9 @@ def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
         given = official(state)
     if "pos_embed" in own and "pos_embed" in given and given["pos_embed"].shape != own["pos_embed"][1]:
         given["pos_embed"] = _fit_positions(encoder, given["pos_embed"])
+    patches = "patch_embed.proj.weight"
+    if patches in own and patches in given and len(own[patches][1]) == given[patches].dim() + 1 == 5:
+        given[patches] = inflate(given[patches], own[patches][1][2])
     problems = [f"missing {n}" for n in own if n not in given]
     problems += [f"unknown {n}" for n in given if n not in own]
     problems += [
@@ -172,10 +175,21 @@ def _fit_positions(encoder: nn.Module, table: Tensor) -> Tensor:
     tokenizer = getattr(encoder, "tokenizer", None)
     side = math.isqrt(table.shape[1] - 1)
     square = side * side == table.shape[1] - 1
-    if not square or not isinstance(tokenizer, GridTokenizer) or len(tokenizer.grid) != 2:
+    if not square or not isinstance(tokenizer, GridTokenizer) or len(tokenizer.grid) not in (2, 3):
         return table  # only a square table tells its grid
-    how = tokenizer.position
-    return resample(table, (side, side), tokenizer.grid, how.offset, how.antialias)
+    how, (*slots, height, width) = tokenizer.position, tokenizer.grid
+    flat = resample(table, (side, side), (height, width), how.offset, how.antialias)
+    if not slots:
+        return flat
+    return torch.cat([flat[:, :1], flat[:, 1:].repeat(1, slots[0], 1)], 1)  # the same in every slot of time
+
+
+def inflate(weight: Tensor, length: int) -> Tensor:
+    """A kernel of picture patches [D, C, p, p] as one of tubelets [D, C, length, p, p].
+
+    It is repeated along time and divided by the length: a clip that stands still gives the tokens of its picture.
+    """
+    return weight[:, :, None].repeat(1, 1, length, 1, 1) / length
 
 
 def to_dinov2(encoder: TransformerEncoder) -> State:

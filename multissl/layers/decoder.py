@@ -57,9 +57,9 @@ class Decoder(Component, nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, cfg.dim))
         nn.init.normal_(self.mask_token, std=0.02)
         if spec.kind == "grid":
-            if cfg.dim % (2 * len(spec.patch)):
+            if cfg.dim % 2 ** len(spec.patch):
                 raise ValueError(
-                    f"decoder dim={cfg.dim}: want a multiple of {2 * len(spec.patch)} for sine-cosine positions"
+                    f"decoder dim={cfg.dim}: want a multiple of {2 ** len(spec.patch)} for sine-cosine positions"
                 )
             grid = [n // p for n, p in zip(spec.shape[1:], spec.patch, strict=True)]
             self.register_buffer("pos_embed", sincos(grid, cfg.dim), persistent=False)

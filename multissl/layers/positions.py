@@ -84,7 +84,7 @@ def sincos(grid: Sequence[int], dim: int, column_first: bool = True, uniform: bo
         widths = {1: [dim], 2: [dim // 2] * 2, 3: [dim // 2, dim // 4, dim // 4]}[axes]
     if any(w % 2 for w in widths) or sum(widths) < dim:
         raise ValueError(
-            f"position.kind=sincos splits the width over {axes} axes: dim={dim} is no multiple of {2 * axes}"
+            f"position.kind=sincos splits the width over {axes} axes: dim={dim} is no multiple of {2**axes}"
         )
     places = torch.meshgrid([torch.arange(n, dtype=torch.float64) for n in grid], indexing="ij")
     order = [1, 0] if axes == 2 and column_first else list(range(axes))

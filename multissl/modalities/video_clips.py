@@ -64,7 +64,7 @@ def centre_box(height: int, width: int, size: int, zoom: float) -> Box:
 
 
 def tubelets(x: Tensor, patch: Sequence[int]) -> Tensor:
-    """Clips [R, C, T, H, W] as the values of their tubelets [R, N, t*p*p*C], in the order time, row, column, channel."""
+    """Clips [R, C, T, H, W] as the values of their tubelets [R, N, t*p*p*C], in time, row, column, channel order."""
     for axis, size in enumerate(patch):
         x = x.unflatten(2 + 2 * axis, (-1, size))  # [R, C, T/t, t, H/p, p, W/p, p]
     x = x.permute(0, 2, 4, 6, 3, 5, 7, 1)

@@ -339,7 +339,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any], words: str) -> 
 
 def test_a_union_of_several_targets_is_refused() -> None:
     plan = ViewPlan(num_global=1, num_masks=4, mask_ratio=(0.2, 0.2), context_ratio=(1.0, 1.0))
-    with pytest.raises(ValueError, match="set objective.targets=1"):
+    with pytest.raises(ValueError, match=r"set objective\.targets=1"):
         small(mask="block", union=2).collate(videos(4), {"video": plan}, rows())
 
 

@@ -1,0 +1,110 @@
+"""Golden cases about videos: tubes and multi-block masks (statistics of draws), and V-JEPA's nets (values).
+
+Covered of stochastic: videomae_tube_mask, vjepa_masks; of masked_modeling: vjepa_model. Losses and targets
+(videomae_loss, vjepa_loss) stand with the other masked methods.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from multissl.layers.decoder import Decoder, take
+from multissl.layers.positions import sincos
+from multissl.layers.tokenizers import Patches
+from multissl.layers.transformer import Trunk
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.video_masks import draw_clip_masks, draw_union, hidden_each, repeated
+from multissl.random import RowRandom
+from multissl.types import StreamSpec, ViewPlan
+
+from . import Case, cases, needs_golden
+from .test_golden_masked import fill
+from .test_golden_stochastic import near, summary
+
+pytestmark = [needs_golden, pytest.mark.reference]
+
+
+@pytest.mark.parametrize("case", cases("stochastic", "videomae_tube_mask"))
+def test_golden_tubes(case: Case) -> None:
+    hyper, grid = case.hyper, tuple(case.hyper["win"])
+    plan = ViewPlan(num_global=1, mask_ratio=(hyper["ratio"], hyper["ratio"]))
+    rng = RowRandom((0, 0), 0, hyper["n"], hyper["n"])
+    (mask,) = draw_clip_masks(plan, "tube", grid, 1, rng)
+    slots = mask.hidden.unflatten(1, (grid[0], -1))  # [n, T, H*W]
+    assert (slots == slots[:, :1]).all()
+    near(case, "count_per_frame", slots[0, 0].sum())
+    near(case, "total", mask.num_hidden)
+    near(case, "position_freq", slots[:, 0].double().mean(0).reshape(grid[1:]))
+    assert mask.num_hidden == hidden_each(plan, "tube", grid, hyper["n"]) == len(mask.index) // hyper["n"]
+
+
+@pytest.mark.parametrize("case", cases("stochastic", "vjepa_masks"))
+def test_golden_vjepa_masks(case: Case) -> None:
+    hyper, grid = case.hyper, tuple(case.hyper["grid"])
+    cells, slots, batch = grid[0] * grid[1], hyper["T"] // 2, hyper["B"]
+    lengths: dict[str, list[int]] = {"enc": [], "pred": []}
+    seen = {name: np.zeros(slots * cells) for name in lengths}
+    for step in range(hyper["n_batches"]):
+        rng = RowRandom((0, step), 0, batch, batch)
+        if (
+            hyper["kind"] == "tube"
+        ):  # their tubes keep int(n * (1 - ratio)) cells, as MAE does; VideoMAE's hide int(n * r)
+            plan = ViewPlan(num_global=1, mask_ratio=(hyper["ratio"], hyper["ratio"]))
+            hidden = draw_masks(plan, "random", grid, 1, rng)[0].hidden
+            context, target = (
+                torch.stack([r.nonzero().flatten() for r in part]) for part in (~hidden, hidden)
+            )
+        else:
+            ratio = tuple(hyper["ss"])
+            plan = ViewPlan(num_global=1, num_masks=1, mask_ratio=ratio, context_ratio=(1.0, 1.0))
+            context, targets = draw_union(plan, grid, hyper["blocks"], rng, reference=True)
+            target = targets[0]
+        for name, places in (("enc", context), ("pred", target)):
+            places = repeated(places, slots, cells)
+            lengths[name].append(places.shape[-1])
+            seen[name] += np.bincount(places.flatten(), minlength=slots * cells) / batch
+    for name, found in lengths.items():
+        summary(case, f"{name}_len", np.array(found))
+        near(case, f"{name}_position_freq", (seen[name] / hyper["n_batches"]).reshape(slots, *grid))
+
+
+@pytest.mark.parametrize("case", cases("masked_modeling", "vjepa_model"))
+def test_golden_vjepa_nets(case: Case) -> None:
+    hyper, state, given = case.hyper, case.tensors("param"), case.tensors("in")
+    dtype = torch.float64 if case.manifest["dtype"] == "f64" else torch.float32
+    x = given["video_u8"].to(dtype) / 128 - 1
+    p, patch = hyper["p"], (2, hyper["p"], hyper["p"])
+    grid = (hyper["T"] // 2, hyper["H"] // p, hyper["H"] // p)
+    spec = StreamSpec(kind="grid", shape=tuple(x.shape[1:]), patch=patch, num_tokens=int(np.prod(grid)))
+    for width, name in ((hyper["D"], "encoder.pos_embed"), (hyper["pD"], "predictor.predictor_pos_embed")):
+        table = sincos(grid, width, uniform=hyper["up"])[:, 1:].to(dtype)
+        torch.testing.assert_close(table, state[name], rtol=1e-6, atol=1e-6)
+    encoder = nn.ModuleDict(
+        {
+            "patch_embed": Patches(3, hyper["D"], patch),
+            "trunk": Trunk(hyper["D"], hyper["depth"], hyper["heads"]),
+        }
+    ).to(dtype)
+    fill(encoder, state, {
+        "encoder.patch_embed.": "patch_embed.", "encoder.blocks.": "trunk.blocks.", "encoder.norm.": "trunk.norm.",
+    })  # fmt: skip
+    predictor = Decoder.Config(dim=hyper["pD"], depth=hyper["pdepth"], heads=hyper["heads"]).build(
+        hyper["D"], spec
+    )
+    predictor = predictor.to(dtype)
+    fill(predictor, state, {
+        f"predictor.mask_tokens.{hyper['mi']}": "mask_token", "predictor.predictor_embed.": "embed.",
+        "predictor.predictor_blocks.": "trunk.blocks.", "predictor.predictor_norm.": "trunk.norm.",
+    })  # fmt: skip
+    predictor.pos_embed.data = F.pad(state["predictor.predictor_pos_embed"], (0, 0, 1, 0))
+    tokens = encoder["patch_embed"](x).flatten(1, 3) + state["encoder.pos_embed"]
+    case.check(encoder["trunk"]([tokens])[0][0], "out", "encoder_full")
+    context = encoder["trunk"]([take(tokens, given["ctx_idx"])])[0][0]
+    case.check(context, "out", "encoder_context")
+    _, wanted = predictor(context, given["ctx_idx"], given["tgt_idx"])
+    out = state["predictor.predictor_proj.weight"], state["predictor.predictor_proj.bias"]
+    case.check(F.linear(wanted, *out), "out", "pred")
