@@ -53,7 +53,7 @@ def names(path: Path) -> set[str]:
     return found
 
 
-ORDINARY = {"clip", "module", "weighted"}
+ORDINARY = {"clip", "module", "text", "weighted"}
 """Names of components that are also everyday words of code; their classes' names still count."""
 
 
