@@ -120,9 +120,10 @@ def masked() -> Iterator[str]:
     modality = TINY.build()
     specs = modality.streams()
     for name in NAMES:
-        if name in ("clip", "siglip"):
+        try:
+            objective = shrunk(default(name)).build(build_encoders({"image": ENCODER}, specs), specs)
+        except ValueError:  # it wants several streams, symbols or columns
             continue
-        objective = shrunk(default(name)).build(build_encoders({"image": ENCODER}, specs), specs)
         if any(p.mask_ratio for p in objective.plans().values()):
             yield name
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from multissl import registry
 from multissl.engine.data import Steps
 from multissl.types import Features, Losses, Masking, Progress, Views
-from tests.test_exact import BATCH, MODALITIES, Case, make
+from tests.test_exact import BATCH, Case, fitting, make
 
 FRAGILE = {
     "log", "log2", "log1p", "exp", "softmax", "log_softmax", "logsumexp", "softplus", "logsigmoid", "normalize",
@@ -100,7 +100,7 @@ class Precisions(TorchFunctionMode):
 
 
 def cases() -> list[Case]:
-    return [Case(name, modality) for name in registry.names("objectives") for modality in MODALITIES]
+    return [Case(name, modality) for name in registry.names("objectives") for modality in fitting(name)]
 
 
 def run(case: Case, half: bool) -> tuple[Losses, Precisions]:
