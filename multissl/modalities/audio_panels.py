@@ -45,8 +45,9 @@ def sound_panel(batch: Batch, patch: tuple[int, int]) -> list[Panel]:
     page = torch.cat([torch.cat(list(line), 2) for line in zip(*framed, strict=True)], 1)  # [3, H, W]
     parts = [
         "Each line is one recording: time runs to the right, low sounds lie below, bright is loud.",
-        "Flat stripes were wiped out and the rest made louder, noisier or shifted, at random.",
     ]
+    if any(v.role == "local" or (v.role == "global" and v.num_views > 1) for v in batch):
+        parts.append("Views after the first are cut, stretched, made noisier; flat stripes were wiped out.")
     if any(v.mask is not None for v in batch):
         parts.append("Grey tiles are hidden from the encoder that learns; it has to say what belongs there.")
     if any(v.valid is not None and not bool(v.valid.all()) for v in batch):
