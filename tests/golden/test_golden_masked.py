@@ -1,8 +1,8 @@
 """Golden cases of masked modelling: values and gradients of other projects' code.
 
 Covered of masked_modeling: mae_random_masking, mae_loss, mae_model, simmim_loss, videomae_loss (target and loss),
-audiomae_loss (its masks stand with sound), ijepa_model_loss, vjepa_loss (without its regulariser, which is off in its own recipes);
-sincos_pos_embed stands with the encoders. Of noncontrastive: data2vec_targets.
+audiomae_loss (its masks stand with sound), ijepa_model_loss, vjepa_loss (without its regulariser, which is off in its
+own recipes); sincos_pos_embed stands with the encoders. Of noncontrastive: data2vec_targets.
 """
 
 from __future__ import annotations
