@@ -206,12 +206,14 @@ class Text(Modality):
                 data = data.decode()
             except UnicodeDecodeError as error:
                 raise Unreadable(sample.index, f"no UTF-8 text (byte {error.start})") from error
+        if isinstance(data, str) and not data.strip():
+            raise Unreadable(sample.index, "holds no text")
         if isinstance(data, str):
             data = Passage(self.vocabulary().encode([data])[0])
         if not isinstance(data, Passage):
             raise Unreadable(sample.index, f"want a text, got {type(data).__name__}")
         if not len(data.own.ids):
-            raise Unreadable(sample.index, "holds no text")
+            raise Unreadable(sample.index, "the tokenizer finds nothing in it")
         return data
 
     def _joined(self, passage: Passage, plan: ViewPlan) -> Tokens:
