@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,14 +57,19 @@ class Scenes(Sequence[Scene]):
         count, seed = SPLITS[split]
         rng = np.random.RandomState(seed)
         self.labels = (rng.permutation(count) % len(CLASSES)).astype(np.int64)
-        self.speeds = rng.randint(0, 1024, count)
-        self.seeds = rng.randint(0, 1 << 30, count)
+        self.speeds = _draw(rng, 0, 1024, count)
+        self.seeds = _draw(rng, 0, 1 << 30, count)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> Scene:  # type: ignore[override]
         return Scene(int(self.labels[row]), int(self.speeds[row]), int(self.seeds[row]))
+
+
+def _draw(rng: np.random.RandomState, low: int, high: int, size: Any = None) -> Any:
+    """Whole numbers of low to high - 1; the type is named because its default depends on the machine."""
+    return rng.randint(low, high, size, dtype=np.int64)
 
 
 @functools.cache
@@ -83,18 +89,18 @@ def _shot(kind: int, speed: int, seed: int, at: np.ndarray) -> np.ndarray:
     u, v = _moved(kind, speed, x, y, at[:, None, None] - (LENGTH - 1) / 2)
     level = np.zeros((), np.int64)
     for way, period, phase in zip(
-        rng.randint(0, TURN, WAVES), rng.randint(7, 20, WAVES), rng.randint(0, TURN, WAVES), strict=True
+        _draw(rng, 0, TURN, WAVES), _draw(rng, 7, 20, WAVES), _draw(rng, 0, TURN, WAVES), strict=True
     ):
         along = (u * int(_sin(way + TURN // 4)) + v * int(_sin(way))) // ONE  # [T, S, S]
         level = level + _sin(along * TURN // (period * STEP) + phase)
     cover = np.clip(128 + level // 128, 0, 256)[..., None]
-    dark, light = rng.randint(0, 126, 3), rng.randint(130, 256, 3)
+    dark, light = _draw(rng, 0, 126, 3), _draw(rng, 130, 256, 3)
     image = dark + ((light - dark) * cover >> 8)
     for _ in range(DISCS):
-        cx, cy, radius = rng.randint(-16, 17) * STEP, rng.randint(-16, 17) * STEP, rng.randint(3, 8) * STEP
+        cx, cy, radius = _draw(rng, -16, 17) * STEP, _draw(rng, -16, 17) * STEP, _draw(rng, 3, 8) * STEP
         inside = np.clip(128 + (radius**2 - (x - cx) ** 2 - (y - cy) ** 2) * 4 // radius, 0, 256)[..., None]
-        image = image + ((rng.randint(0, 256, 3) - image) * inside >> 8)
-    image = image * rng.randint(DARKEST, 257, (LENGTH, 1, 1, 1))[at] >> 8
+        image = image + ((_draw(rng, 0, 256, 3) - image) * inside >> 8)
+    image = image * _draw(rng, DARKEST, 257, (LENGTH, 1, 1, 1))[at] >> 8
     noise = rng.randint(-10, 11, (LENGTH, SIZE, SIZE, 3), dtype=np.int8)[at]
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
