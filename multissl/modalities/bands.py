@@ -34,7 +34,8 @@ def rates(kind: Band, share: float) -> tuple[float, float]:
         return share, 0.0
     if kind == "frequency":
         return 0.0, share
-    return (1 - math.sqrt(1 - share),) * 2
+    each = 1 - math.sqrt(1 - share)
+    return each, each
 
 
 def kept(size: int, rate: float) -> int:
