@@ -83,25 +83,33 @@ def place_masks(
 
 
 def draw_union(
-    plan: ViewPlan,
-    grid: tuple[int, int],
-    blocks: int,
-    rng: RowRandom,
-    wanted_group: int = 1,
-    reference: bool = False,
+    plan: ViewPlan, grid: tuple[int, int], blocks: int, rng: RowRandom, wanted_group: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """One target that is the union of `blocks` blocks of one size a step; the context is the rest of the slot.
+    """One target that is the union of `blocks` blocks; the context is the rest of the slot.
 
-    Places in a slot, context [R, K] and targets [1, R, Q]. Unions differ in size: ours are trimmed or topped up with
-    random cells to the share that independent blocks cover, so that Q is the same in every row, rank and step;
-    `reference` cuts both lists to the shortest of the batch, last cells first, as the public code does.
+    Places in a slot, context [R, K] and targets [1, R, Q]. Unions differ in size: they are trimmed or topped up with
+    random cells to the share that independent blocks cover, so that Q is the same in every row, rank and step. The
+    public code cuts all lists of a batch to the shortest, the last tokens first.
     """
-    assert plan.mask_ratio is not None
     if plan.num_masks != 1:
         raise ValueError(
             f"modality.union={blocks} makes one target of several blocks, the objective asks for {plan.num_masks}"
             " targets: set objective.targets=1, or modality.union=0"
         )
+    unions = union_masks(plan, grid, blocks, rng, wanted_group, exact=True)
+    context, target = (np.stack([np.flatnonzero(r) for r in part]) for part in (~unions, unions))
+    return torch.from_numpy(context), torch.from_numpy(target)[None]
+
+
+def union_masks(
+    plan: ViewPlan,
+    grid: tuple[int, int],
+    blocks: int,
+    rng: RowRandom,
+    wanted_group: int = 1,
+    exact: bool = False,
+) -> np.ndarray:
+    """Unions of blocks of one size a step, bool [R, H*W]; `exact`: of `union_size` cells each."""
     size = group_size(wanted_group, rng)
     step = np.random.default_rng(np.random.SeedSequence((*rng.key, 0)))  # the same on every rank
     (h, w), _ = sizes(plan, "block", grid, step)
@@ -115,17 +123,9 @@ def draw_union(
                 for _ in range(blocks):
                     top, left = int(lane.integers(grid[0] - h + 1)), int(lane.integers(grid[1] - w + 1))
                     mask[top : top + h, left : left + w] = True
-                if not reference:
+                if exact:
                     _settle(lane, unions[view, row], wanted)
-    rows = unions.reshape(-1, cells)
-    if reference:
-        short = [min(max(int(part.sum(1).min()), 1), cells - 1) for part in (~rows, rows)]
-        context, target = (
-            [np.flatnonzero(r)[:n] for r in part] for part, n in zip((~rows, rows), short, strict=True)
-        )
-    else:
-        context, target = ([np.flatnonzero(r) for r in part] for part in (~rows, rows))
-    return torch.from_numpy(np.stack(context)), torch.from_numpy(np.stack(target))[None]
+    return unions.reshape(-1, cells)
 
 
 def union_size(plan: ViewPlan, cells: int, blocks: int) -> int:

@@ -17,7 +17,7 @@ from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
 from multissl.modalities.masks import draw_masks
-from multissl.modalities.video_masks import draw_clip_masks, draw_union, hidden_each, repeated
+from multissl.modalities.video_masks import draw_clip_masks, hidden_each, union_masks
 from multissl.random import RowRandom
 from multissl.types import StreamSpec, ViewPlan
 
@@ -52,21 +52,21 @@ def test_golden_vjepa_masks(case: Case) -> None:
         rng = RowRandom((0, step), 0, batch, batch)
         if (
             hyper["kind"] == "tube"
-        ):  # their tubes keep int(n * (1 - ratio)) cells, as MAE does; VideoMAE's hide int(n * r)
+        ):  # theirs keep int(n * (1 - ratio)) cells, as MAE does; VideoMAE's hide int(n * r)
             plan = ViewPlan(num_global=1, mask_ratio=(hyper["ratio"], hyper["ratio"]))
-            hidden = draw_masks(plan, "random", grid, 1, rng)[0].hidden
-            context, target = (
-                torch.stack([r.nonzero().flatten() for r in part]) for part in (~hidden, hidden)
-            )
+            hidden = draw_masks(plan, "random", grid, 1, rng)[0].hidden.numpy()
         else:
             ratio = tuple(hyper["ss"])
             plan = ViewPlan(num_global=1, num_masks=1, mask_ratio=ratio, context_ratio=(1.0, 1.0))
-            context, targets = draw_union(plan, grid, hyper["blocks"], rng, reference=True)
-            target = targets[0]
-        for name, places in (("enc", context), ("pred", target)):
-            places = repeated(places, slots, cells)
-            lengths[name].append(places.shape[-1])
-            seen[name] += np.bincount(places.flatten(), minlength=slots * cells) / batch
+            hidden = union_masks(plan, grid, hyper["blocks"], rng)
+        hidden = hidden[:, None].repeat(slots, 1).reshape(batch, -1)  # [B, N]
+        for name, rows in (("enc", ~hidden), ("pred", hidden)):
+            short = int(
+                rows.sum(1).min()
+            )  # the public code cuts all lists to the shortest, last tokens first
+            lengths[name].append(short)
+            places = np.concatenate([np.flatnonzero(r)[:short] for r in rows])
+            seen[name] += np.bincount(places, minlength=slots * cells) / batch
     for name, found in lengths.items():
         summary(case, f"{name}_len", np.array(found))
         near(case, f"{name}_position_freq", (seen[name] / hyper["n_batches"]).reshape(slots, *grid))
