@@ -48,7 +48,7 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
         )
     return made.replace(
         modality=made.modality.replace(data=data),
-        encoders={"image": ResNetEncoder.Config(depth=10, width=32, stem="small")},
+        encoders={"image": ResNetEncoder.Config(depth=10, width=24, stem="small")},
         optim=AdamW.Config(lr=LR, warmup=WARMUP, weight_decay=1e-4, final_lr=0.0),
         batch_size=BATCH, steps=steps, seed=seed, evals={}, save=Save(every=10**9),
     )  # fmt: skip
