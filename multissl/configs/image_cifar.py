@@ -113,7 +113,9 @@ def vicregl_cifar() -> Recipe:
 
 def barlow_cifar() -> Recipe:
     """Barlow Twins with a projector of 512."""
-    return _small(BarlowTwins.Config(scale=0.1, projector=MLPHead.Config(hidden=512, out=512)))
+    return _small(
+        BarlowTwins.Config(redundancy=0.01, scale=0.1, projector=MLPHead.Config(hidden=512, out=512))
+    )
 
 
 def wmse_cifar() -> Recipe:
