@@ -126,7 +126,7 @@ def wmse_cifar() -> Recipe:
 def swav_cifar() -> Recipe:
     """SwAV with 512 prototypes and two small views."""
     return _small(
-        SwAV.Config(prototypes=512, num_local=2, freeze_prototypes=20, projector=_projector()),
+        SwAV.Config(prototypes=512, num_local=2, epsilon=0.03, freeze_prototypes=20, projector=_projector()),
     )
 
 
