@@ -1,8 +1,9 @@
 """Recipes for small pictures (CIFAR-10 and its like), one a method, sized for minutes on two processor cores.
 
 They share batches of 256 and, but for the masked methods, a ResNet-10 of base width 24 with the small-image stem: 36
-million multiplications a picture. `benchmarks/RESULTS.md` says what each reaches. Heads and queues are an eighth of the
-papers', temperatures and weights the papers'; teachers are faster because the runs are short.
+million multiplications a picture. `benchmarks/RESULTS.md` says what nine of them reach; the others (dcl, relic, mocov3,
+nnclr, vicregl, wmse, msn, simmim, ijepa, data2vec) are unmeasured. Heads and queues are an eighth of the papers';
+teachers are faster and targets sharper because the runs are short.
 """
 
 from __future__ import annotations
