@@ -8,7 +8,7 @@ teachers are faster and targets sharper because the runs are short.
 
 from __future__ import annotations
 
-from multissl.configs.common import watched
+from multissl.configs.common import batch_teacher, watched
 from multissl.encoders.base import Encoder
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder
@@ -60,7 +60,9 @@ def relic_cifar() -> Recipe:
 
 def moco_cifar() -> Recipe:
     """MoCo v2 with a queue of 4,096 keys, both views asking."""
-    return _small(MoCo.Config(queue=4096, symmetric=True, projector=_projector(), teacher=_teacher(0.99)))
+    return _small(
+        MoCo.Config(queue=4096, symmetric=True, projector=_projector(), teacher=batch_teacher(0.99))
+    )
 
 
 def mocov3_cifar() -> Recipe:
@@ -71,7 +73,7 @@ def mocov3_cifar() -> Recipe:
         symmetric=True,
         projector=_projector(last_norm=True),
         predictor=predictor,
-        teacher=_teacher(0.99),
+        teacher=batch_teacher(0.99),
     )
     return _small(objective)
 
@@ -87,7 +89,7 @@ def nnclr_cifar() -> Recipe:
 def byol_cifar() -> Recipe:
     """BYOL with a teacher that starts at 0.97."""
     predictor = MLPHead.Config(hidden=512, out=128, layers=2)
-    return _small(BYOL.Config(projector=_projector(), predictor=predictor, teacher=_teacher(0.97)))
+    return _small(BYOL.Config(projector=_projector(), predictor=predictor, teacher=batch_teacher(0.97)))
 
 
 def simsiam_cifar() -> Recipe:
@@ -153,7 +155,7 @@ def msn_cifar() -> Recipe:
         num_local=4,
         sinkhorn_rounds=3,
         projector=MLPHead.Config(hidden=256, out=128),
-        teacher=_teacher(0.97),
+        teacher=batch_teacher(0.97),
     )
     return _small(objective, _vit())
 
@@ -191,10 +193,6 @@ def data2vec_cifar() -> Recipe:
 
 def _projector(last_norm: bool = False) -> MLPHead.Config:
     return MLPHead.Config(hidden=512, out=128, layers=2, last_norm=last_norm)
-
-
-def _teacher(ema: float) -> Teacher.Config:
-    return Teacher.Config(ema=ema, final_ema=1.0, buffers="keep", batch_norm="batch")
 
 
 def _vit() -> TransformerEncoder.Config:
