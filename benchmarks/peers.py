@@ -2,7 +2,8 @@
 
 Same ResNet, objective, heads, batch, optimizer, augmentations (lightly's own transforms on its side) and wall-clock;
 lightly is installed from the package index into an environment of its own. Both encoders are then judged by multissl's
-k-NN on the validation split. Runs alternate between the two; each starts a process of its own.
+k-NN on the validation split. Runs alternate between the two. lightly decodes and augments in a worker beside a loop
+of two threads; multissl runs a rank on each of two cores (their backbones' batch norms see their own 128 rows).
 
     python benchmarks/peers.py --data cifar10-train.parquet [--seconds 120] [--seeds 3] [--objectives simclr byol]
 
@@ -17,12 +18,13 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 PEER = Path(__file__).with_name("peers_lightly.py")
 HERE = Path("runs/peers").resolve()
-BATCH, LR, WARMUP, HIDDEN = 256, 2e-3, 50, 512  # as in peers_lightly.py
+BATCH, LR, WARMUP, HIDDEN, WIDTH = 256, 2e-3, 50, 512, 24  # as in peers_lightly.py
 PROBE = 12
 """Steps of the run that finds out how fast a side is."""
 
@@ -32,6 +34,7 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
     from multissl.configs import image_cifar as cifar
     from multissl.encoders.resnet import ResNetEncoder
     from multissl.engine.checkpoint import Save
+    from multissl.engine.data import Data
     from multissl.engine.optim import AdamW
     from multissl.layers.ema import Teacher
     from multissl.layers.heads import MLPHead
@@ -48,33 +51,33 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
         )
     return made.replace(
         modality=made.modality.replace(data=data),
-        encoders={"image": ResNetEncoder.Config(depth=10, width=32, stem="small")},
+        encoders={"image": ResNetEncoder.Config(depth=10, width=WIDTH, stem="small")},
         optim=AdamW.Config(lr=LR, warmup=WARMUP, weight_decay=1e-4, final_lr=0.0),
-        batch_size=BATCH, steps=steps, seed=seed, evals={}, save=Save(every=10**9),
+        batch_size=BATCH, steps=steps, seed=seed, evals={}, save=Save(every=10**9), data=Data(workers=0),
+        tensorboard=False,
     )  # fmt: skip
 
 
-def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> dict[str, float]:
-    """A run of our side in this process: seconds and samples a second of the loop, as the peer counts them."""
-    import time
+def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
+    """A run of our side on each rank: prints seconds and samples a second of the loop, as the peer counts them."""
+    from safetensors.torch import save_file
 
-    import torch
-
+    from multissl import distributed
     from multissl import recipe as recipes
     from multissl.engine.trainer import Trainer
 
     made = recipe(objective, data, steps, seed)
-    parts = recipes.build(made, torch.device("cpu"))
-    trainer = Trainer(made, parts.modality, parts.learner, parts.optimizer, {}, out, torch.device("cpu"))
-    out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    trainer.fit()
-    seconds = time.perf_counter() - began
-    from safetensors.torch import save_file
-
-    net: Any = parts.learner.encoders["image"]
-    save_file({k: v.contiguous() for k, v in net.net.state_dict().items()}, out / "net.safetensors")
-    return {"seconds": seconds, "samples_per_s": steps * BATCH / seconds}
+    with distributed.process_group() as device:
+        parts = recipes.build(made, device)
+        trainer = Trainer(made, parts.modality, parts.learner, parts.optimizer, {}, out, device)
+        began = time.perf_counter()
+        trainer.fit()
+        seconds = time.perf_counter() - began
+        net: Any = parts.learner.encoders["image"]
+        state = {k: distributed.full(v).contiguous() for k, v in net.net.state_dict().items()}
+        if distributed.is_main():
+            save_file(state, out / "net.safetensors")
+            print(json.dumps({"seconds": seconds, "samples_per_s": steps * BATCH / seconds}))
 
 
 def judged(file: Path, data: str) -> float:
@@ -122,9 +125,23 @@ def run(side: str, objective: str, data: str, steps: int, seed: int) -> dict[str
             str(file),
         ]
     else:
-        line = [sys.executable, __file__, "--data", data, "--one", objective, str(steps), str(seed), str(out)]
-    # Both wait for work in the way that `multissl train` sets up (GOMP_SPINCOUNT), so threads do not fight a worker.
-    environ = {"GOMP_SPINCOUNT": "2000", **os.environ}
+        line = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            __file__,
+            "--data",
+            data,
+        ]
+        line += ["--one", objective, str(steps), str(seed), str(out)]
+    # lightly: a loop of two threads and a worker that sleeps rather than spins while it waits, which is kinder to it
+    # than torch's default. Ours: a rank a core, each loading its own rows.
+    environ = {
+        **os.environ,
+        **({"GOMP_SPINCOUNT": "2000"} if side == "lightly" else {"OMP_NUM_THREADS": "1"}),
+    }
     found = subprocess.run(line, check=True, capture_output=True, text=True, env=environ)
     return {**json.loads(found.stdout.strip().splitlines()[-1]), "file": file}
 
@@ -140,7 +157,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         objective, steps, seed, out = args.one
-        print(json.dumps(ours(objective, args.data, int(steps), int(seed), Path(out))))
+        ours(objective, args.data, int(steps), int(seed), Path(out))
         return
     for objective in args.objectives:
         table: dict[str, list[dict[str, Any]]] = {"lightly": [], "multissl": []}

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-BATCH, LR, WARMUP, HIDDEN = 256, 2e-3, 50, 512
+BATCH, LR, WARMUP, HIDDEN, WIDTH = 256, 2e-3, 50, 512, 24
 
 
 class Pictures(torch.utils.data.Dataset[Any]):
@@ -49,9 +49,9 @@ class Pictures(torch.utils.data.Dataset[Any]):
 
 
 class ResNet10(ResNet):
-    """torchvision's ResNet with one block a stage, half as wide, and the stem for small pictures."""
+    """torchvision's ResNet with one block a stage, narrow, and the stem for small pictures."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__(BasicBlock, [1, 1, 1, 1])
         self.inplanes = width
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
@@ -117,7 +117,7 @@ def main() -> None:
     torch.manual_seed(int(seed))
     last = int(steps)
     backbone = ResNet10()
-    model = {"simclr": SimCLR, "vicreg": VICReg, "byol": BYOL}[objective](backbone, 256)
+    model = {"simclr": SimCLR, "vicreg": VICReg, "byol": BYOL}[objective](backbone, 8 * WIDTH)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LR, weight_decay=1e-4)
     loader = torch.utils.data.DataLoader(

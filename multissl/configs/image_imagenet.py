@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import watched
+from multissl.configs.common import batch_teacher, watched
 from multissl.encoders.base import Encoder
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import LARS, SGD, AdamW, Optimizer
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.modalities.image import Image
 from multissl.objectives.barlow import BarlowTwins
@@ -60,7 +59,7 @@ def mocov3_vitb16() -> Recipe:
         reference_sum=True,
         projector=MLPHead.Config(hidden=4096, out=256, layers=3, last_norm=True),
         predictor=predictor,
-        teacher=_teacher(0.99),
+        teacher=batch_teacher(0.99),
     )
     optim = AdamW.Config(lr=1.5e-4, lr_scaling="linear", weight_decay=0.1, final_lr=0.0)
     return _paper(
@@ -126,7 +125,7 @@ def msn_vits16() -> Recipe:
     """MSN, ViT-S/16, 800 epochs of 1,024, 1 + 10 anchors (Assran et al. 2022, arXiv 2204.07141); unmeasured."""
     views = _colours(strength=1.25, saturation=0.4, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
     optim = AdamW.Config(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4)
-    objective = MSN.Config(sinkhorn_rounds=3, teacher=_teacher(0.996))
+    objective = MSN.Config(sinkhorn_rounds=3, teacher=batch_teacher(0.996))
     return _paper(objective, optim, views, 1024, 800, warmup=15, encoder=vit("s"))
 
 
@@ -192,10 +191,6 @@ def _paper(
 
 def _lars(lr: float, weight_decay: float) -> LARS.Config:
     return LARS.Config(lr=lr, lr_scaling="linear", weight_decay=weight_decay, final_lr=0.0)
-
-
-def _teacher(ema: float) -> Teacher.Config:
-    return Teacher.Config(ema=ema, final_ema=1.0, buffers="keep", batch_norm="batch")
 
 
 def _colours(strength: float = 1.0, **options: Any) -> Image.Config:

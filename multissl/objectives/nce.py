@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import gather, local, row_labels, sum_ranks, world
+from multissl.distributed import gather, local, row_labels
 from multissl.layers.heads import wide
-from multissl.objectives.base import head
+from multissl.objectives.base import head, mean_of
 from multissl.types import Batch, ParamRule
 
 MultiPos = Literal["outside", "inside"]
@@ -123,14 +123,6 @@ def predict(predictors: nn.ModuleDict, streams: Sequence[str], z: Tensor) -> Ten
         ).dtype  # z was widened; in mixed precision weights were not
         parts.append(head(predictors[stream], each.to(narrow), 1))
     return torch.cat(parts)
-
-
-def mean_of(values: Tensor, keep: Tensor | None = None) -> Tensor:
-    """The mean of values [N]; of the kept ones of all ranks (bool [N]), so that the ranks' average is their mean."""
-    if keep is None:
-        return values.mean()
-    count = sum_ranks(keep.sum().to(values.dtype))
-    return values.masked_fill(~keep, 0).sum() * world() / count.clamp(min=1)
 
 
 def one_way(

@@ -17,11 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import gather, sum_ranks, world
+from multissl.distributed import gather
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
 from multissl.objectives.alarms import History, lasting, point_alarm
-from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
+from multissl.objectives.base import (
+    Objective,
+    embedding_std,
+    mean_of,
+    presence,
+    project,
+    spread,
+    views_per_stream,
+)
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 
@@ -100,10 +108,7 @@ def _distance(z: Tensor, present: Tensor) -> Tensor:
     """Mean squared distance of the views of a sample, over samples that have both; z [V, B, P], present [V, B]."""
     found = []
     for (a, here), (b, there) in combinations(zip(z, present, strict=True), 2):
-        both = (here & there).to(z.dtype)  # [B]
-        # A rank may have more of them than another: its share of all of them, times W for the mean over ranks.
-        count = sum_ranks(both.sum()).clamp(min=1)
-        found.append(((a - b).pow(2).mean(-1) * both).sum() * world() / count)
+        found.append(mean_of((a - b).pow(2).mean(-1), here & there))
     return torch.stack(found).mean()
 
 
