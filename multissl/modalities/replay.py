@@ -133,7 +133,8 @@ class Moments(Dataset[Sample]):
 
     def rows(self) -> np.ndarray:
         """Where the samples lie among all frames of the replay, int64."""
-        parts = [np.arange(self.replay.start[e], self.replay.start[e + 1]) for e in self.episodes]
+        start = self.replay.start.tolist()
+        parts = [np.arange(start[e], start[e + 1]) for e in self.episodes.tolist()]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 

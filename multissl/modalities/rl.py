@@ -298,7 +298,9 @@ class RL(Modality):
             if plan.coords and role != "clean":
                 side = torch.full_like(place, size)
                 boxes = torch.cat([place, side], 1) / stacks.shape[-1]
-                views.coords = token_centres(boxes, size // cfg.patch, torch.zeros_like(moved))
+                views.coords = token_centres(
+                    boxes, size // cfg.patch, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+                )
             if role == "global":
                 views.condition, views.masks = given.get("condition"), self._masks(given, plan)
                 views.target = patchify(x, cfg.patch) if plan.target else None

@@ -193,12 +193,12 @@ class Video(Modality):
         for b, sample in enumerate(samples):
             clip = load_clip(sample)
             spans = {role: self._spans(role, clip.times, draws[role][b], sample.index) for role in ROLES}
-            wanted = [i for role in ROLES for span in spans[role] for i in span.index]
+            wanted = [i for role in ROLES for span in spans[role] for i in span.frames]
             try:
                 frames = frames_of(clip, wanted)
             except Exception as error:  # decoders raise almost anything on a damaged file
                 raise unreadable(sample, error) from None
-            parts = iter(frames.split([len(s.index) for role in ROLES for s in spans[role]]))
+            parts = iter(frames.split([len(s.frames) for role in ROLES for s in spans[role]]))
             height, width = frames.shape[2:]
             for role in ROLES:
                 length, size = self._shape(role)
@@ -236,11 +236,11 @@ class Video(Modality):
                 place = (v + place) / len(draws)
             span = choose_frames(times, frames, cfg.stride, seconds, place)
             if role == "clean" and cfg.clean == "frame":
-                span = span._replace(index=[span.index[frames // 2]] * frames)
+                span = span._replace(frames=[span.frames[frames // 2]] * frames)
             elif role == "clean" and cfg.clean == "shuffled":
                 # an order of its own for each video, the same in every evaluation
                 order = np.random.default_rng((0, sample)).permutation(frames)
-                span = span._replace(index=[span.index[i] for i in order])
+                span = span._replace(frames=[span.frames[i] for i in order])
             found.append(span)
         return found
 

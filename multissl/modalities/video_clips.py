@@ -22,7 +22,7 @@ Box = tuple[int, int, int, int]
 class Span(NamedTuple):
     """The frames of a clip, and its begin and length in shares of the video's time."""
 
-    index: list[int]
+    frames: list[int]
     begin: float
     length: float
 

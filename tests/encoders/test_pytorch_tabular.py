@@ -58,11 +58,12 @@ def test_models_train_behind_the_contract(model: str) -> None:
 @pytest.mark.filterwarnings("default")
 def test_what_is_no_encoder_of_rows_is_refused() -> None:
     pytest.importorskip("pytorch_tabular", reason="the extra `tabular` is not installed")
-    for options, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"model": "Node"}, r"encoders\.model='Node' starts from statistics of a first large batch"),
         ({"model": "FTTransfomer"}, r"encoders\.model='FTTransfomer'; did you mean FTTransformer"),
         ({"options": {"num_head": 2}}, r"encoders\.options has no field 'num_head'; did you mean num_heads"),
-    ):
+    )
+    for options, message in refused:
         with pytest.raises(ValueError, match=message):
             PytorchTabularEncoder.Config(**options).build(SPEC)
 

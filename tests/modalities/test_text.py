@@ -91,6 +91,7 @@ def test_shapes_types_and_what_is_real(corpus: str) -> None:
     assert whole.coords is not None
     assert (whole.coords > 0).all()
     assert (whole.coords < 1).all()
+    assert whole.target is not None
     assert torch.equal(whole.target, whole.x)
 
 

@@ -184,20 +184,20 @@ def test_a_flip_mirrors_frames_and_places_alike() -> None:
 
 def test_frames_follow_stride_clamp_to_the_last_and_never_wrap() -> None:
     times = np.arange(10) / 25
-    assert choose_frames(times, 4, 2, 0, 0.0).index == [0, 2, 4, 6]
-    assert choose_frames(times, 4, 2, 0, 0.999).index == [3, 5, 7, 9]
-    assert choose_frames(times, 4, 2, 0, 1.0).index == [3, 5, 7, 9]
-    assert choose_frames(times, 4, 4, 0, 0.7).index == [0, 4, 8, 9]
-    assert {choose_frames(times, 4, 2, 0, p).index[0] for p in np.linspace(0, 0.999, 40)} == {0, 1, 2, 3}
+    assert choose_frames(times, 4, 2, 0, 0.0).frames == [0, 2, 4, 6]
+    assert choose_frames(times, 4, 2, 0, 0.999).frames == [3, 5, 7, 9]
+    assert choose_frames(times, 4, 2, 0, 1.0).frames == [3, 5, 7, 9]
+    assert choose_frames(times, 4, 4, 0, 0.7).frames == [0, 4, 8, 9]
+    assert {choose_frames(times, 4, 2, 0, p).frames[0] for p in np.linspace(0, 0.999, 40)} == {0, 1, 2, 3}
 
 
 def test_seconds_mean_time_whatever_the_rate_of_the_file() -> None:
     slow, fast = np.arange(25) / 25, np.arange(50) / 50
-    assert choose_frames(slow, 5, 1, 0.5, 0.0).index == [0, 2, 5, 7, 10]
-    assert choose_frames(fast, 5, 1, 0.5, 0.0).index == [0, 5, 10, 15, 20]
+    assert choose_frames(slow, 5, 1, 0.5, 0.0).frames == [0, 2, 5, 7, 10]
+    assert choose_frames(fast, 5, 1, 0.5, 0.0).frames == [0, 5, 10, 15, 20]
     uneven = np.array([0, 0.1, 0.2, 0.8, 0.9, 1.0])
-    assert choose_frames(uneven, 4, 1, 0.8, 0.0).index == [0, 2, 2, 2]
-    assert choose_frames(uneven, 2, 1, 5.0, 0.5).index == [0, 5]  # longer than the video: it stands still
+    assert choose_frames(uneven, 4, 1, 0.8, 0.0).frames == [0, 2, 2, 2]
+    assert choose_frames(uneven, 2, 1, 5.0, 0.5).frames == [0, 5]  # longer than the video: it stands still
 
 
 @pytest.mark.parametrize("clips", ["anywhere", "apart", "same"])

@@ -47,6 +47,7 @@ def test_mlm_is_the_mean_over_hidden_tokens() -> None:
     tokens = encoders.encode([views])[0].tokens
     logits = objective.readout(objective.transform(tokens))
     assert views.mask is not None
+    assert views.target is not None
     expected = F.cross_entropy(logits[views.mask.hidden], views.target[views.mask.hidden])
     torch.testing.assert_close(found.total, expected)
     counts = torch.bincount(views.target[views.mask.hidden], minlength=12) / 7
@@ -119,6 +120,7 @@ def test_infilling_writes_from_the_text_and_what_is_written() -> None:
     kept: list[torch.Tensor] = []
     objective.readout.register_forward_hook(lambda _m, _i, out: kept.append(out.detach()))
     objective(encoders, [views], PROGRESS)
+    assert views.target is not None
     views.target[:, 2] = (views.target[:, 2] + 1) % 12
     objective(encoders, [views], PROGRESS)
     assert torch.equal(kept[0][:, :3], kept[1][:, :3])  # a symbol is not seen before it is written
