@@ -32,6 +32,8 @@ MEMORY: dict[str, Any] = {}
 """Frames that this process was handed, by the name that stands for them in a recipe file."""
 LINE = 1_000_000
 """Characters a csv cell may have."""
+WRONG = re.compile("[\udc80-\udcff]")
+"""What stands for a byte that is not UTF-8."""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ def holding(frame: Any) -> str:
 
 
 def read_table(data: str, option: str = "modality.data") -> Table:
-    """The table that an option names; every error names the option as it was typed."""
+    """The table that an option names, columns free to be taken out; errors name the option as it was typed."""
     try:
         table = _open(data)
     except ValueError as error:
@@ -103,7 +105,7 @@ def texts(column: np.ndarray) -> np.ndarray:
 def _open(data: str) -> Table:
     scheme, _, rest = data.partition(":")
     if data == "demo":
-        return _demo()
+        return Table(dict(_demo().columns))
     if scheme == "sklearn":
         return _sklearn(rest)
     if scheme == "memory":
@@ -138,10 +140,12 @@ def _csv(path: Path, delimiter: str) -> Table:
     csv.field_size_limit(LINE)
     broken: dict[int, str] = {}
     lines: list[list[str]] = []
-    # A wrong byte becomes U+FFFD, by which its row is known.
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    # A byte that is not UTF-8 becomes a lone surrogate, which no text can hold, so that its row is known.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=delimiter)
         header = _named([cell.strip() for cell in next(reader, [])])
+        if any(WRONG.search(name) for name in header):
+            raise ValueError("the header is not UTF-8: save the file as UTF-8")
         while True:
             try:
                 line = next(reader, None)
@@ -157,7 +161,7 @@ def _csv(path: Path, delimiter: str) -> Table:
                     f"line {reader.line_num} has {len(line)} cells, the header names {len(header)}"
                 )
                 line = [""] * len(header)
-            elif any("\ufffd" in cell for cell in line):
+            elif any(WRONG.search(cell) for cell in line):
                 broken[len(lines)] = f"line {reader.line_num} is not UTF-8"
                 line = [""] * len(header)
             lines.append([cell.strip() for cell in line])

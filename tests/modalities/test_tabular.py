@@ -204,7 +204,7 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
     given[5] = "inf,red,1,yes"
     given[6] = "none at all,red,1,yes"
     path = tmp_path / "rows.csv"
-    path.write_bytes("\n".join(given).encode().replace(b"27,green,3.5", b"27,gr\xffn,3.5"))
+    path.write_bytes("\n".join(given).encode().replace(b"28,blue,4.0", b"28,bl\xffe,4.0"))
     modality = Tabular.Config(data=str(path)).build()
     data = modality.dataset("train")
     found = {}
@@ -218,7 +218,7 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
         3: "line 5: field larger than field limit (1000000)",
         4: "row 4: age='inf' is no finite number",
         5: "row 5: age='none at all' is no finite number",
-        7: "line 9 is not UTF-8",
+        8: "line 10 is not UTF-8",
     }
     assert modality.bank().isfinite().all()
     assert len(modality.bank()) == len(modality.splits["train"]) - 5
