@@ -259,12 +259,12 @@ def find(name: str) -> Callable[[], Recipe]:
         return read
     if path.endswith(".py"):
         return lambda: _from_file(Path(path), function or "recipe")
-    full = f"{name}/default" if "/" not in name else name
     known = [n for n, _ in recipes()]
+    full = name if name in known or "/" in name else f"{name}/default"
     if full not in known:
         raise ValueError(f"no recipe is called {name!r}{suggest(full, known)}")
     if full in registry.recipe_entry_points():
-        return registry.recipe_entry_points()[full].load
+        return lambda: registry.recipe_entry_points()[full].load()()
     part, _, function = full.partition("/")
     (module,) = (m for m in registry.RECIPES[part] if function in dict(functions(m)))
     return lambda: registry.load(f"multissl.configs.{module}:{function}")()
