@@ -114,7 +114,7 @@ def list_recipes(args: list[str]) -> int:
 
 
 def read_matrix() -> dict[str, Any]:
-    """The table: `encoder`, and `cells`, by modality and objective "ok" or the reason why they do not fit."""
+    """The table: `encoder`, and `cells` by modality and objective: "ok", "experimental", or why they do not fit."""
     import json
 
     return json.loads(MATRIX.read_text())
@@ -125,20 +125,24 @@ def matrix() -> str:
     table = read_matrix()
     cells: dict[str, dict[str, str]] = table["cells"]
     objectives = list(dict.fromkeys(o for row in cells.values() for o in row))
+    words = {"ok": "yes", "experimental": "exp", "untested": "?"}
     reasons = list(
-        dict.fromkeys(r for o in objectives for row in cells.values() if (r := row.get(o, "ok")) != "ok")
+        dict.fromkeys(r for o in objectives for row in cells.values() if (r := row.get(o, "ok")) not in words)
     )
 
     def cell(row: dict[str, str], objective: str) -> str:
         found = row.get(objective, "untested")
-        return {"ok": "yes", "untested": "?"}.get(found) or f"- [{reasons.index(found) + 1}]"
+        return words.get(found) or f"- [{reasons.index(found) + 1}]"
 
     wide = max(len(o) for o in objectives) + 2
     lines = [" " * wide + "".join(f"{m:<12}" for m in cells)]
     lines += [f"{o:<{wide}}" + "".join(f"{cell(row, o):<12}" for row in cells.values()) for o in objectives]
     notes = [f"[{i + 1}] {reason}" for i, reason in enumerate(reasons)]
-    head = f"objectives x modalities, each trained for a few steps by the tests; encoder: {table['encoder']}"
-    return "\n".join(line.rstrip() for line in [head, "", *lines, *([""] if notes else []), *notes])
+    head = [
+        f"objectives x modalities, each trained for a few steps by the tests; encoder: {table['encoder']}",
+        "yes: published for that kind of data, or close to what is; exp: experimental, trains, no reference known",
+    ]
+    return "\n".join(line.rstrip() for line in [*head, "", *lines, *([""] if notes else []), *notes])
 
 
 def show(args: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,8 @@ from multissl.engine.data import Steps
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.tabular import Tabular
+from multissl.modalities.text import Text
 from multissl.recipe import Recipe, build, check
 from multissl.types import Losses, Progress
 from tests.small import shrunk
@@ -25,7 +28,10 @@ from tests.toys import Pairs
 
 NAMES = registry.names("objectives")
 TINY = Image.Config(size=16, local_size=8, patch=4, mask_group=1)
-ENCODER = TransformerEncoder.Config(dim=16, depth=2, heads=2)
+TEXT = Text.Config(
+    data=str(Path(__file__).parents[1] / "README.md"), vocab=300, length=16, local_length=8, mask_group=1
+)
+ENCODER = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling="mean")
 
 
 def default(name: str) -> Any:
@@ -84,8 +90,16 @@ def loss_of(cfg: Any, made: Modality.Config, batch_size: int) -> Losses:
     return objective(encoders, data[0][0], Progress(step=0, total=10))
 
 
+OWN: dict[str, Modality.Config] = {
+    **dict.fromkeys(("clip", "siglip"), Pairs.Config()),
+    **dict.fromkeys(("mlm", "next_token"), TEXT),
+    "infilling": TEXT.replace(infill=0.3),
+    "vime": Tabular.Config(),
+}
+"""What objectives learn from that do not take pictures."""
 ONE_IS_TOO_FEW = {
     "dino", "msn", "nnclr", "infonce", "clip", "siglip", "byol", "vicreg", "vicregl", "barlow", "wmse", "weighted",
+    "spr",
 }  # fmt: skip
 """Objectives that compare samples, or whose heads have batch norm."""
 
@@ -102,8 +116,7 @@ def refusal(cfg: Any, made: Modality.Config, batch_size: int) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_one_is_learnt_from_or_refused(name: str) -> None:
-    modality = Pairs.Config() if name in ("clip", "siglip") else TINY
-    said = refusal(shrunk(default(name)), modality, 1)
+    said = refusal(shrunk(default(name)), OWN.get(name, TINY), 1)
     assert bool(said) == (name in ONE_IS_TOO_FEW)
     assert not said or "batch" in said, said
 

@@ -26,7 +26,7 @@ def test_list_names_recipes_with_their_first_line(capsys: pytest.CaptureFixture[
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
     assert "tabular/default" in said
-    assert "VICReg on rows with swapped cells" in said
+    assert "Denoising and mask prediction on rows" in said
 
 
 def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +34,7 @@ def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert "encoder: transformer" in lines[0]
     rows = {line.split()[0]: line.split()[1:] for line in lines if line}
-    assert rows["dino"] == ["yes", "yes"]
+    assert rows["dino"] == ["yes", "yes", "exp", "exp", "yes", "exp"]
     assert rows["clip"][:2] == ["-", "[1]"]
     assert "use infonce" in next(line for line in lines if line.startswith("[1]"))
 

@@ -32,6 +32,7 @@ from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.recipe import Recipe, check, maskings_of
 from multissl.types import Batch, Progress
@@ -46,10 +47,11 @@ MODALITIES: dict[str, Modality.Config] = {
     "pairs": Pairs.Config(),
     "padded": Text.Config(data=README, vocab=300, length=16, local_length=8, mask_group=4, pack=False),
     "infill": Text.Config(data=README, vocab=300, length=16, local_length=8, mask_group=4, infill=0.3),
+    "rows": Tabular.Config(),
 }
-"""A real modality of one stream, a toy of two for the objectives that pair streams, and texts for those of symbols."""
-SYMBOLS = {"mlm": "padded", "next_token": "padded", "infilling": "infill"}
-"""Objectives that need symbols, which the others do not."""
+"""A real modality of one stream, a toy of two for the objectives that pair streams, texts and rows for theirs."""
+OWN = {"mlm": "padded", "next_token": "padded", "infilling": "infill", "vime": "rows"}
+"""Objectives that want symbols or rows, which the others do not."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dino": [{"centring": "ema", "tied_heads": True}],
     "infonce": [{"decoupled": True, "sigma": 0.5}, {"relic": 1.0, "learn_temperature": True}],
@@ -81,9 +83,7 @@ class Case(NamedTuple):
 
 def fitting(objective: str) -> list[str]:
     """The modalities on which an objective is compared."""
-    return (
-        [SYMBOLS[objective]] if objective in SYMBOLS else [m for m in MODALITIES if m not in SYMBOLS.values()]
-    )
+    return [OWN[objective]] if objective in OWN else [m for m in MODALITIES if m not in OWN.values()]
 
 
 def cases() -> list[Case]:

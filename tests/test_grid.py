@@ -69,6 +69,15 @@ REASONS: dict[tuple[str, str], str] = {
     ("tabular", "vicregl"): "for coords views, which it does not offer",
 }
 """Pairs without a meaning, and the words in which `check` or the objective must refuse them."""
+EXPERIMENTAL: dict[str, str] = {
+    "image": "spr",
+    "video": "spr vicreg vicregl barlow wmse data2vec",
+    "audio": "spr ijepa",
+    "text": "spr dino byol vicreg vicregl barlow wmse swav msn ijepa",
+    "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec",
+    "rl": "dino swav msn ijepa data2vec vicregl",
+}
+"""Pairs that train though nobody has published them: by modality, the objectives."""
 
 
 def small_recipe(modality: str, objective: Objective.Config) -> Recipe:
@@ -158,7 +167,8 @@ def test_every_objective_runs_on_every_modality(modality: str, objective: str) -
     else:
         assert REASONS.get((modality, objective), "not listed in REASONS") in reason
     if objective in OBJECTIVES and modality in registry.GROUPS["modalities"]:
-        settle(modality, objective, reason or "ok")
+        tried = objective not in EXPERIMENTAL.get(modality, "").split()
+        settle(modality, objective, reason or ("ok" if tried else "experimental"))
 
 
 def passes(recipe: Recipe) -> None:

@@ -116,7 +116,9 @@ class Trainer:
             modality, self.plans, cfg.batch_size, cfg.seed, distributed.rank(), distributed.world(),
             cfg.data.views_on == "worker",
         )  # fmt: skip
-        self.epoch_steps = len(cast(Any, self.steps.samples)) / cfg.batch_size
+        samples = len(cast(Any, self.steps.samples))
+        objective.admit(samples)
+        self.epoch_steps = samples / cfg.batch_size
         self.groups = learner.clip_groups(cfg.clip_per)
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
         self.display = Display(self.main)

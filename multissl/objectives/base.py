@@ -40,6 +40,9 @@ class Objective(Component, nn.Module):
         """The views it needs, by stream."""
         raise NotImplementedError
 
+    def admit(self, samples: int) -> None:
+        """Told the number of training samples before the first step; a ValueError where they are too few."""
+
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; the gradient averaged over ranks is that of the global batch."""
         raise NotImplementedError

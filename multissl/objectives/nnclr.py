@@ -73,6 +73,14 @@ class NNCLR(Objective):
         """Two global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
+    def admit(self, samples: int) -> None:
+        """A queue that outlasts an epoch would hand samples their own past as neighbours."""
+        if self.cfg.queue > samples:
+            raise ValueError(
+                f"objective.queue={self.cfg.queue}: more than the {samples} training samples, whose nearest neighbours "
+                f"would be themselves; set objective.queue to {samples} or less"
+            )
+
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         cfg, relation = self.cfg, relations_of(batch)

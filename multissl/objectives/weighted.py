@@ -119,6 +119,11 @@ class Weighted(Objective):
         """How many views a term asks for."""
         return sum(p.num_clean + p.num_global + p.num_local for p in self.asked[name].values())
 
+    def admit(self, samples: int) -> None:
+        """Every term is told."""
+        for _, term in self.each():
+            term.admit(samples)
+
     def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
         """Every term moves its slow state."""
         for name, term in self.each():

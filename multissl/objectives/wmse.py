@@ -36,7 +36,7 @@ class WMSE(Objective):
         """Options of W-MSE."""
 
         group: int = 128
-        """G, samples that are whitened together: more than projector.out (the paper: twice as many), and it divides
+        """G, samples that are whitened together: at least twice projector.out, as in the paper, and it divides
         batch_size."""
         draws: int = 1
         """Ways of grouping a batch over which the loss is averaged."""
@@ -47,10 +47,11 @@ class WMSE(Objective):
         )
 
         def __post_init__(self) -> None:
-            if self.group <= self.projector.out:
+            if self.group < 2 * self.projector.out:
                 raise ValueError(
-                    f"objective.group={self.group}: want more samples than objective.projector.out="
-                    f"{self.projector.out}, else their covariance has no inverse; double the one or halve the other"
+                    f"objective.group={self.group}: want {2 * self.projector.out} samples or more, twice "
+                    f"objective.projector.out={self.projector.out}, for a covariance that can be inverted well; raise "
+                    "the one or lower the other"
                 )
             if self.draws < 1:
                 raise ValueError(f"objective.draws={self.draws}: want 1 or more")
@@ -85,7 +86,7 @@ def groupings(rows: int, group: int, draws: int, step: int) -> Tensor:
     if rows % group:
         raise ValueError(
             f"batch_size={rows} does not divide into groups of objective.group={group}: make batch_size a multiple, "
-            "or choose a group that divides it, above objective.projector.out"
+            "or choose a group that divides it, twice objective.projector.out or more"
         )
     generator = torch.Generator().manual_seed(step)
     return torch.stack([torch.randperm(rows, generator=generator) for _ in range(draws)]).unflatten(

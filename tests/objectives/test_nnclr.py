@@ -90,6 +90,13 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
         NNCLR.Config(**options)
 
 
+def test_a_queue_that_outlasts_the_data_is_refused() -> None:
+    _, objective = build(SMALL, "a")
+    objective.admit(24)
+    with pytest.raises(ValueError, match=r"objective\.queue=24: more than the 23 training samples"):
+        objective.admit(23)
+
+
 def test_batches_that_do_not_fit_are_refused() -> None:
     encoders, objective = build(SMALL.replace(queue=4))
     with pytest.raises(ValueError, match=r"objective\.queue=4: smaller than the 8 keys of a step"):
