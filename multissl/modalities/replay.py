@@ -167,7 +167,8 @@ def read_replay(path: str) -> Replay:
         with _package("h5py").File(path, "r") as file:
             return from_arrays({k: np.asarray(v) for k, v in file.items() if hasattr(v, "shape")})
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file that it opened itself open where the archive turns out to be broken
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return from_arrays({k: file[k] for k in file.files})
     except ValueError as error:
         if "pickle" not in str(error):

@@ -11,6 +11,7 @@ Shapes: E episodes, T steps of an episode, S = E*T frames of H*W pixels, n value
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -151,7 +152,9 @@ def _make(name: str, colours: int) -> Any:
         gym.register_envs(registry.require("ale_py"))
         options = {"obs_type": "rgb" if colours == 3 else "grayscale"}
     try:
-        env = gym.make(name, **options)
+        with warnings.catch_warnings():  # of a mode that is not offered: refused below, in one line
+            warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
+            env = gym.make(name, **options)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{name}: {error}; install it with: pip install 'multissl[rl]'") from error
     except gym.error.Error as error:
@@ -189,10 +192,11 @@ def shrink(picture: np.ndarray, size: int, colours: int) -> np.ndarray:
 
 
 def _state(env: Any, seen: Any, known: dict[str, int]) -> np.ndarray:
-    """float32 [n]; of Pong NaN while no ball is in play (its height is 0 then)."""
+    """float32 [n]; NaN while no ball is in play: its column is 0 before the first serve, its height after a point."""
     if hasattr(env.unwrapped, "ale"):
-        found = env.unwrapped.ale.getRAM()[list(known.values())].astype(np.float32)
-        out = "ball_y" in known and found[list(known).index("ball_y")] == 0
+        ram = env.unwrapped.ale.getRAM()
+        found = ram[list(known.values())].astype(np.float32)
+        out = any(ram[byte] == 0 for name, byte in known.items() if name.startswith("ball"))
         return np.full_like(found, np.nan) if out else found
     flat = isinstance(seen, np.ndarray) and seen.ndim == 1 and seen.dtype.kind == "f"
     return cast(np.ndarray, seen).astype(np.float32) if flat else np.zeros(0, np.float32)
