@@ -52,9 +52,11 @@ class Column:
         if self.kind != "number":
             return self.levels[int(value)]
         if len(self.knots) == 2:
-            return f"{self.knots[0] + value * self.knots[1]:.4g}"
-        rank = float(torch.special.ndtr(torch.tensor(value, dtype=torch.float64)))
-        return f"{np.interp(rank, np.linspace(0, 1, QUANTILES), self.knots):.4g}"
+            found = self.knots[0] + value * self.knots[1]
+        else:
+            rank = float(torch.special.ndtr(torch.tensor(value, dtype=torch.float64)))
+            found = float(np.interp(rank, np.linspace(0, 1, QUANTILES), self.knots))
+        return f"{found:.0f}" if 1e4 <= abs(found) < 1e9 else f"{found:.4g}"
 
 
 @dataclass(slots=True)

@@ -210,8 +210,7 @@ class Tabular(Modality):
         from multissl.modalities.tabular_panels import cell_panel
 
         views = [v for v in batch if v.stream == STREAM]
-        shares = self.effective_rates(max(self.cfg.corruption))
-        return cell_panel(views, self.schema.columns, shares, max(self.cfg.corruption), self.cfg.corrupt_by)
+        return cell_panel(views, self.schema.columns, self.effective_rates(1.0), self.cfg.corrupt_by)
 
     def state(self) -> dict[str, Any]:
         """The fitted schema and what was fitted to the label."""

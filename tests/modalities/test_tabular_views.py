@@ -152,10 +152,25 @@ def test_the_panel_shows_cells_as_text(tmp_path: Path) -> None:
     assert panel.image.dtype == np.uint8
     assert panel.image.shape[2] == 3
     assert (panel.image == (250, 205, 190)).all(2).any()  # changed cells are red
-    assert "changes" in panel.caption
+    assert not (panel.image == (90, 90, 90)).all(2).any()  # and not called hidden as well
+    assert "50% of this batch's cells were drawn anew" in panel.caption
     (masked,) = modality.panels(drawn(modality, ViewPlan(num_global=1, mask_ratio=(0.5, 0.5))))
-    assert (masked.image == (170, 170, 170)).all(2).any()
+    assert (masked.image == (90, 90, 90)).all(2).any()
+    assert not (masked.image == (250, 205, 190)).all(2).any()
+    assert "drawn anew:" not in masked.caption
     assert modality.panels([]) == []
+
+
+def test_the_panel_marks_the_cells_that_differ_and_no_others(tmp_path: Path) -> None:
+    modality = small(tmp_path)
+    (views,) = drawn(modality, ViewPlan(num_global=1, mask_ratio=(0.5, 0.5), corrupt=True, target=True))
+    assert views.target is not None
+    (panel,) = modality.panels([views])
+    for row in range(6):
+        for place in range(len(modality.schema.columns)):
+            corner = panel.image[(2 + 2 * row) * 22 + 1, 72 + 138 * place + 1]  # of the view's cell
+            differs = bool(views.x[row, place] != views.target[row, place])
+            assert corner.tolist() == ([250, 205, 190] if differs else [255, 255, 255])
 
 
 def test_the_floor_is_one_hot(tmp_path: Path) -> None:
