@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,11 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from multissl.engine.data import Steps
+from multissl import run
+from multissl.configs import video
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.data import Data, Steps
+from multissl.engine.metrics import read_metrics
 from multissl.modalities import video_files
 from multissl.modalities.video import Video
 from multissl.modalities.video_files import Decord, PyAV, load_clip, open_clip, open_videos, read_frames
@@ -115,8 +120,8 @@ assert (decode(stored.getvalue(), 3) == 7).all()
 def test_folders_of_frames_are_videos_of_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for kind in ("a", "b"):
-            for video in range(2):
-                folder = tmp_path / split / kind / f"v{video}"
+            for number in range(2):
+                folder = tmp_path / split / kind / f"v{number}"
                 folder.mkdir(parents=True)
                 for t, pixels in enumerate(levels(4)):
                     Pillow.fromarray(pixels).save(folder / f"frame{t:03}.png")
@@ -220,6 +225,30 @@ def test_broken_videos_are_skipped_and_listed(tmp_path: Path) -> None:
     skipped = [s for step in range(2) for s in steps[step][1]]
     assert [reason for _, reason in skipped]
     assert all("2.npy: 1 frame" in reason for _, reason in skipped)
+
+
+def test_a_run_skips_counts_and_lists_broken_files_and_takes_an_uneven_one(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in "abcde":
+        write(data / f"{name}.mp4", noise)
+    write(data / "uneven.mp4", noise[:6], [0, 1, 2, 8, 9, 10])
+    write(data / "one.mp4", noise[:1])
+    (data / "cut.mp4").write_bytes((data / "a.mp4").read_bytes()[:3000])
+    made = video.infonce()
+    made.modality = made.modality.replace(data=str(data), frames=4, size=16, local_size=8, seconds=0.4)
+    made.encoders["video"] = TransformerEncoder.Config(dim=8, depth=1, heads=1, pooling="mean")
+    made = made.replace(batch_size=4, steps=4, evals={}, log_every=1, tensorboard=False, data=Data(workers=0))
+    run.train(made, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    notes = [x["text"] for x in lines if x["kind"] == "note"]
+    assert len(notes) == 2, notes
+    assert all(text.startswith("unreadable sample") and "\n" not in text for text in notes)
+    assert sum("cut.mp4: " in text for text in notes) == 1
+    assert sum("one.mp4: 1 frame: a clip needs 2 or more" in text for text in notes) == 1
+    assert [x["unreadable"] for x in lines if x["kind"] == "train"][-1] == 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"] == 2
 
 
 def test_the_readers_name_what_has_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
