@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, spread
+from multissl.objectives.base import Objective, mean_of, spread
 from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan, Views
 
 PLACES, PLACE_DIM = 20, 200
@@ -77,11 +76,11 @@ class MLM(Objective):
         asked, real = views.target.flatten()[mask.index], mask.weight > 0  # [M]
         found = tokens.flatten(0, 1)[mask.index]  # [M, D]
         logits = wide(self.readout(self.transform(found)))  # [M, T]
-        terms = {"masked": ranks_mean(F.cross_entropy(logits, asked, reduction="none"), real)}
+        terms = {"masked": mean_of(F.cross_entropy(logits, asked, reduction="none"), real)}
         if self.cfg.boundary_weight:
             around = self.around(tokens, mask.hidden)[mask.index]  # [M, 2D+200]
             logits_around = wide(self.readout(self.boundary(around)))
-            terms["boundary"] = ranks_mean(F.cross_entropy(logits_around, asked, reduction="none"), real)
+            terms["boundary"] = mean_of(F.cross_entropy(logits_around, asked, reduction="none"), real)
         right = ((logits.argmax(1) == asked) & real).sum() / real.sum().clamp(min=1)
         stats = {"constant": constant(asked, real, logits.shape[1]), "accuracy": right}
         return Losses.weigh(terms, {"masked": 1.0, "boundary": self.cfg.boundary_weight}, stats)
@@ -126,7 +125,7 @@ class NextToken(Objective):
         real = (
             torch.ones_like(asked, dtype=torch.bool) if views.valid is None else views.valid[:, 1:].flatten()
         )
-        loss = ranks_mean(F.cross_entropy(logits.flatten(0, 1), asked, reduction="none"), real)
+        loss = mean_of(F.cross_entropy(logits.flatten(0, 1), asked, reduction="none"), real)
         return Losses.weigh(
             {"next": loss}, {"next": 1.0}, {"constant": constant(asked, real, logits.shape[2])}
         )
@@ -141,7 +140,7 @@ def sequence(name: str, streams: Mapping[str, StreamSpec]) -> tuple[str, StreamS
     ((stream, spec),) = streams.items()
     if spec.kind != "sequence" or spec.target_kind != "classes":
         raise ValueError(
-            f"{name} predicts symbols of a sequence, this stream is a {spec.kind}: mae rebuilds any stream"
+            f"{name} predicts symbols of a sequence, this stream is of kind {spec.kind}: mae rebuilds any stream"
         )
     return stream, spec
 
@@ -156,11 +155,6 @@ def transform(inputs: int, outputs: int) -> nn.Sequential:
     linear = nn.Linear(inputs, outputs)
     init_linear(linear, 0.0)
     return nn.Sequential(linear, nn.GELU(), nn.LayerNorm(outputs))
-
-
-def ranks_mean(errors: Tensor, real: Tensor) -> Tensor:
-    """This rank's share of the mean of all ranks' errors [M] where `real`: the mean of the shares is that mean."""
-    return world() * (errors * real).sum() / sum_ranks(real.sum().to(errors.dtype)).clamp(min=1)
 
 
 def constant(asked: Tensor, real: Tensor, symbols: int) -> Tensor:

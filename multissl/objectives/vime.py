@@ -70,7 +70,7 @@ class VIME(Objective):
         spec, width = streams[self.stream], encoders.widths()[self.stream]
         if spec.kind != "columns" or spec.target_kind != "cells" or not spec.target_dim:
             raise ValueError(
-                f"vime tells which cells of a row were replaced, this stream is a {spec.kind}: take mae instead"
+                f"vime tells which cells of a row were replaced, this stream is of kind {spec.kind}: take mae instead"
             )
         self.columns = spec.shape[0]
         self.neck = nn.Sequential(nn.Linear(width, cfg.hidden), nn.GELU()) if cfg.hidden else nn.Identity()

@@ -12,8 +12,9 @@ from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
 from multissl.modalities.base import pack_masks
+from multissl.objectives.base import mean_of
 from multissl.objectives.infilling import Infilling
-from multissl.objectives.language import MLM, NextToken, ranks_mean
+from multissl.objectives.language import MLM, NextToken
 from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(kind="sequence", shape=(10,), num_tokens=10, vocab=12, target_dim=12, target_kind="classes")
@@ -100,7 +101,7 @@ def test_padding_is_not_predicted() -> None:
 
 
 def test_nothing_to_predict_costs_nothing() -> None:
-    assert ranks_mean(torch.ones(3), torch.zeros(3, dtype=torch.bool)) == 0
+    assert mean_of(torch.ones(3), torch.zeros(3, dtype=torch.bool)) == 0
 
 
 def test_infilling_writes_from_the_text_and_what_is_written() -> None:
@@ -129,7 +130,7 @@ def test_infilling_writes_from_the_text_and_what_is_written() -> None:
 
 @pytest.mark.parametrize("objective", [MLM.Config(), NextToken.Config(), Infilling.Config()])
 def test_a_picture_is_no_sequence(objective: Any) -> None:
-    with pytest.raises(ValueError, match="symbols of a sequence, this stream is a grid"):
+    with pytest.raises(ValueError, match="symbols of a sequence, this stream is of kind grid"):
         both(objective, GRID)
 
 

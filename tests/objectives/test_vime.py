@@ -126,5 +126,5 @@ def test_limits_are_named(options: Any, message: str) -> None:
 def test_other_streams_are_refused() -> None:
     spec = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4), target_dim=48)
     encoders = build_encoders({"t": TransformerEncoder.Config(dim=8, depth=1, heads=2)}, {"t": spec})
-    with pytest.raises(ValueError, match="this stream is a grid: take mae instead"):
+    with pytest.raises(ValueError, match="this stream is of kind grid: take mae instead"):
         VIME.Config().build(encoders, {"t": spec})
