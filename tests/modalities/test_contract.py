@@ -1,0 +1,271 @@
+"""What every modality owes the rest, asked of all registered ones on their built-in data, and of a package's own.
+
+Shapes and types against the `StreamSpec`; the same bytes for 0, 1 and 3 workers and after a restart in the middle of
+the stream; two ranks together are one; equal counts of hidden tokens; views of a sample that differ; clean views that
+take no notice of the draws. What only some of them do (tubes, bands, padding, corruption) is tested beside them.
+Shapes: B samples, V views, R = V*B rows, N tokens, M hidden ones of a batch, T values or classes of a target.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from multissl import registry
+from multissl.engine.data import Data, Steps, stream
+from multissl.modalities.base import Modality
+from multissl.types import Batch, ViewPlan, Views
+from tests.plugin.multissl_accelerometer import Accelerometer
+from tests.test_grid import MODALITIES
+
+SMALL: dict[str, Modality.Config] = {**MODALITIES, "accelerometer": Accelerometer.Config(mask_group=4)}
+"""How a modality is made small; one that is not named here runs with its defaults."""
+APART: dict[str, dict[str, Any]] = {"text": {"pack": False, "crop": (0.3, 0.7)}}
+"""Options under which views show different parts: texts are otherwise told apart by what is hidden."""
+BATCH, STEPS, SEED = 8, 4, 5
+CPU = torch.device("cpu")
+NAMES = [*dict.fromkeys([*registry.names("modalities"), "accelerometer"])]
+every_modality = pytest.mark.parametrize("name", NAMES)
+
+
+def config(name: str) -> Modality.Config:
+    return SMALL.get(name) or registry.resolve(name, "modalities").Config()
+
+
+@functools.cache
+def fitted(name: str) -> Modality:
+    """The modality with what it fits to its data; skipped where its extra is not installed."""
+    try:
+        made = config(name).build()
+        made.state()
+        made.dataset("train")
+    except ImportError as error:
+        pytest.skip(str(error))
+    return made
+
+
+def another(name: str) -> Modality:
+    """The same one as a later process has it: built anew, its state read from JSON."""
+    made = config(name).build()
+    made.restore(json.loads(json.dumps(fitted(name).state())))
+    return made
+
+
+def plan_of(modality: Modality, ratio: tuple[float, float] = (0.5, 0.5)) -> ViewPlan:
+    """Everything that it offers and that goes together."""
+    return ViewPlan(
+        num_clean=1,
+        num_global=2,
+        num_local=2 if "local" in modality.offers else 0,
+        mask_ratio=ratio if "mask" in modality.offers else None,
+        target="target" in modality.offers,
+        coords="coords" in modality.offers,
+    )
+
+
+def steps(modality: Modality, rank: int = 0, world: int = 1, seed: int = SEED) -> Steps:
+    (name,) = modality.streams()
+    return Steps(modality, {name: plan_of(modality)}, BATCH, seed, rank, world, final=False)
+
+
+def batch(made: Steps, step: int = 0) -> Batch:
+    raw, skipped = made[step]
+    assert not skipped
+    return made.views(raw, step)
+
+
+def by_name(views: Views) -> dict[str, Tensor]:
+    """Every tensor of the views."""
+    found = {f.name: v for f in fields(views) if isinstance(v := getattr(views, f.name), Tensor)}
+    for i, mask in enumerate(views.masks):
+        found |= {f"mask {i} {part}": getattr(mask, part) for part in ("hidden", "index", "weight")}
+    return found
+
+
+def same(one: Batch, other: Batch) -> None:
+    assert [(v.stream, v.role, v.num_views) for v in one] == [(v.stream, v.role, v.num_views) for v in other]
+    for a, b in zip(one, other, strict=True):
+        left, right = by_name(a), by_name(b)
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert value.dtype == right[name].dtype, name
+            assert torch.equal(value, right[name]), f"{a.role} {name}"
+
+
+# shapes and types
+
+
+@every_modality
+def test_views_are_what_the_stream_says(name: str) -> None:
+    modality = fitted(name)
+    ((stream_name, spec),) = modality.streams().items()
+    plan, made = plan_of(modality), steps(modality)
+    found = batch(made)
+    counts = {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}
+    assert {v.role: v.num_views for v in found} == {r: n for r, n in counts.items() if n}
+    assert [v.role for v in found] == [r for r, n in counts.items() if n]
+    for views in found:
+        rows, tokens = BATCH * views.num_views, spec.num_tokens
+        assert views.stream == stream_name
+        assert views.x.dtype == (torch.int64 if spec.kind == "sequence" else torch.float32)
+        assert len(views.x) == rows
+        assert views.x.isfinite().all()
+        if views.role == "local":
+            assert views.x.dim() == 1 + len(spec.shape)
+            assert all(n <= m for n, m in zip(views.x.shape[1:], spec.shape, strict=True))
+        else:
+            assert tuple(views.x.shape[1:]) == spec.shape
+        if spec.kind == "sequence":
+            assert 0 <= views.x.min() <= views.x.max() < spec.vocab
+        for column, levels in enumerate(spec.cardinalities):
+            cells = views.x[:, column]
+            assert not levels or (cells == cells.round()).all()
+            assert not levels or 0 <= cells.min() <= cells.max() < levels
+        assert views.sample_id is not None
+        assert (views.sample_id.dtype, views.sample_id.shape) == (torch.int64, (BATCH,))
+        assert views.group_id is None or (views.group_id.dtype, len(views.group_id)) == (torch.int64, BATCH)
+        assert views.condition is None or views.condition.shape == (rows, spec.condition_dim)
+        if views.role == "local":
+            tokens = views.coords.shape[1] if views.coords is not None else tokens
+        if views.valid is not None and views.role != "local":
+            assert (views.valid.dtype, views.valid.shape) == (torch.bool, (rows, tokens))
+            assert views.valid.any(1).all()
+        if plan.coords and views.role != "clean":
+            assert views.coords is not None
+            assert views.coords.shape == (rows, tokens, max(len(spec.patch), 1))
+        targets = {"values": (rows, tokens, spec.target_dim), "classes": (rows, spec.target_tokens or tokens)}
+        if plan.target and views.role == "global":
+            assert views.target is not None
+            assert tuple(views.target.shape) == targets.get(spec.target_kind, (rows, *spec.shape))
+            assert (views.target.dtype == torch.int64) == (spec.target_kind == "classes")
+        else:
+            assert views.target is None
+    assert {n: v.shape for b in found for n, v in by_name(b).items()} == {
+        n: v.shape for b in batch(made, 3) for n, v in by_name(b).items()
+    }, "shapes change from step to step"
+
+
+@every_modality
+def test_what_a_worker_hands_over_is_tensors(name: str) -> None:
+    def check(value: Any) -> None:
+        assert isinstance(value, dict | Tensor)
+        for inner in value.values() if isinstance(value, dict) else ():
+            check(inner)
+
+    check(steps(fitted(name))[0][0])
+
+
+# the same bytes
+
+
+@every_modality
+def test_workers_and_a_restart_in_the_middle_do_not_change_the_stream(name: str) -> None:
+    modality = fitted(name)
+    expected = [batch(steps(modality), step) for step in range(STEPS)]
+    for workers, first in ((0, 0), (1, 0), (3, 2)):
+        later = steps(another(name) if first else modality)
+        loaded = stream(later, first, STEPS, Data(workers=workers), 1, CPU)
+        for fetched, known in zip(loaded, expected[first:], strict=True):
+            same(fetched.batch, known)
+    assert not torch.equal(expected[0][1].x, expected[1][1].x)
+    assert not torch.equal(expected[0][1].x, batch(steps(modality, seed=SEED + 1))[1].x)
+
+
+@every_modality
+def test_it_travels_to_a_process_that_is_started_afresh(name: str) -> None:
+    modality = pickle.loads(pickle.dumps(fitted(name)))
+    modality.restore(json.loads(json.dumps(fitted(name).state())))
+    same(batch(steps(modality), 1), batch(steps(fitted(name)), 1))
+
+
+@every_modality
+def test_two_ranks_make_the_views_of_one(name: str) -> None:
+    modality = fitted(name)
+    halves = [batch(steps(modality, rank, 2), 1) for rank in (0, 1)]
+    for i, views in enumerate(batch(steps(modality), 1)):
+        parts = [by_name(half[i]) for half in halves]
+        for key, whole in by_name(views).items():
+            if key.endswith(
+                ("index", "weight")
+            ):  # places among the rows of a rank; they follow from `hidden`
+                continue
+            count = 1 if len(whole) == BATCH else views.num_views
+            cut = [part[key].unflatten(0, (count, -1)) for part in parts]
+            assert torch.equal(torch.cat(cut, 1).flatten(0, 1), whole), f"{views.role} {key}"
+
+
+# what views show
+
+
+@every_modality
+def test_clean_views_take_no_draws_and_views_of_a_sample_differ(name: str) -> None:
+    options = APART.get(name, {})
+    modality = config(name).replace(**options).build() if options else fitted(name)
+    if options:
+        modality.restore(fitted(name).state())
+    (stream_name,) = modality.streams()
+    made = Steps(modality, {stream_name: ViewPlan(num_clean=1, num_global=2)}, BATCH, SEED, 0, 1, final=False)
+    raw = [made.modality.collate(samples_of(made), made.plans, made.random(s, 0)) for s in (0, 1)]
+    clean, large = zip(*(made.views(r, s) for s, r in enumerate(raw)), strict=True)
+    assert torch.equal(clean[0].x, clean[1].x)
+    first, second = large[0].x.unflatten(0, (2, -1)).flatten(2)
+    assert (first != second).any(1).all(), "two views of a sample are equal"
+    last = [
+        views.x[-BATCH:].flatten(1) for views in large
+    ]  # the first may be the sample itself (SCARF's anchor)
+    assert (last[0] != last[1]).any(1).all(), "a view is the same in two steps"
+
+
+def samples_of(made: Steps) -> list[Any]:
+    return [made.samples[made.index(position)] for position in range(BATCH)]
+
+
+# masks
+
+
+@every_modality
+def test_every_row_hides_as_many_tokens_at_every_step_and_no_padding(name: str) -> None:
+    modality = fitted(name)
+    if "mask" not in modality.offers:
+        pytest.skip(f"{name} offers no masks")
+    counts, seen = set(), []
+    for step in range(STEPS):
+        (views,) = (v for v in batch(steps(modality), step) if v.role == "global")
+        assert views.mask is not None
+        hidden, index, weight = views.mask.hidden, views.mask.index, views.mask.weight
+        (spec,) = modality.streams().values()
+        assert (hidden.dtype, hidden.shape) == (torch.bool, (len(views.x), spec.num_tokens))
+        real = weight > 0
+        assert torch.equal(hidden.flatten().nonzero().flatten(), index[real])
+        assert torch.allclose(weight[real] * hidden.sum(1)[index[real] // spec.num_tokens], torch.ones(1))
+        assert views.valid is None or not (hidden & ~views.valid).any()
+        assert views.mask.num_hidden is not None
+        counts |= {views.mask.num_hidden, *hidden.sum(1).tolist()}
+        seen.append(hidden)
+    (count,) = counts
+    assert 0 < count < seen[0].shape[1]
+    assert not torch.equal(seen[0], seen[1])
+
+
+@every_modality
+def test_a_range_of_ratios_pads_the_index_to_one_length(name: str) -> None:
+    modality = fitted(name)
+    if "mask" not in modality.offers:
+        pytest.skip(f"{name} offers no masks")
+    (stream_name,) = modality.streams()
+    plan = ViewPlan(num_global=2, mask_ratio=(0.1, 0.6), mask_share=0.5)
+    made = Steps(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False)
+    masks = [batch(made, step)[0].mask for step in range(STEPS)]
+    assert all(m is not None for m in masks)
+    assert len({len(m.index) for m in masks if m}) == 1
+    for mask in filter(None, masks):
+        assert (mask.weight > 0).sum() == mask.hidden.sum()
+        assert 0 < mask.hidden.any(1).sum() <= BATCH  # half of 2 * BATCH rows; a block may find no room
+        assert not mask.index[mask.weight == 0].any()
