@@ -51,7 +51,8 @@ def test_every_recipe_runs_when_it_is_shrunk(name: str) -> None:
             size=16, local_size=8, patch=4, mask_group=4, blur_kernel=3, data=""
         )
     if isinstance(made.modality, RL.Config):
-        made.modality = made.modality.replace(data="", episodes=10, steps=12, mask_group=4)
+        burst = min(made.modality.burst, 2)
+        made.modality = made.modality.replace(data="", episodes=10, steps=12, burst=burst, mask_group=4)
     if isinstance(made.modality, Video.Config):
         made.modality = made.modality.replace(
             frames=4, size=16, local_frames=2, local_size=8, patch=4, stride=1, mask_group=4, data=""

@@ -79,7 +79,7 @@ class StateProbe(Evaluator):
         if not self.stated(modality):
             return {}
         with evaluating(encoders) as featurize:
-            parts = self._parts(featurize, modality, device_of(encoders))
+            parts = self.parts(featurize, modality, device_of(encoders))
         self._width = parts[0].shape[1]
         return self._named(modality, r2_of(*parts, self.cfg.l2), "r2")
 
@@ -87,7 +87,7 @@ class StateProbe(Evaluator):
         """`pca`: as many principal components of the raw features as the encoder is wide; `wide`: all of them."""
         if not self.stated(modality):
             return {}
-        x, y, groups, queries, truth = self._parts(modality.floors()["raw"], modality, "cpu")
+        x, y, groups, queries, truth = self.parts(modality.floors()["raw"], modality, "cpu")
         found = self._named(modality, r2_of(x, y, groups, queries, truth, self.cfg.l2), "wide")
         if self._width:
             reduced = principal(x, queries, self._width)
@@ -104,7 +104,7 @@ class StateProbe(Evaluator):
         said = learned("state probe R2", "r2", trimmed, self.cfg.margin)
         return said and (said[0], said[1].replace("the raw input's", "the principal components'"))
 
-    def _parts(
+    def parts(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Training features and states and groups, features and states of the split; complete states only."""

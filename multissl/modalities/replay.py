@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from multissl.types import Sample
+from multissl.random import RowRandom
+from multissl.types import Sample, Unreadable
 
 NAMES = {
     "frames": ("frames", "observations", "observation", "obs", "images"),
@@ -138,6 +139,28 @@ class Moments(Dataset[Sample]):
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
+def bursts(samples: list[Sample], rng: RowRandom, size: int, pace: int, span: int) -> list[Sample]:
+    """Samples of which every `size` in a row are moments of the first one's episode, `pace` frames apart from it on.
+
+    Views reach `span` frames further; a burst that would pass the episode's end starts earlier.
+    """
+    if rng.first % size or len(samples) % size:
+        raise ValueError(
+            f"modality.burst={size}: a rank has {len(samples)} samples of a step, want a multiple of {size}"
+        )
+    found = []
+    for sample in samples[::size]:
+        replay, episode, t = sample.data
+        room = replay.length(episode) - span - (size - 1) * pace
+        if room < 1:
+            reason = f"episode {episode} has {replay.length(episode)} frames, a burst of {size} spans"
+            raise Unreadable(sample.index, f"{reason} {span + (size - 1) * pace + 1}: lower modality.burst")
+        for at in range(min(t, room - 1), min(t, room - 1) + size * pace, pace):
+            label = int(replay.labels[replay.start[episode] + at])
+            found.append(Sample(Moment(replay, episode, at), sample.index + at - t, label, sample.group))
+    return found
+
+
 def split_episodes(count: int, split: str) -> np.ndarray:
     """Which of `count` episodes a split has: every tenth is for validation, the one after it for the test.
 
@@ -163,21 +186,30 @@ def read_replay(path: str) -> Replay:
         raise ValueError(
             "no such file; give .npz, .h5, gym:NAME, minari:NAME, or nothing for the built-in game"
         )
-    if path.endswith((".h5", ".hdf5")):
-        with _package("h5py").File(path, "r") as file:
-            return from_arrays({k: np.asarray(v) for k, v in file.items() if hasattr(v, "shape")})
     try:
-        # numpy leaves a file that it opened itself open where the archive turns out to be broken
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return from_arrays({k: file[k] for k in file.files})
+        return from_arrays(_hdf5(path) if path.endswith((".h5", ".hdf5")) else _npz(path))
     except ValueError as error:
         if "pickle" not in str(error):
             raise
         raise ValueError(
-            "holds Python objects, which are not read: save plain arrays with np.savez"
+            "holds Python objects, which are not read, or is no npz: save plain arrays with np.savez"
         ) from error
-    except Exception as error:  # zipfile and numpy raise many kinds for a file that is cut off
-        raise ValueError(f"cannot be read as npz ({error}): is the file whole?") from error
+    except ImportError:
+        raise
+    except Exception as error:  # zipfile, numpy and h5py raise many kinds for a file that is cut off
+        kind = Path(path).suffix.lstrip(".")
+        raise ValueError(f"cannot be read as {kind} ({error}): is the file whole?") from error
+
+
+def _npz(path: str) -> dict[str, np.ndarray]:
+    # numpy leaves a file that it opened itself open where the archive turns out to be broken
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {k: file[k] for k in file.files}
+
+
+def _hdf5(path: str) -> dict[str, np.ndarray]:
+    with _package("h5py").File(path, "r") as file:
+        return {k: np.asarray(v) for k, v in file.items() if hasattr(v, "shape")}
 
 
 def from_arrays(given: Mapping[str, Any]) -> Replay:
@@ -256,7 +288,12 @@ def _package(name: str) -> Any:
 
 def _minari(name: str) -> Replay:
     """A Minari dataset that lies on this machine: episodes with one frame more than actions."""
-    data = _package("minari").load_dataset(name)
+    try:
+        data = _package("minari").load_dataset(name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"no such Minari dataset on this machine: minari download {name} fetches it"
+        ) from error
     frames, actions, ends = [], [], []
     for episode in data.iterate_episodes():
         seen, done = np.asarray(episode.observations), np.asarray(episode.actions)

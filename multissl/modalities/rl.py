@@ -27,7 +27,7 @@ from multissl.modalities.base import Modality
 from multissl.modalities.image_crops import patchify, token_centres
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
-from multissl.modalities.replay import Moment, Moments, Replay, read_replay, split_episodes
+from multissl.modalities.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
 from multissl.modalities.rl_envs import Background, game, rollout, shrink
 from multissl.modalities.rl_panels import grey, stack_panel
 from multissl.random import RowRandom
@@ -46,7 +46,7 @@ from multissl.types import (
 )
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
-         "horizon": 0, "gap": -1, "mask_group": 1, "intensity": 0}  # fmt: skip
+         "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
 FLOOR = 21
 """Side to which frames are averaged for the raw floor."""
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
@@ -90,6 +90,10 @@ class RL(Modality):
         gap: int = 4
         """Frames of an episode that may come closer than this, views included, are not negatives; some up to twice as
         far are spared too. 0: all are negatives; -1: frames of one episode never are."""
+        burst: int = 1
+        """So many samples of a batch in a row come from one stretch of an episode, `pace` frames from one to the next
+        (ATC: 16 and 1), which makes negatives of the same background and score; 1: samples are drawn one by one."""
+        pace: int = 1
         subtract: Literal["none", "episode"] = "none"
         """episode: take each episode's mean frame out, against backgrounds that never change."""
         mask: Kind = "random"
@@ -99,6 +103,11 @@ class RL(Modality):
             for name, low in LEAST.items():
                 if getattr(self, name) < low:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
+            if self.burst > 1 and self.gap < 0:
+                raise ValueError(
+                    f"modality.burst={self.burst} takes negatives from one episode, modality.gap={self.gap} forbids"
+                    " them: set modality.gap=0"
+                )
             if not 0 <= self.shift_chance <= 1:
                 raise ValueError(f"modality.shift_chance={self.shift_chance}: want 0 to 1")
             for name in ("size", "local_size"):
@@ -209,6 +218,8 @@ class RL(Modality):
         """Stacks uint8 [V*B, C, F, F] by role, the actions between them, masks, and who the samples are."""
         plan, cfg, count = plans["rl"], self.cfg, len(samples)
         span = max(plan.num_global - 1, 0) * cfg.horizon
+        if cfg.burst > 1 and plan.num_global:
+            samples = bursts(samples, rng, cfg.burst, cfg.pace, span)
         moments = [self._moment(s, span) for s in samples]
         raw: dict[str, Tensor] = {}
         for role in ROLES:

@@ -80,6 +80,18 @@ def test_episodes_too_short_are_named(tmp_path: Any) -> None:
         batch_of(modality, "all", [11], ViewPlan(num_global=3))
 
 
+def test_bursts_that_fit_no_episode_or_no_rank_are_named(tmp_path: Any) -> None:
+    modality = from_file(counted(tmp_path), horizon=3, burst=3, pace=2, gap=0)
+    with pytest.raises(
+        Unreadable, match=r"episode 1 has 5 frames, a burst of 3 spans 8: lower modality\.burst"
+    ):
+        batch_of(modality, "all", [10, 0, 0], PAIR)
+    with pytest.raises(
+        ValueError, match=r"modality\.burst=3: a rank has 4 samples of a step, want a multiple of 3"
+    ):
+        batch_of(modality, "all", [0, 1, 2, 3], PAIR)
+
+
 def test_a_short_episode_is_skipped_and_listed(tmp_path: Any) -> None:
     modality = from_file(counted(tmp_path, (9, 9, 9, 2, 9)), horizon=1)
     steps = Steps(modality, {"rl": PAIR}, 20, 0, 0, 1, final=True)  # type: ignore[arg-type]
@@ -118,6 +130,19 @@ def test_no_frames_of_an_episode_are_negatives_where_gap_is_below_0() -> None:
         [True, True, False],
         [False, False, True],
     ]
+
+
+def test_a_burst_is_a_stretch_of_one_episode(tmp_path: Any) -> None:
+    modality = from_file(counted(tmp_path), horizon=2, burst=3, pace=1, gap=0)
+    (views,) = batch_of(modality, "all", [1, 20, 20, 8, 14, 15], PAIR)  # 8: too near the end, starts earlier
+    newest = pixels(modality, views.x)[:, -1].view(2, 6)
+    assert newest[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(newest[1], newest[0] + 2)
+    assert views.sample_id is not None
+    assert views.sample_id.tolist() == [1, 2, 3, 4, 5, 6]
+    assert views.group_id is None  # all are negatives of each other
+    (clean,) = batch_of(modality, "all", [1, 20], CLEAN)
+    assert pixels(modality, clean.x)[:, -1].tolist() == [1, 86]
 
 
 def test_groups_reach_the_contrastive_kernel() -> None:
@@ -249,6 +274,8 @@ def test_panels_and_pictures_are_pictures() -> None:
         ({"stack": 0}, "modality.stack=0: want 1 or more"),
         ({"episodes": 2}, "modality.episodes=2: want 3 or more"),
         ({"gap": -2}, "modality.gap=-2: want -1 or more"),
+        ({"burst": 0}, "modality.burst=0: want 1 or more"),
+        ({"burst": 8, "gap": -1}, "modality.gap=-1 forbids them: set modality.gap=0"),
         ({"size": 50}, "modality.size=50: want a multiple of patch=12, such as 48"),
         ({"frame": 40}, "modality.frame=40: want 0, or at least size=48 and local_size=36"),
         ({"shift_chance": 1.5}, "modality.shift_chance=1.5: want 0 to 1"),

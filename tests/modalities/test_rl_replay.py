@@ -78,17 +78,37 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "whole.npz", **GOOD)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
     np.savez(tmp_path / "objects.npz", frames=np.array([{}], object))
+    (tmp_path / "text.npz").write_text("frames, actions")
     np.savez(tmp_path / "two.npz", frames=FRAMES, actions=ACTIONS, episode_ends=ENDS[1:])
     for name, message in {
         "cut.npz": "cannot be read as npz",
         "objects.npz": "holds Python objects, which are not read",
         "absent.npz": "no such file; give .npz, .h5, gym:NAME",
+        "text.npz": "or is no npz: save plain arrays with np.savez",
         "two.npz": "2 episodes cannot be split by episode into train, val and test: give 3 or more",
     }.items():
         with pytest.raises(ValueError, match=message) as found:
             RL.Config(data=str(tmp_path / name)).build().dataset("train")
         assert str(found.value).startswith("modality.data=")
         assert "\n" not in str(found.value)
+
+
+def test_a_broken_hdf5_file_is_named(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[:900])
+    with pytest.raises(ValueError, match=r"cannot be read as h5 .*: is the file whole") as found:
+        RL.Config(data=str(tmp_path / "cut.h5")).build().dataset("train")
+    assert "\n" not in str(found.value)
+
+
+def test_an_absent_minari_dataset_is_named() -> None:
+    pytest.importorskip("minari", reason="minari is not installed")
+    with pytest.raises(
+        ValueError, match="no such Minari dataset on this machine: minari download no/such-v0"
+    ):
+        read_replay("minari:no/such-v0")
 
 
 @pytest.mark.parametrize("count", [3, 7, 10, 41])
