@@ -21,6 +21,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "text": "multissl.modalities.text:Text",
         "video": "multissl.modalities.video:Video",
         "rl": "multissl.modalities.rl:RL",
+        "paired": "multissl.modalities.paired:Paired",
     },
     "encoders": {
         "transformer": "multissl.encoders.transformer:TransformerEncoder",
@@ -62,6 +63,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "state_probe": "multissl.evaluators.state_probe:StateProbe",
         "collapse": "multissl.evaluators.collapse:Collapse",
         "few_labels": "multissl.evaluators.few_labels:FewLabels",
+        "retrieval": "multissl.evaluators.retrieval:Retrieval",
+        "zero_shot": "multissl.evaluators.zero_shot:ZeroShot",
     },
     "optimizers": {
         "adamw": "multissl.engine.optim:AdamW",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multissl.modalities import spectrogram as ops
-from multissl.modalities.audio_files import SUFFIXES, Clip, measure, relabelled
+from multissl.modalities.audio_files import FILMS, SUFFIXES, Clip, measure, relabelled
 from multissl.modalities.audio_panels import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.bands import Band, draw_bands, fixed_count
-from multissl.modalities.base import Modality
+from multissl.modalities.base import Modality, Payloads
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.sources import Source, open_source
 from multissl.random import RowRandom
@@ -138,6 +138,8 @@ class Audio(Modality):
             return frames // self.patch[0], self.mels // self.patch[1]
 
     offers = frozenset({"local", "mask", "masks", "target", "coords"})
+    suffixes = SUFFIXES + FILMS
+    columns = ("audio", "sound", "audio_bytes", "audio_path")
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -322,6 +324,11 @@ class Audio(Modality):
         if self._statistics is None:
             self._statistics = measure(self.dataset("train"), self.cfg.rate, self.cfg.mels)
         return self._statistics
+
+    def fit(self, data: Sequence[Any]) -> None:
+        """Measure these recordings, where mean and deviation are not given."""
+        if self._statistics is None:
+            self._statistics = measure(Payloads(data), self.cfg.rate, self.cfg.mels)
 
     def floors(self) -> dict[str, Callable[[Views], Tensor]]:
         """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""

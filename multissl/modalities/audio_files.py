@@ -22,10 +22,13 @@ from torch.utils.data import Dataset
 
 from multissl import registry
 from multissl.modalities.readers import Listing, Slice
+from multissl.modalities.soundtrack import Track, is_film
 from multissl.modalities.spectrogram import fbank, num_frames
 from multissl.types import Sample, Unreadable
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf")
+FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+"""Videos, whose sound is read on the clock of their pictures."""
 MEASURED = 500
 """Sounds that the mean and deviation are taken from, up to `SECONDS` of each."""
 SECONDS = 10
@@ -86,13 +89,16 @@ class Clip:
 
 
 def _open(data: Any) -> Any:
-    soundfile = registry.require("soundfile")
     if data is None:
         raise ValueError("the cell is empty")
     if isinstance(data, str | Path) and not os.path.getsize(data):
         raise ValueError("the file is empty")
+    name = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
     if isinstance(data, Slice):
         data = data.read()
+    if name.lower().endswith(FILMS) or (isinstance(data, bytes | bytearray) and is_film(data)):
+        return Track(bytes(data) if isinstance(data, bytearray) else data)
+    soundfile = registry.require("soundfile")
     return soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes | bytearray) else str(data))
 
 

@@ -5,6 +5,7 @@ Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, N toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,10 @@ class Modality(Component):
 
     group: ClassVar[str] = "modalities"
     offers: frozenset[str] = frozenset()
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """File types that a payload, `Sample.data`, comes in, the preferred first."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Usual names of a table's column that holds payloads."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -62,12 +67,28 @@ class Modality(Component):
         """Clean views as pictures, uint8 [R, H, W, 3], for the report; None where they are none."""
         return None
 
+    def fit(self, data: Sequence[Any]) -> None:
+        """Measure what is not known yet on these training payloads instead of its own source; nothing by default."""
+
     def state(self) -> dict[str, Any]:
         """Nothing fitted by default."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing to take back by default."""
+
+
+class Payloads(Dataset[Sample]):
+    """Payloads as samples."""
+
+    def __init__(self, data: Sequence[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.data[index], index)
 
 
 def flatten(views: Views) -> Tensor:

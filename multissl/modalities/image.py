@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multissl.modalities import image_ops as ops
-from multissl.modalities.base import Modality
+from multissl.modalities.base import Modality, Payloads
 from multissl.modalities.image_crops import (
     TRIES,
     centre,
@@ -136,6 +136,8 @@ class Image(Modality):
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
 
     offers = frozenset({"local", "mask", "masks", "target", "coords"})
+    suffixes = SUFFIXES
+    columns = ("image", "image_bytes", "img", "picture", "image_path")
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -276,10 +278,19 @@ class Image(Modality):
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel, values 0 to 1; measured once where they are not given."""
         if self._statistics is None:
-            known = IMAGENET if self.cfg.channels == 3 and not self.cfg.measure else None
-            given = (self.cfg.mean, self.cfg.std) if self.cfg.mean else known
-            self._statistics = given or channel_statistics(self.dataset("train"), self.cfg.channels)
+            self._measure(self.dataset("train"))
+        assert self._statistics
         return self._statistics
+
+    def fit(self, data: Sequence[Any]) -> None:
+        """Measure the channels on these images, where that is not given."""
+        if self._statistics is None:
+            self._measure(Payloads(data))
+
+    def _measure(self, data: Dataset[Sample]) -> None:
+        known = IMAGENET if self.cfg.channels == 3 and not self.cfg.measure else None
+        given = (self.cfg.mean, self.cfg.std) if self.cfg.mean else known
+        self._statistics = given or channel_statistics(data, self.cfg.channels)
 
     def floors(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels, and histograms of gradients and colours."""

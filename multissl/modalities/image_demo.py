@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class _Frame:
     angle: Pixels  # direction from the centre
     shift: Column  # phase offset
     count: Column  # 0, 1 or 2: how many arms more than the fewest
+    scale: Column  # how often it is repeated
     extra: np.ndarray  # int32 [n, 4], angles for the motif made of several waves
 
 
@@ -114,7 +115,7 @@ def _frame(rng: np.random.RandomState, x: Pixels, y: Pixels, n: int) -> _Frame:
     u, v = (x * cos - y * sin) >> 14, (x * sin + y * cos) >> 14
     return _Frame(
         u=u * scale >> 8, v=v * scale >> 8, radius=_ROOT[u * u + v * v] * scale >> 8, angle=_angle(u, v),
-        shift=_column(rng, 0, TURN, n), count=_column(rng, 0, 3, n),
+        shift=_column(rng, 0, TURN, n), count=_column(rng, 0, 3, n), scale=scale,
         extra=rng.randint(0, TURN, (n, 4), dtype=np.int32),
     )  # fmt: skip
 
@@ -124,11 +125,16 @@ def _over(image: np.ndarray, colour: np.ndarray, cover: Pixels) -> np.ndarray:
     return image + ((colour[:, None, None] - image) * cover[..., None] >> 8)
 
 
-def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> np.ndarray:
-    """Colours a motif (level > 0 is in front) and adds light, clutter and noise: uint8 [n, h, w, 3]."""
+def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Colours a motif (level > 0 is in front) and adds light, clutter and noise: uint8 [n, h, w, 3].
+
+    Returns it with the colours before all that, front then back, int32 [n, 2, 3].
+    """
     n = len(level)
     dark, light = rng.randint(0, 126, (n, 3), dtype=np.int32), rng.randint(130, 256, (n, 3), dtype=np.int32)
-    level = np.where(_column(rng, 0, 2, n) == 0, level, -level)  # either of the two may be in front
+    bright = _column(rng, 0, 2, n) == 0  # either of the two may be in front
+    level = np.where(bright, level, -level)
+    colours = np.where(bright, np.stack([light, dark], 1), np.stack([dark, light], 1))
     image = _over(
         np.broadcast_to(dark[:, None, None], (*level.shape, 3)), light, np.clip(128 + level // 48, 0, 256)
     )
@@ -140,19 +146,41 @@ def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> n
         inside = (radius**2 - (x - cx) ** 2 - (y - cy) ** 2) // (2 * radius)  # about the distance to the edge
         image = _over(image, rng.randint(0, 256, (n, 3), dtype=np.int32), np.clip(128 + 4 * inside, 0, 256))
     image = image + rng.randint(-14, 15, image.shape, dtype=np.int8)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.clip(image, 0, 255).astype(np.uint8), colours
 
 
 def motifs(split: Split, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of one split, uint8 [n, size, size, 3], and their classes, int64 [n], in mixed order."""
+    drawn = drawings(split, size)
+    return drawn.images, drawn.labels
+
+
+class Drawings(NamedTuple):
+    """Pictures and what they were drawn from."""
+
+    images: np.ndarray
+    """uint8 [n, size, size, 3]"""
+    labels: np.ndarray
+    """int64 [n]"""
+    colours: np.ndarray
+    """int32 [n, 2, 3]: in front and behind, before light and noise."""
+    scales: np.ndarray
+    """int32 [n]: 1200 to 2999; across a picture a motif is repeated about scale / 512 times."""
+
+
+def drawings(split: Split, size: int = 32) -> Drawings:
+    """The pictures of one split with their colours and scales."""
     n, seed = _SPLITS[split]
     rng = np.random.RandomState(seed)
     labels = (rng.permutation(n) % len(CLASSES)).astype(np.int64)
     images = np.empty((n, size, size, 3), dtype=np.uint8)
+    colours, scales = np.empty((n, 2, 3), dtype=np.int32), np.empty(n, dtype=np.int32)
     grid = ((2 * np.arange(size, dtype=np.int32) + 1 - size) * HALF) // size
     x, y = grid[None, None, :], grid[None, :, None]
     for k, motif in enumerate(_MOTIFS.values()):
         rows = np.flatnonzero(labels == k)
-        level = np.broadcast_to(motif(_frame(rng, x, y, len(rows))), (len(rows), size, size))
-        images[rows] = _paint(rng, level, x, y)
-    return images, labels
+        frame = _frame(rng, x, y, len(rows))
+        level = np.broadcast_to(motif(frame), (len(rows), size, size))
+        images[rows], colours[rows] = _paint(rng, level, x, y)
+        scales[rows] = frame.scale[:, 0, 0]
+    return Drawings(images, labels, colours, scales)

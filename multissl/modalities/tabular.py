@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ class Tabular(Modality):
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
 
     offers = frozenset({"local", "mask", "masks", "corrupt", "target"})
+    suffixes = (".json",)
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -117,6 +118,24 @@ class Tabular(Modality):
         for name, why in self.schema.left_out.items():
             log.warning("modality.data: column %r is left out: %s", name, why)
         self.labels = Labels.fit(self._label, self.splits["train"])
+        self._given = self._restored = False
+        self._encode()
+
+    def fit(self, data: Sequence[Any]) -> None:
+        """Take these rows, mappings from column to cell, for the training rows: of the schema and of the bank."""
+        if self._given:
+            return
+        cfg = self.cfg
+        names = dict.fromkeys(name for row in data for name in row)
+        own = {cfg.label, cfg.group, *cfg.ignore}
+        columns = {n: _column([row.get(n) for row in data]) for n in names if n not in own}
+        everyone, nobody = np.arange(len(data)), np.arange(0)
+        self.table, self._label, self._given = Table(columns), None, True
+        self.splits = {"train": everyone, "val": nobody, "test": nobody, "all": everyone}
+        self.groups = [-1] * len(data)
+        if not self._restored:
+            self.schema = schemas.fit(self.table, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
+            self.labels = Labels.fit(None, everyone)
         self._encode()
 
     def _encode(self) -> None:
@@ -214,12 +233,17 @@ class Tabular(Modality):
 
     def state(self) -> dict[str, Any]:
         """The fitted schema and what was fitted to the label."""
-        return {"schema": self.schema.to_json(), "label": self.labels.to_json()}
+        state = {"schema": self.schema.to_json(), "label": self.labels.to_json()}
+        return {**state, "given": True} if self._given or self._restored else state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Read all rows by the schema of the training data."""
         self.schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
-        self._encode()
+        if state.get("given") and not self._given:  # the schema is not of this source; rows come by `fit`
+            self._restored, none = True, torch.zeros(0, len(self.schema.columns))
+            self._banks = {torch.device("cpu"): none}
+        else:
+            self._encode()
 
 
 class Broken(NamedTuple):
@@ -245,8 +269,13 @@ class Rows(Dataset[Sample]):
 
 def _cell(value: Any) -> np.ndarray:
     """A column of one cell."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return np.array([value], np.float64)
-    cell = np.empty(1, object)
-    cell[0] = None if value is None or str(value).strip() in schemas.MISSING else str(value).strip()
-    return cast(np.ndarray, cell)
+    return _column([value])
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """A column of cells: numbers where all known ones are, else text."""
+    if all(isinstance(v, int | float | None) and not isinstance(v, bool) for v in values):
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    cells = np.empty(len(values), object)
+    cells[:] = [None if v is None or str(v).strip() in schemas.MISSING else str(v).strip() for v in values]
+    return cells

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from multissl.modalities import text_masks, tokenizer
 from multissl.modalities.base import Modality, flatten
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
-from multissl.modalities.text_files import Bad, Documents, Passage, read_texts
+from multissl.modalities.text_files import COLUMNS, FILES, Bad, Documents, Passage, read_texts
 from multissl.modalities.text_floors import rarity, tfidf
 from multissl.modalities.text_masks import Replacement, Spans, draw_text_masks
 from multissl.modalities.text_rows import Rows
@@ -113,19 +113,22 @@ class Text(Modality):
                 raise ValueError(f"modality.infill={self.infill} needs full rows: set modality.pack=True")
 
     offers = frozenset({"local", "mask", "masks", "target", "corrupt", "coords"})
+    suffixes = FILES
+    columns = (*COLUMNS, "caption", "transcript")
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._vocabulary: Vocabulary | None = None
         self._splits: dict[str, Documents] = {}
         self._rarity: Tensor | None = None
+        self._given: Sequence[Any] = ()
         if cfg.infill:  # targets and views are of different lengths: there is no mask over both
             self.offers = frozenset({"local", "target"})
         elif not cfg.pack:  # places of padding would match
             self.offers = Text.offers - {"coords"}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_splits": {}}  # a worker gets its samples by itself
+        return {**self.__dict__, "_splits": {}, "_given": ()}  # a worker gets its samples by itself
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer: as restored, as loaded, or trained on the training texts."""
@@ -133,11 +136,18 @@ class Text(Modality):
             if self.cfg.tokenizer:
                 self._vocabulary = tokenizer.load_tokenizer(self.cfg.tokenizer)
             else:
-                texts = read_texts(self.cfg.data, "train", self.cfg.column, self.cfg.label).texts
+                texts = (
+                    self._given or read_texts(self.cfg.data, "train", self.cfg.column, self.cfg.label).texts
+                )
                 self._vocabulary = tokenizer.train_bpe(
                     (t for t in texts if isinstance(t, str)), self.cfg.vocab
                 )
         return self._vocabulary
+
+    def fit(self, data: Sequence[Any]) -> None:
+        """Take these texts for the training texts: of the vocabulary, where it is not known, and of the floors."""
+        self._given = data
+        self.vocabulary()
 
     def streams(self) -> dict[str, StreamSpec]:
         """One sequence of ids, the sentinels of `infill` above those of the vocabulary."""
@@ -323,7 +333,9 @@ class Text(Modality):
 
     def floors(self) -> dict[str, Callable[[Views], Tensor]]:
         """Ids as they are, and counts of tokens weighted by how rare they are (TF-IDF)."""
-        if self._rarity is None:
+        if self._rarity is None and self._given:
+            self._rarity = rarity(t.ids for t in self.vocabulary().encode(list(self._given)))
+        elif self._rarity is None:
             train: Any = self.dataset("train")
             self._rarity = rarity(train.tokens(n).ids for n in range(len(train.ends)))
         return {"raw": flatten, "tfidf": functools.partial(tfidf, rarity=self._rarity)}

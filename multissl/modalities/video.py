@@ -33,7 +33,7 @@ from multissl.modalities.video_clips import (
     tubelet_centres,
     tubelets,
 )
-from multissl.modalities.video_files import frames_of, load_clip, open_videos, unreadable
+from multissl.modalities.video_files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
 from multissl.modalities.video_floors import clip_floor, flow_floor, frame_floor
 from multissl.modalities.video_masks import (
     Hiding,
@@ -148,6 +148,8 @@ class Video(Modality):
                 )
 
     offers = frozenset({"local", "mask", "masks", "target", "coords"})
+    suffixes = SUFFIXES
+    columns = ("video", "clip", "video_bytes", "video_path")
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
