@@ -186,7 +186,10 @@ def recipes() -> Iterator[tuple[str, str]]:
     """Name and first docstring line of every recipe, read from the source without importing it."""
     for part, modules in registry.RECIPES.items():
         for module in modules:
-            yield from ((f"{part}/{function}", line) for function, line in functions(module))
+            for function, line in functions(module):
+                own, _, short = function.rpartition("__")
+                if own in ("", part):
+                    yield f"{part}/{short}", line
     for name in registry.recipe_entry_points():
         yield name, "(installed)"
 
@@ -265,13 +268,16 @@ def find(name: str) -> Callable[[], Recipe]:
         return lambda: _from_file(Path(path), function or "recipe")
     known = [n for n, _ in recipes()]
     full = name if name in known or "/" in name else f"{name}/default"
+    if full not in known:  # a part without a default has its first recipe
+        full = next((n for n in known if n.startswith(f"{name}/")), full)
     if full not in known:
         raise ValueError(f"no recipe is called {name!r}{suggest(full, known)}")
     if full in registry.recipe_entry_points():
         return lambda: registry.recipe_entry_points()[full].load()()
     part, _, function = full.partition("/")
-    (module,) = (m for m in registry.RECIPES[part] if function in dict(functions(m)))
-    return lambda: registry.load(f"multissl.configs.{module}:{function}")()
+    spelt = (function, f"{part}__{function}")
+    ((module, found),) = ((m, f) for m in registry.RECIPES[part] for f, _ in functions(m) if f in spelt)
+    return lambda: registry.load(f"multissl.configs.{module}:{found}")()
 
 
 def _from_file(path: Path, function: str) -> Recipe:

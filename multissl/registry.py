@@ -79,8 +79,15 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "video": ("video",),
     "rl": ("rl",),
-}
-"""Modules of `multissl.configs` by the first part of their recipes' names: a public function is `part/function`."""
+    **dict.fromkeys(
+        (
+            "image_text", "audio_video", "audio_text", "video_text", "image_audio", "tabular_image", "image_text_audio",
+        ),
+        ("crossmodal",),
+    ),
+}  # fmt: skip
+"""Modules of `multissl.configs` by the first part of their recipes' names: a public function is `part/function`, or, in
+a module of several parts, `part__function`."""
 
 EXTRAS = {
     "soundfile": "audio", "torchaudio": "audio", "av": "video", "decord": "video", "transformers": "text",

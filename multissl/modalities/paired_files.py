@@ -16,7 +16,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -187,7 +187,7 @@ def _payloads(key: str, found: dict[str, Member], told: dict[str, Any], options:
         own = [f".{stream}{suffix}" for suffix in want.suffixes]
         suffix = next((s for s in (*own, *want.suffixes) if s in found), "")
         if want.form == "cells":
-            row[stream] = {k: v for k, v in told.items() if not isinstance(v, dict | list)} or None
+            row[stream] = _cells(told, {}, options) or None
         elif suffix:
             twin = next((s for s, used in taken.items() if used == suffix), "")
             if twin and options.streams[twin].kind == want.kind:
@@ -273,7 +273,7 @@ def _row(row: dict[str, Any], taken: dict[str, str], root: str, options: Options
 
 
 def _cells(row: dict[str, Any], taken: dict[str, str], options: Options) -> dict[str, Any]:
-    away = {*taken.values(), options.label, options.group, "split", *options.only}
+    away = {*taken.values(), _label_of(options, row), _group_of(options, row), "split", *options.only}
     return {k: v for k, v in row.items() if k not in away and not isinstance(v, dict | list | bytes)}
 
 
@@ -342,9 +342,8 @@ def _made(
     ):
         if name and name not in known:
             raise ValueError(f"modality.{option}: there is no column {name!r}{suggest(name, known)}")
-    label = options.label or next((c for c in LABELS if c in known), "")
+    label, group = _label_of(options, known), _group_of(options, known)
     labels = [_value(f.get(label)) for f in fields] if label else list(folders) or [None] * len(rows)
-    group = options.group or ("group" if "group" in known else "")
     groups: list[Label] = [_value(f.get(group)) if group else None for f in fields]
     said = [WORDS.get(str(f.get("split") or "").lower(), "") for f in fields]
     parts: dict[str, Sequence[Any]] = {}
@@ -355,6 +354,14 @@ def _made(
     has = {s: np.array([v is not None for v in column], dtype=bool) for s, column in parts.items()}
     pairs = Pairs(parts, labels, groups, said if any(said) else list(tags) or said, has, found)
     return pairs if keep_all else _only(pairs, told, options)
+
+
+def _label_of(options: Options, known: Collection[str]) -> str:
+    return options.label or next((c for c in LABELS if c in known), "")
+
+
+def _group_of(options: Options, known: Collection[str]) -> str:
+    return options.group or ("group" if "group" in known else "")
 
 
 def _only(pairs: Pairs, told: Sequence[Any], options: Options) -> Pairs:

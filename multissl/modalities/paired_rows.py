@@ -273,7 +273,10 @@ class Same:
         self.classes = self._common("train")
         if not self.classes:
             told = [f"{n}: {', '.join([*self.of(n, 'train')[1]][:5]) or 'none'}" for n in self.read]
-            raise ValueError(f"modality.join=label: the members have no class in common ({'; '.join(told)})")
+            raise ValueError(
+                f"modality.join=label: the members have no class in common ({'; '.join(told)}); give each its data "
+                "with modality.members.NAME.data"
+            )
 
     def of(self, name: str, split: str) -> tuple[Any, dict[str, list[int]]]:
         """A member's samples of a split, and their positions by class."""

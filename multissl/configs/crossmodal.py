@@ -1,0 +1,186 @@
+"""Recipes for pairs of modalities: any encoders, any objective over streams; a pair is data and a recipe.
+
+`image_text` needs no data, its pictures and captions are built in; the others are given theirs. Sizes are for minutes
+on two processor cores. Encoders of one's own or pretrained ones are a line each, as in
+multissl train image_text/lit --encoders.image timm --encoders.image.pretrained True
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multissl.encoders.base import Encoder
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.checkpoint import Save
+from multissl.engine.optim import AdamW
+from multissl.evaluators.base import Evaluator
+from multissl.evaluators.collapse import Collapse
+from multissl.evaluators.knn import KNN
+from multissl.evaluators.retrieval import Retrieval
+from multissl.evaluators.zero_shot import ZeroShot
+from multissl.layers.heads import MLPHead
+from multissl.modalities.audio import Audio
+from multissl.modalities.base import Modality
+from multissl.modalities.image import Image
+from multissl.modalities.paired import Paired
+from multissl.modalities.tabular import Tabular
+from multissl.modalities.text import Text
+from multissl.modalities.video import Video
+from multissl.objectives.base import Objective
+from multissl.objectives.clip import CLIP
+from multissl.objectives.infonce import InfoNCE
+from multissl.objectives.siglip import SigLIP
+from multissl.objectives.weighted import Weighted
+from multissl.recipe import Recipe
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SECONDS = 1.6
+"""What clips of sound and of frames cover, so that both show the same stretch of a file."""
+
+
+def image_text__clip() -> Recipe:
+    """CLIP on the built-in pictures and captions, or on pairs of one's own.
+
+    multissl train image_text --data pairs.tar
+    """
+    return _image_text(_clip())
+
+
+def image_text__siglip() -> Recipe:
+    """SigLIP: every picture and caption are asked whether they belong together; bias about -ln(batch)."""
+    return _image_text(SigLIP.Config(bias=-5.0, projector=_space()))
+
+
+def image_text__lit() -> Recipe:
+    """LiT: the image tower stays as it starts, the text tower learns to read it.
+
+    multissl train image_text/lit --init runs/image
+    """
+    return _image_text(_clip()).replace(locked=("image",))
+
+
+def image_text__slip() -> Recipe:
+    """SLIP: CLIP on a clean view of the picture, and SimCLR on two others."""
+    simclr = InfoNCE.Config(projector=MLPHead.Config(hidden=256, out=64, layers=3))
+    terms: dict[str, Objective.Config] = {"clip": _clip(), "simclr": simclr}
+    return _image_text(Weighted.Config(terms=terms, streams={"simclr": ("image",)}))
+
+
+def audio_video__clip() -> Recipe:
+    """CLIP between the sound and the frames of the middle of a video file.
+
+    multissl train audio_video --data videos
+    """
+    video = Video.Config(frames=8, size=64, local_size=32, patch=16, seconds=SECONDS)
+    return _recipe({"audio": _sound(), "video": video}, batch_size=32)
+
+
+def audio_text__clip() -> Recipe:
+    """CLIP between sounds and captions.
+
+    multissl train audio_text --data sounds.csv
+    """
+    return _recipe({"audio": _sound(), "text": _words()})
+
+
+def video_text__clip() -> Recipe:
+    """CLIP between clips and captions.
+
+    multissl train video_text --data clips.tar
+    """
+    video = Video.Config(frames=8, size=64, local_size=32, patch=16, stride=2)
+    return _recipe({"video": video, "text": _words()}, batch_size=32)
+
+
+def image_audio__clip() -> Recipe:
+    """CLIP between pictures and sounds of one class, drawn anew each time.
+
+    multissl train image_audio --modality.members.image.data digits --modality.members.audio.data spoken
+    """
+    return _recipe({"image": _picture(), "audio": _sound()}, join="label")
+
+
+def tabular_image__clip() -> Recipe:
+    """CLIP between the cells of a row and the picture that it names.
+
+    multissl train tabular_image --data rows.csv
+    """
+    return _recipe({"tabular": Tabular.Config(), "image": _picture()})
+
+
+def image_text_audio__clip() -> Recipe:
+    """CLIP between pictures and sounds of one digit and its word, all three at once; the word is the label, said so.
+
+    multissl train image_text_audio --modality.members.image.data digits --modality.members.audio.data spoken
+    """
+    return _recipe(
+        {"image": _picture(), "audio": _sound(), "text": _words()},
+        join="label",
+        prompts={"text": ("{}", "the digit {}", "a number called {}", "{} is what it says")},
+        names={str(i): name for i, name in enumerate(DIGITS)},
+    )
+
+
+def _clip() -> CLIP.Config:
+    return CLIP.Config(projector=_space())
+
+
+def _space() -> MLPHead.Config:
+    """A linear map into 64 numbers."""
+    return MLPHead.Config(out=64, layers=1, norm="none")
+
+
+def _picture() -> Image.Config:
+    return Image.Config(size=32, local_size=16, patch=4, global_scale=(0.5, 1.0))
+
+
+def _sound() -> Audio.Config:
+    return Audio.Config(frames=round(100 * SECONDS), local_frames=80, mels=64)
+
+
+def _words() -> Text.Config:
+    return Text.Config(length=16, local_length=8, pack=False, vocab=400)
+
+
+def _image_text(objective: Objective.Config) -> Recipe:
+    made = _recipe({"image": _picture(), "text": _words()}, objective)
+    # the motifs are the classes of the built-in pairs; data without classes is measured by retrieval alone
+    made.evals["zero_shot"] = ZeroShot.Config(templates=("{}", "a picture of {}", "{} in two colours"))
+    return made
+
+
+def _recipe(
+    members: dict[str, Modality.Config],
+    objective: Objective.Config | None = None,
+    batch_size: int = 128,
+    **options: Any,
+) -> Recipe:
+    """Towers of 96 numbers: four blocks for what is seen or heard, two for words and cells."""
+    evals: dict[str, Evaluator.Config] = {
+        "retrieval": Retrieval.Config(every=200),
+        "knn": KNN.Config(every=200),
+        "collapse": Collapse.Config(every=200),
+    }
+    return Recipe(
+        modality=Paired.Config(members=members, **options),
+        encoders={name: _tower(member) for name, member in members.items()},
+        objective=objective or _clip(),
+        optim=AdamW.Config(lr=2e-3, warmup=50, weight_decay=0.1),
+        batch_size=batch_size,
+        steps=600,
+        evals=evals,
+        save=Save(every=300),
+    )
+
+
+def _tower(member: Modality.Config) -> Encoder.Config:
+    small = isinstance(member, Text.Config | Tabular.Config)
+    return TransformerEncoder.Config(
+        dim=96,
+        depth=2 if small else 4,
+        heads=4,
+        ffn_ratio=2.0,
+        conv_stem=isinstance(member, Image.Config | Audio.Config),
+        pooling="mean",
+        init_std=0.0,
+    )
