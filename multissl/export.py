@@ -7,9 +7,10 @@ one set of names in memory and another on disk.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ from multissl.distributed import full, is_main
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import resample
 from multissl.layers.tokenizers import GridTokenizer, Patches
+
+log = logging.getLogger("multissl")
 
 State = dict[str, Tensor]
 NAMES = (
@@ -125,20 +128,50 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
 
 
 def load_weights(encoders: nn.ModuleDict, path: str | Path) -> None:
-    """Fill encoders from a file that a run left, or a lone encoder from a file of one encoder in any known naming."""
-    state = read_weights(path)
+    """Fill encoders from a run's folder or the file it left, or a lone encoder from a file in any known naming.
+
+    A run's file may lack streams, whose encoders stay as they are, which is said; of its towers the heads are left out,
+    and so are those of other streams.
+    """
+    path = Path(path)
+    path = path / "encoder.safetensors" if path.is_dir() else path
+    state = _headless(read_weights(path), encoders)
     by_stream = {
         s: {n.removeprefix(f"{s}."): t for n, t in state.items() if n.startswith(f"{s}.")} for s in encoders
     }
     if sum(map(len, by_stream.values())) == len(state):
         for stream, part in by_stream.items():
-            load_state(encoders[stream], part)
+            if part:
+                load_state(encoders[stream], part)
+            else:
+                log.warning("%s has no weights for %s, whose encoder keeps its own", path, stream)
     elif len(encoders) == 1:
         load_state(next(iter(encoders.values())), state)
     else:
         raise ValueError(
             f"{path} tells no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
         )
+
+
+def tower_streams(state: Mapping[str, Tensor]) -> set[str]:
+    """The streams of a run's file whose encoder has a head into a shared space behind it: a tower."""
+    parts: dict[str, set[str]] = {}
+    for name in state:
+        stream, part, *_ = [*name.split("."), ""]
+        parts.setdefault(stream, set()).add(part)
+    return {stream for stream, found in parts.items() if found == {"encoder", "head"}}
+
+
+def _headless(state: State, wanted: Container[str]) -> State:
+    """A state with the encoders of its towers alone, and of these the wanted ones; no tower, no change."""
+    towers, found = tower_streams(state), {}
+    for name, tensor in state.items():
+        stream, _, inside = name.partition(".")
+        if stream not in towers:
+            found[name] = tensor
+        elif stream in wanted and inside.startswith("encoder."):
+            found[f"{stream}.{inside.removeprefix('encoder.')}"] = tensor
+    return found
 
 
 def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:

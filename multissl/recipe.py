@@ -12,14 +12,15 @@ import torch
 
 from multissl import distributed
 from multissl.config import config_name, from_dict
-from multissl.encoders.base import Encoder, build_encoders
+from multissl.encoders.base import Encoder, Encoders, build_encoders
 from multissl.engine.learner import Learner
 from multissl.engine.optim import AdamW, Optimizer
 from multissl.engine.trainer import Loop
 from multissl.evaluators.base import Evaluator
 from multissl.modalities.base import Modality
 from multissl.objectives.base import Objective
-from multissl.types import Masking, Plans, StreamSpec, ViewPlan
+from multissl.registry import suggest
+from multissl.types import Masking, ParamRule, Plans, StreamSpec, ViewPlan
 
 FORMAT = 1
 """Of `recipe.json`."""
@@ -37,6 +38,28 @@ class Recipe(Loop):
     evals: dict[str, Evaluator.Config] = field(default_factory=dict)
     init: str = ""
     """Safetensors file or finished run whose encoder weights to start from."""
+    locked: tuple[str, ...] = ()
+    """Streams whose encoder stays as it starts, in evaluation mode and without gradient (LiT); its weights come from
+    `init` or from the encoder's own `pretrained`."""
+    lr_by_stream: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rates of streams' encoders, such as image=0.1 for a pretrained one; 1 where none is."""
+
+    def __post_init__(self) -> None:
+        super(Recipe, self).__post_init__()
+        for option, names in (("locked", self.locked), ("lr_by_stream", self.lr_by_stream)):
+            for stream in (s for s in names if s not in self.encoders):
+                raise ValueError(f"{option} names {stream!r}, no stream{suggest(stream, self.encoders)}")
+        for stream, factor in self.lr_by_stream.items():
+            if not factor > 0:
+                raise ValueError(
+                    f"lr_by_stream.{stream}={factor}: want more than 0, or lock the encoder: --locked {stream}"
+                )
+            if stream in self.locked:
+                raise ValueError(f"lr_by_stream.{stream}={factor}: {stream} is locked and learns nothing")
+
+    def rules(self) -> list[ParamRule]:
+        """`lr_by_stream` as the optimizer reads it."""
+        return [ParamRule(match=f"encoders.{s}.", lr=factor) for s, factor in self.lr_by_stream.items()]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,6 +101,16 @@ def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:
     return asked if plan.mask_ratio and not plan.corrupt else asked - {"replace", "drop"}
 
 
+def check_trainable(recipe: Recipe, encoders: Encoders, objective: Objective) -> None:
+    """Refuse locks that leave nothing to train of what the run ships: encoders and heads of towers."""
+    shipped = cast(Encoders, objective.exported(encoders))
+    if not any(p.requires_grad for m in (encoders, shipped) for p in m.parameters()):
+        raise ValueError(
+            f"locked={','.join(recipe.locked)} leaves nothing to train of what {config_name(type(recipe.objective))} "
+            "ships: unlock a stream, or use clip, whose heads learn a shared space of locked encoders"
+        )
+
+
 def _way_out(need: str) -> str:
     return {
         "local": "set its number of local views to 0",
@@ -100,13 +133,17 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
         from multissl.export import load_weights
 
         load_weights(encoders, recipe.init)
+    for stream in recipe.locked:
+        cast(Encoder, encoders[stream]).lock()
     objective = recipe.objective.build(encoders, specs)
     check(recipe, specs, modality.offers, objective.plans())
     for stream, plan in objective.plans().items():
         cast(Encoder, encoders[stream]).expect(maskings_of(recipe, plan))
+    if recipe.locked:
+        check_trainable(recipe, encoders, objective)
     learner = Learner(encoders, objective, recipe.chunk)
     distributed.parallelize(learner, recipe.parallel, device)
-    optimizer = recipe.optim.build(learner, objective.param_rules(), recipe.batch_size)
+    optimizer = recipe.optim.build(learner, [*objective.param_rules(), *recipe.rules()], recipe.batch_size)
     evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
     return Parts(modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators)
 

@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,17 @@ from torch import Tensor, nn
 import multissl
 from multissl import distributed
 from multissl.config import config_name, difference, to_dict
-from multissl.encoders.base import Encoder, Encoders, build_encoders
+from multissl.encoders.base import Encoder, Encoders, build_encoders, without_heads
 from multissl.engine import checkpoint
 from multissl.engine.learner import Handle
 from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Trainer, alarm_of, verdicts
-from multissl.evaluators.base import clean_views, readable_views
+from multissl.evaluators.base import clean_views, lone, readable_views
+from multissl.export import tower_streams
 from multissl.modalities.base import Modality
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
-from multissl.types import Panel, Progress, Sample
+from multissl.registry import suggest
+from multissl.types import Features, Panel, Progress, Sample
 
 FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
@@ -175,19 +177,38 @@ class Model:
         """The encoders as evaluators want them."""
         return Handle(self.encoders.encode, self.device)
 
-    def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256) -> Tensor:
+    def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256, stream: str = "") -> Tensor:
         """Pooled features [S, D] of samples as the modality reads them: paths, arrays, tensors, rows.
 
-        Raises a ValueError that names the first sample that cannot be read.
+        `stream` says what they are where the modality feeds several; empty: the first. Raises a ValueError that names
+        the first sample that cannot be read.
         """
-        stream = next(iter(self.modality.streams()))
+        return torch.cat([f.pooled.float().cpu() for f in self._features(samples, batch_size, stream)])
+
+    def embed(self, samples: Sequence[Any] | Tensor, batch_size: int = 256, stream: str = "") -> Tensor:
+        """Unit vectors [S, P] in the space that the streams share: a product of two streams' is their cosines.
+
+        Raises a ValueError as `encode` does, and where the run has no such space.
+        """
         parts = []
+        for features in self._features(samples, batch_size, stream):
+            if features.embedding is None:
+                name = config_name(type(self.recipe.objective))
+                raise ValueError(f"{name} shares no space between streams: use encode, or train clip")
+            parts.append(torch.nn.functional.normalize(features.embedding.float(), dim=1).cpu())
+        return torch.cat(parts)
+
+    def _features(self, samples: Sequence[Any] | Tensor, batch_size: int, stream: str) -> Iterator[Features]:
+        streams = self.modality.streams()
+        stream = stream or next(iter(streams))
+        if stream not in streams:
+            raise ValueError(f"stream={stream!r} is none of this run's{suggest(stream, streams)}")
         for start in range(0, len(samples), batch_size):
-            some = [Sample(samples[i], i) for i in range(start, min(start + batch_size, len(samples)))]
+            places = range(start, min(start + batch_size, len(samples)))
+            some = [Sample(lone(cast(Any, self.modality), stream, samples[i]), i) for i in places]
             views = clean_views(cast(Any, self.modality), some, stream, self.device)
             with torch.inference_mode():
-                parts.append(self.encoders.encode([views])[0].pooled.float().cpu())
-        return torch.cat(parts)
+                yield self.encoders.encode([views])[0]
 
 
 def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
@@ -202,7 +223,11 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
     modality = recipe.modality.build()
     modality.restore(json.loads((run / "modality.json").read_text()))
     encoders = build_encoders(recipe.encoders, modality.streams())
-    encoders.load_state_dict(load_file(run / "encoder.safetensors"))
+    state = load_file(run / "encoder.safetensors")
+    if tower_streams(state):  # the heads of towers are the objective's; else it need not be built
+        objective = recipe.objective.build(encoders, modality.streams())
+        encoders = cast(Encoders, objective.exported(encoders))
+    encoders.load_state_dict(state)
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device))
 
@@ -227,7 +252,7 @@ def report(run: Path | str, samples: int = 8) -> Path:
 
     model = load(run)
     recipe, modality = model.recipe, cast(Any, model.modality)
-    objective = recipe.objective.build(model.encoders, modality.streams())
+    objective = recipe.objective.build(without_heads(model.encoders), modality.streams())
     steps = Steps(modality, objective.plans(), samples, recipe.seed, 0, 1, True)
     panels: list[Panel] = modality.panels([v.samples(torch.arange(samples)) for v in steps[0][0]])
     for stream, encoder in model.encoders.items():

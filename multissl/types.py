@@ -152,6 +152,8 @@ class Features:
     """[R, N, D] without class and register tokens; the visible ones, in order, under `drop`."""
     inner: tuple[Tensor, ...] = ()
     """Outputs of the last blocks asked for, first to last, each [R, N, D], before the final norm."""
+    embedding: Tensor | None = None
+    """[R, P] where the row lies in the space that streams share, of a shipped tower; None without such a space."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

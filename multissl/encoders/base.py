@@ -1,19 +1,20 @@
-"""What every encoder shares, and the set of encoders an objective drives.
+"""What every encoder shares, the set of encoders an objective drives, and towers: encoders with a way into one space.
 
-Shapes: R rows (views times samples), N tokens, D width.
+Shapes: R rows (views times samples), N tokens, D width, P width of the space that streams share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
+from multissl.layers.heads import wide
 from multissl.types import Features, Masking, Panel, StreamSpec, Views
 
 
@@ -37,16 +38,31 @@ class Encoder(Component, nn.Module):
     """Set on every encoder, a teacher's copies too, where batch norm keeps the weights in fp32 and the pass is in half
     precision all the same; features then leave in the weights' precision."""
 
+    locked: bool = False
+    """Set by `lock`."""
+
+    def lock(self) -> None:
+        """From now on it stays as it is: in evaluation mode whatever is asked, without gradient (LiT)."""
+        self.locked = True
+        self.requires_grad_(False).train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or evaluation mode; the latter alone where it is locked."""
+        return super().train(mode and not self.locked)
+
     def __call__(self, *args: Any, **kwargs: Any) -> list[Features]:
-        """`forward`, in half precision where `autocast` says so."""
+        """`forward`; in half precision where `autocast` says so, without gradient where it is locked."""
+        if self.locked and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(*args, **kwargs)
         if self.autocast is None:
             return super().__call__(*args, **kwargs)
         views: Sequence[Views] = args[0] if args else kwargs["views"]
         with torch.autocast(views[0].x.device.type, self.autocast):
             found: list[Features] = super().__call__(*args, **kwargs)
         return [
-            Features(
-                pooled=f.pooled.float(), tokens=f.tokens.float(), inner=tuple(t.float() for t in f.inner)
+            replace(
+                f, pooled=f.pooled.float(), tokens=f.tokens.float(), inner=tuple(t.float() for t in f.inner)
             )
             for f in found
         ]
@@ -103,3 +119,44 @@ class Encoders(nn.ModuleDict):
 def build_encoders(configs: Mapping[str, Encoder.Config], specs: Mapping[str, StreamSpec]) -> Encoders:
     """An encoder for every stream of `specs`."""
     return Encoders({stream: configs[stream].build(spec) for stream, spec in specs.items()})
+
+
+class Tower(Encoder):
+    """An encoder and the head that leads from it into a space that several streams share; what pairing ships.
+
+    `pooled` and `tokens` stay the encoder's, so probes read them as ever; `embedding` is the head's output.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.dim, self.depth, self.maskings = (getattr(encoder, n) for n in ("dim", "depth", "maskings"))
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        """The encoder's features with an embedding in fp32, or wider."""
+        found: list[Features] = self.encoder(views, masking, inner)
+        heads = [self.head(f.pooled) for f in found]
+        return [replace(f, embedding=wide(z)) for f, z in zip(found, heads, strict=True)]
+
+    def shard_units(self) -> list[nn.Module]:
+        """The encoder's blocks."""
+        return cast(Encoder, self.encoder).shard_units()
+
+    def layer_id(self, name: str) -> int:
+        """The encoder's layers; the head is beyond the last."""
+        part, _, rest = name.partition(".")
+        return cast(Encoder, self.encoder).layer_id(rest) if part == "encoder" else self.depth + 1
+
+    def panels(self, views: Views) -> list[Panel]:
+        """The encoder's pictures."""
+        return cast(Encoder, self.encoder).panels(views)
+
+
+def towers(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> Encoders:
+    """Towers of the encoders that have a head; the modules themselves, not copies."""
+    return Encoders({s: Tower(e, heads[s]) if s in heads else e for s, e in encoders.items()})
+
+
+def without_heads(encoders: nn.ModuleDict) -> Encoders:
+    """The encoders inside towers; encoders that are no towers as they are."""
+    return Encoders({s: e.encoder if isinstance(e, Tower) else e for s, e in encoders.items()})

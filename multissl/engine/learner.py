@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -28,7 +28,8 @@ class Learner(nn.Module):
         super().__init__()
         self.encoders, self.objective, self.chunk = encoders, objective, chunk
         self._replay: list[_Chunk] = []
-        if chunk and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoders.modules()):
+        norms = [m for m in encoders.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if chunk and any(m.training for m in norms):  # a locked encoder's statistics stand still
             raise ValueError(
                 f"chunk={chunk}: an encoder holds batch norm, whose statistics depend on the chunk; "
                 "use chunk=0 or an encoder without batch norm"
@@ -37,8 +38,10 @@ class Learner(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """The objective's losses on this rank's rows."""
         self._replay = []
-        encoders = Chunked(self.encoders, self.chunk, self._replay) if self.chunk else self.encoders
-        return self.objective(encoders, batch, progress)
+        if not self.chunk:
+            return self.objective(self.encoders, batch, progress)
+        tokens = bool(self.objective.reads_tokens)
+        return self.objective(Chunked(self.encoders, self.chunk, self._replay, tokens), batch, progress)
 
     def backward(self, losses: Losses) -> None:
         """Gradients of the total, then those of the chunks."""
@@ -49,8 +52,9 @@ class Learner(nn.Module):
 
     def replay(self, chunk: _Chunk) -> None:
         """Encode a chunk again, with gradient, and pass on what the loss asked of its features."""
+        some = [v.samples(chunk.piece) for v in chunk.views]
         with _random_state(chunk.random):
-            features = cast(Any, self.encoders).encode(chunk.views, chunk.masking, chunk.inner)
+            features = cast(Any, self.encoders).encode(some, chunk.masking, chunk.inner)
         pairs = [
             (again, first.grad[rows])
             for feature, leaves, row_sets in zip(features, chunk.leaves, chunk.rows, strict=True)
@@ -73,7 +77,8 @@ class Learner(nn.Module):
 
     def has_teacher(self) -> bool:
         """Whether what is shipped is not the student itself."""
-        return cast(Any, self.objective).exported(self.encoders) is not self.encoders
+        shipped = {*cast(Any, self.objective).exported(self.encoders).modules()}
+        return not shipped.issuperset(self.encoders.values())
 
     def shard_units(self) -> list[nn.Module]:
         """Blocks and heads to checkpoint, compile and shard one by one."""
@@ -111,6 +116,9 @@ class Handle:
 @dataclass(slots=True)
 class _Chunk:
     views: list[Views]
+    """Of the whole batch: a copy of each chunk's would be a second batch in memory."""
+    piece: Tensor
+    """The samples of this chunk."""
     masking: Masking
     inner: int
     random: tuple[Tensor, Tensor | None]
@@ -121,21 +129,24 @@ class _Chunk:
 
 
 class Chunked:
-    """Encoders that hold the activations of `size` samples at a time."""
+    """Encoders holding the activations of `size` samples at a time; without `tokens` features have none: [R, 0, D]."""
 
-    def __init__(self, encoders: nn.ModuleDict, size: int, record: list[_Chunk]) -> None:
-        self.encoders, self.size, self.record = encoders, size, record
+    def __init__(self, encoders: nn.ModuleDict, size: int, record: list[_Chunk], tokens: bool = True) -> None:
+        self.encoders, self.size, self.record, self.tokens = encoders, size, record, tokens
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of all samples, computed `size` samples at a time."""
         batch, device = views[0].batch, views[0].x.device
         pieces = torch.arange(batch, device=device).split(self.size)
-        states, parts, cut = [], [], []
+        states, parts = [], []
         for piece in pieces:
-            cut.append([v.samples(piece) for v in views])
+            some = [v.samples(piece) for v in views]
             states.append(_get_random_state())
             with torch.no_grad():
-                parts.append(cast(Any, self.encoders).encode(cut[-1], masking, inner))
+                found = cast(Any, self.encoders).encode(some, masking, inner)
+            parts.append(
+                found if self.tokens else [replace(f, tokens=f.tokens[:, :0].clone()) for f in found]
+            )
         rows = [[_rows(v, piece) for v in views] for piece in pieces]
         leaves = [
             _join([p[i] for p in parts], torch.cat([r[i] for r in rows]).argsort()) for i in range(len(views))
@@ -144,9 +155,9 @@ class Chunked:
             for leaf in leaves:
                 for tensor in _tensors(leaf):
                     tensor.requires_grad_()
-            for state, some, row in zip(states, cut, rows, strict=True):
+            for state, piece, row in zip(states, pieces, rows, strict=True):
                 sets = [[r] * len(_tensors(leaf)) for r, leaf in zip(row, leaves, strict=True)]
-                self.record.append(_Chunk(some, masking, inner, state, leaves, sets))
+                self.record.append(_Chunk([*views], piece, masking, inner, state, leaves, sets))
         return leaves
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.random import RowRandom
+from multissl.registry import suggest
 from multissl.types import CLEAN, Encode, Modality, Panel, Progress, Sample, Unreadable, Views
 
 log = logging.getLogger("multissl")
@@ -40,6 +41,8 @@ class Evaluator(Component):
 
         every: int = 0
         """Steps between runs; 0 runs it before the first step and after the last one only."""
+        stream: str = ""
+        """Whose encoder is measured where the modality feeds several; empty: the first one's."""
 
         def __post_init__(self) -> None:
             if self.every < 0:
@@ -157,13 +160,14 @@ def featurize_split(
     limit: int = 0,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    stream: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Features [S, D] and labels [S] of a split's samples, `limit` of them (0: all), always the same ones.
 
-    Unreadable samples are left out. The stream is the modality's first.
+    Unreadable samples are left out. Without a stream it is the modality's first.
     """
     places = drawn(len(modality.dataset(split)), limit)  # type: ignore[arg-type]
-    return featurize_places(featurize, modality, split, places, batch_size, device)[:2]
+    return featurize_places(featurize, modality, split, places, batch_size, device, stream)[:2]
 
 
 def drawn(count: int, limit: int) -> list[int]:
@@ -181,24 +185,31 @@ def featurize_places(
     places: list[int],
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    stream: str = "",
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Features [S, D], labels [S] and positions of the readable ones of some samples of a split."""
-    memory, key = getattr(featurize, "memory", None), (split, tuple(places))
+    data, stream = modality.dataset(split), stream_of(modality, stream)
+    memory, key = getattr(featurize, "memory", None), (split, stream, tuple(places))
     if memory is not None and key in memory:
         return memory[key]
-    data, stream = modality.dataset(split), next(iter(modality.streams()))
     features, labels, kept = [], [], []
     for start in range(0, len(places), batch_size):
         samples = {i: data[i] for i in places[start : start + batch_size]}
         views, readable = readable_views(modality, [*samples.values()], stream, device)
-        features.append(featurize(views).cpu())
+        found, here = featurize(views).cpu(), views.present
+        if here is not None:  # a sample without this stream has a stand-in there
+            found, readable = (
+                found[here.cpu()],
+                [s for s, h in zip(readable, here.tolist(), strict=True) if h],
+            )
+        features.append(found)
         labels += [s.label for s in readable]
         names = {id(s) for s in readable}
         kept += [i for i, s in samples.items() if id(s) in names]
-    found = torch.cat(features), torch.tensor(labels), kept
+    result = torch.cat(features), torch.tensor(labels), kept
     if memory is not None:
-        memory[key] = found
-    return found
+        memory[key] = result
+    return result
 
 
 def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -207,23 +218,52 @@ def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return features[labels >= 0], labels[labels >= 0]
 
 
+def stream_of(modality: Modality, stream: str) -> str:
+    """The stream of that name, or the modality's first for an empty one."""
+    streams = modality.streams()
+    if stream and stream not in streams:
+        raise ValueError(f"stream={stream!r} is none of the modality's{suggest(stream, streams)}")
+    return stream or next(iter(streams))
+
+
+def lone(modality: Modality, stream: str, data: Any) -> Any:
+    """What `Sample.data` is where a sample has one stream only: the data itself, or a mapping if there are several."""
+    return {stream: data} if len(modality.streams()) > 1 else data
+
+
 def clean_views(
     modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
 ) -> Views:
     """The clean views of some samples on a device; raises `Unreadable` for the first that cannot be read."""
-    plans = {stream: CLEAN}
+    return clean_streams(modality, samples, [stream], device)[stream]
+
+
+def clean_streams(
+    modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
+) -> dict[str, Views]:
+    """The clean views of some samples in several streams; raises `Unreadable` as `clean_views` does."""
+    plans = dict.fromkeys(streams, CLEAN)
     rng = RowRandom((0, 0), 0, len(samples), len(samples))
     raw = tree_map_only(Tensor, lambda t: t.to(device), modality.collate(samples, plans, rng))
-    return next(v for v in modality.views(raw, plans, rng.to(device)) if v.role == "clean")
+    batch = modality.views(raw, plans, rng.to(device))
+    return {v.stream: v for v in batch if v.role == "clean"}
 
 
 def readable_views(
     modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
 ) -> tuple[Views, list[Sample]]:
     """The clean views of the readable ones of some samples, and those samples."""
+    views, readable = readable_streams(modality, samples, [stream], device)
+    return views[stream], readable
+
+
+def readable_streams(
+    modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
+) -> tuple[dict[str, Views], list[Sample]]:
+    """The clean views of the readable ones of some samples in several streams, and those samples."""
     while samples:
         try:
-            return clean_views(modality, samples, stream, device), samples
+            return clean_streams(modality, samples, streams, device), samples
         except Unreadable as bad:
             samples = [s for s in samples if s.index != bad.index]
     raise ValueError("none of the samples to evaluate on can be read")

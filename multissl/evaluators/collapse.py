@@ -54,8 +54,9 @@ class Collapse(Evaluator):
         """`rankme`, `std`, `cosine`, `alpha` and the `width` D they are to be read against."""
         with evaluating(encoders) as featurize:
             x, _ = featurize_split(
-                featurize, modality, self.cfg.split, self.cfg.samples, device=device_of(encoders)
-            )
+                featurize, modality, self.cfg.split, self.cfg.samples, device=device_of(encoders),
+                stream=self.cfg.stream,
+            )  # fmt: skip
         if len(x) < 2:  # one sample has no spread
             return {}
         x = x.double()  # [S, D]

@@ -31,6 +31,7 @@ from multissl.evaluators.base import (
     drawn,
     evaluating,
     featurize_places,
+    stream_of,
 )
 from multissl.types import Encode, Modality, Progress
 
@@ -134,7 +135,9 @@ class FewLabels(Evaluator):
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Features [S, F], classes int64 [S] or values float64 [S], and positions, of the labelled samples."""
         places = drawn(len(modality.dataset(split)), limit)  # type: ignore[arg-type]
-        x, y, kept = featurize_places(featurize, modality, split, places, device=device)
+        x, y, kept = featurize_places(
+            featurize, modality, split, places, device=device, stream=self.cfg.stream
+        )
         quantity = getattr(modality, "targets", lambda _: None)(split)
         labels = y if quantity is None else quantity[kept].double()
         known = (y >= 0) if quantity is None else labels.isfinite()
@@ -165,7 +168,7 @@ class FewLabels(Evaluator):
                 "fine_tune needs the encoders themselves, this run hands out only their features"
             )
         model, device = copy.deepcopy(encoders), device_of(encoders)
-        stream, data = next(iter(modality.streams())), modality.dataset("train")
+        stream, data = stream_of(modality, self.cfg.stream), modality.dataset("train")
         views = clean_views(modality, [data[i] for i in places], stream, device)
         quantity = y.dtype.kind == "f"
         mean, std = (float(y.mean()), float(y.std()) or 1.0) if quantity else (0.0, 1.0)

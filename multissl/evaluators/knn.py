@@ -81,15 +81,19 @@ class KNN(Evaluator):
 
     def panels(self, encoders: Encode, modality: Modality) -> list[Panel]:
         """Some queries, each with its nearest training samples; none where samples are no pictures."""
-        strip = neighbour_strip(encoders, modality, self.cfg.split)
+        strip = neighbour_strip(encoders, modality, self.cfg.split, stream=self.cfg.stream)
         return [] if strip is None else [strip]
 
     def _accuracies(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
     ) -> dict[int, float]:
         cfg = self.cfg
-        bank, labels = labelled_split(featurize, modality, "train", cfg.bank, device=device)
-        queries, truth = labelled_split(featurize, modality, cfg.split, cfg.queries, device=device)
+        bank, labels = labelled_split(
+            featurize, modality, "train", cfg.bank, device=device, stream=cfg.stream
+        )
+        queries, truth = labelled_split(
+            featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
+        )
         return knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device)
 
 

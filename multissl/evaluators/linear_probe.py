@@ -84,8 +84,10 @@ class LinearProbe(Evaluator):
 
     def _accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
         cfg = self.cfg
-        x, y = labelled_split(featurize, modality, "train", cfg.train, device=device)
-        queries, truth = labelled_split(featurize, modality, cfg.split, cfg.queries, device=device)
+        x, y = labelled_split(featurize, modality, "train", cfg.train, device=device, stream=cfg.stream)
+        queries, truth = labelled_split(
+            featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
+        )
         x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
         return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps)
 

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import device_of, drawn, evaluating, featurize_places, readable_views
+from multissl.evaluators.base import (
+    device_of,
+    drawn,
+    evaluating,
+    featurize_places,
+    readable_views,
+    stream_of,
+)
 from multissl.types import Encode, Modality, Panel
 
 SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
@@ -33,30 +40,37 @@ def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[T
 
 
 def neighbour_strip(
-    encoders: Encode, modality: Modality, split: str, bank: int = 2000, queries: int = 6, k: int = 5
+    encoders: Encode,
+    modality: Modality,
+    split: str,
+    bank: int = 2000,
+    queries: int = 6,
+    k: int = 5,
+    stream: str = "",
 ) -> Panel | None:
     """Some queries of `split`, each with its k nearest of `bank` training samples; None for no pictures."""
+    stream = stream_of(modality, stream)
     train: Any = modality.dataset("train")
     asked: Any = modality.dataset(split)
     places = drawn(len(asked), queries)
-    if _pictures(modality, split, places[:1]) is None:
+    if _pictures(modality, split, places[:1], stream) is None:
         return None
     device = device_of(encoders)
     with evaluating(encoders) as featurize:
         stored, classes, kept = featurize_places(
-            featurize, modality, "train", drawn(len(train), bank), device=device
+            featurize, modality, "train", drawn(len(train), bank), device=device, stream=stream
         )
-        x, truth, places = featurize_places(featurize, modality, split, places, device=device)
+        x, truth, places = featurize_places(featurize, modality, split, places, device=device, stream=stream)
     _, index = nearest(*centred(stored, x), k)  # [Q, k]
     rows = []
     for query, found in enumerate(index):
-        left = _pictures(modality, split, [places[query]])
-        right = _pictures(modality, "train", [kept[i] for i in found])
+        left = _pictures(modality, split, [places[query]], stream)
+        right = _pictures(modality, "train", [kept[i] for i in found], stream)
         assert left is not None
         assert right is not None
         label = int(truth[query])
         frames = [PLAIN if label < 0 else SAME if int(classes[i]) == label else OTHER for i in found]
-        tiles = [_framed(left[0], PLAIN), *(_framed(*pair) for pair in zip(right, frames, strict=True))]
+        tiles = [framed(left[0], PLAIN), *(framed(*pair) for pair in zip(right, frames, strict=True))]
         gap = np.full((len(tiles[0]), 12, 3), 255, np.uint8)
         rows.append(np.concatenate([tiles[0], gap, *tiles[1:]], axis=1))
     caption = (
@@ -67,14 +81,14 @@ def neighbour_strip(
     return Panel("Nearest neighbours", np.concatenate(rows), caption)
 
 
-def _pictures(modality: Modality, split: str, places: list[int]) -> np.ndarray | None:
+def _pictures(modality: Modality, split: str, places: list[int], stream: str) -> np.ndarray | None:
     """Pictures uint8 [R, H, W, 3] of some samples as the encoder sees them."""
-    data, stream = modality.dataset(split), next(iter(modality.streams()))
+    data = modality.dataset(split)
     views, _ = readable_views(modality, [data[i] for i in places], stream)
     return modality.pictures(views)
 
 
-def _framed(picture: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:
+def framed(picture: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:
     """A picture [H, W, 3], enlarged to 64 pixels or more, in a frame of a colour and a white margin."""
     times = max(1, -(-64 // min(picture.shape[:2])))
     picture = picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -115,7 +115,9 @@ class StateProbe(Evaluator):
             places = [i for i in drawn(len(data), limit) if bool(torch.isfinite(states[i]).all())]
             if not places:
                 raise ValueError(f"state_probe: no sample of the {split} split has a complete state")
-            x, _, kept = featurize_places(featurize, modality, split, places, device=device)
+            x, _, kept = featurize_places(
+                featurize, modality, split, places, device=device, stream=self.cfg.stream
+            )
             found += [x.double(), states[kept].double(), torch.tensor([data[i].group for i in kept])]
         x, y, groups, queries, truth, _ = found
         return x, y, groups, queries, truth

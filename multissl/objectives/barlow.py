@@ -29,6 +29,8 @@ from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 class BarlowTwins(Objective):
     """Views agree feature by feature, and features do not repeat each other."""
 
+    reads_tokens = False
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of Barlow Twins."""

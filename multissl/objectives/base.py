@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.distributed import sum_ranks, world
+from multissl.encoders.base import towers
 from multissl.layers.heads import wide
 from multissl.objectives.alarms import common_alarm
 from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
@@ -27,6 +28,8 @@ class Objective(Component, nn.Module):
     group: ClassVar[str] = "objectives"
     maskings: frozenset[Masking] = frozenset({"none"})
     """What it asks encoders to do with masks, whatever its options are."""
+    reads_tokens: bool = True
+    """Whether it reads `Features.tokens`; where it does not, encoding in chunks holds none of them."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -59,8 +62,12 @@ class Objective(Component, nn.Module):
         return common_alarm(type(self).__name__.lower(), history)
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
-        """The encoders to evaluate and ship: the student unless a teacher is better."""
-        return encoders
+        """The encoders to evaluate and ship: the student unless a teacher is better.
+
+        Where `projectors` lead several streams into one space, towers that end in it.
+        """
+        projectors = cast(nn.ModuleDict, getattr(self, "projectors", {}))
+        return towers(encoders, projectors) if len(projectors) > 1 else encoders
 
     def param_rules(self) -> list[ParamRule]:
         """Exceptions to the optimizer's treatment of parameters."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.distributed import sum_ranks, world
-from multissl.encoders.base import Encoders
+from multissl.encoders.base import Encoders, towers
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, wide
 from multissl.objectives.alarms import History, point_alarm
@@ -33,6 +33,8 @@ from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, St
 
 class BYOL(Objective):
     """Views predict each other's projection by a slow teacher, or by the student itself."""
+
+    reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -142,8 +144,12 @@ class BYOL(Objective):
         return point_alarm("byol", history, "lower optim.lr, or raise objective.teacher.ema", **guards)
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
-        """The student's encoders, as the official code ships, or the teacher's."""
-        return encoders if self.cfg.export == "student" else cast(Teacher, self.teacher)["encoders"]
+        """The student's encoders, as the official code ships, or the teacher's; towers of several streams."""
+        if self.cfg.export == "student":
+            return super().exported(encoders)
+        teacher = cast(Teacher, self.teacher)
+        copies, heads = teacher["encoders"], teacher["projectors"]
+        return towers(copies, heads) if len(heads) > 1 else copies
 
     def param_rules(self) -> list[ParamRule]:
         """The predictor keeps its learning rate where that is asked for."""

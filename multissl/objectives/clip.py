@@ -30,6 +30,8 @@ from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, St
 class CLIP(Objective):
     """Streams in a shared space, a linear map each; two or more of them."""
 
+    reads_tokens = False
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of CLIP."""

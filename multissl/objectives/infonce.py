@@ -39,6 +39,8 @@ from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, St
 class InfoNCE(Objective):
     """Views of a lone stream, or the views of several streams of a sample, are positives of each other."""
 
+    reads_tokens = False
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of InfoNCE; the defaults are SimCLR's."""
@@ -76,9 +78,8 @@ class InfoNCE(Objective):
                 )
             if self.num_views < 2:
                 raise ValueError(f"objective.num_views={self.num_views}: want 2 or more")
-            for name in ("sigma", "relic"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"objective.{name}={getattr(self, name)}: want 0 or more")
+            for name in (n for n in ("sigma", "relic") if getattr(self, n) < 0):
+                raise ValueError(f"objective.{name}={getattr(self, name)}: want 0 or more")
             if self.sigma and not self.decoupled:
                 raise ValueError(
                     f"objective.sigma={self.sigma} belongs to the decoupled loss: set objective.decoupled=True"

@@ -38,6 +38,8 @@ from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, St
 class SigLIP(Objective):
     """Streams in a shared space by yes-or-no questions; two or more of them."""
 
+    reads_tokens = False
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of SigLIP."""

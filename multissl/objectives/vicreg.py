@@ -36,6 +36,8 @@ from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 class VICReg(Objective):
     """Two views of a sample agree; features neither collapse nor repeat each other."""
 
+    reads_tokens = False
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of VICReg."""

@@ -44,7 +44,7 @@ class Weighted(Objective):
         streams: dict[str, tuple[str, ...]] = field(default_factory=dict)
         """Which streams a term reads, by name; a term that is not named reads all."""
         export: str = ""
-        """The term whose encoders are shipped; empty: the first one with a teacher, else the student."""
+        """The term whose encoders are shipped; empty: the first one with a teacher or towers, else the student."""
 
         def __post_init__(self) -> None:
             if not self.terms:
@@ -88,6 +88,7 @@ class Weighted(Objective):
         self.terms = nn.ModuleDict(built)
         self.asked = {name: dict(term.plans()) for name, term in built.items()}
         self.merged = merge(self.asked)
+        self.reads_tokens = any(term.reads_tokens for term in built.values())
         self.names = [f"encoders.{n}" for n, _ in encoders.named_parameters()]
 
     def each(self) -> Iterator[tuple[str, Objective]]:
@@ -142,7 +143,7 @@ class Weighted(Objective):
         return None
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
-        """Those of the term that `export` names, or of the first one with a teacher; else the student's."""
+        """Those of the term that `export` names, or of the first with a teacher or towers; else the student's."""
         for name in [self.cfg.export] if self.cfg.export else self.terms:
             mine = self.only(encoders, name)
             shipped = cast(Objective, self.terms[name]).exported(mine)

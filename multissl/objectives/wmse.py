@@ -31,6 +31,8 @@ from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 class WMSE(Objective):
     """Whitened views of a sample agree."""
 
+    reads_tokens = False
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of W-MSE."""

@@ -1,6 +1,6 @@
 """Golden family `metrics`.
 
-Covered: rankme, alpha_req, knn_weighted. Not covered yet: whitening and retrieval_map.
+Covered: rankme, alpha_req, knn_weighted, retrieval_map. Not covered yet: whitening.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from multissl.evaluators.collapse import alpha_req, rankme
 from multissl.evaluators.knn import knn_predict, votes
 from multissl.evaluators.neighbours import nearest
-from tests.golden import Case, cases, needs_golden
+from multissl.evaluators.retrieval import rank
+from tests.golden import Case, cases, close, needs_golden
 
 pytestmark = [needs_golden, pytest.mark.reference]
 
@@ -57,5 +58,17 @@ def test_golden_knn_weighted(case: Case) -> None:
 def test_golden_whitening() -> None: ...
 
 
-@pytest.mark.skip(reason="not covered: no retrieval evaluator yet")
-def test_golden_retrieval_map() -> None: ...
+@pytest.mark.parametrize("case", cases("metrics", "retrieval_map"))
+def test_golden_retrieval_map(case: Case) -> None:
+    given, alone = case.tensors("in"), case.hyper["loo"]
+    gallery, labels = given["gallery"], given["gallery_labels"]
+    queries, asked = (gallery, labels) if alone else (given["query"], given["query_labels"])
+    found = rank(queries, gallery, asked[:, None] == labels, own=alone, chunk=7)
+    expected = case.tensors("out")
+    kept = expected["ap_per_query"].isfinite() & (expected["ap_per_query"] >= 0)
+    close(found.precision, expected["ap_per_query"][kept], case.rtol or 0, f"{case.id}: AP of each query")
+    case.check(torch.tensor(len(found.first)), "out", "n_valid")
+    case.check(found.precision.mean(), "out", "mAP")
+    case.check(found.precision_at_r.mean(), "out", "mAP_at_R")
+    for k in (1, 5):
+        case.check(torch.tensor(found.recall(k), dtype=torch.float64), "out", f"recall_{k}")

@@ -222,6 +222,9 @@ def test_terms_read_the_streams_named_for_them_as_in_slip() -> None:
     losses.total.backward()
     assert sorted(counting.seen) == [("none", [4, 4]), ("none", [8])]
     objective.after_step(encoders, START)
+    shipped = objective.exported(encoders)  # the first term's towers
+    assert [tower.encoder for tower in shipped.values()] == [*encoders.values()]
+    objective.cfg.export = "views"
     shipped = objective.exported(encoders)
     assert shipped["one"] is objective.terms["views"].teacher["encoders"]["one"]
     assert shipped["two"] is encoders["two"]

@@ -1,0 +1,147 @@
+"""Zero-shot classification: which class's description lies nearest to a sample in the space that streams share.
+
+Radford et al. 2021, arXiv 2103.00020, section 3.1: a class is described by each of several templates, its unit
+embeddings are averaged and made a unit vector again; the largest cosine wins. Nothing is trained on the labels. The
+shuffled control deals the labels out anew among the samples.
+Shapes: S samples, C classes, T templates, P width of the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.evaluators.base import Evaluator, drawn, log, lone, number, stream_of
+from multissl.evaluators.shared_space import Embedded, embed, permutation_p
+from multissl.registry import suggest
+from multissl.types import Encode, Modality, Progress, Sample
+
+
+class ZeroShot(Evaluator):
+    """Accuracy of the nearest class description, in percent."""
+
+    titles: ClassVar[dict[str, str]] = {
+        "top1": "Zero-shot accuracy, %",
+        "chance": "Zero-shot accuracy of chance, %",
+        "shuffled": "Zero-shot accuracy with shuffled labels, mean, %",
+        "p": "p of the zero-shot accuracy against shuffled labels",
+        "classes": "Classes of zero-shot",
+    }
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of zero-shot classification; `stream` is what is classified."""
+
+        text: str = "text"
+        """The stream that reads the descriptions."""
+        classes: tuple[str, ...] = ()
+        """Names to choose from; empty: those of the data. Where the data has names, samples of others are left out;
+        where it has none, they name its labels in order."""
+        templates: tuple[str, ...] = ("{}", "a photo of a {}.")
+        """Descriptions; {} is the name of the class, its underscores made spaces."""
+        split: str = "val"
+        samples: int = 5_000
+        """Samples to classify, drawn from the split with a fixed seed; 0: all."""
+        shuffles: int = 999
+        """Dealings of the shuffled control."""
+        margin: float = 2.0
+        """Points above the untrained towers that count as learned."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if not self.templates:
+                raise ValueError("templates is empty: want one or more, such as 'a photo of a {}.'")
+            for template in self.templates:
+                if "{}" not in template:
+                    raise ValueError(
+                        f"templates has {template!r} without {{}}, the place of the class's name"
+                    )
+            if self.samples < 0:
+                raise ValueError(f"samples={self.samples}: want 0 (all) or a number of samples")
+            if self.shuffles < 99:
+                raise ValueError(f"shuffles={self.shuffles}: want 99 or more, or p cannot go below 0.01")
+            if len(self.classes) == 1 or len({*self.classes}) < len(self.classes):
+                raise ValueError(f"classes={self.classes}: want two or more different names")
+
+    cfg: Config
+
+    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`top1`, `chance`, `shuffled` and `p`; nothing without labels or a shared space."""
+        if not self.labelled(modality, self.cfg.split):
+            return {}
+        text = stream_of(modality, self.cfg.text)
+        stream = self.cfg.stream or next(s for s in modality.streams() if s != text)
+        data: Any = modality.dataset(self.cfg.split)
+        names, place = self.chosen([str(c) for c in getattr(data, "classes", [])])
+        samples = [data[i] for i in drawn(len(data), self.cfg.samples)]
+        samples = [s for s in samples if s.label in place]
+        if not samples:
+            raise ValueError(f"zero_shot: no sample of the {self.cfg.split} split is of any of its classes")
+        found = embed(encoders, modality, samples, [stream])
+        if found is None:
+            return self._nothing()
+        here = found.here[stream]
+        truth = torch.tensor([place[s.label] for s in found.samples])[here]
+        classes = class_embeddings(encoders, modality, text, names, self.cfg.templates)
+        guess = (found.z[stream][here] @ classes.T).argmax(1)  # [S]
+        draw = torch.Generator().manual_seed(0)
+        deals = torch.stack(
+            [truth[torch.randperm(len(truth), generator=draw)] for _ in range(self.cfg.shuffles)]
+        )
+        top1, dealt = float((guess == truth).double().mean()), (deals == guess).double().mean(1)
+        return {
+            "top1": 100 * top1, "chance": 100 / len(names), "shuffled": 100 * float(dealt.mean()),
+            "p": permutation_p(top1, dealt), "classes": float(len(names)), "samples": float(len(truth)),
+        }  # fmt: skip
+
+    def chosen(self, known: list[str]) -> tuple[list[str], dict[int, int]]:
+        """The names of the classes, and the place among them of each label of the data that is one."""
+        names = [*self.cfg.classes] or known
+        if not names:
+            raise ValueError(
+                "zero_shot: the data does not name its classes, name them in order: classes=a b c"
+            )
+        if not known:
+            return names, {i: i for i in range(len(names))}
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"zero_shot: classes has {name!r}, which is none of the data's{suggest(name, known)}"
+                )
+        return names, {known.index(name): i for i, name in enumerate(names)}
+
+    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
+        """Learned where the accuracy is above the untrained towers' by the margin and p below 0.01."""
+        measured = [{k: number(v) for k, v in entry.items()} for entry in history if "top1" in entry]
+        if len(measured) < 2:
+            return None
+        first, last = measured[0], measured[-1]
+        good = last["top1"] >= first["top1"] + self.cfg.margin and last["p"] < 0.01  # a NaN is a miss
+        return good, (
+            f"{'learned' if good else 'not learned'}: zero-shot {last['top1']:.1f} % of {last['classes']:.0f} classes "
+            f"against the untrained towers' {first['top1']:.1f} %, chance {last['chance']:.1f} %, p {last['p']:.2g}"
+        )
+
+    def _nothing(self) -> dict[str, float]:
+        if not self._told:
+            log.warning("zero_shot: these encoders share no space between streams, nothing to measure")
+            self._told = True
+        return {}
+
+
+def class_embeddings(
+    encoders: Encode, modality: Modality, stream: str, names: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Unit vectors [C, P] of classes by name: the mean over templates of the unit embeddings of their descriptions."""
+    texts = [t.replace("{}", name.replace("_", " ")) for name in names for t in templates]
+    samples = [Sample(lone(modality, stream, text), i) for i, text in enumerate(texts)]
+    found: Embedded | None = embed(encoders, modality, samples, [stream])
+    assert found is not None  # as the samples' own stream has it
+    if len(found.samples) < len(texts):
+        raise ValueError(f"zero_shot: {stream} cannot read the descriptions of classes such as {texts[0]!r}")
+    return F.normalize(found.z[stream].unflatten(0, (len(names), len(templates))).mean(1), dim=1)

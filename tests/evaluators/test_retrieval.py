@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from multissl.evaluators.retrieval import Retrieval, chance, rank, retrieval_figures, shuffled_recalls
+from multissl.evaluators.shared_space import Embedded, permutation_p
+from multissl.types import Progress, Sample
+from tests.evaluators.pairs import Facts, Knows
+
+DONE = Progress(step=1, total=1)
+
+
+def run(encoders: Any, modality: Facts.Config | None = None, **options: Any) -> dict[str, float]:
+    return Retrieval.Config(**options).build().run(encoders, (modality or Facts.Config()).build(), DONE)
+
+
+def drawn_pairs(noise: float, rows: int = 60, streams: int = 2) -> Embedded:
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(rows, 8, generator=draw)
+    z = {s: points + noise * torch.randn(rows, 8, generator=draw) for s in "abc"[:streams]}
+    return Embedded(
+        z={s: torch.nn.functional.normalize(x, dim=1) for s, x in z.items()},
+        here={s: torch.ones(rows, dtype=torch.bool) for s in z},
+        ids=[],
+        samples=[Sample(None, i) for i in range(rows)],
+    )
+
+
+def test_encoders_that_know_find_every_partner() -> None:
+    found = run(Knows())
+    for direction in ("numbers_to_text", "text_to_numbers"):
+        assert [found[f"{direction}_{f}"] for f in ("r1", "r5", "r10", "map")] == [100] * 4
+    assert found["r1"] == 100
+    assert found["chance"] == pytest.approx(100 / 24)
+    assert abs(found["shuffled"] - found["chance"]) < 1
+    assert found["p"] == 1 / 1000
+    assert (found["candidates"], found["distinct"]) == (24, 24)
+    assert found["gap_numbers_text"] < 1e-3
+
+
+def test_all_samples_of_one_caption_are_right_and_chance_says_so() -> None:
+    """Four captions for 24 samples: what has the right class is right, and a quarter of random answers is."""
+    found = run(Knows(), Facts.Config(told=False))
+    assert found["r1"] == 100
+    assert found["chance"] == pytest.approx(25)
+    assert abs(found["shuffled"] - 25) < 2
+    assert found["distinct"] == 4
+    one_each = run(Knows(), Facts.Config(told=False), distinct=True)
+    assert (one_each["candidates"], one_each["chance"], one_each["r1"]) == (4, 25, 100)
+
+
+def test_all_captions_equal_is_nothing_learned() -> None:
+    same = drawn_pairs(0.1)
+    same.ids.append(torch.zeros(60, dtype=torch.long))
+    found = retrieval_figures(same)
+    assert (found["r1"], found["chance"], found["p"], found["distinct"]) == (100, 100, 1, 1)
+    history = [{**found, "r1": 0.0}, found]
+    assert Retrieval.Config().build().verdict(history)[0] is False  # type: ignore[index]
+
+
+def test_samples_that_lack_a_stream_neither_ask_nor_answer() -> None:
+    found = run(Knows(), Facts.Config(without=(0, 5, 6)))
+    assert found["r1"] == 100
+    assert found["chance"] == pytest.approx(100 / 21)
+
+
+def test_towers_that_know_nothing_are_at_chance() -> None:
+    figures = retrieval_figures(drawn_pairs(1e3, rows=400), shuffles=199)
+    assert figures["r1"] < 1.5
+    assert figures["p"] > 0.01
+    assert abs(figures["chance"] - 0.25) < 1e-6
+
+
+def test_pairs_dealt_out_anew_fall_to_chance() -> None:
+    """The control of a true space: the same embeddings, the partners exchanged."""
+    true = drawn_pairs(0.05, rows=200)
+    assert retrieval_figures(true)["r1"] > 90
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
+    true.z["b"] = true.z["b"][order]
+    shuffled = retrieval_figures(true)
+    assert shuffled["r1"] < 3
+    assert shuffled["p"] > 0.01
+
+
+def test_every_ordered_pair_of_three_streams_is_told() -> None:
+    found = retrieval_figures(drawn_pairs(0.05, streams=3), shuffles=99)
+    assert len([n for n in found if n.endswith("_r1")]) == 6
+    assert len([n for n in found if n.startswith("gap_")]) == 3
+    assert found["p"] == 0.01
+
+
+def test_the_gap_is_the_distance_of_the_centres() -> None:
+    moved = drawn_pairs(0.0)
+    moved.z["b"] = moved.z["b"] + 2.0
+    assert retrieval_figures(moved)["gap_a_b"] == pytest.approx(2 * math.sqrt(8), rel=1e-5)
+
+
+def test_chance_is_the_recall_of_random_rankings() -> None:
+    draw = torch.Generator().manual_seed(0)
+    right = torch.rand(30, 12, generator=draw) < 0.2
+    right[:, 0] = True
+    times = [
+        rank(torch.randn(30, 5, generator=draw), torch.randn(12, 5, generator=draw), right)
+        for _ in range(300)
+    ]
+    for k in (1, 3):
+        mean = sum(t.recall(k) for t in times) / len(times)
+        assert mean == pytest.approx(chance(right, k), abs=0.02)
+    assert chance(right, 12) == chance(right, 50) == 1
+
+
+def test_a_ranking_in_parts_is_the_ranking() -> None:
+    z, right = torch.randn(50, 6), torch.eye(50, dtype=torch.bool)
+    whole, parts = rank(z, z + 0.5, right), rank(z, z + 0.5, right, chunk=7)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_p_counts_the_true_pairing_among_the_dealings() -> None:
+    assert permutation_p(0.5, torch.tensor([0.1, 0.5, 0.6])) == 3 / 4
+    nearest, right = torch.arange(20), torch.eye(20, dtype=torch.bool)
+    dealt = shuffled_recalls(nearest, right, 500)
+    assert float(dealt.mean()) == pytest.approx(0.05, abs=0.01)
+
+
+def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Retrieval.Config().build()
+    said: list[str] = []
+    monkeypatch.setattr("multissl.evaluators.retrieval.log.warning", said.append)
+    for _ in range(2):
+        assert evaluator.run(Knows(blind=True), Facts.Config().build(), DONE) == {}
+    assert len(said) == 1
+    assert "share no space" in said[0]
+
+
+def test_the_verdict_tells_candidates_chance_and_p() -> None:
+    evaluator = Retrieval.Config().build()
+    before, after = run(Knows(wrong=True)), run(Knows())
+    assert evaluator.verdict([after]) is None
+    good, text = evaluator.verdict([before, after])  # type: ignore[misc]
+    assert good
+    assert "recall@1 100.0 % of 24 candidates (24 distinct)" in text
+    assert "chance 4.2 %, p 0.001" in text
+    assert evaluator.verdict([after, after])[0] is False  # type: ignore[index]
+
+
+def test_both_directions_have_a_panel() -> None:
+    evaluator = Retrieval.Config().build()
+    panels = evaluator.panels(Knows(), Facts.Config().build())
+    assert [p.title for p in panels] == ["Nearest pairs, numbers to text", "Nearest pairs, text to numbers"]
+    assert all(p.image.ndim == 3 and p.image.shape[2] == 3 for p in panels)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"k": ()}, "k="),
+        ({"candidates": 1}, "candidates=1"),
+        ({"shuffles": 50}, "shuffles=50"),
+        ({"stream": "text"}, "leave it empty"),
+    ],
+)
+def test_bad_options_say_what_they_want(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Retrieval.Config(**options)

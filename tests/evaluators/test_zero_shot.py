@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from multissl.evaluators.zero_shot import ZeroShot, class_embeddings
+from multissl.types import Progress
+from tests.evaluators.pairs import NAMES, Facts, Knows
+
+DONE = Progress(step=1, total=1)
+
+
+def run(encoders: Any, modality: Facts.Config | None = None, **options: Any) -> dict[str, float]:
+    return ZeroShot.Config(**options).build().run(encoders, (modality or Facts.Config()).build(), DONE)
+
+
+def test_encoders_that_know_name_every_class() -> None:
+    found = run(Knows())
+    assert (found["top1"], found["chance"], found["classes"], found["samples"]) == (100, 25, 4, 24)
+    assert found["p"] == 0.001
+    assert abs(found["shuffled"] - 25) < 2
+
+
+def test_encoders_that_do_not_are_at_chance() -> None:
+    found = run(Knows(wrong=True))
+    assert found["top1"] <= 50
+    assert found["p"] > 0.01
+
+
+def test_some_classes_of_the_data_alone() -> None:
+    found = run(Knows(), classes=("owl", "bee"))
+    assert (found["top1"], found["chance"], found["samples"]) == (100, 50, 12)
+    with pytest.raises(ValueError, match="'howl', which is none of the data's; did you mean owl"):
+        run(Knows(), classes=("howl", "bee"))
+
+
+def test_names_for_labels_that_have_none() -> None:
+    found = run(Knows(), Facts.Config(named=False), classes=NAMES)
+    assert found["top1"] == 100
+    with pytest.raises(ValueError, match="does not name its classes"):
+        run(Knows(), Facts.Config(named=False))
+
+
+def test_a_class_is_the_mean_of_its_descriptions() -> None:
+    """Three descriptions: unit vectors first, then their mean, then a unit vector again."""
+    modality = Facts.Config().build()
+    (both,) = class_embeddings(Knows(), modality, "text", ["red_fox"], ["{} 3", "{} 5", "two {}"])
+    each = [
+        class_embeddings(Knows(), modality, "text", ["red_fox"], [t])[0] for t in ("{} 3", "{} 5", "two {}")
+    ]
+    mean = torch.stack(each).mean(0)
+    torch.testing.assert_close(both, mean / mean.norm())
+    assert float(both.norm()) == pytest.approx(1)
+
+
+def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("multissl.evaluators.zero_shot.log.warning", said.append)
+    assert run(Knows(blind=True)) == {}
+    assert "share no space" in said[0]
+
+
+def test_the_verdict_tells_classes_chance_and_p() -> None:
+    evaluator = ZeroShot.Config().build()
+    before, after = run(Knows(wrong=True)), run(Knows())
+    good, text = evaluator.verdict([before, after])  # type: ignore[misc]
+    assert good
+    assert "zero-shot 100.0 % of 4 classes" in text
+    assert "chance 25.0 %, p 0.001" in text
+    assert evaluator.verdict([after, after])[0] is False  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"templates": ()}, "templates is empty"),
+        ({"templates": ("a photo",)}, "without {}"),
+        ({"classes": ("owl",)}, "two or more"),
+        ({"classes": ("owl", "owl")}, "different"),
+        ({"samples": -1}, "samples=-1"),
+        ({"shuffles": 3}, "shuffles=3"),
+    ],
+)
+def test_bad_options_say_what_they_want(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ZeroShot.Config(**options)
+
+
+def test_a_stream_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="stream='words' is none of the modality's"):
+        run(Knows(), text="words")
