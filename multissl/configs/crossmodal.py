@@ -152,13 +152,13 @@ def _image_text(objective: Objective.Config) -> Recipe:
 def _recipe(
     members: dict[str, Modality.Config],
     objective: Objective.Config | None = None,
-    batch_size: int = 128,
+    batch_size: int = 64,
     **options: Any,
 ) -> Recipe:
-    """Towers of 96 numbers: four blocks for what is seen or heard, two for words and cells."""
+    """Towers of 96 numbers: three blocks for what is seen or heard, two for words and cells."""
     evals: dict[str, Evaluator.Config] = {
         "retrieval": Retrieval.Config(every=200),
-        "knn": KNN.Config(every=200),
+        "knn": KNN.Config(bank=2000),
         "collapse": Collapse.Config(every=200),
     }
     return Recipe(
@@ -177,7 +177,7 @@ def _tower(member: Modality.Config) -> Encoder.Config:
     small = isinstance(member, Text.Config | Tabular.Config)
     return TransformerEncoder.Config(
         dim=96,
-        depth=2 if small else 4,
+        depth=2 if small else 3,
         heads=4,
         ffn_ratio=2.0,
         conv_stem=isinstance(member, Image.Config | Audio.Config),

@@ -31,7 +31,8 @@ APART: dict[str, dict[str, Any]] = {"text": {"pack": False, "crop": (0.3, 0.7)}}
 """Options under which views show different parts: texts are otherwise told apart by what is hidden."""
 BATCH, STEPS, SEED = 8, 4, 5
 CPU = torch.device("cpu")
-NAMES = [*dict.fromkeys([*registry.names("modalities"), "accelerometer"])]
+NAMES = [n for n in dict.fromkeys([*registry.names("modalities"), "accelerometer"]) if n != "paired"]
+"""Pairs feed several streams; test_paired asks the same of them."""
 every_modality = pytest.mark.parametrize("name", NAMES)
 
 
