@@ -131,6 +131,21 @@ def test_no_generator_is_saved_or_drawn_from_outside_a_step() -> None:
                     assert any(k.arg == "generator" for k in node.keywords), f"{path.name}:{node.lineno}"
 
 
+PAIRS = {"Paired", "paired", "crossmodal"}
+"""What names pairs of modalities, in code or in a path to it."""
+
+
+def test_pairs_are_data_and_a_recipe() -> None:
+    """Nobody but the modality itself, the recipes, the objectives and the evaluators knows that pairs exist."""
+    may = {PACKAGE / "registry.py", PACKAGE / "configs" / "crossmodal.py"}  # the registry is where names are
+    for path in FILES:
+        own = path.parent.name == "modalities" and path.stem.startswith("paired")
+        if own or path in may or folder(path) in ("objectives", "evaluators"):
+            continue
+        assert not names(path) & PAIRS, f"{path.name} names pairs"
+        assert not any(part.startswith("paired") for m in imports(path) for part in m.split(".")), path.name
+
+
 def test_no_file_is_two_files() -> None:
     for path in [*FILES, *Path(__file__).parent.rglob("*.py")]:
         lines = len(path.read_text().splitlines())

@@ -1,0 +1,107 @@
+"""Sound out of a video file: on the clock of its pictures, whatever the container says of its own begin and end."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from multissl.modalities.audio import Audio
+from multissl.modalities.paired import Paired
+from multissl.modalities.soundtrack import Track
+from multissl.modalities.video import Video
+from multissl.random import RowRandom
+from multissl.types import CLEAN, Sample, Unreadable
+
+av: Any = pytest.importorskip("av", reason="the extra `video` is not installed")
+pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
+RATE, FPS = 16_000, 20
+
+
+def film(path: Path, seconds: float, event: float, begin: float = 0.0, sound: float | None = None) -> Path:
+    """Dark frames with a flash and a faint hum with a click, both at `event`; the sound lasts from `begin` for `sound`."""
+    length = seconds if sound is None else sound
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=FPS)
+        pictures.width = pictures.height = 32
+        pictures.pix_fmt, pictures.bit_rate = "yuv420p", 2_000_000
+        voice = container.add_stream("aac", rate=RATE)
+        voice.layout = "mono"
+        for n in range(round(seconds * FPS)):
+            level = 250 if n == round(event * FPS) else 10
+            container.mux(
+                pictures.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8), "rgb24"))
+            )
+        t = begin + np.arange(round(length * RATE)) / RATE
+        wave = 0.01 * np.sin(2 * np.pi * 300 * t)
+        near = np.abs(t - event) < 0.01
+        wave[near] += 0.9 * np.sin(2 * np.pi * 2000 * t[near])
+        frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), "fltp", "mono")
+        frame.rate, frame.pts, frame.time_base = RATE, round(begin * RATE), Fraction(1, RATE)
+        container.mux(voice.encode(frame))
+        for each in (pictures, voice):
+            container.mux(each.encode())
+    return path
+
+
+def click(wave: np.ndarray) -> float:
+    """The second of the loudest 10 ms."""
+    power = np.convolve(wave**2, np.ones(160), "same")
+    return float(power.argmax()) / RATE
+
+
+@pytest.mark.parametrize(("begin", "sound"), [(0.0, None), (0.0, 1.5), (0.3, 1.2), (0.0, 3.0)])
+def test_sound_lies_on_the_clock_of_the_pictures(tmp_path: Path, begin: float, sound: float | None) -> None:
+    path = film(tmp_path / "a.mp4", 2.0, 1.1, begin, sound)
+    for data in (str(path), path.read_bytes()):
+        track = Track(data)
+        assert track.samplerate == RATE
+        assert track.frames == pytest.approx(2 * RATE, abs=2), "sound and pictures do not last as long"
+        assert click(track.wave) == pytest.approx(1.1, abs=0.03)
+    quiet = track.wave[: round((begin - 0.05) * RATE)] if begin else track.wave[:0]
+    assert not quiet.any(), "there is sound before it begins"
+
+
+def member(seconds: float) -> dict[str, Any]:
+    return {
+        "audio": Audio.Config(
+            frames=round(100 * seconds), local_frames=16, mels=32, patch=(4, 8), mean=-8.0, std=4.0
+        ),
+        "video": Video.Config(frames=16, size=16, local_size=16, patch=16, tubelet=2, seconds=seconds),
+    }
+
+
+@pytest.mark.parametrize(("begin", "sound"), [(0.0, None), (0.2, 1.1), (0.0, 3.0)])
+def test_flash_and_click_of_one_file_meet_in_the_clean_views(
+    tmp_path: Path, begin: float, sound: float | None
+) -> None:
+    (tmp_path / "clips").mkdir()
+    for n, event in enumerate((0.8, 1.0, 1.2)):
+        film(tmp_path / "clips" / f"{n}.mp4", 2.0, event, begin, sound)
+    made = Paired.Config(members=member(0.8), data=(str(tmp_path / "clips"),)).build()
+    data: Any = made.dataset("all")
+    plans, rng = {"audio": CLEAN, "video": CLEAN}, RowRandom((0, 0), 0, 3, 3)
+    sounds, clips = made.views(made.collate([data[n] for n in range(3)], plans, rng), plans, rng)
+    heard = sounds.x[:, 0, :, 16:].mean(2).argmax(1) / 100  # the loudest frame of 10 ms
+    seen = clips.x.mean((1, 3, 4)).argmax(1) * 0.8 / 16  # the lightest frame of 50 ms
+    torch.testing.assert_close(heard, seen, atol=0.06, rtol=0)
+    torch.testing.assert_close(seen, torch.tensor([0.2, 0.4, 0.6]), atol=0.051, rtol=0)
+
+
+def test_a_film_without_sound_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mute.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for n in range(30):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), n, np.uint8), "rgb24"))
+            )
+        container.mux(stream.encode())
+    made, rng = member(0.8)["audio"].build(), RowRandom((0, 0), 0, 1, 1)
+    with pytest.raises(Unreadable, match=r"mute.mp4: no sound in it"):
+        made.collate([Sample(str(path), 0)], {"audio": CLEAN}, rng)
