@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
+from torch import Tensor
 
 from multissl.modalities.audio import Audio
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.text import Text
 from multissl.modalities.video import Video
+from multissl.random import RowRandom
+from multissl.types import CLEAN, Plans, Sample, Views
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RATE = 16_000
@@ -110,3 +113,39 @@ def small(cfg: Paired.Config, folder: Path) -> Paired.Config:
         return cfg.replace(members=made)
     rows = [members(row) for row in range(20)]
     return cfg.replace(members=made, data=(shard(folder / "pairs.tar", rows),))
+
+
+# modalities of them
+
+IMAGE = Image.Config(**SMALL[Image.Config])
+TEXT = Text.Config(pack=False, **SMALL[Text.Config])
+BOTH: Plans = {"image": CLEAN, "text": CLEAN}
+
+
+def pairs(data: str | tuple[str, ...], **options: Any) -> Paired:
+    given = {"members": {"image": IMAGE, "text": TEXT}, **options}
+    return Paired.Config(data=(data,) if isinstance(data, str) else data, **given).build()
+
+
+def rows(count: int = 20) -> list[dict[str, bytes | str]]:
+    return [{k: v for k, v in members(i).items() if k in ("png", "txt", "json")} for i in range(count)]
+
+
+def clean(made: Paired, samples: list[Sample], plans: Plans = BOTH) -> dict[str, Views]:
+    rng = RowRandom((0, 0), 0, len(samples), len(samples))
+    return {v.stream: v for v in made.views(made.collate(samples, plans, rng), plans, rng)}
+
+
+def every(made: Paired, split: str = "all") -> list[Sample]:
+    data: Any = made.dataset(split)
+    return [data[i] for i in range(len(data))]
+
+
+def written(views: Views, made: Paired) -> list[str]:
+    words = made.members["text"].vocabulary()  # type: ignore[attr-defined]
+    return ["".join(words.pieces(row[row != words.pad].tolist())).strip() for row in views.x]
+
+
+def ids(views: Views) -> Tensor:
+    assert views.sample_id is not None
+    return views.sample_id

@@ -1,19 +1,15 @@
-"""Pairs: rows of every kind of file, what is missing, equal or strange, the same bytes everywhere, what is built in."""
+"""Pairs: the same bytes everywhere, mixing, texts and partners by class, what members measure, what is built in."""
 
 from __future__ import annotations
 
-import csv
 import json
-import logging
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from multissl import cli
 from multissl.engine.data import Data, Steps, stream
@@ -21,260 +17,21 @@ from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.paired_rows import Record, repeats
 from multissl.modalities.tabular import Tabular
-from multissl.modalities.text import Text
-from multissl.random import RowRandom
-from multissl.types import CLEAN, Batch, Plans, Sample, Unreadable, ViewPlan, Views
-from tests.paired_data import SMALL, WORDS, members, png, shard
-
-IMAGE = Image.Config(**SMALL[Image.Config])
-TEXT = Text.Config(pack=False, **SMALL[Text.Config])
-BOTH: Plans = {"image": CLEAN, "text": CLEAN}
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What is logged meanwhile."""
-    lines: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    log, handler = logging.getLogger("multissl"), Keep()
-    log.addHandler(handler)
-    yield lines
-    log.removeHandler(handler)
-
-
-def pairs(data: str | tuple[str, ...], **options: Any) -> Paired:
-    given = {"members": {"image": IMAGE, "text": TEXT}, **options}
-    return Paired.Config(data=(data,) if isinstance(data, str) else data, **given).build()
-
-
-def rows(count: int = 20) -> list[dict[str, bytes | str]]:
-    return [{k: v for k, v in members(i).items() if k in ("png", "txt", "json")} for i in range(count)]
-
-
-def clean(made: Paired, samples: list[Sample], plans: Plans = BOTH) -> dict[str, Views]:
-    rng = RowRandom((0, 0), 0, len(samples), len(samples))
-    return {v.stream: v for v in made.views(made.collate(samples, plans, rng), plans, rng)}
-
-
-def every(made: Paired, split: str = "all") -> list[Sample]:
-    data: Any = made.dataset(split)
-    return [data[i] for i in range(len(data))]
-
-
-def written(views: Views, made: Paired) -> list[str]:
-    words = made.members["text"].vocabulary()  # type: ignore[attr-defined]
-    return ["".join(words.pieces(row[row != words.pad].tolist())).strip() for row in views.x]
-
-
-def ids(views: Views) -> Tensor:
-    assert views.sample_id is not None
-    return views.sample_id
-
-
-# where rows come from
-
-
-def table(root: Path, kind: str) -> str:
-    captions, labels = [members(i)["txt"] for i in range(20)], [WORDS[i % 10] for i in range(20)]
-    for i in range(20):
-        (root / f"{i}.png").write_bytes(png(20 * (i % 10)))
-    path = root / f"rows.{kind}"
-    if kind == "csv":
-        with path.open("w", newline="") as f:
-            csv.writer(f).writerows(
-                [("path", "caption", "label"), *((f"{i}.png", captions[i], labels[i]) for i in range(20))]
-            )
-    elif kind == "jsonl":
-        lines = [{"image": f"{i}.png", "text": captions[i], "class": labels[i]} for i in range(20)]
-        path.write_text("\n".join(map(json.dumps, lines)))
-    else:
-        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        cells = [{"bytes": png(20 * (i % 10)), "path": None} for i in range(20)]
-        columns = {"image": cells, "sentence": captions, "label": labels}
-        parquet.write_table(pyarrow.table(columns), path, row_group_size=7)
-    return str(path)
-
-
-@pytest.mark.parametrize("kind", ["tar", "csv", "jsonl", "parquet", "folder"])
-def test_rows_of_every_kind_of_file_are_the_same(kind: str, tmp_path: Path) -> None:
-    if kind in ("tar", "folder"):
-        data = shard(tmp_path / "a.tar", rows())
-    else:
-        data = table(tmp_path, kind)
-    if kind == "folder":
-        import tarfile
-
-        with tarfile.open(data) as tar:
-            tar.extractall(tmp_path / "all", filter="data")
-        data = str(tmp_path / "all")
-    made = pairs(data, columns={"text": "sentence"} if kind == "parquet" else {})
-    samples = every(made)
-    assert len(samples) == 20
-    assert [made.dataset("all").classes[s.label] for s in samples] == [WORDS[i % 10] for i in range(20)]  # type: ignore[attr-defined]
-    views = clean(made, samples)
-    assert written(views["text"], made) == [members(i)["txt"] for i in range(20)]
-    assert views["image"].stream == "image"
-    assert views["image"].present is None
-    brightness = views["image"].x.mean((1, 2, 3))
-    assert torch.equal(brightness[:10], brightness[10:])
-    assert (brightness[:10].diff() > 0).all(), "pictures and captions are not of one row"
-    assert len(set(ids(views["image"]).tolist())) == 20
-    assert [len(every(made, s)) for s in ("train", "val")] == [18, 2]
-
-
-def test_a_split_is_a_word_of_the_shard_or_every_tenth_group(tmp_path: Path) -> None:
-    data = shard(tmp_path / "pairs-train.tar", rows(20))
-    shard(tmp_path / "pairs-test.tar", rows(5))
-    made = pairs(data)
-    assert [len(every(made, s)) for s in ("train", "val", "test", "all")] == [18, 2, 5, 20]
-    grouped = rows(40)
-    for i, row in enumerate(grouped):
-        row["json"] = json.dumps({"speaker": f"s{i // 4}"})
-    made = pairs(shard(tmp_path / "b.tar", grouped), group="speaker")
-    held = {s.group for s in every(made, "val")}
-    assert len(every(made, "val")) == 4
-    assert len(held) == 1
-    assert not held & {s.group for s in every(made, "train")}
-    groups = clean(made, every(made)[:8])["text"].group_id
-    assert groups is not None
-    assert len(set(groups.tolist())) == 2
-
-
-def test_rows_of_one_value_are_read_alone(tmp_path: Path) -> None:
-    made = pairs(shard(tmp_path / "a.tar", rows()), only={"label": "three"})
-    assert [s.data.parts["text"] for s in every(made)] == ["sample 3 shows three", "sample 13 shows three"]
-    with pytest.raises(ValueError, match=r"modality.only: no row has label=eleven"):
-        pairs(shard(tmp_path / "b.tar", rows()), only={"label": "eleven"}).dataset("train")
-    with pytest.raises(ValueError, match=r"modality.label: there is no column 'labl'; did you mean label"):
-        pairs(shard(tmp_path / "c.tar", rows()), label="labl").dataset("train")
-
-
-# what is missing
-
-
-def test_a_missing_caption_is_marked_and_filled_with_the_first_of_the_training(
-    tmp_path: Path, said: list[str]
-) -> None:
-    files = rows()
-    del files[3]["txt"], files[12]["png"]
-    made = pairs(shard(tmp_path / "a.tar", files))
-    samples = every(made)
-    whole = clean(made, samples)
-    assert whole["text"].present is not None
-    assert whole["image"].present is not None
-    assert (~whole["text"].present).nonzero().flatten().tolist() == [3]
-    assert (~whole["image"].present).nonzero().flatten().tolist() == [12]
-    assert torch.equal(whole["text"].x[3], whole["text"].x[0])
-    assert any("1 of 20 rows have no text" in line for line in said)
-    part = clean(made, samples[:2])  # nobody lacks anything here, and ranks agree that some do
-    assert part["text"].present is not None
-    assert part["text"].present.all()
-    with pytest.raises(Unreadable, match="row 3 has no text"):
-        clean(made, samples, {"text": CLEAN})
-    assert len(clean(made, samples[:3], {"text": CLEAN})["text"].x) == 3
-
-
-def test_a_source_without_captions_serves_beside_one_with(tmp_path: Path) -> None:
-    bare = [{"png": png(100 + i)} for i in range(10)]
-    first, second = shard(tmp_path / "a.tar", rows()), shard(tmp_path / "b.tar", bare)
-    samples = every(pairs((first, second)))
-    assert [s.data.parts["text"] is None for s in samples] == [False] * 20 + [True] * 10
-    with pytest.raises(
-        ValueError, match=r"none of 10 rows has a text, found \.png; name it with modality.columns"
-    ):
-        pairs(second).dataset("train")
-
-
-def test_rows_that_never_meet_are_no_pairs(tmp_path: Path) -> None:
-    data = shard(tmp_path / "a.tar", [{"png": png(0)}, {"txt": "one"}, {"txt": "two"}])
-    with pytest.raises(ValueError, match="no row has two of image, text"):
-        pairs(data).dataset("train")
-
-
-# what is equal or strange
-
-
-def test_equal_captions_and_equal_files_are_positives_of_each_other(tmp_path: Path) -> None:
-    with (tmp_path / "a.csv").open("w", newline="") as f:
-        for i in range(4):
-            (tmp_path / f"{i}.png").write_bytes(png(i))
-        names = [
-            ("image", "text"),
-            ("0.png", "a"),
-            ("1.png", "b"),
-            ("2.png", "a"),
-            ("3.png", "c"),
-            ("3.png", "d"),
-        ]
-        csv.writer(f).writerows(names)
-    made = pairs(str(tmp_path / "a.csv"))
-    found = ids(clean(made, every(made))["image"]).tolist()
-    assert found[0] == found[2]
-    assert found[3] == found[4]
-    assert len(set(found)) == 3
-
-
-def test_equal_captions_of_all_rows_and_names_of_files_are_told(tmp_path: Path, said: list[str]) -> None:
-    same = [{**row, "txt": "a photo"} for row in rows()]
-    with pytest.raises(ValueError, match=r"every text is 'a photo', nothing tells the pairs apart"):
-        pairs(shard(tmp_path / "a.tar", same)).dataset("train")
-    assert not said
-    named = [{**row, "txt": f"IMG_{i:04d}.jpg"} for i, row in enumerate(rows())]
-    assert len(every(pairs(shard(tmp_path / "b.tar", named)))) == 20
-    assert any("look like names of files, as 'IMG_0000.jpg'" in line for line in said)
-
-
-def test_rows_of_unequal_length_and_broken_members_are_skipped_with_their_place(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes(png(0))
-    (tmp_path / "a.csv").write_text("image,text\n0.png,zero\n0.png\n0.png,one,two\n0.png,three\n")
-    data: Any = pairs(str(tmp_path / "a.csv")).dataset("all")
-    assert data[3].data.parts["text"] == "three"
-    for line, cells in ((3, 1), (4, 3)):
-        with pytest.raises(Unreadable, match=f"line {line} of a.csv has {cells} cells, the header 2"):
-            data[line - 2]
-    files = rows(5)
-    files[1]["json"], files[2]["txt"], files[3]["png"] = "{", b"\xff", b"no picture"
-    made = pairs(shard(tmp_path / "a.tar", files))
-    data = made.dataset("all")
-    with pytest.raises(Unreadable, match="00001.json is no JSON"):
-        data[1]
-    with pytest.raises(Unreadable, match="00002.txt is no UTF-8 text"):
-        data[2]
-    with pytest.raises(Unreadable, match=r"00003.png: not an image") as caught:
-        clean(made, [data[0], data[3]])
-    assert caught.value.index == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"members": {"image": IMAGE}}, "modality.members holds image: want two or more streams"),
-        ({"temperature": 0.5}, "modality.temperature=0.5: want 1 or more"),
-        ({"prompts": {"words": ("{}",)}}, "modality.prompts names 'words', no stream; there are image, text"),
-        ({"prompts": {"text": ("a photo",)}}, "want texts with {} for the class in them"),
-        ({"join": "label", "data": ("a.tar",)}, "modality.join=label reads the members' own data"),
-    ],
+from multissl.types import CLEAN, Batch, Plans, Sample, Unreadable, ViewPlan
+from tests.paired_data import (
+    IMAGE,
+    SMALL,
+    TEXT,
+    class_folders,
+    clean,
+    every,
+    ids,
+    pairs,
+    png,
+    rows,
+    shard,
+    written,
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
-        Paired.Config(**options)
-
-
-def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="modality.data='nowhere.tar': no such file or folder"):
-        pairs("nowhere.tar").dataset("train")
-    with pytest.raises(
-        ValueError, match="built-in pairs of pictures and captions only, not of image, tabular"
-    ):
-        Paired.Config(members={"image": IMAGE, "tabular": Tabular.Config()}).build().dataset("train")
-    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
-    with pytest.raises(ValueError, match="is no plain tar"):
-        pairs(str(tmp_path / "a.tar")).dataset("train")
-
 
 # one modality twice
 
@@ -385,8 +142,6 @@ def test_prompts_make_the_text_of_the_class(tmp_path: Path) -> None:
 
 
 def by_class(tmp_path: Path, **options: Any) -> Paired:
-    from tests.paired_data import class_folders
-
     left = IMAGE.replace(data=class_folders(tmp_path / "left", "png", 12))
     right = IMAGE.replace(data=class_folders(tmp_path / "right", "png", 5, 2))
     return Paired.Config(**{"members": {"left": left, "right": right}, "join": "label", **options}).build()

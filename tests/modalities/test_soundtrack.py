@@ -23,7 +23,7 @@ RATE, FPS = 16_000, 20
 
 
 def film(path: Path, seconds: float, event: float, begin: float = 0.0, sound: float | None = None) -> Path:
-    """Dark frames with a flash and a faint hum with a click, both at `event`; the sound lasts from `begin` for `sound`."""
+    """Dark frames with a flash, a hum with a click, both at `event`; the sound lasts from `begin` for `sound`."""
     length = seconds if sound is None else sound
     with av.open(str(path), "w") as container:
         pictures = container.add_stream("mpeg4", rate=FPS)
