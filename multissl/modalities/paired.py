@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
-from multissl.modalities.paired_rows import Record, Rows, Same
+from multissl.modalities.paired_rows import Record, Rows
+from multissl.modalities.paired_same import Same
 from multissl.modalities.text import Text
 from multissl.random import RowRandom
 from multissl.types import CLEAN, Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreadable, Views

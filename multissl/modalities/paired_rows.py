@@ -1,13 +1,11 @@
-"""Which samples pairs are made of: rows of sources, or samples of several modalities that share a class.
+"""Pairs by row: rows of one or several sources, what is equal among them numbered, split, and mixed.
 
-`Rows` lists sources, numbers what is equal, splits and mixes them; `Same` joins the members' own data by class. Both
-are made once a process and are read by position, so that any step of a run can be drawn again.
+They are listed once a process and read by position, so that any step of a run can be drawn again.
 Shapes: n rows of a source.  State: none but what was read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import re
@@ -18,19 +16,17 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from multissl.modalities.base import Modality
-from multissl.modalities.paired_files import Bad, Options, Pairs, Some, Wanted, joined, read_pairs
+from multissl.modalities.paired_files import read_pairs
+from multissl.modalities.paired_parts import Bad, Options, Pairs, Some, Wanted, joined
 from multissl.modalities.readers import Label, Listing
 from multissl.modalities.sources import _numbered, split_rows
-from multissl.random import RowRandom
-from multissl.types import Plans, Raw, Sample, Unreadable
+from multissl.types import Sample, Unreadable
 
 log = logging.getLogger("multissl")
 FILE_NAME = re.compile(
     r"(?i)\S*\.(jpe?g|png|webp|gif|bmp|tiff?|npy|wav|mp3|flac|ogg|mp4|webm|avi|mov)|[\w-]*\d{3,}[\w-]*"
 )
 """A caption that tells nothing but where its file lay."""
-CHOICE = 99
-"""The line of random numbers that chooses partners, beside those of the members' views."""
 
 
 class Record(NamedTuple):
@@ -50,6 +46,7 @@ class Rows:
 
     def __init__(self, cfg: Any, forms: Mapping[str, str], members: Mapping[str, Modality]) -> None:
         """`forms`: file, text or cells, by stream; `cfg`: the options of `Paired`."""
+        say_twins(members)
         self.cfg, self.forms = cfg, forms
         read = [name for name in forms if name not in cfg.prompts]
         self.sources = _read(cfg, forms, members, read)
@@ -66,8 +63,9 @@ class Rows:
         made = {name: np.array([v is not None for v in parts[name]], dtype=bool) for name in cfg.prompts}
         self.has = {name: {**pairs.has, **made}[name] for name in forms}
         self.same = equal_rows(self.labels if cfg.prompts else None, self.parts) if cfg.data else _drawn()[-1]
+        self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
-        self.partial = frozenset(name for name, flags in self.has.items() if not flags.all())
+        self.partial = frozenset(name for name, flags in self.lacking.items() if flags.any())
         self.grouped = bool((self.groups >= 0).any())
 
     def _prompt(self, templates: tuple[str, ...], row: int, label: Label) -> str | None:
@@ -83,10 +81,10 @@ class Rows:
                 raise ValueError(
                     f"modality.data: none of {count} rows has a {name}, found {found}{self._way_out(name)}"
                 )
-            if not flags.all():
+            if missing := int(self.lacking[name].sum()):
                 log.warning(
                     "modality.data: %d of %d rows have no %s; they serve what does not ask for it",
-                    count - int(flags.sum()), count, name,
+                    missing, count, name,
                 )  # fmt: skip
         whole = np.sum([flags.astype(int) for flags in self.has.values()], axis=0)
         if not (whole > 1).any():
@@ -198,7 +196,9 @@ def _demo(cfg: Any, forms: Mapping[str, str], members: Mapping[str, Modality]) -
     images, captions, labels, tags, _ = _drawn()
     full = np.ones(len(tags), dtype=bool)
     parts = {files[0]: images, texts[0]: captions}
-    return Pairs(parts, labels, [None] * len(tags), tags, dict.fromkeys(parts, full), "the built-in pairs")
+    return Pairs(
+        parts, labels, [None] * len(tags), tags, dict.fromkeys(parts, full), ~full, "the built-in pairs"
+    )
 
 
 @functools.cache
@@ -214,6 +214,16 @@ def _drawn() -> tuple[Any, ...]:
         [word for word, p in parts.items() for _ in p.texts],
         np.concatenate([p.contents for p in parts.values()]),
     )
+
+
+def say_twins(members: Mapping[str, Modality]) -> None:
+    """Say that a modality is paired with itself, which may be a slip."""
+    by_kind: dict[type, list[str]] = {}
+    for name, member in members.items():
+        by_kind.setdefault(type(member), []).append(name)
+    for kind, names in by_kind.items():
+        if len(names) > 1:
+            log.warning("%s are all %s: a modality is paired with itself", " and ".join(names), kind.__name__)
 
 
 def called(names: Mapping[str, str], label: Label) -> str:
@@ -254,133 +264,3 @@ def _lazy(values: Any) -> bool:
     """Whether items are read from a file when they are asked for."""
     inside = getattr(values, "parts", None) or [getattr(values, "data", None)]
     return hasattr(values, "groups") or any(v is not None and v is not values and _lazy(v) for v in inside)
-
-
-# ------------------------------------------------------------------------------------ joined by class
-
-
-class Same:
-    """Samples of the members' own data that share a class."""
-
-    partial: frozenset[str] = frozenset()
-    grouped = False
-
-    def __init__(self, cfg: Any, members: Mapping[str, Modality]) -> None:
-        self.cfg, self.members, self.first = cfg, members, next(iter(members))
-        self.read = [name for name in members if name not in cfg.prompts]
-        self._found: dict[tuple[str, str], tuple[Any, dict[str, list[int]]]] = {}
-        self._broken: set[tuple[str, str, int]] = set()
-        self.classes = self._common("train")
-        if not self.classes:
-            told = [f"{n}: {', '.join([*self.of(n, 'train')[1]][:5]) or 'none'}" for n in self.read]
-            raise ValueError(
-                f"modality.join=label: the members have no class in common ({'; '.join(told)}); give each its data "
-                "with modality.members.NAME.data"
-            )
-
-    def of(self, name: str, split: str) -> tuple[Any, dict[str, list[int]]]:
-        """A member's samples of a split, and their positions by class."""
-        if (name, split) not in self._found:
-            data: Any = self.members[name].dataset(split)
-            by_class: dict[str, list[int]] = {}
-            for place, label in enumerate(_class_names(data)):
-                if label:
-                    by_class.setdefault(label, []).append(place)
-            self._found[name, split] = data, by_class
-        return self._found[name, split]
-
-    def _common(self, split: str) -> list[str]:
-        shared = set.intersection(*(set(self.of(name, split)[1]) for name in self.read))
-        return sorted(shared, key=lambda c: (len(c), c) if c.isdigit() else (0, c))
-
-    def split(self, split: str) -> SameOf:
-        """The first member's samples of the classes that all members have."""
-        return SameOf(self, split, set(self._common(split)))
-
-    def training(self, name: str) -> Sequence[Any] | None:
-        """The texts made of classes; what members read themselves they measure themselves."""
-        templates = self.cfg.prompts.get(name)
-        return templates and [t.format(called(self.cfg.names, c)) for c in self.classes for t in templates]
-
-    def draws(self, name: str) -> bool:
-        """Whether a partner is drawn for a stream: all but the first."""
-        return name != self.first
-
-    def collate(
-        self, name: str, samples: list[Sample], records: list[Record], plans: Plans, rng: RowRandom
-    ) -> Raw:
-        """What a member makes of a partner for every sample: one of its class, or the next that can be read."""
-        draws, member = rng.fork(CHOICE).rand().tolist(), self.members[name]
-        names = [self.classes[r.same] for r in records]
-        if templates := self.cfg.prompts.get(name):
-            texts = [templates[int(u * len(templates))] for u in draws]
-            texts = [t.format(called(self.cfg.names, c)) for t, c in zip(texts, names, strict=True)]
-            return member.collate(
-                [Sample(t, s.index, s.label) for t, s in zip(texts, samples, strict=True)], plans, rng
-            )
-        while True:
-            chosen = [
-                self._partner(name, s.index, r.drawn, c, u)
-                for s, r, c, u in zip(samples, records, names, draws, strict=True)
-            ]
-            try:
-                return member.collate(chosen, plans, rng)
-            except Unreadable as bad:
-                split = next(r.drawn for s, r in zip(chosen, records, strict=True) if s.index == bad.index)
-                self._mark(name, split, bad)
-
-    def _partner(self, name: str, sample: int, split: str, label: str, draw: float) -> Sample:
-        data, by_class = self.of(name, split)
-        places = by_class[label]
-        start = int(draw * len(places))
-        for place in [*places[start:], *places[:start]]:
-            if (name, split, place) not in self._broken:
-                try:
-                    return data[place]
-                except Unreadable as bad:
-                    self._mark(name, split, Unreadable(place, bad.reason))
-        raise Unreadable(sample, f"no {name} of class {label} can be read")
-
-    def _mark(self, name: str, split: str, bad: Unreadable) -> None:
-        self._broken.add((name, split, bad.index))
-        log.warning("%s %d cannot be read and is no partner of others: %s", name, bad.index, bad.reason)
-
-
-class SameOf(Dataset[Sample]):
-    """The first member's samples of some classes."""
-
-    def __init__(self, source: Same, split: str, classes: set[str]) -> None:
-        self.data, by_class = source.of(source.first, split)
-        self.name, self.split_name, self.classes = source.first, split, source.classes
-        number = {name: i for i, name in enumerate(source.classes)}
-        pairs = sorted(
-            (p, number[c]) for c, places in by_class.items() if c in classes & {*number} for p in places
-        )
-        self.places, self.labels = [p for p, _ in pairs], np.array([k for _, k in pairs], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Sample:
-        try:
-            found = self.data[self.places[index]]
-        except Unreadable as bad:
-            raise Unreadable(index, bad.reason) from None
-        label = int(self.labels[index])
-        record = Record({self.name: found.data}, index, label, drawn=self.split_name)
-        return Sample(record, index, label)
-
-
-def _class_names(data: Any) -> list[str]:
-    """The class of every sample by its name, "" without one."""
-    labels, rows = getattr(data, "labels", None), getattr(data, "rows", None)
-    if labels is not None:
-        known = (labels if rows is None else labels[rows]).tolist()
-    else:
-        known = []
-        for place in range(len(data)):
-            known.append(-1)
-            with contextlib.suppress(Unreadable):
-                known[-1] = data[place].label
-    classes = getattr(data, "classes", None)
-    return ["" if k < 0 else classes[k] if classes else str(k) for k in known]

@@ -36,12 +36,13 @@ from tests.paired_data import (
 # one modality twice
 
 
-def test_a_modality_is_paired_with_itself_under_two_names(tmp_path: Path) -> None:
+def test_a_modality_is_paired_with_itself_under_two_names(tmp_path: Path, said: list[str]) -> None:
     two = {"photo": IMAGE, "depth": IMAGE}
     files: Any = [{"photo.png": png(10 * i), "depth.png": png(200 - 10 * i)} for i in range(10)]
     made = pairs(shard(tmp_path / "a.tar", files), members=two)
     views = clean(made, every(made), {"photo": CLEAN, "depth": CLEAN})
     assert [*made.streams()] == ["photo", "depth"]
+    assert "photo and depth are all Image: a modality is paired with itself" in said
     assert (views["photo"].x.mean((1, 2, 3)).diff() > 0).all()
     assert (views["depth"].x.mean((1, 2, 3)).diff() < 0).all()
     with pytest.raises(
@@ -150,14 +151,15 @@ def by_class(tmp_path: Path, **options: Any) -> Paired:
 def test_partners_are_drawn_among_samples_of_the_same_class(tmp_path: Path) -> None:
     made = by_class(tmp_path)
     data: Any = made.dataset("train")
-    assert len(data) == sum(s.label < 2 for s in every(made, "train"))  # the right has no class 2
+    own: Any = made.members["left"].dataset("train")
+    assert len(data) == sum(own[i].label < 2 for i in range(len(own))) < len(own)  # the right has no class 2
     steps = Steps(made, {"left": CLEAN, "right": CLEAN}, 16, 0, 0, 1, final=False)
     left, right = batch(steps, 0)
     assert torch.equal(ids(left), ids(right))
     assert set(ids(left).tolist()) == {0, 1}
     for k in (0, 1):  # brightness tells the class
         mine = [v.x[ids(v) == k].mean((1, 2, 3)) for v in (left, right)]
-        assert (mine[0].mean() - mine[1].mean()).abs() < 0.1
+        assert (mine[0].mean() - mine[1].mean()).abs() < 0.15
         assert len(mine[1].unique()) > 1, "the partner is always the same one"
     again = [
         batch(steps, 0)[1],

@@ -41,7 +41,7 @@ def film(path: Path, seconds: float, event: float, begin: float = 0.0, sound: fl
         near = np.abs(t - event) < 0.01
         wave[near] += 0.9 * np.sin(2 * np.pi * 2000 * t[near])
         frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), "fltp", "mono")
-        frame.rate, frame.pts, frame.time_base = RATE, round(begin * RATE), Fraction(1, RATE)
+        frame.sample_rate, frame.pts, frame.time_base = RATE, round(begin * RATE), Fraction(1, RATE)
         container.mux(voice.encode(frame))
         for each in (pictures, voice):
             container.mux(each.encode())
@@ -62,7 +62,7 @@ def test_sound_lies_on_the_clock_of_the_pictures(tmp_path: Path, begin: float, s
         assert track.samplerate == RATE
         assert track.frames == pytest.approx(2 * RATE, abs=2), "sound and pictures do not last as long"
         assert click(track.wave) == pytest.approx(1.1, abs=0.03)
-    quiet = track.wave[: round((begin - 0.05) * RATE)] if begin else track.wave[:0]
+    quiet = track.wave[: round((begin - 0.1) * RATE)] if begin else track.wave[:0]
     assert not quiet.any(), "there is sound before it begins"
 
 
