@@ -229,6 +229,8 @@ class Sample:
     """Class of a labelled sample, -1 without one."""
     group: int = -1
     """Episode, speaker, recording: a group stays in one split and holds no negatives; -1 without one."""
+    place: float | None = None
+    """Where in a recording global views lie, a share of the room they have; None: each is drawn."""
 
 
 class Unreadable(ValueError):

@@ -178,8 +178,11 @@ class Audio(Modality):
             if views := _num(plan, role):
                 places = rng.fork(line).rand(views).tolist()  # [B][V]
                 length = ops.num_samples(cfg.local_frames if role == "local" else cfg.frames, cfg.rate)
+                if role != "local":  # these may be told where to lie
+                    given = [0.5 if role == "clean" else s.place for s in samples]
+                    places = [p if g is None else [g] * views for p, g in zip(places, given, strict=True)]
                 cuts = [
-                    self._cut(clip, length, 0.5 if role == "clean" else place[v])
+                    self._cut(clip, length, place[v])
                     for v in range(views)
                     for clip, place in zip(clips, places, strict=True)
                 ]

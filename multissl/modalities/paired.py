@@ -5,8 +5,9 @@ there twice under two names. A sample holds a payload for each stream, as rows o
 joined by class: one of the first member's samples and others of the same class, drawn anew each time, from the other
 members' own sources. A stream that a row lacks is filled with the first readable training payload and marked in
 `Views.present`, so that nothing depends on batches or ranks. Equal captions (and equal files) share a sample_id: they
-are positives of each other, as CLIP-like losses want it. Sources of uneven size are mixed by a temperature: source i
-is drawn in proportion to n_i^(1/temperature), through an epoch in which the rows of small sources are repeated.
+are positives of each other, as CLIP-like losses want it. Streams that read one file, its sound and its frames, show the
+same time in clean and global views, where their views last as long. Sources of uneven size are mixed by a temperature:
+source i is drawn in proportion to n_i^(1/temperature), through an epoch in which the rows of small ones are repeated.
 Shapes: B samples of this rank, V views, R = V*B rows.  State: what the members have fitted.
 """
 
@@ -26,9 +27,13 @@ from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
 from multissl.modalities.paired_rows import Record, Rows
 from multissl.modalities.paired_same import Same
+from multissl.modalities.readers import Slice
 from multissl.modalities.text import Text
 from multissl.random import RowRandom
 from multissl.types import CLEAN, Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreadable, Views
+
+PLACE = 98
+"""The line of random numbers that settles where in a file its streams' views lie, beside those of the members."""
 
 
 def _small() -> dict[str, Modality.Config]:
@@ -36,6 +41,12 @@ def _small() -> dict[str, Modality.Config]:
         "image": Image.Config(size=32, local_size=16, patch=4),
         "text": Text.Config(length=16, local_length=8, pack=False, vocab=400),
     }
+
+
+def one_place(parts: Mapping[str, Any], place: float) -> dict[str, float]:
+    """The same place in time for streams that read one file, by stream; nothing for the others."""
+    files = [(name, data) for name, data in parts.items() if isinstance(data, str | Slice)]
+    return {name: place for name, data in files if any(n != name and d == data for n, d in files)}
 
 
 class Paired(Modality):
@@ -167,6 +178,8 @@ class Paired(Modality):
         self._learn()
         records = [self._record(s, plans) for s in samples]
         raw: dict[str, Any] = {"streams": {}, "present": {}}
+        draws = rng.fork(PLACE).rand().tolist()
+        places = [one_place(r.parts, draw) for r, draw in zip(records, draws, strict=True)]
         for number, (name, member) in enumerate(self.members.items()):
             if name not in plans:
                 continue
@@ -177,8 +190,8 @@ class Paired(Modality):
                 raw["streams"][name] = source.collate(name, samples, records, asked, lines)
             else:
                 given = [
-                    Sample(self._filler(name) if p is None else p, s.index, s.label)
-                    for s, p in zip(samples, parts, strict=True)
+                    Sample(self._filler(name) if p is None else p, s.index, s.label, place=where.get(name))
+                    for s, p, where in zip(samples, parts, places, strict=True)
                 ]
                 raw["streams"][name] = member.collate(given, asked, lines)
                 here = torch.tensor([p is not None for p in parts])

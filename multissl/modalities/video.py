@@ -194,7 +194,7 @@ class Video(Modality):
         boxes = {role: torch.zeros(count, _num(plan, role), 6) for role in ROLES}
         for b, sample in enumerate(samples):
             clip = load_clip(sample)
-            spans = {role: self._spans(role, clip.times, draws[role][b], sample.index) for role in ROLES}
+            spans = {role: self._spans(role, clip.times, draws[role][b], sample) for role in ROLES}
             wanted = [i for role in ROLES for span in spans[role] for i in span.frames]
             try:
                 frames = frames_of(clip, wanted)
@@ -223,7 +223,7 @@ class Video(Modality):
             raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
         return {"video": raw}
 
-    def _spans(self, role: Role, times: np.ndarray, draws: Tensor, sample: int) -> list[Span]:
+    def _spans(self, role: Role, times: np.ndarray, draws: Tensor, sample: Sample) -> list[Span]:
         """The frames of each view of a role; draws [V, TRIES + 1, 4], the last line is the clip's place in time."""
         cfg, (frames, _) = self.cfg, self._shape(role)
         seconds = cfg.seconds * frames / cfg.frames
@@ -232,6 +232,8 @@ class Video(Modality):
             place = float(draw[TRIES, 0])
             if role == "clean":
                 place = 0.5
+            elif role == "global" and sample.place is not None:
+                place = sample.place
             elif role == "global" and cfg.clips == "same":
                 place = float(draws[0, TRIES, 0])
             elif role == "global" and cfg.clips == "apart":
@@ -241,7 +243,7 @@ class Video(Modality):
                 span = span._replace(frames=[span.frames[frames // 2]] * frames)
             elif role == "clean" and cfg.clean == "shuffled":
                 # an order of its own for each video, the same in every evaluation
-                order = np.random.default_rng((0, sample)).permutation(frames)
+                order = np.random.default_rng((0, sample.index)).permutation(frames)
                 span = span._replace(frames=[span.frames[i] for i in order])
             found.append(span)
         return found

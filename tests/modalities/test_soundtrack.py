@@ -15,7 +15,7 @@ from multissl.modalities.paired import Paired
 from multissl.modalities.soundtrack import Track
 from multissl.modalities.video import Video
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Sample, Unreadable
+from multissl.types import CLEAN, Sample, Unreadable, ViewPlan
 
 av: Any = pytest.importorskip("av", reason="the extra `video` is not installed")
 pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
@@ -90,6 +90,27 @@ def test_flash_and_click_of_one_file_meet_in_the_clean_views(
     seen = clips.x.mean((1, 3, 4)).argmax(1) * 0.8 / 16  # the lightest frame of 50 ms
     torch.testing.assert_close(heard, seen, atol=0.06, rtol=0)
     torch.testing.assert_close(seen, torch.tensor([0.2, 0.4, 0.6]), atol=0.051, rtol=0)
+
+
+def test_flash_and_click_meet_in_global_views_wherever_these_lie(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for n, event in enumerate((0.8, 1.0, 1.2)):
+        film(tmp_path / "clips" / f"{n}.mp4", 2.0, event)
+    made = member(1.6)
+    made["audio"] = made["audio"].replace(gain=0.0, noise=0.0, time_mask=0.0, frequency_mask=0.0)
+    made["video"] = made["video"].replace(frames=32, jitter=0.0, grey=0.0, global_scale=(1.0, 1.0))
+    paired = Paired.Config(members=made, data=(str(tmp_path / "clips"),)).build()
+    data: Any = paired.dataset("all")
+    plans = dict.fromkeys(made, ViewPlan(num_global=1))
+    times = []
+    for step in range(3):
+        rng = RowRandom((0, step), 0, 3, 3)
+        sounds, clips = paired.views(paired.collate([data[n] for n in range(3)], plans, rng), plans, rng)
+        heard = sounds.x[:, 0, :, 16:].mean(2).argmax(1) / 100
+        seen = clips.x.mean((1, 3, 4)).argmax(1) * 1.6 / 32
+        torch.testing.assert_close(heard, seen, atol=0.06, rtol=0)
+        times.append(seen)
+    assert torch.stack(times).std(0).min() > 0, "views lie at one place"
 
 
 def test_a_film_without_sound_is_told(tmp_path: Path) -> None:

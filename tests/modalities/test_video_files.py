@@ -84,7 +84,7 @@ def test_frames_at_an_uneven_rate_keep_their_times(tmp_path: Path, reader: Any) 
     clip = reader(path)
     np.testing.assert_allclose(clip.times, [0, 0.1, 0.2, 0.8, 0.9, 1.0], atol=2e-3)
     modality = Video.Config(size=16, patch=8, frames=4, seconds=0.8).build()
-    (span,) = modality._spans("clean", clip.times, torch.zeros(1, 11, 4), 0)
+    (span,) = modality._spans("clean", clip.times, torch.zeros(1, 11, 4), Sample(None, 0))
     assert span.frames == [2, 2, 2, 3]  # 0.2, 0.4, 0.6 and 0.8 s: nothing new is shown for six tenths
 
 
