@@ -289,3 +289,13 @@ def test_image_text_is_the_name_of_its_first_recipe() -> None:
     names = [name for name, _ in cli.recipes()]
     assert {"image_text/lit", "audio_video/clip", "image_text_audio/clip"} < set(names)
     assert not any("__" in name for name in names)
+
+
+def test_members_and_sources_are_options_of_a_command() -> None:
+    given = ["--data", "a.tar", "b.tar", "--modality.members.image.size", "64", "--modality.temperature=2"]
+    recipe, _, _ = cli.open_recipe("image_text", given)
+    modality: Any = recipe.modality
+    assert modality.data == ("a.tar", "b.tar")
+    assert modality.members["image"].size == 64
+    assert modality.members["text"] == cli.find("image_text")().modality.members["text"]  # type: ignore[attr-defined]
+    assert modality.temperature == 2
