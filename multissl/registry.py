@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "swav": "multissl.objectives.swav:SwAV",
         "msn": "multissl.objectives.msn:MSN",
         "mae": "multissl.objectives.mae:MAE",
+        "cav_mae": "multissl.objectives.cav_mae:CAVMAE",
         "ijepa": "multissl.objectives.ijepa:IJEPA",
         "data2vec": "multissl.objectives.data2vec:Data2Vec",
         "mlm": "multissl.objectives.language:MLM",

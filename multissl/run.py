@@ -133,7 +133,9 @@ def write_model(folder: Path, parts: Parts) -> None:
     from safetensors.torch import save_file
 
     exported = cast(nn.Module, parts.learner.objective.exported(parts.learner.encoders))  # type: ignore[operator]
-    state = {n: distributed.full(t).detach().cpu().contiguous() for n, t in exported.state_dict().items()}
+    # copied, as towers may share a module and a file cannot hold one tensor under two names
+    whole = {n: distributed.full(t).detach() for n, t in exported.state_dict().items()}
+    state = {n: t.to("cpu", copy=True).contiguous() for n, t in whole.items()}
     if distributed.is_main():
         save_file(state, folder / "encoder.safetensors.tmp")
         (folder / "encoder.safetensors.tmp").rename(folder / "encoder.safetensors")

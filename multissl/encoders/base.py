@@ -124,7 +124,8 @@ def build_encoders(configs: Mapping[str, Encoder.Config], specs: Mapping[str, St
 class Tower(Encoder):
     """An encoder and the head that leads from it into a space that several streams share; what pairing ships.
 
-    `pooled` and `tokens` stay the encoder's, so probes read them as ever; `embedding` is the head's output.
+    `pooled` and `tokens` stay the encoder's, so probes read them as ever; `embedding` is the head's output. A head with
+    `reads_tokens` takes the tokens and what is real of them, others take what is pooled.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
@@ -135,7 +136,10 @@ class Tower(Encoder):
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """The encoder's features with an embedding in fp32, or wider."""
         found: list[Features] = self.encoder(views, masking, inner)
-        heads = [self.head(f.pooled) for f in found]
+        if getattr(self.head, "reads_tokens", False):
+            heads = [self.head(f.tokens, v.valid) for f, v in zip(found, views, strict=True)]
+        else:
+            heads = [self.head(f.pooled) for f in found]
         return [replace(f, embedding=wide(z)) for f, z in zip(found, heads, strict=True)]
 
     def shard_units(self) -> list[nn.Module]:

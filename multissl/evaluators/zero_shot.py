@@ -78,13 +78,15 @@ class ZeroShot(Evaluator):
         stream = self.cfg.stream or next(s for s in modality.streams() if s != text)
         data: Any = modality.dataset(self.cfg.split)
         names, place = self.chosen([str(c) for c in getattr(data, "classes", [])])
+        if not names:
+            return self._nothing("the data does not name its classes: name them in order, classes=a b c")
         samples = [data[i] for i in drawn(len(data), self.cfg.samples)]
         samples = [s for s in samples if s.label in place]
         if not samples:
             raise ValueError(f"zero_shot: no sample of the {self.cfg.split} split is of any of its classes")
         found = embed(encoders, modality, samples, [stream])
         if found is None:
-            return self._nothing()
+            return self._nothing("these encoders share no space between streams")
         here = found.here[stream]
         truth = torch.tensor([place[s.label] for s in found.samples])[here]
         classes = class_embeddings(encoders, modality, text, names, self.cfg.templates)
@@ -102,10 +104,6 @@ class ZeroShot(Evaluator):
     def chosen(self, known: list[str]) -> tuple[list[str], dict[int, int]]:
         """The names of the classes, and the place among them of each label of the data that is one."""
         names = [*self.cfg.classes] or known
-        if not names:
-            raise ValueError(
-                "zero_shot: the data does not name its classes, name them in order: classes=a b c"
-            )
         if not known:
             return names, {i: i for i in range(len(names))}
         for name in names:
@@ -127,9 +125,9 @@ class ZeroShot(Evaluator):
             f"against the untrained towers' {first['top1']:.1f} %, chance {last['chance']:.1f} %, p {last['p']:.2g}"
         )
 
-    def _nothing(self) -> dict[str, float]:
+    def _nothing(self, why: str) -> dict[str, float]:
         if not self._told:
-            log.warning("zero_shot: these encoders share no space between streams, nothing to measure")
+            log.warning("zero_shot: nothing to measure, %s", why)
             self._told = True
         return {}
 

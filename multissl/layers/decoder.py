@@ -24,7 +24,40 @@ from multissl.layers.transformer import Trunk
 from multissl.types import Mask, StreamSpec
 
 
-class Decoder(Component, nn.Module):
+class Places(nn.Module):
+    """What a decoder's blocks read of a stream: seen tokens and mask tokens, each with the position of its place."""
+
+    pos_embed: Tensor
+    """[1, 1+N, d], the row of the first token before those of the places."""
+
+    def __init__(self, dim: int, init_std: float, width: int, spec: StreamSpec) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embed = nn.Linear(width, dim)
+        init_linear(self.embed, init_std)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if spec.kind == "grid":
+            if dim % 2 ** len(spec.patch):
+                raise ValueError(
+                    f"decoder dim={dim}: want a multiple of {2 ** len(spec.patch)} for sine-cosine positions"
+                )
+            grid = [n // p for n, p in zip(spec.shape[1:], spec.patch, strict=True)]
+            self.register_buffer("pos_embed", sincos(grid, dim), persistent=False)
+        else:
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_tokens, dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def lay(self, seen: Tensor, at: Tensor, wanted: Tensor, first: Tensor | None = None) -> Tensor:
+        """Seen tokens [R, K, D] at [R, K], mask tokens for places [R, Q]: [R, (1+)K+Q, d], `first` [R, 1, D] before."""
+        rows, prefix = len(seen), 0 if first is None else 1
+        x = self.embed((seen if first is None else torch.cat([first, seen], 1)).to(self.embed.weight.dtype))
+        table = self.pos_embed.to(x.dtype).expand(rows, -1, -1)  # [R, 1+N, d]
+        blank = self.mask_token.to(x.dtype) + take(table, wanted + 1)  # [R, Q, d]
+        return torch.cat([x + torch.cat([table[:, :prefix], take(table, at + 1)], 1), blank], 1)
+
+
+class Decoder(Component, Places):
     """Blocks over seen tokens and mask tokens; built with (width of the encoder, stream)."""
 
     @dataclass(kw_only=True, slots=True)
@@ -46,26 +79,8 @@ class Decoder(Component, nn.Module):
                     f"decoder heads={self.heads} does not divide dim={self.dim}: choose heads that do"
                 )
 
-    pos_embed: Tensor
-    """[1, 1+N, d], the row of the first token before those of the places."""
-
     def __init__(self, cfg: Config, width: int, spec: StreamSpec) -> None:
-        super().__init__()
-        self.dim = cfg.dim
-        self.embed = nn.Linear(width, cfg.dim)
-        init_linear(self.embed, cfg.init_std)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, cfg.dim))
-        nn.init.normal_(self.mask_token, std=0.02)
-        if spec.kind == "grid":
-            if cfg.dim % 2 ** len(spec.patch):
-                raise ValueError(
-                    f"decoder dim={cfg.dim}: want a multiple of {2 ** len(spec.patch)} for sine-cosine positions"
-                )
-            grid = [n // p for n, p in zip(spec.shape[1:], spec.patch, strict=True)]
-            self.register_buffer("pos_embed", sincos(grid, cfg.dim), persistent=False)
-        else:
-            self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_tokens, cfg.dim))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        super().__init__(cfg.dim, cfg.init_std, width, spec)
         self.trunk = Trunk(cfg.dim, cfg.depth, cfg.heads, init_std=cfg.init_std)
 
     def forward(
@@ -81,11 +96,7 @@ class Decoder(Component, nn.Module):
         `first` [R, 1, D] is a token without a place that may be looked at (MAE's class token); `valid` bool [R, K] is
         False on padding.
         """
-        rows, prefix = len(seen), 0 if first is None else 1
-        x = self.embed((seen if first is None else torch.cat([first, seen], 1)).to(self.embed.weight.dtype))
-        table = self.pos_embed.to(x.dtype).expand(rows, -1, -1)  # [R, 1+N, d]
-        blank = self.mask_token.to(x.dtype) + take(table, wanted + 1)  # [R, Q, d]
-        x = torch.cat([x + torch.cat([table[:, :prefix], take(table, at + 1)], 1), blank], 1)
+        prefix, x = 0 if first is None else 1, self.lay(seen, at, wanted, first)
         if valid is not None:
             valid = F.pad(F.pad(valid, (prefix, 0), value=True), (0, wanted.shape[1]), value=True)
         (out,), _ = self.trunk([x], [valid])
