@@ -145,9 +145,14 @@ def built(objective: Any, streams: Sequence[str] = ("numbers", "text")) -> tuple
     return encoders, objective.build(encoders, specs)
 
 
-@pytest.mark.parametrize("kind", [CLIP, SigLIP, InfoNCE, VICReg, BYOL, BarlowTwins])
-def test_several_streams_ship_towers_of_the_trained_modules(kind: Any) -> None:
-    encoders, objective = built(shrunk(kind.Config()))
+PLAIN = BYOL.Config(use_predictor=False)
+
+
+@pytest.mark.parametrize(
+    "cfg", [*(kind.Config() for kind in (CLIP, SigLIP, InfoNCE, VICReg, BarlowTwins)), PLAIN]
+)
+def test_several_streams_ship_towers_of_the_trained_modules(cfg: Any) -> None:
+    encoders, objective = built(shrunk(cfg))
     shipped = objective.exported(encoders)
     for stream, tower in shipped.items():
         assert tower.encoder is encoders[stream]
@@ -162,8 +167,14 @@ def test_a_lone_stream_ships_its_encoder(kind: Any) -> None:
     assert objective.exported(encoders) is encoders
 
 
+@pytest.mark.parametrize("export", ["student", "teacher"])
+def test_where_predictions_meet_projections_there_is_no_shared_space(export: Any) -> None:
+    encoders, objective = built(shrunk(BYOL.Config()).replace(export=export))
+    assert not any(isinstance(e, Tower) for e in objective.exported(encoders).values())
+
+
 def test_a_teacher_ships_its_own_towers() -> None:
-    encoders, objective = built(shrunk(BYOL.Config()).replace(export="teacher"))
+    encoders, objective = built(shrunk(PLAIN).replace(export="teacher"))
     shipped = objective.exported(encoders)
     assert shipped["text"].encoder is objective.teacher["encoders"]["text"]
     assert shipped["text"].head is objective.teacher["projectors"]["text"]

@@ -64,10 +64,12 @@ class Objective(Component, nn.Module):
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
         """The encoders to evaluate and ship: the student unless a teacher is better.
 
-        Where `projectors` lead several streams into one space, towers that end in it.
+        Where `projectors` lead several streams into one space, towers that end in it. With `predictors` behind them
+        they do not: a prediction, not the projection itself, comes to lie beside another stream's projection.
         """
-        projectors = cast(nn.ModuleDict, getattr(self, "projectors", {}))
-        return towers(encoders, projectors) if len(projectors) > 1 else encoders
+        projectors, predictors = (getattr(self, name, ()) for name in ("projectors", "predictors"))
+        shared = len(projectors) > 1 and not len(predictors)
+        return towers(encoders, cast(nn.ModuleDict, projectors)) if shared else encoders
 
     def param_rules(self) -> list[ParamRule]:
         """Exceptions to the optimizer's treatment of parameters."""

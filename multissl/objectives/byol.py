@@ -144,12 +144,12 @@ class BYOL(Objective):
         return point_alarm("byol", history, "lower optim.lr, or raise objective.teacher.ema", **guards)
 
     def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
-        """The student's encoders, as the official code ships, or the teacher's; towers of several streams."""
+        """The student's encoders, as the official code ships, or the teacher's; towers where nothing predicts."""
         if self.cfg.export == "student":
             return super().exported(encoders)
         teacher = cast(Teacher, self.teacher)
         copies, heads = teacher["encoders"], teacher["projectors"]
-        return towers(copies, heads) if len(heads) > 1 else copies
+        return towers(copies, heads) if len(heads) > 1 and not self.predictors else copies
 
     def param_rules(self) -> list[ParamRule]:
         """The predictor keeps its learning rate where that is asked for."""

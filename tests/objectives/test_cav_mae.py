@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.distributed import world
-from multissl.encoders.base import Encoders, build_encoders
+from multissl.encoders.base import Encoder, Encoders, build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
 from multissl.modalities.base import pack_masks
@@ -47,7 +47,9 @@ def batch_of(rows: int = 8, streams: str = "ab", seed: int = 1, **more: Any) -> 
         else:
             x = torch.randint(9, (rows, *spec.shape), generator=draw)
             target = x
-        mine = {n: value.get(s) if isinstance(value, dict) else value for n, value in more.items()}
+        mine: dict[str, Any] = {
+            n: value.get(s) if isinstance(value, dict) else value for n, value in more.items()
+        }
         batch.append(Views(x=x, stream=s, role="global", masks=(mask,), target=target, **mine))
     return batch
 
@@ -61,7 +63,7 @@ def losses_of(batch: Batch, cfg: CAVMAE.Config = CFG) -> Any:
 def test_every_parameter_learns(streams: str) -> None:
     encoders, objective = build(streams=streams)
     for stream, encoder in encoders.items():
-        encoder.expect(frozenset({"drop"}))
+        cast(Encoder, encoder).expect(frozenset({"drop"}))
         assert objective.plans()[stream].target
     losses = objective(encoders, batch_of(streams=streams), START)
     assert losses.terms.keys() == {*(f"rebuild_{s}" for s in streams), "contrast"}
