@@ -7,7 +7,7 @@ multissl train image_text/lit --encoders.image timm --encoders.image.pretrained 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from multissl.encoders.base import Encoder
 from multissl.encoders.transformer import TransformerEncoder
@@ -18,6 +18,7 @@ from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
+from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
 from multissl.modalities.audio import Audio
 from multissl.modalities.base import Modality
@@ -27,6 +28,7 @@ from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.modalities.video import Video
 from multissl.objectives.base import Objective
+from multissl.objectives.cav_mae import CAVMAE
 from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.siglip import SigLIP
@@ -71,8 +73,19 @@ def audio_video__clip() -> Recipe:
 
     multissl train audio_video --data videos
     """
-    video = Video.Config(frames=8, size=64, local_size=32, patch=16, seconds=SECONDS)
-    return _recipe({"audio": _sound(), "video": video}, batch_size=32)
+    return _recipe({"audio": _sound(), "video": _film()}, batch_size=32)
+
+
+def audio_video__cav_mae() -> Recipe:
+    """CAV-MAE: the sound and the frames of one time, 75 % of each hidden, are rebuilt together and find each other.
+
+    multissl train audio_video/cav_mae --data videos
+    """
+    objective = CAVMAE.Config(heads=4, decoder=Decoder.Config(dim=64, depth=2, heads=4))
+    made = _recipe({"audio": _sound(), "video": _film()}, objective, batch_size=32)
+    # what is hidden must not be seen through the convolutions before it
+    made.encoders["audio"] = cast(Any, made.encoders["audio"]).replace(conv_stem=False)
+    return made
 
 
 def audio_text__clip() -> Recipe:
@@ -136,6 +149,10 @@ def _picture() -> Image.Config:
 
 def _sound() -> Audio.Config:
     return Audio.Config(frames=round(100 * SECONDS), local_frames=80, mels=64)
+
+
+def _film() -> Video.Config:
+    return Video.Config(frames=8, size=64, local_size=32, patch=16, seconds=SECONDS)
 
 
 def _words() -> Text.Config:
