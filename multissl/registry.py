@@ -62,6 +62,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "state_probe": "multissl.evaluators.state_probe:StateProbe",
         "collapse": "multissl.evaluators.collapse:Collapse",
         "few_labels": "multissl.evaluators.few_labels:FewLabels",
+        "masked_word": "multissl.evaluators.held_out:MaskedWord",
+        "bits_per_character": "multissl.evaluators.held_out:BitsPerCharacter",
+        "recording_probe": "multissl.evaluators.recording_probe:RecordingProbe",
     },
     "optimizers": {
         "adamw": "multissl.engine.optim:AdamW",

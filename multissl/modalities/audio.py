@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio_files import SUFFIXES, Clip, measure, relabelled
 from multissl.modalities.audio_panels import drawn, mel_floor, sound_panel, statistics_floor
+from multissl.modalities.audio_views import centres, spectrograms, uniform
 from multissl.modalities.bands import Band, draw_bands, fixed_count
 from multissl.modalities.base import Modality
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
@@ -51,7 +52,8 @@ LIMITS = {
     **dict.fromkeys(("rate", "mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
     **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
     "mixup": (0, 0.9),
-    "gain": (0, 60),
+    **dict.fromkeys(("gain", "equalise"), (0, 60)),
+    "warp": (0, 0.5),
     "std": (0, math.inf),
 }
 
@@ -91,11 +93,17 @@ class Audio(Modality):
         """Probability of white noise."""
         snr: tuple[float, float] = (5.0, 20.0)
         """Decibels by which that noise lies below the sound."""
+        equalise: float = 0.0
+        """A smooth filter, drawn for each view, makes bands louder or softer by up to so many decibels: what tells
+        microphones, rooms and codecs apart."""
         mixup: float = 0.0
         """Largest share of another recording in a global view, uniform from 0; BYOL-A: 0.4."""
         stretch: tuple[float, float] = (1.0, 1.0)
         """Range of the length in time and frequency of a box that is cut from a spectrogram and resized to all of it;
         BYOL-A: 0.6 1.5."""
+        warp: float = 0.0
+        """Largest change of speed, of the width of the bands and of their place, as a share, keeping the whole sound:
+        another voice says the same."""
         time_mask: float = 0.2
         """Widest stretch of time that is wiped out, as a share of the view."""
         frequency_mask: float = 0.2
@@ -109,6 +117,8 @@ class Audio(Modality):
         """Of the log-mel values, used where std is given; AudioSet: -4.268 and 4.569."""
         std: float = 0.0
         """0: mean and std are measured on the training data."""
+        centre: bool = False
+        """Subtract each view's own mean in every band too, and with it the average voice and microphone."""
 
         def __post_init__(self) -> None:
             for name, (low, high) in LIMITS.items():
@@ -129,6 +139,11 @@ class Audio(Modality):
                 raise ValueError(
                     f"modality.mask={self.mask}: tokens of the full band, patch={self.patch}, have no frequency to"
                     " hide; set modality.mask=time or random"
+                )
+            if self.warp and self.stretch != (1.0, 1.0):
+                raise ValueError(
+                    f"modality.warp={self.warp} and modality.stretch={self.stretch} both resize: set one, the other"
+                    " to 0 or to 1 1"
                 )
             if self.hold_out and not self.data:
                 raise ValueError("modality.hold_out needs modality.data: the demo has no groups")
@@ -252,7 +267,10 @@ class Audio(Modality):
                 continue
             count, lines = _num(plan, role), rng.fork(line)
             other = given.get("other") if role == "global" else None
-            x, real, box = self._spectrograms(given[role], given[f"{role}_real"], role, count, lines, other)
+            draw = None if role == "clean" else uniform(lines, count)
+            x, real, box = spectrograms(
+                self.cfg, self.statistics(), given[role], given[f"{role}_real"], draw, other
+            )
             grid = self.cfg.grid(x.shape[1])
             views = Views(x=x[:, None], stream="audio", role=role, num_views=count)
             views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
@@ -260,51 +278,12 @@ class Audio(Modality):
                 at = torch.arange(grid[0], device=x.device) < self._columns(real, grid[0])[:, None]  # [R, T']
                 views.valid = at.repeat_interleave(grid[1], 1)
             if plan.coords and role != "clean":
-                views.coords = _centres(grid, given[f"{role}_box"], box)
+                views.coords = centres(grid, given[f"{role}_box"], box)
             if role == "global":
                 views.masks = self._masks(given, plan)
                 views.target = ops.patchify(x, self.cfg.patch) if plan.target else None
             batch.append(views)
         return batch
-
-    def _spectrograms(
-        self, wave: Tensor, real: Tensor, role: Role, count: int, rng: RowRandom, other: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sound [R, S] as [R, T, F], its real samples [R], and the boxes cut from it with their turn [R, 5]."""
-        cfg, (mean, std) = self.cfg, self.statistics()
-        changed = role != "clean"
-
-        def draw(*shape: int) -> Tensor:  # uniform, [V*B, *shape]
-            return rng.rand(count, *shape).transpose(0, 1).flatten(0, 1)
-
-        turn = draw() * (draw() < cfg.roll) if changed and cfg.roll else torch.zeros_like(wave[:, 0])
-        if changed:
-            wave = ops.roll(wave, real, turn) if cfg.roll else wave
-            decibels = cfg.gain * (2 * draw() - 1)
-            wave = wave * 10 ** (decibels[:, None] / 20)
-            if cfg.noise:
-                tape = _noise(wave.device).unfold(0, wave.shape[1], 1)
-                low, high = cfg.snr
-                noise = tape[(draw() * len(tape)).long()] * (draw() < cfg.noise)[:, None]
-                wave = ops.add_noise(wave, noise, low + (high - low) * draw())
-        x = ops.fbank(wave, cfg.mels, cfg.rate)  # [R, T, F]
-        if other is not None:
-            x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw())
-        size, hop = ops.window_of(cfg.rate)
-        past = torch.arange(x.shape[1], device=x.device) * hop + size > real[:, None]  # [R, T]
-        x = (x.masked_fill(past[:, :, None], ops.FLOOR) - mean) / (2 * std)
-        box = torch.tensor([0.0, 1.0, 0.0, 1.0], device=x.device).repeat(len(x), 1)
-        if changed and cfg.stretch != (1.0, 1.0):
-            box = ops.stretch_box(draw(4), cfg.stretch)
-            x = ops.stretch(x, box)
-            end = ((real / wave.shape[1] - box[:, 0]) / box[:, 1]).clamp(0, 1)  # where the sound ends now
-            real = torch.where(real < wave.shape[1], (end * wave.shape[1]).long(), real)
-        if changed and (cfg.time_mask or cfg.frequency_mask):
-            frames, mels = x.shape[1:]
-            hit = ops.spans(frames, cfg.time_mask * frames, draw(cfg.spans, 2))[:, :, None]
-            hit = hit | ops.spans(mels, cfg.frequency_mask * mels, draw(cfg.spans, 2))[:, None]
-            x = x.masked_fill(hit, 0.0)  # the mean of the data
-        return x, real, torch.cat([box, turn[:, None]], 1)
 
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
         grid = self.cfg.grid(self.cfg.frames)
@@ -322,6 +301,18 @@ class Audio(Modality):
         if self._statistics is None:
             self._statistics = measure(self.dataset("train"), self.cfg.rate, self.cfg.mels)
         return self._statistics
+
+    def parts(self, sample: Sample) -> tuple[Sample, Sample]:
+        """The first and the second half of a recording as recordings of their own, at the modality's rate.
+
+        Raises `Unreadable` where a half is silent or shorter than a frame.
+        """
+        clip = Clip(sample, self.cfg.rate)
+        half = clip.length // 2
+        halves = [replace(sample, data=clip.cut(start, half).numpy()) for start in (0, clip.length - half)]
+        for part in halves:
+            Clip(part, self.cfg.rate)
+        return halves[0], halves[1]
 
     def floors(self) -> dict[str, Callable[[Views], Tensor]]:
         """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""
@@ -343,28 +334,6 @@ class Audio(Modality):
     def restore(self, state: dict[str, Any]) -> None:
         """Normalise as in training."""
         self._statistics = (state["mean"], state["std"])
-
-
-def _centres(grid: tuple[int, int], box: Tensor, cut: Tensor) -> Tensor:
-    """Where tokens lie in a recording, (time, frequency) in shares of it: [R, N, 2]; past its end above 1.
-
-    box [R, 2]: start and length of the segment; cut [R, 5]: box cut from the spectrogram, share it was turned by.
-    """
-    time, mel = ((torch.arange(n, device=box.device) + 0.5) / n for n in grid)
-    inside = cut[:, :1] + cut[:, 1:2] * time  # [R, T'], in shares of the segment
-    sound = (1 / box[:, 1:]).clamp(max=1)  # the share of the segment that the recording fills
-    turned = (inside + cut[:, 4:] * sound) % sound
-    inside = torch.where((cut[:, 4:] > 0) & (inside >= 0) & (inside < sound), turned, inside)
-    time = box[:, :1] + box[:, 1:] * inside
-    mel = cut[:, 2:3] + cut[:, 3:4] * mel  # [R, F']
-    pairs = [time[:, :, None].expand(-1, -1, grid[1]), mel[:, None].expand(-1, grid[0], -1)]
-    return torch.stack(pairs, -1).flatten(1, 2)
-
-
-@functools.lru_cache(maxsize=4)
-def _noise(device: torch.device) -> Tensor:
-    """A minute and more of white noise of power 1, always the same one; views take a random place of it."""
-    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(16_000)).to(device)
 
 
 @functools.cache

@@ -102,6 +102,15 @@ def stretch_box(draws: Tensor, scale: tuple[float, float]) -> Tensor:
     return torch.stack([draws[:, 2] * room - 0.25, time, draws[:, 3] * (1 - bins), bins], 1)
 
 
+def warp_box(draws: Tensor, share: float) -> Tensor:
+    """Boxes that keep the whole sound, faster or slower, its bands moved and spread by up to `share`: [R, 4].
+
+    From uniform draws [R, 3]. The length of the vocal tract moves the bands of a voice in this way.
+    """
+    time, bins, place = (1 + share * (2 * draws - 1)).unbind(1)  # each [R]
+    return torch.stack([torch.zeros_like(time), time, (place - 1) / 2 - (bins - 1) / 2, bins], 1)
+
+
 def stretch(x: Tensor, box: Tensor) -> Tensor:
     """Spectrograms [R, T, F] cut to boxes [R, 4] and resized to what they were; 0 beyond the ends."""
     theta = x.new_zeros(len(x), 2, 3)  # x is frequency, y is time, from -1 to 1
@@ -110,6 +119,19 @@ def stretch(x: Tensor, box: Tensor) -> Tensor:
     theta[:, 1, 2] = 2 * box[:, 0] + box[:, 1] - 1
     places = F.affine_grid(theta, [len(x), 1, *x.shape[1:]], align_corners=False)
     return F.grid_sample(x[:, None], places, align_corners=False)[:, 0]
+
+
+def equalise(x: Tensor, decibels: Tensor) -> Tensor:
+    """Log-mel [R, T, F] as another microphone or room has it: bands louder by `decibels` [R, K], between them linear."""
+    curve = F.interpolate(decibels[:, None], size=x.shape[2], mode="linear", align_corners=True)  # [R, 1, F]
+    return x + curve * (math.log(10) / 10)
+
+
+def centre(x: Tensor, real: Tensor) -> Tensor:
+    """Log-mel [R, T, F] less the mean of each band over its real frames [R, T]; other frames stay as they are."""
+    weight = real[:, :, None].to(x.dtype)
+    mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)  # [R, 1, F]
+    return x - mean * weight
 
 
 def roll(wave: Tensor, real: Tensor, draw: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from multissl.types import CLEAN, Batch, Sample, ViewPlan
 
 RATE = 16_000
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.5, 0.5), target=True, coords=True)
-MIXED = {"mixup": 0.4, "stretch": (0.6, 1.5), "roll": 0.5}
+MIXED = {"mixup": 0.4, "stretch": (0.6, 1.5), "roll": 0.5, "equalise": 6.0}
+WARPED = {"warp": 0.2, "centre": True, "equalise": 6.0}
 
 
 def small(**options: Any) -> Audio:
@@ -93,7 +94,7 @@ def test_targets_are_the_patches_of_the_view_time_first() -> None:
     assert torch.equal(large.target[3, 4 + 2], patch.flatten())
 
 
-@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("options", [{}, MIXED, WARPED], ids=["plain", "mixed", "warped"])
 def test_two_ranks_make_the_views_of_one(options: dict[str, Any]) -> None:
     samples, modality = noises([*FULL, *SHORT]), small(**options)
     whole = run(modality, samples)
@@ -124,7 +125,8 @@ def test_clean_views_take_no_notice_of_the_options_of_views() -> None:
 
 @pytest.mark.parametrize(
     "options", [{"gain": 12.0}, {"noise": 1.0}, {"roll": 1.0}, {"mixup": 0.5}, {"stretch": (0.6, 1.5)},
-                {"time_mask": 0.5}, {"frequency_mask": 0.5}], ids=lambda o: next(iter(o))
+                {"equalise": 6.0}, {"warp": 0.2}, {"time_mask": 0.5}, {"frequency_mask": 0.5}],
+    ids=lambda o: next(iter(o))
 )  # fmt: skip
 def test_every_option_of_views_changes_global_views(options: dict[str, Any]) -> None:
     off = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0}
@@ -156,6 +158,49 @@ def test_coords_follow_a_segment_through_cut_turn_and_stretch() -> None:
         inside = (when > 0.05) & (when < 0.95) & (views.coords[:, :, 0] > 0) & (views.coords[:, :, 0] < 1)
         error = (when - views.coords[:, :, 0]).abs()[inside]
         assert error.median() < 0.03, options
+
+
+def test_a_warp_keeps_the_whole_sound_and_moves_its_pitch_and_its_end() -> None:
+    """A tone of 0.2 s in a view of 0.4 s: its end and its band follow the box."""
+    tone = (0.3 * torch.sin(2 * torch.pi * 1000 / RATE * torch.arange(3200))).numpy()
+    off = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0}
+    plan = ViewPlan(num_clean=1, num_global=1, coords=True)
+    modality = small(**off, warp=0.3, frames=40, local_frames=40, mels=64, patch=(4, 64))
+    clean, views = run(modality, [Sample(tone, i) for i in range(16)], plan)
+    assert views.valid is not None
+    assert clean.valid is not None
+    assert clean.valid.sum(1).tolist() == [4] * 16  # of 4 frames each, 18 in all
+    lengths = views.valid.sum(1)
+    assert set(lengths.tolist()) <= {3, 4, 5, 6, 7}
+    assert len(lengths.unique()) > 1
+    top = views.x[:, 0, :8].mean(1).argmax(-1)  # the tone's bin
+    still = int(clean.x[0, 0, :8].mean(0).argmax())
+    assert int((top - still).abs().max()) <= 0.3 * 64
+    assert len(top.unique()) > 4
+    assert views.coords is not None
+    assert float(views.coords[:, 0, 0].min()) >= 0.0
+
+
+def test_equalising_moves_bands_smoothly_within_its_decibels() -> None:
+    x = torch.zeros(2, 3, 11)
+    found = ops.equalise(x, torch.tensor([[0.0, 10.0, -10.0], [3.0, 3.0, 3.0]]))
+    assert found.shape == x.shape
+    decibels = found * 10 / np.log(10)  # of power
+    torch.testing.assert_close(decibels[0, 1, ::5], torch.tensor([0.0, 10.0, -10.0]))
+    torch.testing.assert_close(decibels[1], torch.full((3, 11), 3.0))
+    assert float(decibels[0].diff(dim=1).abs().max()) <= 4.001
+
+
+def test_centring_takes_a_filter_back_and_looks_at_real_frames_alone() -> None:
+    options = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0, "centre": True}
+    plan = ViewPlan(num_clean=1, num_global=1)
+    clean, filtered = run(small(**options, equalise=12.0), noises(SHORT), plan)
+    ends = [32, 11, 17, 1]  # real frames of 9000 (the whole view), 2000, 3000 and 500 samples
+    for i, end in enumerate(ends):
+        torch.testing.assert_close(clean.x[i, 0, :end].mean(0), torch.zeros(32), atol=1e-5, rtol=0)
+        if i:  # whole recordings: the same sound but for the filter
+            torch.testing.assert_close(clean.x[i, 0, :end], filtered.x[i, 0, :end], atol=1e-4, rtol=0)
+        assert (clean.x[i, 0, end:] == small().state()["pad"]).all()
 
 
 # padding
@@ -299,6 +344,8 @@ def test_floors_panels_and_pictures() -> None:
             {"patch": (2, 32), "mask": "frequency"},
             r"have no frequency to hide; set modality.mask=time or random",
         ),
+        ({"warp": 0.2, "stretch": (0.6, 1.5)}, r"modality.warp=0.2 and modality.stretch=.* set one"),
+        ({"equalise": 61.0}, r"modality.equalise=61.0: want 0 to 60"),
         ({"hold_out": "jackson"}, r"modality.hold_out needs modality.data"),
     ],
 )
