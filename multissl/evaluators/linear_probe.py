@@ -140,9 +140,8 @@ def choose_l2(
         raise ValueError(
             f"{len(x)} labelled samples cannot choose among {len(strengths)} strengths: give one --l2"
         )
-    if groups is None:
-        tenth = torch.zeros(len(x), dtype=torch.bool)
-        tenth[drawn(len(x), max(1, len(x) // 10))] = True
+    tenth = torch.zeros(len(x), dtype=torch.bool)
+    tenth[drawn(len(x), max(1, len(x) // 10))] = True
     folds = [tenth] if groups is None else [groups == g for g in groups.unique()]
     order = sorted(strengths, reverse=True)
     totals = dict.fromkeys(order, 0.0)

@@ -122,7 +122,7 @@ def stretch(x: Tensor, box: Tensor) -> Tensor:
 
 
 def equalise(x: Tensor, decibels: Tensor) -> Tensor:
-    """Log-mel [R, T, F] as another microphone or room has it: bands louder by `decibels` [R, K], between them linear."""
+    """Log-mel [R, T, F] as another microphone has it: K bands louder by `decibels` [R, K], linear between them."""
     curve = F.interpolate(decibels[:, None], size=x.shape[2], mode="linear", align_corners=True)  # [R, 1, F]
     return x + curve * (math.log(10) / 10)
 

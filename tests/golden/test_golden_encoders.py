@@ -1,9 +1,9 @@
 """Golden cases of the transformer encoder.
 
 Covered: encoders_dinov2 (dinov2_vit, dinov2_pos_embed_interpolation, dinov2_intermediate_layers), encoders_hf
-(hf_dinov2, by our transformer and by the wrapped model; hf_ast, wrapped), and the grid tables of masked_modeling/sincos_pos_embed.
-Not covered here: the head variants of encoders_dinov2 (tested with the heads); hf_videomae (with the videos); hf_vit_mae and
-hf_clip.
+(hf_dinov2, by our transformer and by the wrapped model; hf_ast, wrapped), and the grid tables of
+masked_modeling/sincos_pos_embed. Not covered here: the head variants of encoders_dinov2 (tested with the heads);
+hf_videomae (with the videos); hf_vit_mae and hf_clip.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def test_golden_hf_dinov2_wrapped(case: Case, pooling: Any) -> None:
 @pytest.mark.parametrize("case", cases("encoders_hf", "hf_ast"))
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_golden_hf_ast_wrapped(case: Case, pooling: Any) -> None:
-    """Spectrograms of our layout [R, 1, T, F] through the wrapped model; overlapping patches, two tokens before them."""
+    """Spectrograms [R, 1, T, F] through the wrapped model: overlapping patches, two tokens before them."""
     given = case.tensors("in")["spec"]
     fields = {"model_type": "audio-spectrogram-transformer", **case.hyper["config"]}
     length, mels = fields.pop("max_length"), fields.pop("num_mel_bins")  # these come from the stream
