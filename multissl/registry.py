@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "timm": "multissl.encoders.timm:TimmEncoder",
         "huggingface": "multissl.encoders.huggingface:HuggingFaceEncoder",
         "module": "multissl.encoders.module:ModuleEncoder",
+        "leave_one_out": "multissl.encoders.leave_one_out:LeaveOneOutEncoder",
         "pytorch_tabular": "multissl.encoders.pytorch_tabular:PytorchTabularEncoder",
     },
     "objectives": {

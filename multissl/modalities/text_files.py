@@ -244,6 +244,8 @@ class Documents(Dataset[Sample]):
         self.ids = np.concatenate([t.ids for t in tokens])
         self.starts = np.concatenate([t.starts for t in tokens])
         self.ends = np.cumsum([len(t.ids) for t in tokens])
+        self.characters = np.array([len(t) for t in texts.texts if isinstance(t, str)])
+        """Of the readable documents."""
 
     def __len__(self) -> int:
         return len(self.place)
