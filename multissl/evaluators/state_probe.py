@@ -88,13 +88,11 @@ class StateProbe(Evaluator):
         if not self.stated(modality):
             return {}
         x, y, groups, queries, truth = self.parts(modality.floors()["raw"], modality, "cpu")
-        found = self._named(modality, r2_of(x, y, groups, queries, truth, self.cfg.l2), "wide")
+        found = {"wide": r2_of(x, y, groups, queries, truth, self.cfg.l2)}
         if self._width:
             reduced = principal(x, queries, self._width)
-            found |= self._named(
-                modality, r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2), "pca"
-            )
-        return found
+            found["pca"] = r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2)
+        return {name: self._named(modality, each, name)[name] for name, each in found.items()}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last r2 is above the untrained encoder and the principal components by the margin."""

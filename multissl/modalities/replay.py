@@ -11,6 +11,7 @@ State: none but what was read.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,11 +143,14 @@ class Moments(Dataset[Sample]):
 def bursts(samples: list[Sample], rng: RowRandom, size: int, pace: int, span: int) -> list[Sample]:
     """Samples of which every `size` in a row are moments of the first one's episode, `pace` frames apart from it on.
 
-    Views reach `span` frames further; a burst that would pass the episode's end starts earlier.
+    Where the global batch is no multiple, its largest divisor below `size`. Views reach `span` frames further; a burst
+    that would pass the episode's end starts earlier.
     """
-    if rng.first % size or len(samples) % size:
+    size = next(n for n in range(min(size, rng.total), 0, -1) if rng.total % n == 0)
+    if rng.first % size or rng.rows % size:
         raise ValueError(
-            f"modality.burst={size}: a rank has {len(samples)} samples of a step, want a multiple of {size}"
+            f"modality.burst={size}: a rank with {rng.rows} samples of a step cuts a burst in two; set"
+            f" modality.burst={math.gcd(size, rng.rows)}, or a batch_size that gives each rank whole ones"
         )
     found = []
     for sample in samples[::size]:
