@@ -80,13 +80,16 @@ class Schema:
         """The schema that `to_json` wrote."""
         return Schema([Column(**c) for c in state["columns"]], dict(state["left_out"]))
 
-    def encode(self, table: Table) -> tuple[Tensor, dict[int, str], dict[str, int]]:
-        """Cells float32 [S, C], rows that cannot be read with the reason, and cells of unknown level by column.
+    def encode(self, table: Table) -> tuple[Tensor, dict[int, str], dict[str, str]]:
+        """Cells float32 [S, C], rows that cannot be read with the reason, and by column what training never saw.
 
         Raises where a column of the training data is missing, or holds no number though it held numbers.
         """
         cells = np.zeros((len(table), len(self.columns)), np.float32)
-        broken, strange = dict(table.broken), {}
+        broken, strange = dict(table.broken), dict[str, str]()
+        flagged = {column.source for column in self.columns if column.kind == "flag"}
+        readable = np.ones(len(table), bool)
+        readable[[*table.broken]] = False
         for place, column in enumerate(self.columns):
             if column.source not in table.columns:
                 raise ValueError(
@@ -98,8 +101,12 @@ class Schema:
                 level = {name: i for i, name in enumerate(column.levels)}
                 found = words(given)
                 cells[:, place] = [level.get(w, 0) for w in found]
-                if unknown := sum(w not in level and w != GONE for w in found):
-                    strange[column.source] = unknown
+                new = np.array([w not in level for w in found]) & readable
+                gone = np.array([w == GONE for w in found]) & new
+                if gone.any():
+                    strange[column.source] = f"{gone.sum()} missing cells, and training missed none: unknown"
+                elif new.any():
+                    strange[column.source] = f"{new.sum()} cells of a level that training rarely or never saw"
                 continue
             values, odd = numbers(given)
             if (len(odd) and odd.all()) or (odd.any() and np.isnan(values).all()):
@@ -110,6 +117,10 @@ class Schema:
             for row in np.flatnonzero(odd).tolist():
                 broken.setdefault(row, f"row {row}: {column.source}={given[row]!r} is no finite number")
             missing = np.isnan(values)
+            if column.source not in flagged and (count := int((missing & ~odd & readable).sum())):
+                strange[column.source] = (
+                    f"{count} missing cells, and training missed none: they become the middle"
+                )
             if column.kind == "flag":
                 cells[:, place] = missing
             else:

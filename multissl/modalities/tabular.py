@@ -125,8 +125,8 @@ class Tabular(Modality):
             self.cells, self.broken, strange = self.schema.encode(self.table)
         except ValueError as error:
             raise ValueError(f"modality.data={self.cfg.data!r}: {error}") from None
-        for name, count in strange.items():
-            log.info("modality.data: column %r has %d cells of a level that training never saw", name, count)
+        for name, what in strange.items():
+            log.info("modality.data: column %r has %s", name, what)
         self.classes, self.values = self.labels.apply(self._label, len(self.table))
         good = [row for row in self.splits["train"].tolist() if row not in self.broken]
         if not good:
