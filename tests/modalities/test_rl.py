@@ -173,8 +173,9 @@ def test_views_depend_on_the_seed_alone(workers: int) -> None:
                 assert torch.equal(a.mask.hidden, b.mask.hidden)
 
 
-def test_two_ranks_see_the_views_of_one() -> None:
-    modality = tiny(mask_group=2)
+@pytest.mark.parametrize("options", [{}, {"burst": 4, "gap": 0}])
+def test_two_ranks_see_the_views_of_one(options: dict[str, Any]) -> None:
+    modality = tiny(mask_group=2, **options)
     plan = {"rl": ViewPlan(num_global=2, num_local=1, mask_ratio=(0.5, 0.5))}
     whole, *parts = [
         Steps(modality, plan, 8, 3, rank, world, final=True)[2][0]
