@@ -41,16 +41,18 @@ def num_samples(frames: int, rate: int) -> int:
 
 def fbank(wave: Tensor, mels: int, rate: int, low: float = 20.0) -> Tensor:
     """Sound [R, S] as natural logarithms of mel power [R, T, F]; computed in fp32, or in fp64 where it has that."""
+    if wave.device.type == "cpu" and len(wave) > 1:  # one row's frames fit the cache, those of all do not
+        return torch.cat([fbank(row[None], mels, rate, low) for row in wave])
     size, hop = window_of(rate)
     frames = (wave if wave.dtype == torch.float64 else wave.float()).unfold(-1, size, hop)  # [R, T, size]
     frames = frames - frames.mean(-1, keepdim=True)
-    before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+    before = torch.cat([frames[..., :1], frames[..., :-1]], -1).mul_(EMPHASIS)
     window = torch.hann_window(size, periodic=False, dtype=frames.dtype, device=wave.device)
-    frames = (frames - EMPHASIS * before) * window
+    frames = frames.sub_(before).mul_(window)
     padded = 1 << (size - 1).bit_length()
-    power = torch.fft.rfft(frames, n=padded).abs().pow(2)  # [R, T, padded/2 + 1]
+    power = torch.fft.rfft(frames, n=padded).abs().square_()  # [R, T, padded/2 + 1]
     bank = mel_bank(mels, padded, rate, low).to(power)  # [padded/2 + 1, F]
-    return (power @ bank).clamp(min=EPSILON).log()
+    return (power @ bank).clamp_(min=EPSILON).log_()
 
 
 @functools.cache
