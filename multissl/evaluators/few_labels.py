@@ -3,10 +3,11 @@
 A number of training samples is drawn, as many draws as asked, classes in proportion (at least one each); on every
 draw the same samples go to a linear model on frozen features (logistic, or ridge where the label is a quantity), to
 the encoder fine-tuned if asked, and to logistic regression or ridge, a random forest and gradient boosting on the
-raw features, the latter two tuned on the draw by cross-validation over small grids. Figures are percent: area under
-the curve for two classes (one against the rest, averaged, for more) or accuracy, R2 for a quantity. The draws are
-paired: `gain` is the mean difference to the classical model that is best on average, `over_untrained` that to the
-encoder as it was at step 0, each with its 95 % interval by Student's t.
+raw features. All are tuned on the draw by cross-validation over small grids, classifiers by their log loss: accuracy on
+a few rows is too coarse to choose by. Figures are percent: area under the curve for two classes (one against the rest,
+averaged, for more) or accuracy, R2 for a quantity. The draws are paired: `gain` is the mean difference to the classical
+model that is best on average, `over_untrained` that to the encoder as it was at step 0, each with its 95 % interval by
+Student's t.
 Shapes: S samples of a split, Q queries, F features, n labels, K draws.
 """
 
@@ -219,7 +220,7 @@ def linear(y: np.ndarray) -> Fit:
         x, queries = scale.transform(x), scale.transform(queries)
         if y.dtype.kind == "f":
             return models.RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(x, labels).predict(queries)
-        grid = {"C": list(np.logspace(-4, 0, 9))}
+        grid = {"C": list(np.logspace(-4, 0, 7))}
         return _searched(models.LogisticRegression(max_iter=500), grid, x, labels, queries, y)
 
     return fit
