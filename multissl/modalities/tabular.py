@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -117,16 +117,19 @@ class Tabular(Modality):
         for name, why in self.schema.left_out.items():
             log.warning("modality.data: column %r is left out: %s", name, why)
         self.labels = Labels.fit(self._label, self.splits["train"])
-        self._encode()
+        self._encode(log.info)
+        rates = self.effective_rates(1.0)
+        told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
+        log.info("modality.data: of the cells drawn anew, these change by column: %s", told)
 
-    def _encode(self) -> None:
+    def _encode(self, tell: Callable[..., None]) -> None:
         """All rows as cells by the schema; the bank is what corruption draws from."""
         try:
             self.cells, self.broken, strange = self.schema.encode(self.table)
         except ValueError as error:
             raise ValueError(f"modality.data={self.cfg.data!r}: {error}") from None
         for name, what in strange.items():
-            log.info("modality.data: column %r has %s", name, what)
+            tell("modality.data: column %r has %s", name, what)
         self.classes, self.values = self.labels.apply(self._label, len(self.table))
         good = [row for row in self.splits["train"].tolist() if row not in self.broken]
         if not good:
@@ -219,7 +222,7 @@ class Tabular(Modality):
     def restore(self, state: dict[str, Any]) -> None:
         """Read all rows by the schema of the training data."""
         self.schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
-        self._encode()
+        self._encode(log.warning)
 
 
 class Broken(NamedTuple):

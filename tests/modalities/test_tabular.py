@@ -239,7 +239,7 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
     strange = [line.replace("green", "mauve") for line in lines(30)]
     other = Tabular.Config(data=write(tmp_path / "new.csv", strange)).build()
     said: list[str] = []
-    monkeypatch.setattr(tabular.log, "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(tabular.log, "warning", lambda text, *args: said.append(text % args))
     other.restore(state)
     assert said == [
         "modality.data: column 'colour' has 10 cells of a level that training rarely or never saw"
@@ -294,7 +294,7 @@ def test_cells_that_go_missing_after_training_are_told(
     state = small(tmp_path).state()
     gone = ["age,colour,income,target", *(f"{i},,,yes" if i % 2 else f",red,{i},yes" for i in range(30))]
     new = Tabular.Config(data=write(tmp_path / "new.csv", gone)).build()
-    said = said_by(monkeypatch, "info")
+    said = said_by(monkeypatch, "warning")
     new.restore(state)
     assert said == [
         "modality.data: column 'age' has 15 missing cells, and training missed none: they become the middle",

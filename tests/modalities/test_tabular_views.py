@@ -17,7 +17,7 @@ from multissl.modalities import tabular_views
 from multissl.modalities.tabular import Tabular
 from multissl.random import RowRandom
 from multissl.types import CLEAN, ViewPlan
-from tests.modalities.test_tabular import drawn, small, write
+from tests.modalities.test_tabular import drawn, said_by, small, write
 
 
 @pytest.mark.parametrize("by", ["marginal", "permute", "donor", "subset"])
@@ -130,10 +130,16 @@ def test_masks_take_the_range_and_the_share_of_the_plan() -> None:
     assert counts.max() >= 0.4 * columns
 
 
-def test_the_effective_rate_is_that_of_the_views(distinct: Tabular, tmp_path: Path) -> None:
+def test_the_effective_rate_is_that_of_the_views_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = said_by(monkeypatch, "info")
     modality = small(
         tmp_path, ["a,b,c,d", *(f"{i % 2},{int(i % 10 == 3)},{i},{i % 3}" for i in range(400))], label=""
     )
+    assert said == [
+        "modality.data: of the cells drawn anew, these change by column: a 50%, b 22%, c 100%, d 67%"
+    ]
     expected = modality.effective_rates(0.5)
     assert expected["a"] == pytest.approx(0.25, abs=0.01)
     assert expected["b"] < 0.12
