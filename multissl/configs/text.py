@@ -10,6 +10,7 @@ from __future__ import annotations
 from multissl.configs.common import watched
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim import AdamW
+from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
@@ -37,7 +38,9 @@ def bert() -> Recipe:
 
 def whole_word() -> Recipe:
     """BERT with whole words hidden."""
-    return _small(MLM.Config(), mask="word")
+    made = _small(MLM.Config(), mask="word")
+    made.evals["words"] = MaskedWord.Config(every=200)
+    return made
 
 
 def spanbert() -> Recipe:
@@ -53,7 +56,10 @@ def t5() -> Recipe:
 
 def causal() -> Recipe:
     """Next-token prediction; a text is the mean of its tokens, each of which saw those before it."""
-    return _small(NextToken.Config())
+    made = _small(NextToken.Config())
+    made.encoders["text"] = made.encoders["text"].replace(causal=True)
+    made.evals["bits"] = BitsPerCharacter.Config(every=200)
+    return made
 
 
 def simcse() -> Recipe:
