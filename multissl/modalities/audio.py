@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio_files import SUFFIXES, Clip, measure, relabelled
 from multissl.modalities.audio_panels import drawn, mel_floor, sound_panel, statistics_floor
-from multissl.modalities.audio_views import centres, spectrograms, uniform
+from multissl.modalities.audio_views import centres, silence, spectrograms, uniform
 from multissl.modalities.bands import Band, draw_bands, fixed_count
 from multissl.modalities.base import Modality
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
@@ -53,6 +53,7 @@ LIMITS = {
     **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
     "mixup": (0, 0.9),
     **dict.fromkeys(("gain", "equalise"), (0, 60)),
+    **dict.fromkeys(("trim", "dynamics"), (0, 120)),
     "warp": (0, 0.5),
     "std": (0, math.inf),
 }
@@ -83,8 +84,15 @@ class Audio(Modality):
         local_frames: int = 256
         patch: tuple[int, int] = (16, 16)
         """Frames and mel bins of a token: 16 16 for events, 2 128 (the full band) for speech."""
-        short: Literal["pad", "repeat"] = "pad"
-        """Recordings shorter than a view: silence at the end, which is masked out, or the recording over again."""
+        short: Literal["pad", "repeat", "fit"] = "pad"
+        """Recordings shorter than a view: silence at the end, which is masked out, the recording over again, or
+        stretched in time to fit: words spoken slowly and fast become alike."""
+        trim: float = 0.0
+        """Cut what is softer than so many decibels below the loudest frame off both ends of a recording (30: the
+        silence around a word); 0: nothing."""
+        dynamics: float = 0.0
+        """Measure levels from the loudest of a view down to so many decibels below it (60), softer ones as that; 0: as
+        they are."""
         roll: float = 0.0
         """Probability of turning a segment around in a circle by a random share of it."""
         gain: float = 6.0
@@ -102,8 +110,8 @@ class Audio(Modality):
         """Range of the length in time and frequency of a box that is cut from a spectrogram and resized to all of it;
         BYOL-A: 0.6 1.5."""
         warp: float = 0.0
-        """Largest change of speed, of the width of the bands and of their place, as a share, keeping the whole sound:
-        another voice says the same."""
+        """Largest change, as a share, of the length and the place of a view in time and frequency around the whole
+        sound: as if another voice said the same."""
         time_mask: float = 0.2
         """Widest stretch of time that is wiped out, as a share of the view."""
         frequency_mask: float = 0.2
@@ -185,7 +193,7 @@ class Audio(Modality):
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
         plan, cfg = plans["audio"], self.cfg
-        clips = [Clip(sample, cfg.rate) for sample in samples]
+        clips = [self._clip(sample) for sample in samples]
         raw: dict[str, Tensor] = {}
         for line, role in enumerate(ROLES):
             if views := _num(plan, role):
@@ -209,6 +217,13 @@ class Audio(Modality):
             raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
         return {"audio": raw}
 
+    def _clip(self, sample: Sample) -> Clip:
+        """A recording, trimmed."""
+        clip = Clip(sample, self.cfg.rate)
+        if self.cfg.trim:
+            clip.trim(self.cfg.trim)
+        return clip
+
     def _cut(self, clip: Clip, length: int, place: float) -> tuple[Tensor, int, tuple[float, float]]:
         """A segment [S] without its mean, its real samples, and where in the recording it starts and how long it is."""
         room = clip.length - length
@@ -227,14 +242,19 @@ class Audio(Modality):
         for which, place in draws:
             try:
                 sample = data[int(which * len(data))]  # type: ignore[arg-type]
-                found.append(self._cut(Clip(sample, self.cfg.rate), length, place)[0])
+                found.append(self._cut(self._clip(sample), length, place)[0])
             except Unreadable:  # the loader counts it when it is that recording's own turn
                 found.append(torch.zeros(length))
         return torch.stack(found)
 
     def _hide(self, raw: dict[str, Tensor], plan: ViewPlan, rng: RowRandom) -> None:
         grid = self.cfg.grid(self.cfg.frames)
-        columns = self._columns(raw["global_real"], grid[0])  # [V*B]
+        samples = (
+            raw["global_real"]
+            if self.cfg.short == "pad"
+            else torch.full_like(raw["global_real"], raw["global"].shape[1])
+        )
+        columns = self._columns(samples, grid[0])  # [V*B]
         if plan.context_ratio is None:
             real = columns.unflatten(0, (plan.num_global, -1))
             masks = draw_bands(plan, self.cfg.mask, grid, self.cfg.mask_group, rng, real)
@@ -299,7 +319,8 @@ class Audio(Modality):
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation of log-mel values; measured once where they are not given."""
         if self._statistics is None:
-            self._statistics = measure(self.dataset("train"), self.cfg.rate, self.cfg.mels)
+            cfg = self.cfg
+            self._statistics = measure(self.dataset("train"), cfg.rate, cfg.mels, cfg.trim, cfg.dynamics)
         return self._statistics
 
     def parts(self, sample: Sample) -> tuple[Sample, Sample]:
@@ -329,7 +350,7 @@ class Audio(Modality):
     def state(self) -> dict[str, Any]:
         """The statistics in use."""
         mean, std = self.statistics()
-        return {"mean": mean, "std": std, "pad": (ops.FLOOR - mean) / (2 * std)}
+        return {"mean": mean, "std": std, "pad": (silence(self.cfg.dynamics) - mean) / (2 * std)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Normalise as in training."""

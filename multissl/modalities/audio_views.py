@@ -1,13 +1,15 @@
 """What is done to segments of sound on their device, from waves to spectrograms as the encoder sees them.
 
-In this order: turned in a circle, louder or softer, noise, log-mel, another recording mixed in, a filter, padding,
-normalised by the data, stretched or warped, each band centred, stretches of time and bands of frequency wiped out.
+In this order: turned in a circle, louder or softer, noise, log-mel, another recording mixed in, a filter, levels
+relative to the loudest, padding, normalised by the data, stretched or warped, each band centred, stretches of time and
+bands of frequency wiped out.
 Shapes: R = V*B rows stacked view-major, S samples of sound, T frames, F mel bins, N tokens.  State: none.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,14 +50,25 @@ def spectrograms(
         x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw())
     if draw is not None and cfg.equalise:
         x = ops.equalise(x, cfg.equalise * (2 * draw(KNOTS) - 1))
+    x = ops.relative(x, cfg.dynamics) if cfg.dynamics else x
     mean, std = statistics
-    x = (x.masked_fill(_past(cfg.rate, real, x)[:, :, None], ops.FLOOR) - mean) / (2 * std)
-    box = torch.tensor([0.0, 1.0, 0.0, 1.0], device=x.device).repeat(len(x), 1)
-    if draw is not None and (cfg.warp or cfg.stretch != (1.0, 1.0)):
-        box = ops.warp_box(draw(3), cfg.warp) if cfg.warp else ops.stretch_box(draw(4), cfg.stretch)
-        x = ops.stretch(x, box)
+    x = (x.masked_fill(_past(cfg.rate, real, x)[:, :, None], silence(cfg.dynamics)) - mean) / (2 * std)
+    box, moved = torch.tensor([0.0, 1.0, 0.0, 1.0], device=x.device).repeat(len(x), 1), cfg.short == "fit"
+    if draw is not None and cfg.warp:
+        box, moved = ops.warp_box(draw(4), cfg.warp), True
+    elif draw is not None and cfg.stretch != (1.0, 1.0):
+        box, moved = ops.stretch_box(draw(4), cfg.stretch), True
+    if cfg.short == "fit":
+        size, hop = ops.window_of(cfg.rate)
+        sound = (((real - size) // hop + 1) / x.shape[1]).clamp(
+            max=1
+        )  # [R], the share of the view that is sound
+        box = torch.cat([box[:, :2] * sound[:, None], box[:, 2:]], 1)
+    if moved:
+        x = ops.stretch(x, box, "border" if cfg.warp or cfg.short == "fit" else "zeros")
         end = ((real / wave.shape[1] - box[:, 0]) / box[:, 1]).clamp(0, 1)  # where the sound ends now
         real = torch.where(real < wave.shape[1], (end * wave.shape[1]).long(), real)
+    real = torch.full_like(real, wave.shape[1]) if cfg.short == "fit" else real
     if cfg.centre:
         x = ops.centre(x, ~_past(cfg.rate, real, x))
     if draw is not None and (cfg.time_mask or cfg.frequency_mask):
@@ -64,6 +77,11 @@ def spectrograms(
         hit = hit | ops.spans(mels, cfg.frequency_mask * mels, draw(cfg.spans, 2))[:, None]
         x = x.masked_fill(hit, 0.0)  # the mean of the data
     return x, real, torch.cat([box, turn[:, None]], 1)
+
+
+def silence(dynamics: float) -> float:
+    """What padding holds before it is normalised."""
+    return -dynamics * math.log(10) / 10 if dynamics else ops.FLOOR
 
 
 def _sound(cfg: Any, wave: Tensor, real: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -105,28 +106,33 @@ def stretch_box(draws: Tensor, scale: tuple[float, float]) -> Tensor:
 
 
 def warp_box(draws: Tensor, share: float) -> Tensor:
-    """Boxes that keep the whole sound, faster or slower, its bands moved and spread by up to `share`: [R, 4].
+    """Boxes around the whole sound, longer or shorter and off its middle by up to `share` of it: [R, 4].
 
-    From uniform draws [R, 3]. The length of the vocal tract moves the bands of a voice in this way.
+    From uniform draws [R, 4]; the same for frequency: the length of the vocal tract moves the bands of a voice so.
     """
-    time, bins, place = (1 + share * (2 * draws - 1)).unbind(1)  # each [R]
-    return torch.stack([torch.zeros_like(time), time, (place - 1) / 2 - (bins - 1) / 2, bins], 1)
+    time, bins, when, where = (share * (2 * draws - 1)).unbind(1)  # each [R]
+    return torch.stack([(when - time) / 2, 1 + time, (where - bins) / 2, 1 + bins], 1)
 
 
-def stretch(x: Tensor, box: Tensor) -> Tensor:
-    """Spectrograms [R, T, F] cut to boxes [R, 4] and resized to what they were; 0 beyond the ends."""
+def stretch(x: Tensor, box: Tensor, edges: Literal["zeros", "border"] = "zeros") -> Tensor:
+    """Spectrograms [R, T, F] cut to boxes [R, 4] and resized to what they were; beyond the ends 0 or what is there."""
     theta = x.new_zeros(len(x), 2, 3)  # x is frequency, y is time, from -1 to 1
     theta[:, 0, 0], theta[:, 1, 1] = box[:, 3], box[:, 1]
     theta[:, 0, 2] = 2 * box[:, 2] + box[:, 3] - 1
     theta[:, 1, 2] = 2 * box[:, 0] + box[:, 1] - 1
     places = F.affine_grid(theta, [len(x), 1, *x.shape[1:]], align_corners=False)
-    return F.grid_sample(x[:, None], places, align_corners=False)[:, 0]
+    return F.grid_sample(x[:, None], places, padding_mode=edges, align_corners=False)[:, 0]
 
 
 def equalise(x: Tensor, decibels: Tensor) -> Tensor:
     """Log-mel [R, T, F] as another microphone has it: K bands louder by `decibels` [R, K], linear between them."""
     curve = F.interpolate(decibels[:, None], size=x.shape[2], mode="linear", align_corners=True)  # [R, 1, F]
     return x + curve * (math.log(10) / 10)
+
+
+def relative(x: Tensor, decibels: float) -> Tensor:
+    """Log-mel [R, T, F] relative to the loudest value of its row, and no softer than so many decibels below it."""
+    return (x - x.amax((1, 2), keepdim=True)).clamp(min=-decibels * math.log(10) / 10)
 
 
 def centre(x: Tensor, real: Tensor) -> Tensor:
