@@ -100,11 +100,12 @@ class Schema:
             if column.kind == "category":
                 level = {name: i for i, name in enumerate(column.levels)}
                 found = words(given)
-                cells[:, place] = [level.get(w, 0) for w in found]
-                new = np.array([w not in level for w in found]) & readable
-                gone = np.array([w == GONE for w in found]) & new
-                if gone.any():
-                    strange[column.source] = f"{gone.sum()} missing cells, and training missed none: unknown"
+                numbered = np.array([level.get(w, -1) for w in found])
+                cells[:, place] = numbered.clip(min=0)
+                new = (numbered < 0) & readable
+                gone = sum(found[row] == GONE for row in np.flatnonzero(new))
+                if gone:
+                    strange[column.source] = f"{gone} missing cells, and training missed none: unknown"
                 elif new.any():
                     strange[column.source] = f"{new.sum()} cells of a level that training rarely or never saw"
                 continue
@@ -176,22 +177,29 @@ def numbers(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if cells.dtype == np.float64:
         odd = np.isinf(cells)
         return np.where(odd, np.nan, cells), odd
-    values, odd = np.full(len(cells), np.nan), np.zeros(len(cells), bool)
-    for i, cell in enumerate(cells):
-        if cell is None or cell in MISSING:
-            continue
-        try:
-            values[i] = float(cell)
-        except ValueError:
-            odd[i] = True
-        if np.isinf(values[i]):
-            values[i], odd[i] = np.nan, True
-    return values, odd
+    given = cells.tolist()
+    try:
+        values = np.array([np.nan if cell is None else float(cell) for cell in given], np.float64)
+    except ValueError:  # not all are numbers: each different cell is read once
+        known = {cell: _number(cell) for cell in set(given)}
+        values = np.array([known[cell] for cell in given], np.float64)
+    odd = np.isinf(values)
+    return np.where(odd, np.nan, values), odd
+
+
+def _number(cell: str | None) -> float:
+    """A cell's number: NaN where it is missing, infinite where it is none."""
+    if cell is None or cell in MISSING:
+        return np.nan
+    try:
+        return float(cell)
+    except ValueError:
+        return np.inf
 
 
 def words(cells: np.ndarray) -> list[str]:
     """Cells as text [S], missing ones too."""
-    return [GONE if cell is None else cell for cell in texts(cells)]
+    return [GONE if cell is None else cell for cell in texts(cells).tolist()]
 
 
 def _knots(values: np.ndarray, scaling: Scaling) -> list[float]:
