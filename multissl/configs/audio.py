@@ -1,4 +1,4 @@
-"""Recipes for sound: a demo and four methods for two processor cores, and the published AudioMAE and BYOL-A.
+"""Recipes for sound: a demo, methods, words and scenes for two processor cores, the published AudioMAE and BYOL-A.
 
 The published ones carry their own hyperparameters and are unmeasured here: they need GPUs and AudioSet.
 """
@@ -13,6 +13,7 @@ from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import AdamW
+from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, PrototypeHead
@@ -42,8 +43,58 @@ def infonce() -> Recipe:
 
     multissl train audio/infonce --data recordings
     """
-    projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
-    return _small(InfoNCE.Config(temperature=0.2, projector=projector), _segments())
+    return _small(_pairs(), _segments())
+
+
+def words() -> Recipe:
+    """InfoNCE between two versions of a spoken word, as if said by another voice into another microphone.
+
+    multissl train audio/words --data digits --modality.group_pattern '_([a-z]+)_' --modality.hold_out lucas
+    """
+    # Whole words, without the silence around them and of one length, so that what is compared is what was said when.
+    modality = Audio.Config(
+        rate=8000,
+        mels=40,
+        frames=64,
+        local_frames=32,
+        patch=(8, 40),
+        short="fit",
+        trim=30.0,
+        dynamics=60.0,
+        noise=1.0,
+        snr=(0.0, 40.0),
+        equalise=15.0,
+        warp=0.15,
+    )
+    encoder = TransformerEncoder.Config(
+        dim=128, depth=2, heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0
+    )
+    made = _small(_pairs(), modality, encoder)
+    made.batch_size, made.steps = 128, 150
+    return made
+
+
+def scenes() -> Recipe:
+    """InfoNCE between two versions of 5 s of surroundings, with a token for 80 ms of the full band.
+
+    multissl train audio/scenes --data recordings
+    """
+    modality = Audio.Config(
+        mels=64,
+        frames=496,
+        local_frames=248,
+        patch=(8, 64),
+        equalise=10.0,
+        mixup=0.4,
+        stretch=(0.6, 1.5),
+    )
+    encoder = TransformerEncoder.Config(
+        dim=96, depth=2, heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0
+    )
+    made = _small(_pairs(), modality, encoder)
+    made.batch_size, made.steps = 48, 100
+    made.evals["recording"] = RecordingProbe.Config()
+    return made
 
 
 def byol_a() -> Recipe:
@@ -141,6 +192,12 @@ def _segments(**options: Any) -> Audio.Config:
 def _whole(**options: Any) -> Audio.Config:
     """Nothing but a turn in a circle and gain, as AudioMAE has it."""
     return Audio.Config(noise=0.0, time_mask=0.0, frequency_mask=0.0, roll=1.0, **options)
+
+
+def _pairs() -> InfoNCE.Config:
+    """InfoNCE with a small projector."""
+    projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
+    return InfoNCE.Config(temperature=0.2, projector=projector)
 
 
 def _small(

@@ -74,19 +74,20 @@ class LinearProbe(Evaluator):
             return {}
         device = device_of(encoders)
         with evaluating(encoders) as featurize:
-            return {"top1": self._accuracy(featurize, modality, device)}
+            return {"top1": self.accuracy(featurize, modality, device)}
 
     def floors(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features, where `classical` asks for it."""
         if not self.cfg.classical or not self.labelled(modality, self.cfg.split):
             return {}
-        return {name: self._accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
+        return {name: self.accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last top1 is above the untrained encoder (and the raw input) by the margin."""
         return learned("linear probe", "top1", history, self.cfg.margin)
 
-    def _accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
+    def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
+        """`top1` of any features of the modality's samples."""
         cfg = self.cfg
         x, y, groups = self._train(featurize, modality, device)
         queries, truth = labelled_split(featurize, modality, cfg.split, cfg.queries, device=device)
