@@ -25,6 +25,7 @@ def main() -> None:
     from multissl import run
     from multissl.configs import tabular
     from multissl.encoders.base import build_encoders
+    from multissl.encoders.leave_one_out import LeaveOneOutEncoder
     from multissl.evaluators.few_labels import FewLabels
     from multissl.types import Progress
 
@@ -35,17 +36,19 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--split", default="val")
     parser.add_argument("--steps", type=int, default=0, help="0: the recipe's")
+    parser.add_argument("--width", type=int, default=128, help="of the encoder's three layers")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     recipe = tabular.few_labels()
     recipe = recipe.replace(
         modality=recipe.modality.replace(data=args.data, label=args.label),
+        encoders={"tabular": LeaveOneOutEncoder.Config(dims=(args.width,) * 3)},
         steps=args.steps or recipe.steps,
         seed=args.seed,
         evals={},
     )
-    out = FOLDER / f"{Path(args.data).stem}-{recipe.steps}-{recipe.seed}"
+    out = FOLDER / f"{Path(args.data).stem}-{args.width}-{recipe.steps}-{recipe.seed}"
     began = time.process_time()
     run.train(recipe, out)
     trained = run.load(out)

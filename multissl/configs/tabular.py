@@ -117,11 +117,11 @@ def few_labels() -> Recipe:
     multissl train tabular/few_labels --data rows.csv --modality.label target
     """
     return Recipe(
-        modality=Tabular.Config(corruption=(0.0,)),
+        modality=Tabular.Config(corrupt_by="hide", corruption=(0.6,)),
         encoders={"tabular": LeaveOneOutEncoder.Config()},
         objective=VIME.Config(corrupt=0.0, mask_weight=0.0, cells_weight=1.0, reads="tokens"),
         optim=AdamW.Config(lr=2e-3, weight_decay=1e-4, warmup=50),
         batch_size=128,
-        steps=1500,
+        steps=1000,
         evals=watched(every=500),
     )

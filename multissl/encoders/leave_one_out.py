@@ -1,17 +1,15 @@
 """A perceptron for table rows that reads every column from all the others: token c sees the row without its cell c.
 
 Trained to tell cell c from token c (`vime` with corrupt=0 and reads=tokens), a token is what the rest of a row says
-about a column: the pseudo-likelihood of Besag (1975), all columns in one pass and nothing hidden at random. Such
-conditional means smooth a row by what all rows have in common, and a linear model on few labels can use them beside
-the raw cells. Numbers enter with sines and cosines of learned frequencies, which let a perceptron follow steep
-functions (Gorishniy et al., NeurIPS 2022, arXiv 2203.05556).
-The pooled feature is the mean of the tokens.
-Shapes: R rows, C columns, K frequencies, H hidden width, D width.  State: none.
+about a column: the pseudo-likelihood of Besag (1975), all columns in one pass; views with cells left out
+(modality.corrupt_by=hide) make it tell columns from few others too. Such conditional means smooth a row by what all
+rows have in common, and a linear model on few labels can use them beside the raw cells.
+The pooled feature is the mean of the tokens. A cell that is left out adds nothing, not even its column's bias.
+Shapes: R rows, C columns, H width of the first layer, D width.  State: none.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,18 +31,10 @@ class LeaveOneOutEncoder(Encoder):
 
         dims: tuple[int, ...] = (128, 128, 128)
         """Width of each layer; the last one is the encoder's."""
-        frequencies: int = 16
-        """Sines and cosines by which a number enters, beside itself; 0: none."""
-        steep: float = 0.3
-        """Deviation of the initial frequencies, in periods per unit: a number's deviation is about 1 unit."""
 
         def __post_init__(self) -> None:
             if not self.dims or min(self.dims) < 1:
                 raise ValueError(f"dims={self.dims}: want one or more widths of 1 or more, such as 128 128")
-            if self.frequencies < 0:
-                raise ValueError(f"frequencies={self.frequencies}: want 0 or more")
-            if not self.steep > 0:
-                raise ValueError(f"steep={self.steep}: want more than 0, such as 0.3")
 
     others: Tensor
     """[C, C], 1 where token c may see column j."""
@@ -62,11 +52,11 @@ class LeaveOneOutEncoder(Encoder):
         counts = [n for n in self.levels if n]
         self.dim = cfg.dims[-1]
         self.register_buffer("others", 1 - torch.eye(columns), persistent=False)
-        self.periods = nn.Parameter(cfg.steep * torch.randn(len(self.numbers), cfg.frequencies))
         bound = columns**-0.5
-        self.enter = nn.Parameter(torch.randn(len(self.numbers), 1 + 2 * cfg.frequencies, first) * bound)
-        self.level = nn.Parameter(torch.randn(sum(counts), first) * bound)
-        self.column = nn.Parameter(torch.randn(columns, first) * bound)
+        self.scale, self.bias, self.level, self.column = (
+            nn.Parameter(bound * torch.randn(count, first), requires_grad=count > 0)
+            for count in (len(self.numbers), len(self.numbers), sum(counts), columns)
+        )
         self.layers = nn.Sequential(nn.LayerNorm(first), nn.GELU())
         for width, out in zip(cfg.dims, cfg.dims[1:], strict=False):
             linear = nn.Linear(width, out)
@@ -90,14 +80,8 @@ class LeaveOneOutEncoder(Encoder):
     def _cells(self, x: Tensor) -> Tensor:
         """What each cell of [R, C] adds to the first layer, [R, C, H]."""
         parts: dict[int, Tensor] = {}
-        if self.numbers:
-            values = x[:, self.numbers, None].to(self.enter.dtype)  # [R, numbers, 1]
-            turns = 2 * math.pi * values * self.periods
-            waves = torch.cat([values, turns.sin(), turns.cos()], 2)  # [R, numbers, 1 + 2K]
-            for place, cell in zip(
-                self.numbers, torch.einsum("rnk,nkh->nrh", waves, self.enter), strict=True
-            ):
-                parts[place] = cell
+        for i, place in enumerate(self.numbers):
+            parts[place] = x[:, place, None].to(self.scale.dtype) * self.scale[i] + self.bias[i]
         first = 0
         for place, n in enumerate(self.levels):
             if n:

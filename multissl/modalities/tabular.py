@@ -4,7 +4,8 @@ Views replace a share of a row's cells by values of the same column, drawn in on
 print: `marginal`, each cell from the training column (SCARF, Bahri et al., ICLR 2022, arXiv 2106.15147); `permute`,
 each column shuffled among the rows of a group (VIME, Yoon et al., NeurIPS 2020); `donor`, all replaced cells from one
 other training row (SAINT's CutMix, Somepalli et al., arXiv 2106.01342). `subset` leaves cells out instead: each view
-sees a run of columns of an order shuffled once (SubTab, Ucar et al., NeurIPS 2021, arXiv 2110.04361). A replaced cell
+sees a run of columns of an order shuffled once (SubTab, Ucar et al., NeurIPS 2021, arXiv 2110.04361); `hide` leaves out
+random ones, in every row others and another number of them. A replaced cell
 often gets the value it had; masks of corrupted views therefore tell which cells changed, not which were drawn.
 Shapes: B samples of this rank, V views, R = V*B rows, C columns, S training rows.
 State: the schema fitted on the training rows, and the classes or cuts of the label.
@@ -35,6 +36,8 @@ from multissl.types import Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreada
 
 log = logging.getLogger("multissl")
 STREAM = "tabular"
+UNNAMED = "target"
+"""The label's column where no option names it; a table may lack it."""
 
 
 class Tabular(Modality):
@@ -49,7 +52,7 @@ class Tabular(Modality):
         gives for a DataFrame, or the built-in demo."""
         test: str = ""
         """A file of test rows. Empty: the one beside `data` named test instead of train, else every tenth row."""
-        label: str = "target"
+        label: str = UNNAMED
         """The column that holds the class or number to predict; left out of the views. Empty: none."""
         group: str = ""
         """A column whose equal values (a customer, a patient) stay in one split; left out of the views too."""
@@ -63,9 +66,9 @@ class Tabular(Modality):
         """Levels seen in fewer training rows are unknown."""
         max_levels: int = 100
         """Levels a category keeps, the most frequent ones; others are unknown."""
-        corrupt_by: Literal["marginal", "permute", "donor", "subset"] = "marginal"
+        corrupt_by: Literal["marginal", "permute", "donor", "subset", "hide"] = "marginal"
         corruption: tuple[float, ...] = (0.0, 0.6)
-        """Share of swapped (or left out) cells in each global view; the last one serves the views beyond."""
+        """Share of swapped (or left out; hide: at most) cells in each global view; the last one serves the others."""
         subset_noise: float = 0.0
         """Share of the cells that corrupt_by=subset keeps, swapped for the training column's (SubTab: 0.3)."""
         local_columns: float = 0.5
@@ -83,8 +86,8 @@ class Tabular(Modality):
                 raise ValueError(
                     "modality.corruption is empty: want a share for each global view, such as 0 0.6"
                 )
-            if self.corrupt_by == "subset" and max(self.corruption) == 1:
-                raise ValueError("modality.corruption=1 leaves a subset without columns: want less than 1")
+            if self.corrupt_by in ("subset", "hide") and max(self.corruption) == 1:
+                raise ValueError("modality.corruption=1 leaves a view without columns: want less than 1")
             for name, low in {"rare": 1, "max_levels": 2, "mask_group": 1}.items():
                 if getattr(self, name) < low:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
@@ -99,6 +102,13 @@ class Tabular(Modality):
             table = appended(table, read_table(test, "modality.test"), f"modality.test={test!r}")
         own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
         own += [("categorical", n) for n in cfg.categorical]
+        if cfg.label == UNNAMED and UNNAMED not in table.columns:
+            log.warning(
+                "modality.data: no column is called %r, so all are read: if one is the label, name it by "
+                "modality.label, else set that empty", UNNAMED
+            )  # fmt: skip
+        else:
+            own.append(("label", cfg.label))
         for option, name in own:
             if name and name not in table.columns:
                 raise ValueError(f"modality.{option} names column {name!r}{suggest(name, table.columns)}")

@@ -200,6 +200,19 @@ def test_wrong_names_and_files_are_named(tmp_path: Path) -> None:
         Tabular.Config(corruption=())
 
 
+def test_a_label_that_is_not_there_is_an_error_if_named_and_told_if_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"modality\.label names column 'colur'; did you mean colour"):
+        small(tmp_path, label="colur")
+    said = said_by(monkeypatch, "warning")
+    modality = small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()])
+    assert "no column is called 'target', so all are read" in said[0]
+    assert (modality.classes == -1).all()
+    small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()], label="")
+    assert len(said) == 1
+
+
 def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
     given = lines(200)
     given[3] = "20,red"

@@ -20,7 +20,7 @@ from multissl.types import CLEAN, ViewPlan
 from tests.modalities.test_tabular import drawn, said_by, small, write
 
 
-@pytest.mark.parametrize("by", ["marginal", "permute", "donor", "subset"])
+@pytest.mark.parametrize("by", ["marginal", "permute", "donor", "subset", "hide"])
 def test_views_are_the_same_on_any_number_of_ranks(by: Any) -> None:
     modality = Tabular.Config(corrupt_by=by, corruption=(0.2, 0.6), subset_noise=0.2).build()
     for plan in (
@@ -103,6 +103,20 @@ def test_subsets_overlap_cover_all_columns_and_leave_the_rest_out(distinct: Tabu
     assert (kept[0, 0] & kept[1, 0]).any()
     assert torch.equal(views.x[views.valid], views.target[views.valid])
     assert not views.x[~views.valid].any()
+
+
+def test_hidden_cells_are_left_out_in_numbers_from_none_to_the_share(distinct: Tabular) -> None:
+    distinct.cfg = distinct.cfg.replace(corrupt_by="hide", corruption=(0.6, 0.2))
+    (views,) = drawn(distinct, ViewPlan(num_global=2, target=True), 128)
+    assert views.valid is not None
+    assert views.target is not None
+    assert torch.equal(views.x, views.target * views.valid)
+    gone = (~views.valid).sum(1).unflatten(0, (2, 128))
+    assert set(gone[0].tolist()) == set(range(7))  # 0 to 6 of 10 columns
+    assert set(gone[1].tolist()) == {0, 1, 2}
+    assert (~views.valid[:128]).any(0).all()  # any column
+    with pytest.raises(ValueError, match=r"modality\.corruption=1 leaves a view without columns"):
+        distinct.cfg.replace(corruption=(1.0,))
 
 
 def test_corrupted_views_tell_what_really_changed(distinct: Tabular, tmp_path: Path) -> None:
