@@ -96,7 +96,7 @@ def pong() -> Recipe:
         "shift_chance": 0.1, "burst": 16, "pace": 4, "gap": 0,
     }  # fmt: skip
     made.modality = made.modality.replace(**options)
-    return made.replace(steps=800)
+    return made.replace(steps=300)
 
 
 def _head(layers: int, norm: Any = "batch") -> MLPHead.Config:
