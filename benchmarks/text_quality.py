@@ -117,8 +117,10 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
         if step:
             checkpoint.load(checkpoint.found(out)[-1], parts.learner, parts.optimizer.torch)
         for name, (evaluator, modality) in evaluators.items():
-            modality = modality or parts.modality
-            modality.restore(parts.modality.state()) if modality is not parts.modality else None
+            if modality is None:
+                modality = parts.modality
+            else:
+                modality.restore(parts.modality.state())
             found = evaluator.run(
                 parts.learner.handle("exported", cpu), modality, Progress(step=step, total=recipe.steps)
             )
@@ -143,7 +145,7 @@ def main() -> None:
     from multissl.evaluators.linear_probe import LinearProbe
 
     if args.part == "words":
-        recipe = words_recipe(joined(*args.data), args.steps or 6_000, args.seed)
+        recipe = words_recipe(joined(*args.data), args.steps or 12_000, args.seed)
         asked: dict[str, tuple[Any, Any]] = {
             "hidden words": (MaskedWord.Config(split=args.split, count=5_000).build(), None)
         }
@@ -155,7 +157,7 @@ def main() -> None:
             asked["100 labels"] = (hundred.build(), few)
             asked["all labels"] = (LinearProbe.Config(split=args.split, classical=True).build(), few)
     else:
-        recipe = characters_recipe(halved(*args.data), args.steps or 4_000, args.seed)
+        recipe = characters_recipe(halved(*args.data), args.steps or 2_400, args.seed)
         asked = {"bits": (BitsPerCharacter.Config(split=args.split, count=0).build(), None)}
     out = FOLDER / f"{args.part}-{recipe.steps}-{args.seed}"
     for name, figures in measured(recipe, out, asked).items():
