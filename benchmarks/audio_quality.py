@@ -35,7 +35,7 @@ FOLDER = Path("runs/audio_quality")
 DIGITS = {"label_pattern": r"(\d)_[a-z]+_\d+", "group_pattern": r"\d_([a-z]+)_"}
 FOLDS = {"group_pattern": r"(\d)-\d+-[A-Z]"}
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
-GROUPS = {"digits": ("george", "jackson", "lucas", "nicolas", "theo"), "scenes": ("1", "2", "3", "4")}
+GROUPS = {"digits": ("george", "jackson", "lucas", "nicolas", "yweweler"), "scenes": ("1", "2", "3", "4")}
 
 
 def cepstra(views: Views) -> Tensor:

@@ -70,7 +70,7 @@ def words() -> Recipe:
         dim=128, depth=2, heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0
     )
     made = _small(_pairs(), modality, encoder)
-    made.batch_size, made.steps = 128, 150
+    made.batch_size, made.steps = 128, 120
     return made
 
 

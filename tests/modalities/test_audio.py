@@ -14,6 +14,7 @@ from multissl.engine.data import Steps
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio import Audio
 from multissl.modalities.audio_files import measure
+from multissl.modalities.audio_panels import SCALE, coloured
 from multissl.random import RowRandom
 from multissl.types import CLEAN, Batch, Sample, ViewPlan
 
@@ -358,6 +359,17 @@ def test_floors_panels_and_pictures() -> None:
     assert panel.image.dtype == np.uint8
     assert "Grey tiles" in panel.caption
     assert "padding" in panel.caption
+    assert (
+        "the sound as a whole, the recording as it is, 2 x changed view, 2 x short changed view"
+        in panel.caption
+    )
+    assert panel.image.shape[:2] == (4 * 88, 2 * 168 + 168 + 2 * 168 + 2 * 88), (
+        "a recording a line, a view a column"
+    )
+    quiet = coloured(torch.tensor([[0.0, 1.0], [-9.0, -9.0]]), torch.tensor([[False, False], [True, True]]))
+    assert quiet[:, 1, 0].allclose(torch.tensor(SCALE[0]), atol=0.1), (
+        "padding took part in the range of colours"
+    )
     assert modality.pictures(batch[0]).shape == (4, 32, 32, 3)
     assert modality.panels([]) == []
 
