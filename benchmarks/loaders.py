@@ -1,7 +1,7 @@
 """Samples per second and core of what a worker reads, next to the plain loop over the library that people write.
 
-    python benchmarks/loaders.py [--only video audio ...] [--rounds 5]
-    python benchmarks/loaders.py --waiting 60 [--workers 0] [--only video audio ...]
+    python -m benchmarks.loaders [--only video audio ...] [--rounds 5]
+    python -m benchmarks.loaders --waiting 60 [--workers 0] [--only video audio ...]
 
 Both sides of a pair give the same arrays (compared before anything is timed) and leave views and masks out:
 - video: two clips of 16 frames, 4 apart, of one mp4 of 96 frames at 320 x 240: decord's VideoReader and get_batch;
@@ -38,13 +38,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 import numpy as np
 import torch
 
+from benchmarks import loader_files as files
 from multissl import registry
 from multissl.random import RowRandom
 from multissl.types import CLEAN, Sample
 
 Read = Callable[[], list[np.ndarray]]
 """Reads everything once; the arrays."""
-VIDEOS, SOUNDS, EPISODES, STEPS, BATCH, EPOCHS = 4, 16, 2, 250, 128, 10
+EPISODES, STEPS, BATCH, EPOCHS = 2, 250, 128, 10
 TRAIN = 4800
 """Rows of the table that are trained on: eight of every ten."""
 CLIPS = [list(range(0, 61, 4)), list(range(35, 96, 4))]
@@ -86,7 +87,7 @@ def audio_ours(folder: Path) -> Read:
     from multissl.modalities.audio import Audio
 
     modality = Audio.Config(frames=496, local_frames=96, mean=MEAN, std=STD).build()
-    paths, rng = sorted(folder.glob("*.flac")), RowRandom((0,), 0, SOUNDS, SOUNDS)
+    paths, rng = sorted(folder.glob("*.flac")), RowRandom((0,), 0, files.SOUNDS, files.SOUNDS)
 
     def read() -> list[np.ndarray]:
         raw = modality.collate([Sample(path, i) for i, path in enumerate(paths)], {"audio": CLEAN}, rng)
@@ -278,81 +279,28 @@ class Pair(NamedTuple):
     plain: Callable[[Path], Read]
 
 
-def make_videos(folder: Path) -> None:
-    """A window moved over a large picture of squares, 25 frames a second."""
-    import av
-
-    squares = (
-        np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
-    )
-    for v in range(VIDEOS):
-        with av.open(str(folder / f"{v}.mp4"), "w") as file:
-            stream = file.add_stream("libx264", rate=25, width=320, height=240, pix_fmt="yuv420p")
-            for t in range(96):
-                top, left = (2 * t + 9 * v) % 200, 3 * t % 300
-                frame = np.ascontiguousarray(squares[top : top + 240, left : left + 320])
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-            file.mux(stream.encode())
-
-
-def make_sounds(folder: Path) -> None:
-    """Six seconds of noise with two tones."""
-    import soundfile
-
-    at = np.arange(6 * 44_100) / 44_100
-    for i in range(SOUNDS):
-        rng = np.random.default_rng(i)
-        wave = 0.05 * rng.normal(size=len(at)) + sum(
-            0.2 * np.sin(at * 6.28 * f) for f in rng.uniform(80, 4000, 2)
-        )
-        soundfile.write(folder / f"{i:02d}.flac", wave, 44_100)
-
-
-def make_texts(folder: Path) -> None:
-    """Paragraphs of Python's own documentation, and a byte-level BPE trained on them."""
-    from multissl.modalities.text_demo import documents
-    from multissl.modalities.tokenizer import train_bpe
-
-    texts = documents()[0][:3000]
-    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
-    (folder / "tokenizer.json").write_text(train_bpe(texts, 4096).spec["tokenizer"])
-
-
-def make_table(folder: Path) -> None:
-    """The demo's table as a csv."""
-    import pandas
-
-    from multissl.modalities.tables import read_table
-
-    pandas.DataFrame(dict(read_table("demo").columns)).to_csv(folder / "rows.csv", index=False)
-
-
-def nothing(folder: Path) -> None:
-    """Episodes are made while they are read."""
-
-
 def table(samples: int, csv: bool, epochs: int) -> Pair:
     """A pair for the csv, the batches, or both."""
     both = [lambda folder, f=f: f(folder, csv, epochs) for f in (table_ours, table_plain)]
-    return Pair("rows", samples, make_table, *both)
+    return Pair("rows", samples, files.make_table, *both)
 
 
 def clips(count: int) -> Pair:
     """A pair for one or two clips of a video."""
     both = [lambda folder, f=f: f(folder, CLIPS[:count]) for f in (clips_ours, clips_plain)]
-    return Pair("clips", count * VIDEOS, make_videos, *both)
+    return Pair("clips", count * files.VIDEOS, files.make_videos, *both)
 
 
 EPOCH = TRAIN // BATCH * BATCH
 PAIRS = {
     "video": clips(2),
     "video, one clip": clips(1),
-    "audio": Pair("sounds", SOUNDS, make_sounds, audio_ours, audio_plain),
-    "text": Pair("texts", 3000, make_texts, text_ours, text_plain),
+    "audio": Pair("sounds", files.SOUNDS, files.make_sounds, audio_ours, audio_plain),
+    "text": Pair("texts", files.TEXTS, files.make_texts, text_ours, text_plain),
     "tabular": table(EPOCHS * EPOCH, True, EPOCHS),
     "tabular, csv": table(6000, True, 0),
     "tabular, batches": table(EPOCH, False, 1),
-    "rl": Pair("frames", EPISODES * STEPS, nothing, frames_ours, frames_plain),
+    "rl": Pair("frames", EPISODES * STEPS, files.nothing, frames_ours, frames_plain),
 }
 
 

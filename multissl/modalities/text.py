@@ -203,6 +203,8 @@ class Text(Modality):
 
     def _passage(self, sample: Sample) -> Passage:
         data = sample.data
+        if isinstance(data, Bad):
+            raise Unreadable(sample.index, data.reason)
         if isinstance(data, bytes):
             try:
                 data = data.decode()
