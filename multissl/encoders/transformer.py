@@ -74,7 +74,9 @@ class TransformerEncoder(Encoder):
             if self.dim % self.heads:
                 raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: choose heads that do")
             if self.causal and self.pooling == "cls":
-                raise ValueError("causal=True: the class token comes first and sees nothing, set pooling=mean or last")
+                raise ValueError(
+                    "causal=True: the class token comes first and sees nothing, set pooling=mean or last"
+                )
             if not 0 <= self.drop_path < 1:
                 raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
 
