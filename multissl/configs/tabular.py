@@ -114,7 +114,7 @@ def saint() -> Recipe:
 def few_labels() -> Recipe:
     """Each column told from all the others, for few labelled rows beside many unlabelled ones.
 
-    Its features help a linear model; boosting tuned on the labelled rows alone can do as well or better.
+    Features for a linear model; boosting tuned on the same labelled rows can do as well or better.
 
     multissl train tabular/few_labels --data rows.csv --modality.label target
     """
