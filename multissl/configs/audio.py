@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import watched
+from multissl.configs.common import batch_teacher, watched
 from multissl.encoders.base import Encoder
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
@@ -100,8 +100,9 @@ def scenes() -> Recipe:
 def byol_a() -> Recipe:
     """BYOL-A: two mixed and stretched segments predict each other's projection by a slow teacher."""
     head = MLPHead.Config(hidden=256, out=64, layers=2)
-    teacher = Teacher.Config(ema=0.97, final_ema=1.0, buffers="keep", batch_norm="batch")
-    return _small(BYOL.Config(projector=head, predictor=head, teacher=teacher), _segments(mixup=0.4))
+    return _small(
+        BYOL.Config(projector=head, predictor=head, teacher=batch_teacher(0.97)), _segments(mixup=0.4)
+    )
 
 
 def dino() -> Recipe:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multissl.configs.common import batch_teacher
 from multissl.encoders.base import Encoder
 from multissl.encoders.nature import NatureEncoder
 from multissl.encoders.transformer import TransformerEncoder
@@ -16,7 +17,6 @@ from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.state_probe import StateProbe
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.modalities.rl import RL
 from multissl.objectives.base import Objective
@@ -54,19 +54,19 @@ def curl() -> Recipe:
 
 def spr() -> Recipe:
     """SPR: 5 steps of latents, rolled out through the actions taken."""
-    return _small(SPR.Config(teacher=_teacher(0.97)), horizon=1)
+    return _small(SPR.Config(teacher=batch_teacher(0.97)), horizon=1)
 
 
 def sgi() -> Recipe:
     """SPR with the action read back from the latents around it, as for offline data."""
-    return _small(SPR.Config(inverse=1.0, teacher=_teacher(0.97)), horizon=1)
+    return _small(SPR.Config(inverse=1.0, teacher=batch_teacher(0.97)), horizon=1)
 
 
 def byol() -> Recipe:
     """BYOL a step ahead: the predictor reads the action."""
     predictor = MLPHead.Config(hidden=256, out=128, layers=2)
     return _small(
-        BYOL.Config(projector=_head(layers=2), predictor=predictor, teacher=_teacher(0.97)), horizon=1
+        BYOL.Config(projector=_head(layers=2), predictor=predictor, teacher=batch_teacher(0.97)), horizon=1
     )
 
 
@@ -101,10 +101,6 @@ def pong() -> Recipe:
 
 def _head(layers: int, norm: Any = "batch") -> MLPHead.Config:
     return MLPHead.Config(hidden=256, out=128, layers=layers, norm=norm)
-
-
-def _teacher(ema: float) -> Teacher.Config:
-    return Teacher.Config(ema=ema, final_ema=1.0, buffers="keep", batch_norm="batch")
 
 
 def _small(objective: Objective.Config, encoder: Encoder.Config | None = None, **modality: Any) -> Recipe:

@@ -13,10 +13,11 @@ from multissl.engine.optim import AdamW
 from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead
+from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.text import Text
 from multissl.objectives.base import Objective
 from multissl.objectives.data2vec import Data2Vec
+from multissl.objectives.dino import DINO
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.language import MLM, NextToken
@@ -79,6 +80,22 @@ def declutr() -> Recipe:
     """DeCLUTR's idea: two spans of a document are positives of each other."""
     projector = MLPHead.Config(hidden=128, out=128, layers=2)
     return _small(InfoNCE.Config(temperature=0.05, projector=projector), pack=False, crop=(0.3, 0.7))
+
+
+def dino() -> Recipe:
+    """Experimental: DINO on text, short spans say what whole windows show; hidden tokens are not compared.
+
+    No figures are published for it.
+    """
+    objective = DINO.Config(
+        ibot_weight=0.0,
+        koleo_weight=0.0,
+        num_local=2,
+        head=PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0),
+        teacher=Teacher.Config(ema=0.9, final_ema=0.99),
+        freeze_last_layer=20,
+    )
+    return _small(objective, pack=False, crop=(0.5, 1.0))
 
 
 def data2vec_text() -> Recipe:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import watched
+from multissl.configs.common import batch_teacher, watched
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import AdamW
@@ -48,8 +48,7 @@ def byol() -> Recipe:
     multissl train video/byol --data FOLDER
     """
     head = MLPHead.Config(hidden=256, out=64, layers=2)
-    teacher = Teacher.Config(ema=0.97, final_ema=1.0, buffers="keep", batch_norm="batch")
-    return _small(BYOL.Config(projector=head, predictor=head, teacher=teacher))
+    return _small(BYOL.Config(projector=head, predictor=head, teacher=batch_teacher(0.97)))
 
 
 def dino() -> Recipe:
