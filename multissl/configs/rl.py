@@ -96,7 +96,8 @@ def pong() -> Recipe:
         "shift_chance": 0.1, "burst": 16, "pace": 4, "gap": 0,
     }  # fmt: skip
     made.modality = made.modality.replace(**options)
-    return made.replace(steps=300)
+    made.evals = {name: made.evals[name].replace(every=500) for name in ("state", "collapse")}
+    return made.replace(steps=1500)
 
 
 def _head(layers: int, norm: Any = "batch") -> MLPHead.Config:

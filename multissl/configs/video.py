@@ -174,7 +174,7 @@ def _small(objective: Objective.Config, colour: bool = True) -> Recipe:
         objective=objective,
         optim=AdamW.Config(lr=2e-3, warmup=50, weight_decay=0.04),
         batch_size=64,
-        steps=600,
+        steps=400,
         evals=watched(every=200),
-        save=Save(every=300),
+        save=Save(every=200),
     )
