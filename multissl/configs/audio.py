@@ -223,6 +223,6 @@ def _small(
         optim=AdamW.Config(lr=2e-3, warmup=20, weight_decay=1e-4),
         batch_size=64,
         steps=400,
-        evals=watched(every=200),
+        evals=watched(every=200, min_std=0.03),
         save=Save(every=200),
     )

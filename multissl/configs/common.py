@@ -9,12 +9,16 @@ from multissl.evaluators.linear_probe import LinearProbe
 from multissl.layers.ema import Teacher
 
 
-def watched(every: int) -> dict[str, Evaluator.Config]:
-    """k-NN and collapse along the way, a linear probe at both ends."""
+def watched(every: int, min_std: float = 0.1) -> dict[str, Evaluator.Config]:
+    """k-NN and collapse along the way, a linear probe at both ends.
+
+    A projector that begins with batch norm takes what all samples share out, so features may share a great deal and
+    still tell samples apart: a smaller `min_std` is where such recipes call it a collapse.
+    """
     return {
         "knn": KNN.Config(every=every),
         "linear": LinearProbe.Config(),
-        "collapse": Collapse.Config(every=every),
+        "collapse": Collapse.Config(every=every, min_std=min_std),
     }
 
 
