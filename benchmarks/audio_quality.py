@@ -29,6 +29,7 @@ from multissl.evaluators.base import Featurize, evaluating, featurize_places
 from multissl.evaluators.knn import knn_accuracy
 from multissl.evaluators.linear_probe import probe_accuracy
 from multissl.evaluators.recording_probe import RecordingProbe
+from multissl.registry import require
 from multissl.types import Progress, Views
 
 FOLDER = Path("runs/audio_quality")
@@ -48,7 +49,7 @@ def cepstra(views: Views) -> Tensor:
 
 def unpacked(shards: list[str], folder: Path) -> str:
     """The recordings of tar files as wav files in a folder for each class."""
-    import soundfile
+    soundfile = require("soundfile")
 
     for shard in shards if not folder.exists() else []:
         with tarfile.open(shard) as tar:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from multissl.registry import require
+
 VIDEOS, SOUNDS, TEXTS = 4, 16, 3000
 
 
 def make_videos(folder: Path) -> None:
     """A window moved over a large picture of squares, 25 frames a second."""
-    import av
+    av = require("av")
 
     squares = (
         np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
@@ -29,7 +31,7 @@ def make_videos(folder: Path) -> None:
 
 def make_sounds(folder: Path) -> None:
     """Six seconds of noise with two tones."""
-    import soundfile
+    soundfile = require("soundfile")
 
     at = np.arange(6 * 44_100) / 44_100
     for i in range(SOUNDS):
@@ -52,7 +54,7 @@ def make_texts(folder: Path) -> None:
 
 def make_table(folder: Path) -> None:
     """The demo's table as a csv."""
-    import pandas
+    pandas = require("pandas")
 
     from multissl.modalities.tables import read_table
 

@@ -41,6 +41,7 @@ import torch
 from benchmarks import loader_files as files
 from multissl import registry
 from multissl.random import RowRandom
+from multissl.registry import require
 from multissl.types import CLEAN, Sample
 
 Read = Callable[[], list[np.ndarray]]
@@ -68,7 +69,7 @@ def clips_ours(folder: Path, clips: list[list[int]]) -> Read:
 
 def clips_plain(folder: Path, clips: list[list[int]]) -> Read:
     """A reader a video, a batch of frames a clip."""
-    from decord import VideoReader
+    VideoReader = require("decord").VideoReader
 
     def read() -> list[np.ndarray]:
         found = []
@@ -98,8 +99,8 @@ def audio_ours(folder: Path) -> Read:
 
 def audio_plain(folder: Path) -> Read:
     """A sound at a time."""
-    import soundfile
-    import torchaudio
+    soundfile = require("soundfile")
+    torchaudio = require("torchaudio")
 
     resample = torchaudio.transforms.Resample(44_100, 16_000)
     length = 400 + 495 * 160
@@ -187,7 +188,7 @@ def table_ours(folder: Path, csv: bool, epochs: int) -> Read:
 
 def table_plain(folder: Path, csv: bool, epochs: int) -> Read:
     """pandas' reader, the same scaling by column, rows by position."""
-    import pandas
+    pandas = require("pandas")
 
     order = rows_of(epochs)
     kept = None if csv else _scaled(pandas.read_csv(folder / "rows.csv"))
@@ -204,7 +205,7 @@ def table_plain(folder: Path, csv: bool, epochs: int) -> Read:
 
 def _scaled(frame: Any) -> Any:
     """Numbers as normal scores by 257 quantiles of the training rows, categories numbered, missing flags beside."""
-    import pandas
+    pandas = require("pandas")
 
     train = np.flatnonzero(np.arange(len(frame)) % 10 > 1)
     grid, columns = np.linspace(0, 1, 257), {}
@@ -239,8 +240,8 @@ def frames_ours(folder: Path) -> Read:
 
 def frames_plain(folder: Path) -> Read:
     """Step, average, append."""
-    import ale_py
-    import gymnasium
+    ale_py = require("ale_py")
+    gymnasium = require("gymnasium")
 
     from multissl.modalities.rl_envs import policy
 
