@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import batch_teacher, watched
+from multissl.configs.common import batch_teacher, small_dino, watched
 from multissl.encoders.base import Encoder
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
@@ -16,11 +16,10 @@ from multissl.engine.optim import AdamW
 from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, PrototypeHead
+from multissl.layers.heads import MLPHead
 from multissl.modalities.audio import Audio
 from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
-from multissl.objectives.dino import DINO
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE
 from multissl.recipe import Recipe
@@ -66,10 +65,7 @@ def words() -> Recipe:
         equalise=15.0,
         warp=0.15,
     )
-    encoder = TransformerEncoder.Config(
-        dim=128, depth=2, heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0
-    )
-    made = _small(_pairs(), modality, encoder)
+    made = _small(_pairs(), modality, _encoder(dim=128, depth=2))
     made.batch_size, made.steps = 128, 120
     return made
 
@@ -88,10 +84,7 @@ def scenes() -> Recipe:
         mixup=0.4,
         stretch=(0.6, 1.5),
     )
-    encoder = TransformerEncoder.Config(
-        dim=96, depth=2, heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0
-    )
-    made = _small(_pairs(), modality, encoder)
+    made = _small(_pairs(), modality, _encoder(dim=96, depth=2))
     made.batch_size, made.steps = 48, 100
     made.evals["recording"] = RecordingProbe.Config()
     return made
@@ -107,17 +100,7 @@ def byol_a() -> Recipe:
 
 def dino() -> Recipe:
     """DINO on segments of time: local views are half as long, at full frequency."""
-    objective = DINO.Config(
-        ibot_weight=0.0,
-        koleo_weight=0.0,
-        num_local=2,
-        head=PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0),
-        teacher=Teacher.Config(ema=0.9, final_ema=0.99),
-        teacher_temperature_start=0.02,
-        teacher_temperature=0.02,
-        freeze_last_layer=20,
-    )
-    return _small(objective, _segments())
+    return _small(small_dino(teacher_temperature_start=0.02, teacher_temperature=0.02), _segments())
 
 
 def audiomae() -> Recipe:
@@ -201,24 +184,19 @@ def _pairs() -> InfoNCE.Config:
     return InfoNCE.Config(temperature=0.2, projector=projector)
 
 
+def _encoder(**options: Any) -> TransformerEncoder.Config:
+    """A small transformer that pools the mean of its tokens."""
+    return TransformerEncoder.Config(
+        heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0, **options
+    )
+
+
 def _small(
     objective: Objective.Config, modality: Audio.Config, encoder: Encoder.Config | None = None
 ) -> Recipe:
     return Recipe(
         modality=modality,
-        encoders={
-            "audio": encoder
-            or TransformerEncoder.Config(
-                dim=96,
-                depth=3,
-                heads=4,
-                ffn_ratio=2.0,
-                conv_stem=True,
-                pooling="mean",
-                layerscale=1.0,
-                init_std=0.0,
-            )
-        },
+        encoders={"audio": encoder or _encoder(dim=96, depth=3, conv_stem=True)},
         objective=objective,
         optim=AdamW.Config(lr=2e-3, warmup=20, weight_decay=1e-4),
         batch_size=64,

@@ -7,17 +7,16 @@ that the papers report need their sizes.
 
 from __future__ import annotations
 
-from multissl.configs.common import watched
+from multissl.configs.common import small_dino, watched
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim import AdamW
 from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, PrototypeHead
+from multissl.layers.heads import MLPHead
 from multissl.modalities.text import Text
 from multissl.objectives.base import Objective
 from multissl.objectives.data2vec import Data2Vec
-from multissl.objectives.dino import DINO
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.language import MLM, NextToken
@@ -92,15 +91,7 @@ def dino() -> Recipe:
 
     No figures are published for it.
     """
-    objective = DINO.Config(
-        ibot_weight=0.0,
-        koleo_weight=0.0,
-        num_local=2,
-        head=PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0),
-        teacher=Teacher.Config(ema=0.9, final_ema=0.99),
-        freeze_last_layer=20,
-    )
-    return _small(objective, pack=False, crop=(0.5, 1.0))
+    return _small(small_dino(), pack=False, crop=(0.5, 1.0))
 
 
 def data2vec_text() -> Recipe:

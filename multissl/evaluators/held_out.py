@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.config import config_name
-from multissl.evaluators.base import Evaluator, device_of, evaluating, log, number
+from multissl.evaluators.base import Evaluator, device_of, evaluating, number
 from multissl.types import Encode, Modality, Progress, Views
 
 Errors = Callable[[Views], Tensor]
@@ -60,12 +59,7 @@ class HeldOut(Evaluator):
         """The figure; nothing where modality or objective have no such prediction, or the objective is not at hand."""
         errors: Errors | None = getattr(encoders, "errors", None)
         if errors is None or not hasattr(modality, self.asks):
-            if not self._told:
-                log.warning(
-                    "%s: the objective and the modality at hand cannot tell, nothing to measure",
-                    config_name(type(self.cfg)),
-                )
-                self._told = True
+            self.nothing("the objective and the modality at hand cannot tell")
             return {}
         device = device_of(encoders)
         with evaluating(encoders), torch.no_grad():

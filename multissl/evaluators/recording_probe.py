@@ -24,7 +24,6 @@ from multissl.evaluators.base import (
     device_of,
     drawn,
     evaluating,
-    log,
 )
 from multissl.types import Encode, Modality, Progress, Sample, Unreadable
 
@@ -76,9 +75,7 @@ class RecordingProbe(Evaluator):
     def _pairs(self, modality: Modality) -> list[tuple[Sample, Sample]]:
         """The two parts of the recordings that have them, numbered alike."""
         if not hasattr(modality, "parts"):
-            if not self._told:
-                log.warning("recording_probe: the data is no recordings, nothing to measure")
-            self._told = True
+            self.nothing("the data is no recordings")
             return []
         data, pairs = modality.dataset(self.cfg.split), []
         for i in drawn(len(data), self.cfg.recordings):  # type: ignore[arg-type]

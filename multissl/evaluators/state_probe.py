@@ -24,7 +24,6 @@ from multissl.evaluators.base import (
     evaluating,
     featurize_places,
     learned,
-    log,
 )
 from multissl.types import Encode, Modality, Progress
 
@@ -121,9 +120,8 @@ class StateProbe(Evaluator):
     def stated(self, modality: Modality) -> bool:
         """Whether the data tells a state; where it does not, says so once."""
         found = hasattr(modality, "states") and bool(cast(Stated, modality).states(self.cfg.split)[1])
-        if not found and not self._told:
-            log.warning("state_probe: the data tells no state behind its samples, nothing to measure")
-            self._told = True
+        if not found:
+            self.nothing("the data tells no state behind its samples")
         return found
 
     def _named(self, modality: Modality, each: Tensor, name: str) -> dict[str, float]:

@@ -76,12 +76,17 @@ def spread(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
     return dict.fromkeys(streams, plan)
 
 
-def lone(name: str, streams: Iterable[str], does: str = "reads one stream") -> str:
-    """The only stream of an objective that takes no more."""
+def lone(
+    name: str,
+    streams: Iterable[str],
+    does: str = "reads one stream",
+    instead: str = "sum objectives with weighted instead",
+) -> str:
+    """The only stream of an objective that takes no more; others are refused with what to do `instead`."""
     first, *others = streams
     if others:
         got = ", ".join([first, *others])
-        raise ValueError(f"{name} {does}, got {got}: sum objectives with weighted instead")
+        raise ValueError(f"{name} {does}, got {got}: {instead}")
     return first
 
 

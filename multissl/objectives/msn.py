@@ -80,7 +80,8 @@ class MSN(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("msn", streams)
+        instead = "a masked view and its target are views of one stream; sum objectives with weighted instead"
+        self.cfg, self.stream = cfg, lone("msn", streams, instead=instead)
         self.projector: MLPHead = cfg.projector.build(encoders.widths()[self.stream])
         self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
