@@ -61,15 +61,9 @@ class VICRegL(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = (
-            cfg,
-            lone(
-                "vicregl",
-                streams,
-                "matches places within one stream",
-                "places of different streams cannot be compared; use vicreg",
-            ),
-        )
+        instead = "places of different streams cannot be compared; use vicreg"
+        self.cfg = cfg
+        self.stream = lone("vicregl", streams, "matches places within one stream", instead)
         dim = encoders.widths()[self.stream]
         self.projector = cfg.projector.build(dim) if cfg.alpha > 0 else None
         self.token_projector = cfg.token_projector.build(dim) if cfg.alpha < 1 else None

@@ -69,7 +69,9 @@ def test_the_nearest_row_after_centring_counts() -> None:
 
 def test_data_without_recordings_gives_no_figure_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("multissl.evaluators.recording_probe.log.warning", said.append)
+    monkeypatch.setattr(
+        "multissl.evaluators.base.log.warning", lambda text, *given: said.append(text % given)
+    )
     probe, modality = RecordingProbe.Config().build(), Clusters(Clusters.Config())
     assert probe.run(Bands(), modality, END) == {}  # type: ignore[arg-type]
     assert probe.floors(modality) == {}
