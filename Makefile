@@ -16,6 +16,7 @@ test-all: ## with slow tests, and with GPU tests where there is a GPU
 bench: ## start times, loader, training step
 	uv run python benchmarks/start.py
 	uv run python benchmarks/loader.py
+	uv run --all-extras python -m benchmarks.loaders
 	uv run python benchmarks/dinov2_step.py
 
 docs: ## recipes and components as text

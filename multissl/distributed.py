@@ -231,10 +231,11 @@ def _fully_shard(
     if not dist.is_initialized():
         _group_of_one(device)
     mesh = init_device_mesh(device.type, (world() // shard, shard), mesh_dim_names=("replicate", "shard"))
-    dtype = torch.bfloat16 if half else None
-    blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # gradients of half-precision passes are summed in fp32, others as they are
+    dtype, summed = (torch.bfloat16, torch.float32) if half else (None, None)
+    blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed)
     # torch 2.10 would cast a batch's float targets along with the inputs, so the root leaves its inputs alone.
-    root = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    root = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=blocks, reshard_after_forward=True)
     # The root is resharded too: between steps every parameter is a shard, so EMA and checkpoints see only shards.

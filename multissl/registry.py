@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "timm": "multissl.encoders.timm:TimmEncoder",
         "huggingface": "multissl.encoders.huggingface:HuggingFaceEncoder",
         "module": "multissl.encoders.module:ModuleEncoder",
+        "leave_one_out": "multissl.encoders.leave_one_out:LeaveOneOutEncoder",
         "pytorch_tabular": "multissl.encoders.pytorch_tabular:PytorchTabularEncoder",
     },
     "objectives": {
@@ -66,6 +67,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "few_labels": "multissl.evaluators.few_labels:FewLabels",
         "retrieval": "multissl.evaluators.retrieval:Retrieval",
         "zero_shot": "multissl.evaluators.zero_shot:ZeroShot",
+        "masked_word": "multissl.evaluators.held_out:MaskedWord",
+        "bits_per_character": "multissl.evaluators.held_out:BitsPerCharacter",
+        "recording_probe": "multissl.evaluators.recording_probe:RecordingProbe",
     },
     "optimizers": {
         "adamw": "multissl.engine.optim:AdamW",

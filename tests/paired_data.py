@@ -11,6 +11,7 @@ import json
 import math
 import tarfile
 import wave
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def members(row: int, **more: bytes | str) -> dict[str, bytes | str]:
     }  # fmt: skip
 
 
-def shard(path: Path, rows: list[dict[str, bytes | str]]) -> str:
+def shard(path: Path, rows: Sequence[Mapping[str, bytes | str]]) -> str:
     """A tar shard of keys."""
     with tarfile.open(path, "w") as tar:
         for number, files in enumerate(rows):

@@ -126,7 +126,7 @@ def doubled(batch: Batch) -> Batch:
 def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False) -> dict[str, Tensor]:
     """Losses, gradients and state of a short run, by name; losses and gradients averaged over ranks."""
     learner, modality = make(case, chunk)
-    if sharded:  # FSDP2, as in a run; it averages gradients itself, in fp32
+    if sharded:  # FSDP2, as in a run; it averages gradients itself
         distributed.parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
     objective = cast(Any, learner.objective)
     data = Steps(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
@@ -294,9 +294,7 @@ def test_ranks_with_different_data_give_the_gradient_of_one(case: Case, count: i
 def test_sharded_over_ranks_is_the_same_run(case: Case) -> None:
     found = on_ranks(SHARDS)[0]["sharded", case] if reference(case) else {}
     assert isinstance(found, dict), found
-    wrong = differences(
-        found, reference(case), limit=1e-4
-    )  # it reduces in fp32, and the second step feels it
+    wrong = differences(found, reference(case))
     assert not wrong, "\n".join(wrong)
 
 

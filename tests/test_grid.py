@@ -28,6 +28,7 @@ from multissl.engine.learner import Learner
 from multissl.modalities.audio import Audio
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.paired import Paired
 from multissl.modalities.rl import RL
 from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
@@ -48,6 +49,12 @@ MODALITIES: dict[str, Modality.Config] = {
     "rl": RL.Config(episodes=10, steps=12, mask_group=4),
     "video": Video.Config(frames=4, size=16, local_size=8, patch=4, stride=1, mask_group=4),
     "text": Text.Config(length=16, local_length=8, vocab=300, mask_group=4),
+    "paired": Paired.Config(
+        members={
+            "image": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
+            "text": Text.Config(length=16, local_length=8, vocab=300, mask_group=4, pack=False),
+        }
+    ),
 }
 """How a modality is made small; one that is not named here runs with its defaults."""
 ENCODER = TransformerEncoder.Config(dim=16, depth=2, heads=2, drop_path=0.2)

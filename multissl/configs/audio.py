@@ -1,4 +1,4 @@
-"""Recipes for sound: a demo and four methods for two processor cores, and the published AudioMAE and BYOL-A.
+"""Recipes for sound: a demo, methods, words and scenes for two processor cores, the published AudioMAE and BYOL-A.
 
 The published ones carry their own hyperparameters and are unmeasured here: they need GPUs and AudioSet.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import watched
+from multissl.configs.common import batch_teacher, small_dino, watched
 from multissl.encoders.base import Encoder
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import AdamW
+from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, PrototypeHead
+from multissl.layers.heads import MLPHead
 from multissl.modalities.audio import Audio
 from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
-from multissl.objectives.dino import DINO
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE
 from multissl.recipe import Recipe
@@ -42,30 +42,65 @@ def infonce() -> Recipe:
 
     multissl train audio/infonce --data recordings
     """
-    projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
-    return _small(InfoNCE.Config(temperature=0.2, projector=projector), _segments())
+    return _small(_pairs(), _segments())
+
+
+def words() -> Recipe:
+    """InfoNCE between two versions of a spoken word, as if said by another voice into another microphone.
+
+    multissl train audio/words --data digits --modality.group_pattern '_([a-z]+)_' --modality.hold_out lucas
+    """
+    # Whole words, without the silence around them and of one length, so that what is compared is what was said when.
+    modality = Audio.Config(
+        rate=8000,
+        mels=40,
+        frames=64,
+        local_frames=32,
+        patch=(8, 40),
+        short="fit",
+        trim=30.0,
+        dynamics=60.0,
+        noise=1.0,
+        snr=(0.0, 40.0),
+        equalise=15.0,
+        warp=0.15,
+    )
+    made = _small(_pairs(), modality, _encoder(dim=128, depth=2))
+    made.batch_size, made.steps = 128, 120
+    return made
+
+
+def scenes() -> Recipe:
+    """InfoNCE between two versions of 5 s of surroundings, with a token for 80 ms of the full band.
+
+    multissl train audio/scenes --data recordings
+    """
+    modality = Audio.Config(
+        mels=64,
+        frames=496,
+        local_frames=248,
+        patch=(8, 64),
+        equalise=10.0,
+        mixup=0.4,
+        stretch=(0.6, 1.5),
+    )
+    made = _small(_pairs(), modality, _encoder(dim=96, depth=2))
+    made.batch_size, made.steps = 48, 100
+    made.evals["recording"] = RecordingProbe.Config()
+    return made
 
 
 def byol_a() -> Recipe:
     """BYOL-A: two mixed and stretched segments predict each other's projection by a slow teacher."""
     head = MLPHead.Config(hidden=256, out=64, layers=2)
-    teacher = Teacher.Config(ema=0.97, final_ema=1.0, buffers="keep", batch_norm="batch")
-    return _small(BYOL.Config(projector=head, predictor=head, teacher=teacher), _segments(mixup=0.4))
+    return _small(
+        BYOL.Config(projector=head, predictor=head, teacher=batch_teacher(0.97)), _segments(mixup=0.4)
+    )
 
 
 def dino() -> Recipe:
     """DINO on segments of time: local views are half as long, at full frequency."""
-    objective = DINO.Config(
-        ibot_weight=0.0,
-        koleo_weight=0.0,
-        num_local=2,
-        head=PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0),
-        teacher=Teacher.Config(ema=0.9, final_ema=0.99),
-        teacher_temperature_start=0.02,
-        teacher_temperature=0.02,
-        freeze_last_layer=20,
-    )
-    return _small(objective, _segments())
+    return _small(small_dino(teacher_temperature_start=0.02, teacher_temperature=0.02), _segments())
 
 
 def audiomae() -> Recipe:
@@ -143,28 +178,29 @@ def _whole(**options: Any) -> Audio.Config:
     return Audio.Config(noise=0.0, time_mask=0.0, frequency_mask=0.0, roll=1.0, **options)
 
 
+def _pairs() -> InfoNCE.Config:
+    """InfoNCE with a small projector."""
+    projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
+    return InfoNCE.Config(temperature=0.2, projector=projector)
+
+
+def _encoder(**options: Any) -> TransformerEncoder.Config:
+    """A small transformer that pools the mean of its tokens."""
+    return TransformerEncoder.Config(
+        heads=4, ffn_ratio=2.0, pooling="mean", layerscale=1.0, init_std=0.0, **options
+    )
+
+
 def _small(
     objective: Objective.Config, modality: Audio.Config, encoder: Encoder.Config | None = None
 ) -> Recipe:
     return Recipe(
         modality=modality,
-        encoders={
-            "audio": encoder
-            or TransformerEncoder.Config(
-                dim=96,
-                depth=3,
-                heads=4,
-                ffn_ratio=2.0,
-                conv_stem=True,
-                pooling="mean",
-                layerscale=1.0,
-                init_std=0.0,
-            )
-        },
+        encoders={"audio": encoder or _encoder(dim=96, depth=3, conv_stem=True)},
         objective=objective,
         optim=AdamW.Config(lr=2e-3, warmup=20, weight_decay=1e-4),
         batch_size=64,
         steps=400,
-        evals=watched(every=200),
+        evals=watched(every=200, min_std=0.03),
         save=Save(every=200),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multissl.configs.common import batch_teacher
 from multissl.encoders.base import Encoder
 from multissl.encoders.nature import NatureEncoder
 from multissl.encoders.transformer import TransformerEncoder
@@ -16,7 +17,6 @@ from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.state_probe import StateProbe
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.modalities.rl import RL
 from multissl.objectives.base import Objective
@@ -54,19 +54,19 @@ def curl() -> Recipe:
 
 def spr() -> Recipe:
     """SPR: 5 steps of latents, rolled out through the actions taken."""
-    return _small(SPR.Config(teacher=_teacher(0.97)), horizon=1)
+    return _small(SPR.Config(teacher=batch_teacher(0.97)), horizon=1)
 
 
 def sgi() -> Recipe:
     """SPR with the action read back from the latents around it, as for offline data."""
-    return _small(SPR.Config(inverse=1.0, teacher=_teacher(0.97)), horizon=1)
+    return _small(SPR.Config(inverse=1.0, teacher=batch_teacher(0.97)), horizon=1)
 
 
 def byol() -> Recipe:
     """BYOL a step ahead: the predictor reads the action."""
     predictor = MLPHead.Config(hidden=256, out=128, layers=2)
     return _small(
-        BYOL.Config(projector=_head(layers=2), predictor=predictor, teacher=_teacher(0.97)), horizon=1
+        BYOL.Config(projector=_head(layers=2), predictor=predictor, teacher=batch_teacher(0.97)), horizon=1
     )
 
 
@@ -85,27 +85,23 @@ def mae() -> Recipe:
 def pong() -> Recipe:
     """The default on 40 episodes of Pong (extra `rl`), judged by where the ball is in the emulator's memory.
 
+    Moments of one batch come 16 by 16 from one stretch of an episode, as the score and the paddles would otherwise tell
+    them apart without the ball.
+
     multissl train rl/pong
     """
     made = default()
     options: Any = {
-        "data": "gym:ALE/Pong-v5",
-        "episodes": 40,
-        "steps": 1000,
-        "size": 84,
-        "local_size": 60,
-        "stack": 4,
-    }
+        "data": "gym:ALE/Pong-v5", "episodes": 40, "steps": 1000, "size": 84, "local_size": 60, "stack": 4,
+        "shift_chance": 0.1, "burst": 16, "pace": 4, "gap": 0,
+    }  # fmt: skip
     made.modality = made.modality.replace(**options)
-    return made.replace(steps=2000)
+    made.evals = {name: made.evals[name].replace(every=500) for name in ("state", "collapse")}
+    return made.replace(steps=1500)
 
 
 def _head(layers: int, norm: Any = "batch") -> MLPHead.Config:
     return MLPHead.Config(hidden=256, out=128, layers=layers, norm=norm)
-
-
-def _teacher(ema: float) -> Teacher.Config:
-    return Teacher.Config(ema=ema, final_ema=1.0, buffers="keep", batch_norm="batch")
 
 
 def _small(objective: Objective.Config, encoder: Encoder.Config | None = None, **modality: Any) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multissl.configs.common import watched
+from multissl.encoders.leave_one_out import LeaveOneOutEncoder
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim import AdamW
@@ -107,4 +108,22 @@ def saint() -> Recipe:
         batch_size=128,
         steps=600,
         evals=watched(every=200),
+    )
+
+
+def few_labels() -> Recipe:
+    """Each column told from all the others, for few labelled rows beside many unlabelled ones.
+
+    Features for a linear model; boosting tuned on the same labelled rows can do as well or better.
+
+    multissl train tabular/few_labels --data rows.csv --modality.label target
+    """
+    return Recipe(
+        modality=Tabular.Config(corrupt_by="hide", corruption=(0.6,)),
+        encoders={"tabular": LeaveOneOutEncoder.Config()},
+        objective=VIME.Config(corrupt=0.0, mask_weight=0.0, cells_weight=1.0, reads="tokens"),
+        optim=AdamW.Config(lr=2e-3, weight_decay=1e-4, warmup=50),
+        batch_size=128,
+        steps=1000,
+        evals=watched(every=500),
     )

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import watched
+from multissl.configs.common import batch_teacher, small_dino, watched
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import AdamW
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, PrototypeHead
+from multissl.layers.heads import MLPHead
 from multissl.layers.positions import Position
 from multissl.modalities.video import Video
 from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
-from multissl.objectives.dino import DINO
 from multissl.objectives.ijepa import IJEPA
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE
@@ -48,8 +47,7 @@ def byol() -> Recipe:
     multissl train video/byol --data FOLDER
     """
     head = MLPHead.Config(hidden=256, out=64, layers=2)
-    teacher = Teacher.Config(ema=0.97, final_ema=1.0, buffers="keep", batch_norm="batch")
-    return _small(BYOL.Config(projector=head, predictor=head, teacher=teacher))
+    return _small(BYOL.Config(projector=head, predictor=head, teacher=batch_teacher(0.97)))
 
 
 def dino() -> Recipe:
@@ -57,16 +55,8 @@ def dino() -> Recipe:
 
     multissl train video/dino --data FOLDER
     """
-    head = PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0)
-    objective = DINO.Config(
-        ibot_weight=0.0,
-        koleo_weight=0.02,
-        num_local=2,
-        head=head,
-        teacher=Teacher.Config(ema=0.9, final_ema=0.99),
-        teacher_temperature_start=0.02,
-        teacher_temperature=0.02,
-        freeze_last_layer=50,
+    objective = small_dino(
+        koleo_weight=0.02, teacher_temperature_start=0.02, teacher_temperature=0.02, freeze_last_layer=50
     )
     return _small(objective, colour=True)
 
@@ -175,7 +165,7 @@ def _small(objective: Objective.Config, colour: bool = True) -> Recipe:
         objective=objective,
         optim=AdamW.Config(lr=2e-3, warmup=50, weight_decay=0.04),
         batch_size=64,
-        steps=600,
+        steps=400,
         evals=watched(every=200),
-        save=Save(every=300),
+        save=Save(every=200),
     )

@@ -1,4 +1,4 @@
-"""Any encoder of Hugging Face's transformers: vision models first, text and waveform models by the kind of the stream.
+"""Any encoder of Hugging Face's transformers: vision models first, text, spectrogram and waveform models by the stream.
 
 The network is built from a config (no network access) or from the config of a local folder or hub name; weights are
 fetched only where `pretrained` asks for them, as safetensors. They carry Hugging Face's names behind `net.`.
@@ -8,6 +8,7 @@ Shapes: R rows, P class and register tokens, N tokens, D width.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -56,6 +57,8 @@ class HuggingFaceEncoder(Wrapped):
         sizes = getattr(net.config, "hidden_sizes", None)
         self.dim = sizes[-1] if sizes else net.config.hidden_size
         self.accepts = set(inspect.signature(net.forward).parameters)
+        if "pixel_values" not in self.accepts and self.name == "pixel_values" and spec.shape[0] == 1:
+            self.name = "input_values"  # spectrograms [R, T, F] without a channel, as AST reads them
         if cfg.pooling != "pooler" and isinstance(getattr(net, "pooler", None), nn.Module):
             net.pooler.requires_grad_(False)
         for name, parameter in net.named_parameters():
@@ -111,7 +114,12 @@ class HuggingFaceEncoder(Wrapped):
         if x.ndim != 4 or patch is None or getattr(self.net.config, "hidden_sizes", None):
             return 0
         high, wide = (patch, patch) if isinstance(patch, int) else patch
-        excess = every.shape[1] - (x.shape[2] // high) * (x.shape[3] // wide)
+        steps = [
+            getattr(self.net.config, name, size)
+            for name, size in (("time_stride", high), ("frequency_stride", wide))
+        ]
+        places = zip(x.shape[2:], (high, wide), steps, strict=True)
+        excess = every.shape[1] - math.prod((size - cut) // step + 1 for size, cut, step in places)
         return excess if 0 <= excess < every.shape[1] and excess <= 16 else 0
 
 
@@ -140,6 +148,7 @@ def model_config(cfg: HuggingFaceEncoder.Config, spec: StreamSpec) -> Any:
     if input_name(spec) == "pixel_values":
         channels, high, wide = spec.shape
         fitting = {"num_channels": channels, "image_size": high if high == wide else (high, wide)}
+        fitting |= {"max_length": high, "num_mel_bins": wide} if channels == 1 else {}
     elif spec.kind == "sequence":
         fitting = {"vocab_size": spec.vocab, "max_position_embeddings": spec.shape[0] + 2}
     for name, value in {**{k: v for k, v in fitting.items() if hasattr(fresh, k)}, **options}.items():

@@ -36,6 +36,8 @@ class TransformerEncoder(Encoder):
         pooling: Pooling = "cls"
         """What stands for a view: the class token, the mean of the tokens, or the last one. Causal objectives
         need mean or last: the class token comes first and would see nothing."""
+        causal: bool = False
+        """Whether every token sees only those before it, in evaluation too: what next-token prediction trains."""
         drop_path: float = 0.0
         """Share of rows that skip a residual branch while training."""
         layerscale: float = 0.0
@@ -71,6 +73,10 @@ class TransformerEncoder(Encoder):
                     raise ValueError(f"{name}={getattr(self, name)}: want {low} or more")
             if self.dim % self.heads:
                 raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: choose heads that do")
+            if self.causal and self.pooling == "cls":
+                raise ValueError(
+                    "causal=True: the class token comes first and sees nothing, set pooling=mean or last"
+                )
             if not 0 <= self.drop_path < 1:
                 raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
 
@@ -106,7 +112,7 @@ class TransformerEncoder(Encoder):
                 "causal needs pooling=mean or pooling=last"
             )
         tokens, valid = zip(*(self.tokenizer(v, masking) for v in views), strict=True)
-        groups, taps = self.trunk(tokens, valid, masking == "causal", inner)
+        groups, taps = self.trunk(tokens, valid, self.cfg.causal or masking == "causal", inner)
         return [
             self._features(group, real, tuple(tap[i] for tap in taps))
             for i, (group, real) in enumerate(zip(groups, valid, strict=True))
@@ -134,7 +140,7 @@ class TransformerEncoder(Encoder):
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.depth:
             raise ValueError(f"layers n={n}: the encoder has blocks 0 to {self.depth - 1}")
         tokens, valid = self.tokenizer(views)
-        _, taps = self.trunk([tokens], [valid], inner=self.depth - wanted[0])
+        _, taps = self.trunk([tokens], [valid], self.cfg.causal, inner=self.depth - wanted[0])
         found = [taps[i - wanted[0]][0] for i in wanted]
         return [self._features(self.trunk.norm(t) if norm else t, valid) for t in found]
 

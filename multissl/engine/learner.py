@@ -71,9 +71,14 @@ class Learner(nn.Module):
         encoders = self.encoders if which == "student" else cast(Any, self.objective).exported(self.encoders)
         return cast(Any, encoders).encode(views, masking, inner)
 
+    def errors(self, views: Views) -> Tensor:
+        """What the objective's predictions of the parts of views cost, one by one; see the objective's `errors`."""
+        return cast(Any, self.objective).errors(self.encoders, views)
+
     def handle(self, which: Which, device: torch.device) -> Handle:
         """One of the two sides, for evaluators."""
-        return Handle(functools.partial(self.encode, which), device)
+        errors = self.errors if hasattr(self.objective, "errors") else None
+        return Handle(functools.partial(self.encode, which), device, errors=errors)
 
     def has_teacher(self) -> bool:
         """Whether what is shipped is not the student itself."""
@@ -86,7 +91,7 @@ class Learner(nn.Module):
 
     def entry_points(self) -> list[str]:
         """The methods besides `forward` that may encode."""
-        return ["encode", "replay"]
+        return ["encode", "replay", "errors"]
 
     def clip_groups(self, per: Literal["all", "module", "parameter"]) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters, grouped as their gradients are clipped: encoders and heads are the modules."""
@@ -107,6 +112,8 @@ class Handle:
     device: torch.device
     memory: dict[Any, Any] = field(default_factory=dict)
     """Features that evaluators share; a handle lives while the weights stay as they are."""
+    errors: Callable[[Views], Tensor] | None = None
+    """The objective's errors where it tells them and is at hand: a saved encoder comes without its objective."""
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item."""

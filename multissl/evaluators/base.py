@@ -57,12 +57,15 @@ class Evaluator(Component):
         data = modality.dataset(split)
         count = len(data)  # type: ignore[arg-type]
         found = any(data[i * count // min(64, count)].label >= 0 for i in range(min(64, count)))
-        if not found and not self._told:
-            log.warning(
-                "%s: the %s split has no labels, nothing to measure", config_name(type(self.cfg)), split
-            )
-            self._told = True
+        if not found:
+            self.nothing(f"the {split} split has no labels")
         return found
+
+    def nothing(self, why: str) -> None:
+        """Warn, once, that there is nothing to measure."""
+        if not self._told:
+            log.warning("%s: %s, nothing to measure", config_name(type(self.cfg)), why)
+            self._told = True
 
     def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
         """Figures by name."""

@@ -3,9 +3,11 @@
 A number of training samples is drawn, as many draws as asked, classes in proportion (at least one each); on every
 draw the same samples go to a linear model on frozen features (logistic, or ridge where the label is a quantity), to
 the encoder fine-tuned if asked, and to logistic regression or ridge, a random forest and gradient boosting on the
-raw features, the latter two tuned on the draw by cross-validation over small grids. Figures are percent: area under
-the curve for two classes (one against the rest, averaged, for more), R2 for a quantity. The draws are paired: `gain`
-is the mean difference to the classical model that is best on average, with its 95 % interval by Student's t.
+raw features. All are tuned on the draw by cross-validation over small grids, classifiers by their log loss: accuracy on
+a few rows is too coarse to choose by. Figures are percent: area under the curve for two classes (one against the rest,
+averaged, for more) or accuracy, R2 for a quantity. The draws are paired: `gain` is the mean difference to the classical
+model that is best on average, `over_untrained` that to the encoder as it was at step 0, each with its 95 % interval by
+Student's t.
 Shapes: S samples of a split, Q queries, F features, n labels, K draws.
 """
 
@@ -15,7 +17,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ class FewLabels(Evaluator):
     titles: ClassVar[dict[str, str]] = {
         "score": "frozen, few labels, %",
         "gain": "gain over the best classical",
+        "over_untrained": "few labels, gain over the untrained encoder",
     }
 
     @dataclass(kw_only=True, slots=True)
@@ -61,6 +64,8 @@ class FewLabels(Evaluator):
         """Training samples that draws come from, themselves drawn with a fixed seed; 0: all."""
         queries: int = 5_000
         """Samples of the split, drawn with a fixed seed; 0: all."""
+        metric: Literal["area", "accuracy"] = "area"
+        """How classes are scored; a quantity has R2."""
         classical: bool = True
         """Fit the classical models, which takes most of the time."""
         with_raw: bool = False
@@ -83,9 +88,13 @@ class FewLabels(Evaluator):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self._floors: dict[str, list[float]] | None = None
+        self._untrained: np.ndarray | None = None
 
     def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`score` and, where asked, `fine_tuned`; beside classical models `gain` and its interval. Percent."""
+        """`score` and, where asked, `fine_tuned`; beside classical models `gain` and its interval. Percent.
+
+        After a call at step 0, `over_untrained` too: what was measured there is kept, by this object alone.
+        """
         if not self.labelled(modality, self.cfg.split):
             return {}
         device = device_of(encoders)
@@ -99,8 +108,12 @@ class FewLabels(Evaluator):
             q = np.concatenate(
                 [q, self._features(raw, modality, self.cfg.split, self.cfg.queries, "cpu")[0]], 1
             )
-        ours = [score(linear(y)(x[rows], y[rows], q), truth) for rows in draws]
+        ours = np.array([self._score(linear(y)(x[rows], y[rows], q), truth) for rows in draws])
         found = {"score": float(np.mean(ours))}
+        if progress.step == 0:
+            self._untrained = ours
+        elif self._untrained is not None:
+            found |= interval(ours - self._untrained, "over_untrained")
         if self.cfg.fine_tune:
             tuned = [
                 self._tuned(encoders, modality, [places[r] for r in rows], y[rows], truth) for rows in draws
@@ -109,7 +122,7 @@ class FewLabels(Evaluator):
         if self.cfg.classical:
             theirs = self._classical(modality)
             best = max(theirs, key=lambda name: np.mean(theirs[name]))
-            found |= interval(np.array(ours) - np.array(theirs[best]))
+            found |= interval(ours - np.array(theirs[best]))
         return found
 
     def floors(self, modality: Modality) -> dict[str, float]:
@@ -125,7 +138,7 @@ class FewLabels(Evaluator):
             q, truth, _ = self._features(raw, modality, self.cfg.split, self.cfg.queries, "cpu")
             draws = self._draws(y)
             self._floors = {
-                name: [score(fit(x[rows], y[rows], q), truth) for rows in draws]
+                name: [self._score(fit(x[rows], y[rows], q), truth) for rows in draws]
                 for name, fit in {"linear": linear(y), **trees(y)}.items()
             }
         return self._floors
@@ -194,7 +207,10 @@ class FewLabels(Evaluator):
             q, _, _ = self._features(frozen, modality, self.cfg.split, self.cfg.queries, device)
         with torch.no_grad():
             out = head.cpu()(torch.from_numpy(q).float()).double()
-        return score((out[:, 0] * std + mean if quantity else out.softmax(1)).numpy(), truth)
+        return self._score((out[:, 0] * std + mean if quantity else out.softmax(1)).numpy(), truth)
+
+    def _score(self, guess: np.ndarray, truth: np.ndarray) -> float:
+        return score(guess, truth, self.cfg.metric)
 
 
 def linear(y: np.ndarray) -> Fit:
@@ -207,7 +223,7 @@ def linear(y: np.ndarray) -> Fit:
         x, queries = scale.transform(x), scale.transform(queries)
         if y.dtype.kind == "f":
             return models.RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(x, labels).predict(queries)
-        grid = {"C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]}
+        grid = {"C": list(np.logspace(-4, 0, 7))}
         return _searched(models.LogisticRegression(max_iter=500), grid, x, labels, queries, y)
 
     return fit
@@ -240,7 +256,8 @@ def _searched(
     quantity = labels.dtype.kind == "f"
     fewest = len(labels) if quantity else int(np.unique(labels, return_counts=True)[1].min())
     if min(5, fewest) >= 2:
-        search = selection.GridSearchCV(model, grid, cv=min(5, fewest), n_jobs=1)
+        scoring = "r2" if quantity else "neg_log_loss"
+        search = selection.GridSearchCV(model, grid, scoring=scoring, cv=min(5, fewest), n_jobs=1)
         model = search.fit(x, labels).best_estimator_
     else:  # a class of one sample cannot be held out: the middle of each grid
         middle = {name: values[len(values) // 2] for name, values in grid.items()}
@@ -252,10 +269,12 @@ def _searched(
     return scores
 
 
-def score(guess: np.ndarray, truth: np.ndarray) -> float:
-    """Percent: R2 of values [Q], or the area under the curve of scores [Q, C], one class against the rest, averaged."""
+def score(guess: np.ndarray, truth: np.ndarray, metric: str = "area") -> float:
+    """Percent: R2 of values [Q]; accuracy or area under the curve (one against the rest, averaged) of scores [Q, C]."""
     if truth.dtype.kind == "f":
         return 100 * float(1 - ((guess - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+    if metric == "accuracy":
+        return 100 * float((guess.argmax(1) == truth).mean())
     classes = [c for c in np.unique(truth) if c < guess.shape[1]]
     return 100 * float(np.mean([area(guess[:, c], truth == c) for c in classes[len(classes) == 2 :]]))
 
@@ -270,9 +289,9 @@ def area(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros)) if len(values) else 0.5
 
 
-def interval(differences: np.ndarray) -> dict[str, float]:
-    """`gain`, the mean of paired differences [K], and the ends of its 95 % interval by Student's t."""
+def interval(differences: np.ndarray, name: str = "gain") -> dict[str, float]:
+    """The mean of paired differences [K] under a name, and the ends of its 95 % interval by Student's t."""
     count = len(differences)
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(count)
     t = float(registry.require("scipy.stats").t.ppf(0.975, count - 1))
-    return {"gain": mean, "gain_low": mean - t * error, "gain_high": mean + t * error}
+    return {name: mean, f"{name}_low": mean - t * error, f"{name}_high": mean + t * error}

@@ -1,7 +1,8 @@
 """Quick linear probe: multinomial logistic regression on frozen features.
 
 Features are standardised with the training statistics; a tenth of the training samples chooses the L2
-strength, then the classifier is fitted to all of them. Full-batch L-BFGS from zero: no learning rate.
+strength, then the classifier is fitted to all of them. Full-batch L-BFGS from zero: no learning rate. Where queries
+come from other groups (speakers, scenes) than the training samples, `by_group` chooses on groups left out in turn.
 Shapes: S training samples, Q queries, F features, C classes.
 """
 
@@ -21,6 +22,7 @@ from multissl.evaluators.base import (
     device_of,
     drawn,
     evaluating,
+    featurize_places,
     labelled_split,
     learned,
 )
@@ -48,6 +50,8 @@ class LinearProbe(Evaluator):
         """L-BFGS steps for a fit."""
         classical: bool = False
         """Fit the modality's classical features too; raw input is wide, so this takes its time."""
+        by_group: bool = False
+        """Choose the strength on training groups, such as speakers, left out one after the other."""
         margin: float = 2.0
         """Points above the untrained encoder (and the raw input, if fitted) that count as learned."""
 
@@ -70,59 +74,89 @@ class LinearProbe(Evaluator):
             return {}
         device = device_of(encoders)
         with evaluating(encoders) as featurize:
-            return {"top1": self._accuracy(featurize, modality, device)}
+            return {"top1": self.accuracy(featurize, modality, device)}
 
     def floors(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features, where `classical` asks for it."""
         if not self.cfg.classical or not self.labelled(modality, self.cfg.split):
             return {}
-        return {name: self._accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
+        return {name: self.accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last top1 is above the untrained encoder (and the raw input) by the margin."""
         return learned("linear probe", "top1", history, self.cfg.margin)
 
-    def _accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
+    def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
+        """`top1` of any features of the modality's samples."""
         cfg = self.cfg
-        x, y = labelled_split(featurize, modality, "train", cfg.train, device=device, stream=cfg.stream)
+        x, y, groups = self._train(featurize, modality, device)
         queries, truth = labelled_split(
             featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
         )
         x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
-        return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps)
+        return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps, groups)
+
+    def _train(
+        self, featurize: Featurize, modality: Modality, device: torch.device | str
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features [S, F], labels [S] and, where the choice goes by them, groups [S] of labelled training samples."""
+        data = modality.dataset("train")
+        places = drawn(len(data), self.cfg.train)  # type: ignore[arg-type]
+        x, y, kept = featurize_places(
+            featurize, modality, "train", places, device=device, stream=self.cfg.stream
+        )
+        groups = torch.tensor([data[i].group for i in kept]) if self.cfg.by_group else None
+        if groups is not None and len(groups[y >= 0].unique()) < 2:
+            raise ValueError("by_group=True: the training samples are of fewer than 2 groups; leave it off")
+        return x[y >= 0], y[y >= 0], None if groups is None else groups[y >= 0]
 
 
 def probe_accuracy(
-    x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float], max_steps: int = 200
+    x: Tensor,
+    y: Tensor,
+    queries: Tensor,
+    truth: Tensor,
+    strengths: Sequence[float],
+    max_steps: int = 200,
+    groups: Tensor | None = None,
 ) -> float:
     """Accuracy in percent on queries [Q, F] of the probe fitted to x [S, F]; labels int64 [S] and [Q]."""
     classes = 1 + int(max(y.max(), truth.max()))
-    l2 = choose_l2(x, y, strengths, classes, max_steps) if len(strengths) > 1 else strengths[0]
+    l2 = choose_l2(x, y, strengths, classes, max_steps, groups) if len(strengths) > 1 else strengths[0]
     x, queries = standardised(x, queries)
     weight, bias = fit_logistic(x, y, l2, classes, max_steps)
     return _percent(queries @ weight.T + bias, truth)
 
 
-def choose_l2(x: Tensor, y: Tensor, strengths: Sequence[float], classes: int, max_steps: int = 200) -> float:
-    """The strength that does best on a tenth of the samples, fitted to the others; of equals the strongest.
+def choose_l2(
+    x: Tensor,
+    y: Tensor,
+    strengths: Sequence[float],
+    classes: int,
+    max_steps: int = 200,
+    groups: Tensor | None = None,
+) -> float:
+    """The strength that does best on samples left out, fitted to the others; of equals the strongest.
 
-    Strengths are tried from strong to weak, each fit starting from the one before.
+    Left out is a tenth of the samples, or each of the groups [S] in turn, of which the mean counts. Strengths are tried
+    from strong to weak, each fit starting from the one before.
     """
-    held = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    held[drawn(len(x), max(1, len(x) // 10))] = True
     if len(x) < 10:
         raise ValueError(
             f"{len(x)} labelled samples cannot choose among {len(strengths)} strengths: give one --l2"
         )
-    x, y, rest, truth = x[~held], y[~held], x[held], y[held]
-    x, rest = standardised(x, rest)
-    best, chosen, start = -1.0, 0.0, None
-    for l2 in sorted(strengths, reverse=True):
-        start = fit_logistic(x, y, l2, classes, max_steps, start)
-        found = _percent(rest @ start[0].T + start[1], truth)
-        if found > best:
-            best, chosen = found, l2
-    return chosen
+    tenth = torch.zeros(len(x), dtype=torch.bool)
+    tenth[drawn(len(x), max(1, len(x) // 10))] = True
+    folds = [tenth] if groups is None else [groups == g for g in groups.unique()]
+    order = sorted(strengths, reverse=True)
+    totals = dict.fromkeys(order, 0.0)
+    for held in (fold.to(x.device) for fold in folds):
+        rest, queries = standardised(x[~held], x[held])
+        start = None
+        for l2 in order:
+            start = fit_logistic(rest, y[~held], l2, classes, max_steps, start)
+            totals[l2] += _percent(queries @ start[0].T + start[1], y[held])
+    return max(order, key=lambda l2: totals[l2])  # the first, and strongest, of equals
 
 
 def fit_logistic(

@@ -24,7 +24,6 @@ from multissl.evaluators.base import (
     evaluating,
     featurize_places,
     learned,
-    log,
 )
 from multissl.types import Encode, Modality, Progress
 
@@ -88,13 +87,11 @@ class StateProbe(Evaluator):
         if not self.stated(modality):
             return {}
         x, y, groups, queries, truth = self.parts(modality.floors()["raw"], modality, "cpu")
-        found = self._named(modality, r2_of(x, y, groups, queries, truth, self.cfg.l2), "wide")
+        found = {"wide": r2_of(x, y, groups, queries, truth, self.cfg.l2)}
         if self._width:
             reduced = principal(x, queries, self._width)
-            found |= self._named(
-                modality, r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2), "pca"
-            )
-        return found
+            found["pca"] = r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2)
+        return {name: self._named(modality, each, name)[name] for name, each in found.items()}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last r2 is above the untrained encoder and the principal components by the margin."""
@@ -125,9 +122,8 @@ class StateProbe(Evaluator):
     def stated(self, modality: Modality) -> bool:
         """Whether the data tells a state; where it does not, says so once."""
         found = hasattr(modality, "states") and bool(cast(Stated, modality).states(self.cfg.split)[1])
-        if not found and not self._told:
-            log.warning("state_probe: the data tells no state behind its samples, nothing to measure")
-            self._told = True
+        if not found:
+            self.nothing("the data tells no state behind its samples")
         return found
 
     def _named(self, modality: Modality, each: Tensor, name: str) -> dict[str, float]:
@@ -149,24 +145,27 @@ def r2_of(
     Groups [S] are whole in the part that chooses: of neighbours in time one would otherwise tell the other.
     """
     held = torch.isin(groups, groups.unique()[::10])
-    best, chosen = -torch.inf, max(strengths)
+    chosen = max(strengths)
     if len(strengths) > 1 and not bool(held.all()):
-        for l2 in sorted(strengths, reverse=True):
-            found = float(_r2(x[~held], y[~held], x[held], y[held], l2).mean())
-            if found > best:
-                best, chosen = found, l2
-    return _r2(x, y, queries, truth, chosen)
+        tried = sorted(strengths, reverse=True)
+        found = [float(r.mean()) for r in _r2(x[~held], y[~held], x[held], y[held], tried)]
+        chosen = tried[found.index(max(found))]
+    return _r2(x, y, queries, truth, [chosen])[0]
 
 
-def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, l2: float) -> Tensor:
+def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]) -> list[Tensor]:
+    """R2 [n] for each strength."""
     mean, centre = x.mean(0), y.mean(0)
     std = x.std(0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
     x, queries = (x - mean) * scale, (queries - mean) * scale
-    gram = x.T @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=x.dtype)
-    weight = torch.linalg.solve(gram, x.T @ (y - centre) / len(x))  # [F, n]
-    missed = (queries @ weight + centre - truth).square().sum(0)
-    return 1 - missed / (truth - truth.mean(0)).square().sum(0).clamp(min=1e-12)  # [n]
+    gram, both = x.T @ x / len(x), x.T @ (y - centre) / len(x)
+    spread = (truth - truth.mean(0)).square().sum(0).clamp(min=1e-12)
+    found = []
+    for l2 in strengths:
+        weight = torch.linalg.solve(gram + l2 * torch.eye(len(gram), dtype=x.dtype), both)  # [F, n]
+        found.append(1 - (queries @ weight + centre - truth).square().sum(0) / spread)
+    return found
 
 
 def principal(x: Tensor, queries: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio_files import FILMS, SUFFIXES, Clip, measure, relabelled
 from multissl.modalities.audio_panels import drawn, mel_floor, sound_panel, statistics_floor
+from multissl.modalities.audio_views import centres, silence, spectrograms, uniform
 from multissl.modalities.bands import Band, draw_bands, fixed_count
 from multissl.modalities.base import Modality, Payloads
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
@@ -51,7 +52,9 @@ LIMITS = {
     **dict.fromkeys(("rate", "mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
     **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
     "mixup": (0, 0.9),
-    "gain": (0, 60),
+    **dict.fromkeys(("gain", "equalise"), (0, 60)),
+    **dict.fromkeys(("trim", "dynamics"), (0, 120)),
+    "warp": (0, 0.5),
     "std": (0, math.inf),
 }
 
@@ -81,8 +84,15 @@ class Audio(Modality):
         local_frames: int = 256
         patch: tuple[int, int] = (16, 16)
         """Frames and mel bins of a token: 16 16 for events, 2 128 (the full band) for speech."""
-        short: Literal["pad", "repeat"] = "pad"
-        """Recordings shorter than a view: silence at the end, which is masked out, or the recording over again."""
+        short: Literal["pad", "repeat", "fit"] = "pad"
+        """Recordings shorter than a view: silence at the end, which is masked out, the recording over again, or
+        stretched in time to fit: words spoken slowly and fast become alike."""
+        trim: float = 0.0
+        """Cut what is softer than so many decibels below the loudest frame off both ends of a recording (30: the
+        silence around a word); 0: nothing."""
+        dynamics: float = 0.0
+        """Measure levels from the loudest of a view down to so many decibels below it (60), softer ones as that; 0: as
+        they are."""
         roll: float = 0.0
         """Probability of turning a segment around in a circle by a random share of it."""
         gain: float = 6.0
@@ -91,11 +101,17 @@ class Audio(Modality):
         """Probability of white noise."""
         snr: tuple[float, float] = (5.0, 20.0)
         """Decibels by which that noise lies below the sound."""
+        equalise: float = 0.0
+        """A smooth filter, drawn for each view, makes bands louder or softer by up to so many decibels: what tells
+        microphones, rooms and codecs apart."""
         mixup: float = 0.0
         """Largest share of another recording in a global view, uniform from 0; BYOL-A: 0.4."""
         stretch: tuple[float, float] = (1.0, 1.0)
         """Range of the length in time and frequency of a box that is cut from a spectrogram and resized to all of it;
         BYOL-A: 0.6 1.5."""
+        warp: float = 0.0
+        """Largest change, as a share, of the length and the place of a view in time and frequency around the whole
+        sound: as if another voice said the same."""
         time_mask: float = 0.2
         """Widest stretch of time that is wiped out, as a share of the view."""
         frequency_mask: float = 0.2
@@ -109,6 +125,8 @@ class Audio(Modality):
         """Of the log-mel values, used where std is given; AudioSet: -4.268 and 4.569."""
         std: float = 0.0
         """0: mean and std are measured on the training data."""
+        centre: bool = False
+        """Subtract each view's own mean in every band too, and with it the average voice and microphone."""
 
         def __post_init__(self) -> None:
             for name, (low, high) in LIMITS.items():
@@ -129,6 +147,11 @@ class Audio(Modality):
                 raise ValueError(
                     f"modality.mask={self.mask}: tokens of the full band, patch={self.patch}, have no frequency to"
                     " hide; set modality.mask=time or random"
+                )
+            if self.warp and self.stretch != (1.0, 1.0):
+                raise ValueError(
+                    f"modality.warp={self.warp} and modality.stretch={self.stretch} both resize: set one, the other"
+                    " to 0 or to 1 1"
                 )
             if self.hold_out and not self.data:
                 raise ValueError("modality.hold_out needs modality.data: the demo has no groups")
@@ -172,7 +195,7 @@ class Audio(Modality):
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
         plan, cfg = plans["audio"], self.cfg
-        clips = [Clip(sample, cfg.rate) for sample in samples]
+        clips = [self._clip(sample) for sample in samples]
         raw: dict[str, Tensor] = {}
         for line, role in enumerate(ROLES):
             if views := _num(plan, role):
@@ -199,6 +222,13 @@ class Audio(Modality):
             raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
         return {"audio": raw}
 
+    def _clip(self, sample: Sample) -> Clip:
+        """A recording, trimmed."""
+        clip = Clip(sample, self.cfg.rate)
+        if self.cfg.trim:
+            clip.trim(self.cfg.trim)
+        return clip
+
     def _cut(self, clip: Clip, length: int, place: float) -> tuple[Tensor, int, tuple[float, float]]:
         """A segment [S] without its mean, its real samples, and where in the recording it starts and how long it is."""
         room = clip.length - length
@@ -217,14 +247,19 @@ class Audio(Modality):
         for which, place in draws:
             try:
                 sample = data[int(which * len(data))]  # type: ignore[arg-type]
-                found.append(self._cut(Clip(sample, self.cfg.rate), length, place)[0])
+                found.append(self._cut(self._clip(sample), length, place)[0])
             except Unreadable:  # the loader counts it when it is that recording's own turn
                 found.append(torch.zeros(length))
         return torch.stack(found)
 
     def _hide(self, raw: dict[str, Tensor], plan: ViewPlan, rng: RowRandom) -> None:
         grid = self.cfg.grid(self.cfg.frames)
-        columns = self._columns(raw["global_real"], grid[0])  # [V*B]
+        samples = (
+            raw["global_real"]
+            if self.cfg.short == "pad"
+            else torch.full_like(raw["global_real"], raw["global"].shape[1])
+        )
+        columns = self._columns(samples, grid[0])  # [V*B]
         if plan.context_ratio is None:
             real = columns.unflatten(0, (plan.num_global, -1))
             masks = draw_bands(plan, self.cfg.mask, grid, self.cfg.mask_group, rng, real)
@@ -257,7 +292,10 @@ class Audio(Modality):
                 continue
             count, lines = _num(plan, role), rng.fork(line)
             other = given.get("other") if role == "global" else None
-            x, real, box = self._spectrograms(given[role], given[f"{role}_real"], role, count, lines, other)
+            draw = None if role == "clean" else uniform(lines, count)
+            x, real, box = spectrograms(
+                self.cfg, self.statistics(), given[role], given[f"{role}_real"], draw, other
+            )
             grid = self.cfg.grid(x.shape[1])
             views = Views(x=x[:, None], stream="audio", role=role, num_views=count)
             views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
@@ -265,51 +303,12 @@ class Audio(Modality):
                 at = torch.arange(grid[0], device=x.device) < self._columns(real, grid[0])[:, None]  # [R, T']
                 views.valid = at.repeat_interleave(grid[1], 1)
             if plan.coords and role != "clean":
-                views.coords = _centres(grid, given[f"{role}_box"], box)
+                views.coords = centres(grid, given[f"{role}_box"], box)
             if role == "global":
                 views.masks = self._masks(given, plan)
                 views.target = ops.patchify(x, self.cfg.patch) if plan.target else None
             batch.append(views)
         return batch
-
-    def _spectrograms(
-        self, wave: Tensor, real: Tensor, role: Role, count: int, rng: RowRandom, other: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sound [R, S] as [R, T, F], its real samples [R], and the boxes cut from it with their turn [R, 5]."""
-        cfg, (mean, std) = self.cfg, self.statistics()
-        changed = role != "clean"
-
-        def draw(*shape: int) -> Tensor:  # uniform, [V*B, *shape]
-            return rng.rand(count, *shape).transpose(0, 1).flatten(0, 1)
-
-        turn = draw() * (draw() < cfg.roll) if changed and cfg.roll else torch.zeros_like(wave[:, 0])
-        if changed:
-            wave = ops.roll(wave, real, turn) if cfg.roll else wave
-            decibels = cfg.gain * (2 * draw() - 1)
-            wave = wave * 10 ** (decibels[:, None] / 20)
-            if cfg.noise:
-                tape = _noise(wave.device).unfold(0, wave.shape[1], 1)
-                low, high = cfg.snr
-                noise = tape[(draw() * len(tape)).long()] * (draw() < cfg.noise)[:, None]
-                wave = ops.add_noise(wave, noise, low + (high - low) * draw())
-        x = ops.fbank(wave, cfg.mels, cfg.rate)  # [R, T, F]
-        if other is not None:
-            x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw())
-        size, hop = ops.window_of(cfg.rate)
-        past = torch.arange(x.shape[1], device=x.device) * hop + size > real[:, None]  # [R, T]
-        x = (x.masked_fill(past[:, :, None], ops.FLOOR) - mean) / (2 * std)
-        box = torch.tensor([0.0, 1.0, 0.0, 1.0], device=x.device).repeat(len(x), 1)
-        if changed and cfg.stretch != (1.0, 1.0):
-            box = ops.stretch_box(draw(4), cfg.stretch)
-            x = ops.stretch(x, box)
-            end = ((real / wave.shape[1] - box[:, 0]) / box[:, 1]).clamp(0, 1)  # where the sound ends now
-            real = torch.where(real < wave.shape[1], (end * wave.shape[1]).long(), real)
-        if changed and (cfg.time_mask or cfg.frequency_mask):
-            frames, mels = x.shape[1:]
-            hit = ops.spans(frames, cfg.time_mask * frames, draw(cfg.spans, 2))[:, :, None]
-            hit = hit | ops.spans(mels, cfg.frequency_mask * mels, draw(cfg.spans, 2))[:, None]
-            x = x.masked_fill(hit, 0.0)  # the mean of the data
-        return x, real, torch.cat([box, turn[:, None]], 1)
 
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
         grid = self.cfg.grid(self.cfg.frames)
@@ -325,13 +324,27 @@ class Audio(Modality):
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation of log-mel values; measured once where they are not given."""
         if self._statistics is None:
-            self._statistics = measure(self.dataset("train"), self.cfg.rate, self.cfg.mels)
+            cfg = self.cfg
+            self._statistics = measure(self.dataset("train"), cfg.rate, cfg.mels, cfg.trim, cfg.dynamics)
         return self._statistics
 
     def fit(self, data: Sequence[Any]) -> None:
         """Measure these recordings, where mean and deviation are not given."""
         if self._statistics is None:
-            self._statistics = measure(Payloads(data), self.cfg.rate, self.cfg.mels)
+            cfg = self.cfg
+            self._statistics = measure(Payloads(data), cfg.rate, cfg.mels, cfg.trim, cfg.dynamics)
+
+    def parts(self, sample: Sample) -> tuple[Sample, Sample]:
+        """The first and the second half of a recording as recordings of their own, at the modality's rate.
+
+        Raises `Unreadable` where a half is silent or shorter than a frame.
+        """
+        clip = Clip(sample, self.cfg.rate)
+        half = clip.length // 2
+        halves = [replace(sample, data=clip.cut(start, half).numpy()) for start in (0, clip.length - half)]
+        for part in halves:
+            Clip(part, self.cfg.rate)
+        return halves[0], halves[1]
 
     def floors(self) -> dict[str, Callable[[Views], Tensor]]:
         """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""
@@ -348,33 +361,11 @@ class Audio(Modality):
     def state(self) -> dict[str, Any]:
         """The statistics in use."""
         mean, std = self.statistics()
-        return {"mean": mean, "std": std, "pad": (ops.FLOOR - mean) / (2 * std)}
+        return {"mean": mean, "std": std, "pad": (silence(self.cfg.dynamics) - mean) / (2 * std)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Normalise as in training."""
         self._statistics = (state["mean"], state["std"])
-
-
-def _centres(grid: tuple[int, int], box: Tensor, cut: Tensor) -> Tensor:
-    """Where tokens lie in a recording, (time, frequency) in shares of it: [R, N, 2]; past its end above 1.
-
-    box [R, 2]: start and length of the segment; cut [R, 5]: box cut from the spectrogram, share it was turned by.
-    """
-    time, mel = ((torch.arange(n, device=box.device) + 0.5) / n for n in grid)
-    inside = cut[:, :1] + cut[:, 1:2] * time  # [R, T'], in shares of the segment
-    sound = (1 / box[:, 1:]).clamp(max=1)  # the share of the segment that the recording fills
-    turned = (inside + cut[:, 4:] * sound) % sound
-    inside = torch.where((cut[:, 4:] > 0) & (inside >= 0) & (inside < sound), turned, inside)
-    time = box[:, :1] + box[:, 1:] * inside
-    mel = cut[:, 2:3] + cut[:, 3:4] * mel  # [R, F']
-    pairs = [time[:, :, None].expand(-1, -1, grid[1]), mel[:, None].expand(-1, grid[0], -1)]
-    return torch.stack(pairs, -1).flatten(1, 2)
-
-
-@functools.lru_cache(maxsize=4)
-def _noise(device: torch.device) -> Tensor:
-    """A minute and more of white noise of power 1, always the same one; views take a random place of it."""
-    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(16_000)).to(device)
 
 
 @functools.cache

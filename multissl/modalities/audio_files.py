@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from multissl import registry
 from multissl.modalities.readers import Listing, Slice
 from multissl.modalities.soundtrack import Track, is_film
-from multissl.modalities.spectrogram import fbank, num_frames
+from multissl.modalities.spectrogram import fbank, num_frames, relative, window_of
 from multissl.types import Sample, Unreadable
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf")
@@ -58,6 +58,16 @@ class Clip:
             self.length = len(self._array)
             if bool((self._array == self._array[0]).all()):
                 raise Unreadable(self.index, f"{self.name}: is silent, every sample is {self._array[0]:g}")
+
+    def trim(self, decibels: float) -> None:
+        """Cut what is softer than so many decibels below the loudest frame off both ends, of up to a minute."""
+        if self._array is None:
+            return
+        (size, hop), wave = window_of(self.rate), self.cut(0, self.length)
+        power = (wave - wave.mean()).unfold(0, size, hop).square().sum(1)
+        loud = (power >= power.max() * 10 ** (-decibels / 10)).nonzero().flatten()
+        self._array = wave[int(loud[0]) * hop : int(loud[-1]) * hop + size]
+        self.length = len(self._array)
 
     def cut(self, start: int, count: int) -> Tensor:
         """Samples start to start + count at the wanted rate, fewer where the recording ends: fp32 [S]."""
@@ -147,17 +157,26 @@ def _matches(names: Sequence[str], pattern: str, option: str) -> list[str]:
     return ["" if m is None else m[1] for m in found]
 
 
-def measure(data: Dataset[Sample], rate: int, mels: int) -> tuple[float, float]:
-    """Mean and deviation of log-mel over up to 500 evenly spaced sounds that can be read."""
+def measure(
+    data: Dataset[Sample], rate: int, mels: int, trim: float = 0.0, dynamics: float = 0.0
+) -> tuple[float, float]:
+    """Mean and deviation of log-mel over up to 500 evenly spaced sounds that can be read.
+
+    `trim` and `dynamics` are decibels, 0 for none, that views are trimmed and limited by.
+    """
     count = len(cast(Any, data))
     sums = []
     for i in range(min(count, MEASURED)):
         sample = data[i * count // min(count, MEASURED)]
         try:
-            wave = Clip(sample, rate).cut(0, SECONDS * rate)
+            clip = Clip(sample, rate)
+            if trim:
+                clip.trim(trim)
+            wave = clip.cut(0, SECONDS * rate)
         except Unreadable:
             continue
         x = fbank((wave - wave.mean())[None], mels, rate).double()
+        x = relative(x, dynamics) if dynamics else x
         sums.append(torch.stack([x.mean(), x.pow(2).mean()]))
     if not sums:
         raise ValueError("modality.data: none of the sounds can be read, so there is no mean to subtract")

@@ -5,6 +5,8 @@ Shapes: R rows, B samples, V views, T frames, F mel bins.  State: none.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,15 @@ HIDDEN, PADDING = (0.62, 0.66, 0.70), (1.0, 1.0, 1.0)
 STEPS = 32
 
 
-def coloured(x: Tensor) -> Tensor:
-    """Normalised log-mel [..., T, F] as colours 0 to 1, [..., 3, F, T], low sounds below; each row its own range."""
+def coloured(x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Normalised log-mel [..., T, F] as colours 0 to 1, [..., 3, F, T], low sounds below; each row its own range.
+
+    What is `padding`, bool [..., T, F], does not count for the range.
+    """
     x = x.detach().float().cpu()
-    low = x.flatten(-2).quantile(0.02, -1)[..., None, None]
-    high = x.flatten(-2).quantile(0.995, -1)[..., None, None]
+    real = x if padding is None else x.masked_fill(padding, torch.nan)
+    low = real.flatten(-2).nanquantile(0.02, -1)[..., None, None]
+    high = real.flatten(-2).nanquantile(0.995, -1)[..., None, None]
     level = ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * (len(SCALE) - 1)
     first = level.long().clamp(max=len(SCALE) - 2)
     table = torch.tensor(SCALE)
@@ -40,14 +46,19 @@ def sound_panel(batch: Batch, patch: tuple[int, int]) -> list[Panel]:
     """One panel with the views of the first samples, or none without views."""
     if not batch:
         return []
-    columns = [tile for views in batch for tile in _tiles(views, patch)]
+    whole = [replace(v, masks=()) for v in batch if v.mask is not None]  # beside what is left of them
+    columns = [tile for views in [*whole, *batch] for tile in _tiles(views, patch)]
     framed = [F.pad(c, (GAP, GAP, GAP, GAP), value=1.0) for c in columns]
     page = torch.cat([torch.cat(list(line), 2) for line in zip(*framed, strict=True)], 1)  # [3, H, W]
     parts = [
         "Each line is one recording: time runs to the right, low sounds lie below, bright is loud.",
     ]
-    if any(v.role == "local" or (v.role == "global" and v.num_views > 1) for v in batch):
-        parts.append("Views after the first are cut, stretched, made noisier; flat stripes were wiped out.")
+    names = {"clean": "the recording as it is", "global": "changed view", "local": "short changed view"}
+    shown = [f"{v.num_views} x {names[v.role]}" if v.num_views > 1 else names[v.role] for v in batch]
+    before = ["the sound as a whole"] if whole else []
+    parts.append(f"From left to right: {', '.join(before + shown)}.")
+    if any(v.role != "clean" for v in batch):
+        parts.append("Views are cut, shifted, made noisier; flat stripes, if any, were wiped out.")
     if any(v.mask is not None for v in batch):
         parts.append("Grey tiles are hidden from the encoder that learns; it has to say what belongs there.")
     if any(v.valid is not None and not bool(v.valid.all()) for v in batch):
@@ -59,20 +70,20 @@ def _tiles(views: Views, patch: tuple[int, int]) -> list[Tensor]:
     """Views of the first samples, by view [b, 3, HEIGHT, width]; local views are narrower."""
     x = views.x[:, 0].unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, T, F]
     frames = x.shape[2]
-    shown = coloured(x)
-    for tokens, colour in ((views.mask.hidden if views.mask else None, HIDDEN), (_padding(views), PADDING)):
-        if tokens is not None:
-            grid = tokens.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
-            grid = grid.unflatten(-1, (frames // patch[0], -1))
-            fine = grid.repeat_interleave(patch[0], -2).repeat_interleave(patch[1], -1)
-            fine = fine.transpose(-1, -2).flip(-2)[:, :, None]  # [V, b, 1, F, T]
-            shown = torch.where(fine, torch.tensor(colour)[:, None, None], shown)
+
+    def fine(tokens: Tensor) -> Tensor:  # [R, N] to [V, b, T, F]
+        grid = tokens.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
+        grid = grid.unflatten(-1, (frames // patch[0], -1))
+        return grid.repeat_interleave(patch[0], -2).repeat_interleave(patch[1], -1)
+
+    padding = None if views.valid is None else fine(~views.valid)
+    shown = coloured(x, padding)
+    for tiles, colour in ((fine(views.mask.hidden) if views.mask else None, HIDDEN), (padding, PADDING)):
+        if tiles is not None:
+            turned = tiles.transpose(-1, -2).flip(-2)[:, :, None]  # [V, b, 1, F, T]
+            shown = torch.where(turned, torch.tensor(colour)[:, None, None], shown)
     width = WIDTH if views.role != "local" else WIDTH // 2
     return [F.interpolate(v, size=(HEIGHT, width), mode="nearest") for v in shown]
-
-
-def _padding(views: Views) -> Tensor | None:
-    return None if views.valid is None else ~views.valid
 
 
 def _bytes(x: Tensor) -> np.ndarray:

@@ -19,6 +19,8 @@ from torch import Tensor
 GREY = (0.2989, 0.587, 0.114)
 SOLARISED_FROM = 128 / 255
 BLUR_SIGMA = (0.1, 2.0)
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+"""Factors of brightness, contrast, saturation and hue that change nothing."""
 
 
 def apply_to(x: Tensor, hit: Tensor, op: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
@@ -41,9 +43,10 @@ def jitter(x: Tensor, hit: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     order int64 [R, 4] holds the operations in turn, factors [R, 4] the factor of each operation (hue: a
     shift).
     """
+    changed = hit[:, None] & (factors != torch.tensor(NEUTRAL))  # [R, 4]
     for turn in range(4):
         for number, op in enumerate((brightness, contrast, saturation, hue)):
-            x = apply_to(x, hit & (order[:, turn] == number), op, factors[:, number])
+            x = apply_to(x, changed[:, number] & (order[:, turn] == number), op, factors[:, number])
     return x
 
 

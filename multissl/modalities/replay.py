@@ -1,8 +1,9 @@
 """Recorded episodes: single frames with actions and states, read from files, split by episode, stacked on read.
 
 Frames are stored once; a stack of k frames repeats the episode's first one where there were none before, as
-gymnasium's frame stacking does. Files: npz and HDF5 with one array a name (frames `observations`, `actions`, and the
-ends of episodes as `terminals`, `timeouts`, `episode_ends` or `episode_ids`), or a local Minari dataset.
+gymnasium's frame stacking does. Files: npz and HDF5 with one array a name (frames `observations`, `actions`, the ends
+of episodes as `terminals`, `timeouts`, `episode_ends` or `episode_ids`, and where known `states` and `state_names`),
+or a local Minari dataset.
 Action t leads from frame t to frame t+1; the action of an episode's last frame leads nowhere and is never used.
 Shapes: S frames of all episodes, E episodes, H, W pixels, C colours, A numbers of an action, n values of a state.
 State: none but what was read.
@@ -11,6 +12,7 @@ State: none but what was read.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ NAMES = {
     "ends": ("episode_ends",),
     "ids": ("episode_ids", "episode_id"),
     "states": ("states", "state", "ram"),
+    "names": ("state_names",),
 }
 """What an array is called in a file, the preferred name first."""
 CELLS = 4
@@ -142,11 +145,14 @@ class Moments(Dataset[Sample]):
 def bursts(samples: list[Sample], rng: RowRandom, size: int, pace: int, span: int) -> list[Sample]:
     """Samples of which every `size` in a row are moments of the first one's episode, `pace` frames apart from it on.
 
-    Views reach `span` frames further; a burst that would pass the episode's end starts earlier.
+    Where the global batch is no multiple, its largest divisor below `size`. Views reach `span` frames further; a burst
+    that would pass the episode's end starts earlier.
     """
-    if rng.first % size or len(samples) % size:
+    size = next(n for n in range(min(size, rng.total), 0, -1) if rng.total % n == 0)
+    if rng.first % size or rng.rows % size:
         raise ValueError(
-            f"modality.burst={size}: a rank has {len(samples)} samples of a step, want a multiple of {size}"
+            f"modality.burst={size}: a rank with {rng.rows} samples of a step cuts a burst in two; set"
+            f" modality.burst={math.gcd(size, rng.rows)}, or a batch_size that gives each rank whole ones"
         )
     found = []
     for sample in samples[::size]:
@@ -234,7 +240,7 @@ def from_arrays(given: Mapping[str, Any]) -> Replay:
             f"frames have shape {frames.shape}: want single frames of 1 or 3 colours, not stacks"
         )
     for name, array in found.items():
-        if name != "ends" and len(array) != len(frames):
+        if name not in ("ends", "names") and len(array) != len(frames):
             raise ValueError(
                 f"{len(frames)} frames and {len(array)} {name}: want as many, an action for every frame"
             )
@@ -246,12 +252,18 @@ def from_arrays(given: Mapping[str, Any]) -> Replay:
         raise ValueError(
             f"{int((~np.isfinite(actions)).any(1).sum())} actions are not finite: mend or drop them"
         )
+    states = found["states"].reshape(len(frames), -1).astype(np.float32) if "states" in found else None
+    # HDF5 gives bytes
+    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in found.get("names", ()))
+    if names and (states is None or len(names) != states.shape[1]):
+        raise ValueError(f"{len(names)} state_names for {0 if states is None else states.shape[1]} states")
     return Replay(
         frames=frames[..., 0] if frames.ndim == 4 and frames.shape[-1] == 1 else frames,
         actions=actions if whole else actions.astype(np.float32),
         start=_starts(found, len(frames)),
         num_actions=int(actions.max()) + 1 if whole and len(actions) else 0,
-        states=found["states"].reshape(len(frames), -1).astype(np.float32) if "states" in found else None,
+        states=states,
+        names=names,
     )
 
 

@@ -146,9 +146,7 @@ class RL(Modality):
                 else:
                     found = read_replay(cfg.data)
                 self._agree(found)
-                split_episodes(
-                    len(found.start) - 1, "train"
-                )  # too few are refused here, with the name of the file
+                split_episodes(len(found.start) - 1, "train")  # refuses too few, with the file's name
             except ValueError as error:
                 raise ValueError(f"modality.data={cfg.data!r}: {error}") from error
             if found.frames.shape[1:3] != (side, side) or (found.frames.ndim == 4) != (cfg.colours == 3):
@@ -229,9 +227,8 @@ class RL(Modality):
                 raw[role] = torch.from_numpy(np.stack([self._stack(m, cfg.stack) for m in at]))
         if cfg.actions and plan.num_global:
             width = max(cfg.horizon, 1) * self.fitted()["actions"]
-            led = np.zeros(
-                (plan.num_global, count, width), np.float32
-            )  # nothing leads to the first, or to the same
+            # nothing leads to the first view, or to the same stack again
+            led = np.zeros((plan.num_global, count, width), np.float32)
             for v in range(1, plan.num_global if cfg.horizon else 0):
                 for b, m in enumerate(moments):
                     before = m.t + (v - 1) * cfg.horizon
@@ -291,9 +288,8 @@ class RL(Modality):
             stacks, count = given[role], _num(plan, role)
             size = cfg.local_size if role == "local" else cfg.size
             middle = (stacks.shape[-1] - size) // 2
-            place = torch.full(
-                (len(stacks), 2), middle, device=stacks.device
-            )  # top and left, less than 0 outside
+            # top and left of a crop, less than 0 outside
+            place = torch.full((len(stacks), 2), middle, device=stacks.device)
             factor = torch.ones(len(stacks), device=stacks.device)
             if role != "clean":
                 lines = rng.fork(line)

@@ -186,9 +186,8 @@ def shrink(picture: np.ndarray, size: int, colours: int) -> np.ndarray:
     x = x[None] if x.ndim == 2 else x.movedim(-1, 0)[:3]  # [c, H, W]
     if colours == 1 and len(x) == 3:
         x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
-    x = torch.nn.functional.interpolate(x[None], (size, size), mode="area")[0]
-    x = x.expand(colours, -1, -1).round().clamp(0, 255).byte().movedim(0, -1)
-    return (x if colours == 3 else x[..., 0]).numpy()
+    x = torch.nn.functional.interpolate(x[None], (size, size), mode="area")[0].round_().byte()
+    return (x.expand(3, -1, -1).movedim(0, -1) if colours == 3 else x[0]).numpy()
 
 
 def _state(env: Any, seen: Any, known: dict[str, int]) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 
 from multissl.types import Batch, Panel, Views
 
-SAMPLES, TILE, GAP, CELL = 5, 72, 3, 12
-LIT, UNLIT = (0, 114, 178), (225, 225, 225)
+SAMPLES, TILE, GAP, CELL, HEAD = 5, 104, 3, 16, 18
+LIT, UNLIT, INK = (0, 114, 178), (225, 225, 225), (90, 90, 90)
 
 
 def grey(x: object, mean: float, std: float, colours: int) -> np.ndarray:
@@ -25,16 +25,22 @@ def stack_panel(batch: Batch, mean: float, std: float, patch: int, colours: int,
     """One panel of the views of the first samples, or none without views."""
     if not batch:
         return []
-    lines = []
+    lines: list[np.ndarray] = []
     for sample in range(min(SAMPLES, batch[0].batch)):
-        parts = [_space(GAP)]
+        parts, names = [_space(GAP)], [""]
         for views in batch:
             frames = grey(views.x[sample :: views.batch], mean, std, colours)  # [V, k, S, S, 3]
             for v, stack in enumerate(_hidden(frames, views, sample, patch)):
                 if v and views.condition is not None:
                     parts.append(_actions(views.condition[v * views.batch + sample].tolist(), horizon))
+                    names.append("actions")
                 parts += [_tile(frame) for frame in stack]
+                newest = v * horizon if views.role == "global" else 0
+                names += [_moment(newest - i) for i in reversed(range(len(stack)))]
                 parts.append(_space(4 * GAP))
+                names.append("")
+        if not lines:
+            lines.append(_head(names, [part.shape[1] for part in parts]))
         lines.append(np.concatenate(parts, 1))
     return [Panel("What the encoder is shown", np.concatenate(lines), _caption(batch, horizon))]
 
@@ -71,13 +77,28 @@ def _actions(values: list[float], horizon: int) -> np.ndarray:
     return strip
 
 
+def _moment(steps: int) -> str:
+    return f"t{steps:+d}" if steps else "t"
+
+
+def _head(names: list[str], widths: list[int]) -> np.ndarray:
+    """What the columns of these widths are called, uint8 [HEAD, sum of widths, 3]."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    page = Image.new("RGB", (sum(widths), HEAD), (255, 255, 255))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
+    for name, end, width in zip(names, np.cumsum(widths).tolist(), widths, strict=True):
+        draw.text((end - width, 2), name, fill=INK, font=font)
+    return np.asarray(page)
+
+
 def _space(width: int) -> np.ndarray:
     return np.full((TILE + GAP, width, 3), 255, np.uint8)
 
 
 def _caption(batch: Batch, horizon: int) -> str:
     parts = [
-        "Each line is one moment of an episode; the frames side by side are one stack, the newest to the right."
+        "Each line is one moment t of an episode; frames side by side are one stack, the newest to the right."
     ]
     shown = next((v for v in batch if v.role == "global"), None)
     if shown is not None and shown.num_views > 1:

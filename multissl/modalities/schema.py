@@ -80,13 +80,16 @@ class Schema:
         """The schema that `to_json` wrote."""
         return Schema([Column(**c) for c in state["columns"]], dict(state["left_out"]))
 
-    def encode(self, table: Table) -> tuple[Tensor, dict[int, str], dict[str, int]]:
-        """Cells float32 [S, C], rows that cannot be read with the reason, and cells of unknown level by column.
+    def encode(self, table: Table) -> tuple[Tensor, dict[int, str], dict[str, str]]:
+        """Cells float32 [S, C], rows that cannot be read with the reason, and by column what training never saw.
 
         Raises where a column of the training data is missing, or holds no number though it held numbers.
         """
         cells = np.zeros((len(table), len(self.columns)), np.float32)
-        broken, strange = dict(table.broken), {}
+        broken, strange = dict(table.broken), dict[str, str]()
+        flagged = {column.source for column in self.columns if column.kind == "flag"}
+        readable = np.ones(len(table), bool)
+        readable[[*table.broken]] = False
         for place, column in enumerate(self.columns):
             if column.source not in table.columns:
                 raise ValueError(
@@ -97,9 +100,14 @@ class Schema:
             if column.kind == "category":
                 level = {name: i for i, name in enumerate(column.levels)}
                 found = words(given)
-                cells[:, place] = [level.get(w, 0) for w in found]
-                if unknown := sum(w not in level and w != GONE for w in found):
-                    strange[column.source] = unknown
+                numbered = np.array([level.get(w, -1) for w in found])
+                cells[:, place] = numbered.clip(min=0)
+                new = (numbered < 0) & readable
+                gone = sum(found[row] == GONE for row in np.flatnonzero(new))
+                if gone:
+                    strange[column.source] = f"{gone} missing cells, and training missed none: unknown"
+                elif new.any():
+                    strange[column.source] = f"{new.sum()} cells of a level that training rarely or never saw"
                 continue
             values, odd = numbers(given)
             if (len(odd) and odd.all()) or (odd.any() and np.isnan(values).all()):
@@ -110,6 +118,10 @@ class Schema:
             for row in np.flatnonzero(odd).tolist():
                 broken.setdefault(row, f"row {row}: {column.source}={given[row]!r} is no finite number")
             missing = np.isnan(values)
+            if column.source not in flagged and (count := int((missing & ~odd & readable).sum())):
+                strange[column.source] = (
+                    f"{count} missing cells, and training missed none: they become the middle"
+                )
             if column.kind == "flag":
                 cells[:, place] = missing
             else:
@@ -165,22 +177,29 @@ def numbers(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if cells.dtype == np.float64:
         odd = np.isinf(cells)
         return np.where(odd, np.nan, cells), odd
-    values, odd = np.full(len(cells), np.nan), np.zeros(len(cells), bool)
-    for i, cell in enumerate(cells):
-        if cell is None or cell in MISSING:
-            continue
-        try:
-            values[i] = float(cell)
-        except ValueError:
-            odd[i] = True
-        if np.isinf(values[i]):
-            values[i], odd[i] = np.nan, True
-    return values, odd
+    given = cells.tolist()
+    try:
+        values = np.array([np.nan if cell is None else float(cell) for cell in given], np.float64)
+    except ValueError:  # not all are numbers: each different cell is read once
+        known = {cell: _number(cell) for cell in set(given)}
+        values = np.array([known[cell] for cell in given], np.float64)
+    odd = np.isinf(values)
+    return np.where(odd, np.nan, values), odd
+
+
+def _number(cell: str | None) -> float:
+    """A cell's number: NaN where it is missing, infinite where it is none."""
+    if cell is None or cell in MISSING:
+        return np.nan
+    try:
+        return float(cell)
+    except ValueError:
+        return np.inf
 
 
 def words(cells: np.ndarray) -> list[str]:
     """Cells as text [S], missing ones too."""
-    return [GONE if cell is None else cell for cell in texts(cells)]
+    return [GONE if cell is None else cell for cell in texts(cells).tolist()]
 
 
 def _knots(values: np.ndarray, scaling: Scaling) -> list[float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,16 +42,18 @@ def num_samples(frames: int, rate: int) -> int:
 
 def fbank(wave: Tensor, mels: int, rate: int, low: float = 20.0) -> Tensor:
     """Sound [R, S] as natural logarithms of mel power [R, T, F]; computed in fp32, or in fp64 where it has that."""
+    if wave.device.type == "cpu" and len(wave) > 1:  # one row's frames fit the cache, those of all do not
+        return torch.cat([fbank(row[None], mels, rate, low) for row in wave])
     size, hop = window_of(rate)
     frames = (wave if wave.dtype == torch.float64 else wave.float()).unfold(-1, size, hop)  # [R, T, size]
     frames = frames - frames.mean(-1, keepdim=True)
-    before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+    before = torch.cat([frames[..., :1], frames[..., :-1]], -1).mul_(EMPHASIS)
     window = torch.hann_window(size, periodic=False, dtype=frames.dtype, device=wave.device)
-    frames = (frames - EMPHASIS * before) * window
+    frames = frames.sub_(before).mul_(window)
     padded = 1 << (size - 1).bit_length()
-    power = torch.fft.rfft(frames, n=padded).abs().pow(2)  # [R, T, padded/2 + 1]
+    power = torch.fft.rfft(frames, n=padded).abs().square_()  # [R, T, padded/2 + 1]
     bank = mel_bank(mels, padded, rate, low).to(power)  # [padded/2 + 1, F]
-    return (power @ bank).clamp(min=EPSILON).log()
+    return (power @ bank).clamp_(min=EPSILON).log_()
 
 
 @functools.cache
@@ -102,14 +105,41 @@ def stretch_box(draws: Tensor, scale: tuple[float, float]) -> Tensor:
     return torch.stack([draws[:, 2] * room - 0.25, time, draws[:, 3] * (1 - bins), bins], 1)
 
 
-def stretch(x: Tensor, box: Tensor) -> Tensor:
-    """Spectrograms [R, T, F] cut to boxes [R, 4] and resized to what they were; 0 beyond the ends."""
+def warp_box(draws: Tensor, share: float) -> Tensor:
+    """Boxes around the whole sound, longer or shorter and off its middle by up to `share` of it: [R, 4].
+
+    From uniform draws [R, 4]; the same for frequency: the length of the vocal tract moves the bands of a voice so.
+    """
+    time, bins, when, where = (share * (2 * draws - 1)).unbind(1)  # each [R]
+    return torch.stack([(when - time) / 2, 1 + time, (where - bins) / 2, 1 + bins], 1)
+
+
+def stretch(x: Tensor, box: Tensor, edges: Literal["zeros", "border"] = "zeros") -> Tensor:
+    """Spectrograms [R, T, F] cut to boxes [R, 4] and resized to what they were; beyond the ends 0 or what is there."""
     theta = x.new_zeros(len(x), 2, 3)  # x is frequency, y is time, from -1 to 1
     theta[:, 0, 0], theta[:, 1, 1] = box[:, 3], box[:, 1]
     theta[:, 0, 2] = 2 * box[:, 2] + box[:, 3] - 1
     theta[:, 1, 2] = 2 * box[:, 0] + box[:, 1] - 1
     places = F.affine_grid(theta, [len(x), 1, *x.shape[1:]], align_corners=False)
-    return F.grid_sample(x[:, None], places, align_corners=False)[:, 0]
+    return F.grid_sample(x[:, None], places, padding_mode=edges, align_corners=False)[:, 0]
+
+
+def equalise(x: Tensor, decibels: Tensor) -> Tensor:
+    """Log-mel [R, T, F] as another microphone has it: K bands louder by `decibels` [R, K], linear between them."""
+    curve = F.interpolate(decibels[:, None], size=x.shape[2], mode="linear", align_corners=True)  # [R, 1, F]
+    return x + curve * (math.log(10) / 10)
+
+
+def relative(x: Tensor, decibels: float) -> Tensor:
+    """Log-mel [R, T, F] relative to the loudest value of its row, and no softer than so many decibels below it."""
+    return (x - x.amax((1, 2), keepdim=True)).clamp(min=-decibels * math.log(10) / 10)
+
+
+def centre(x: Tensor, real: Tensor) -> Tensor:
+    """Log-mel [R, T, F] less the mean of each band over its real frames [R, T]; other frames stay as they are."""
+    weight = real[:, :, None].to(x.dtype)
+    mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)  # [R, 1, F]
+    return x - mean * weight
 
 
 def roll(wave: Tensor, real: Tensor, draw: Tensor) -> Tensor:

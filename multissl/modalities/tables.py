@@ -161,13 +161,13 @@ def _csv(path: Path, delimiter: str) -> Table:
                     f"line {reader.line_num} has {len(line)} cells, the header names {len(header)}"
                 )
                 line = [""] * len(header)
-            elif any(WRONG.search(cell) for cell in line):
+            elif WRONG.search("".join(line)):
                 broken[len(lines)] = f"line {reader.line_num} is not UTF-8"
                 line = [""] * len(header)
-            lines.append([cell.strip() for cell in line])
+            lines.append(line)
     columns = {}
     for name, cells in zip(header, zip(*lines, strict=True), strict=False):
-        columns[name] = _objects([None if cell in MISSING else cell for cell in cells])
+        columns[name] = _objects([None if cell in MISSING else cell for cell in map(str.strip, cells)])
     return Table(columns, broken)
 
 

@@ -4,7 +4,8 @@ Views replace a share of a row's cells by values of the same column, drawn in on
 print: `marginal`, each cell from the training column (SCARF, Bahri et al., ICLR 2022, arXiv 2106.15147); `permute`,
 each column shuffled among the rows of a group (VIME, Yoon et al., NeurIPS 2020); `donor`, all replaced cells from one
 other training row (SAINT's CutMix, Somepalli et al., arXiv 2106.01342). `subset` leaves cells out instead: each view
-sees a run of columns of an order shuffled once (SubTab, Ucar et al., NeurIPS 2021, arXiv 2110.04361). A replaced cell
+sees a run of columns of an order shuffled once (SubTab, Ucar et al., NeurIPS 2021, arXiv 2110.04361); `hide` leaves out
+random ones, in every row others and another number of them. A replaced cell
 often gets the value it had; masks of corrupted views therefore tell which cells changed, not which were drawn.
 Shapes: B samples of this rank, V views, R = V*B rows, C columns, S training rows.
 State: the schema fitted on the training rows, and the classes or cuts of the label.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +36,8 @@ from multissl.types import Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreada
 
 log = logging.getLogger("multissl")
 STREAM = "tabular"
+UNNAMED = "target"
+"""The label's column where no option names it; a table may lack it."""
 
 
 class Tabular(Modality):
@@ -49,7 +52,7 @@ class Tabular(Modality):
         gives for a DataFrame, or the built-in demo."""
         test: str = ""
         """A file of test rows. Empty: the one beside `data` named test instead of train, else every tenth row."""
-        label: str = "target"
+        label: str = UNNAMED
         """The column that holds the class or number to predict; left out of the views. Empty: none."""
         group: str = ""
         """A column whose equal values (a customer, a patient) stay in one split; left out of the views too."""
@@ -63,9 +66,9 @@ class Tabular(Modality):
         """Levels seen in fewer training rows are unknown."""
         max_levels: int = 100
         """Levels a category keeps, the most frequent ones; others are unknown."""
-        corrupt_by: Literal["marginal", "permute", "donor", "subset"] = "marginal"
+        corrupt_by: Literal["marginal", "permute", "donor", "subset", "hide"] = "marginal"
         corruption: tuple[float, ...] = (0.0, 0.6)
-        """Share of swapped (or left out) cells in each global view; the last one serves the views beyond."""
+        """Share of swapped (or left out; hide: at most) cells in each global view; the last one serves the others."""
         subset_noise: float = 0.0
         """Share of the cells that corrupt_by=subset keeps, swapped for the training column's (SubTab: 0.3)."""
         local_columns: float = 0.5
@@ -83,8 +86,8 @@ class Tabular(Modality):
                 raise ValueError(
                     "modality.corruption is empty: want a share for each global view, such as 0 0.6"
                 )
-            if self.corrupt_by == "subset" and max(self.corruption) == 1:
-                raise ValueError("modality.corruption=1 leaves a subset without columns: want less than 1")
+            if self.corrupt_by in ("subset", "hide") and max(self.corruption) == 1:
+                raise ValueError("modality.corruption=1 leaves a view without columns: want less than 1")
             for name, low in {"rare": 1, "max_levels": 2, "mask_group": 1}.items():
                 if getattr(self, name) < low:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
@@ -100,6 +103,13 @@ class Tabular(Modality):
             table = appended(table, read_table(test, "modality.test"), f"modality.test={test!r}")
         own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
         own += [("categorical", n) for n in cfg.categorical]
+        if cfg.label == UNNAMED and UNNAMED not in table.columns:
+            log.warning(
+                "modality.data: no column is called %r, so all are read: if one is the label, name it by "
+                "modality.label, else set that empty", UNNAMED
+            )  # fmt: skip
+        else:
+            own.append(("label", cfg.label))
         for option, name in own:
             if name and name not in table.columns:
                 raise ValueError(f"modality.{option} names column {name!r}{suggest(name, table.columns)}")
@@ -119,7 +129,10 @@ class Tabular(Modality):
             log.warning("modality.data: column %r is left out: %s", name, why)
         self.labels = Labels.fit(self._label, self.splits["train"])
         self._given = self._restored = False
-        self._encode()
+        self._encode(log.info)
+        rates = self.effective_rates(1.0)
+        told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
+        log.info("modality.data: of the cells drawn anew, these change by column: %s", told)
 
     def fit(self, data: Sequence[Any]) -> None:
         """Take these rows, mappings from column to cell, for the training rows: of the schema and of the bank."""
@@ -136,16 +149,16 @@ class Tabular(Modality):
         if not self._restored:
             self.schema = schemas.fit(self.table, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
             self.labels = Labels.fit(None, everyone)
-        self._encode()
+        self._encode(log.info)
 
-    def _encode(self) -> None:
+    def _encode(self, tell: Callable[..., None]) -> None:
         """All rows as cells by the schema; the bank is what corruption draws from."""
         try:
             self.cells, self.broken, strange = self.schema.encode(self.table)
         except ValueError as error:
             raise ValueError(f"modality.data={self.cfg.data!r}: {error}") from None
-        for name, count in strange.items():
-            log.info("modality.data: column %r has %d cells of a level that training never saw", name, count)
+        for name, what in strange.items():
+            tell("modality.data: column %r has %s", name, what)
         self.classes, self.values = self.labels.apply(self._label, len(self.table))
         good = [row for row in self.splits["train"].tolist() if row not in self.broken]
         if not good:
@@ -243,7 +256,7 @@ class Tabular(Modality):
             self._restored, none = True, torch.zeros(0, len(self.schema.columns))
             self._banks = {torch.device("cpu"): none}
         else:
-            self._encode()
+            self._encode(log.warning)
 
 
 class Broken(NamedTuple):

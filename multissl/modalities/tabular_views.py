@@ -42,7 +42,7 @@ def global_views(
     if plan.corrupt:
         if plan.num_masks > 1 or not masks:
             raise ValueError("tables corrupt cells under one mask: ask for num_masks=1 and a mask_ratio")
-        by = "marginal" if cfg.corrupt_by == "subset" else cfg.corrupt_by
+        by = _by(cfg)
         hit = masks[0].hidden
         parts = [corrupted(rows, bank, h, by, rng, cfg.mask_group) for h in hit.chunk(count)]
         fields["x"] = torch.cat(parts)
@@ -50,9 +50,11 @@ def global_views(
         masks = [pack_masks(changed, len(masks[0].index))]
     elif cfg.corrupt_by == "subset":
         fields["x"], fields["valid"] = subsets(rows, bank, count, cfg, rng)
+    elif cfg.corrupt_by == "hide":
+        fields["x"], fields["valid"] = without(rows, _shares(cfg, count), rng)
     else:
-        shares = [cfg.corruption[min(i, len(cfg.corruption) - 1)] for i in range(count)]
-        fields["x"] = torch.cat([swap(rows, bank, s, cfg.corrupt_by, rng, cfg.mask_group) for s in shares])
+        made = [swap(rows, bank, s, cfg.corrupt_by, rng, cfg.mask_group) for s in _shares(cfg, count)]
+        fields["x"] = torch.cat(made)
     if plan.target:
         fields["target"] = rows.repeat(count, 1)  # [R, C], as they were before corruption
     return {**fields, "masks": tuple(masks)}
@@ -64,9 +66,19 @@ def local_views(
     """The fields of local views: most cells swapped for those of other rows."""
     if not plan.num_local:
         return None
-    by = "marginal" if cfg.corrupt_by == "subset" else cfg.corrupt_by
+    by = _by(cfg)
     x = [swap(rows, bank, 1 - cfg.local_columns, by, rng, cfg.mask_group) for _ in range(plan.num_local)]
     return {"x": torch.cat(x), "role": "local", "num_views": plan.num_local}
+
+
+def _by(cfg: Any) -> str:
+    """How cells are replaced where a plan or a local view asks for it."""
+    return "marginal" if cfg.corrupt_by in ("subset", "hide") else cfg.corrupt_by
+
+
+def _shares(cfg: Any, count: int) -> list[float]:
+    """The corruption of each of `count` global views."""
+    return [cfg.corruption[min(i, len(cfg.corruption) - 1)] for i in range(count)]
 
 
 def _masks(plan: ViewPlan, rows: Tensor, cfg: Any, rng: RowRandom) -> list[Mask]:
@@ -124,8 +136,7 @@ def subsets(rows: Tensor, bank: Tensor, count: int, cfg: Any, rng: RowRandom) ->
     columns = rows.shape[1]
     order = torch.from_numpy(np.random.default_rng(0).permutation(columns))
     parts, valids = [], []
-    for view in range(count):
-        share = cfg.corruption[min(view, len(cfg.corruption) - 1)]
+    for view, share in enumerate(_shares(cfg, count)):
         keep = max(1, round((1 - share) * columns))
         start = round(view * (columns - keep) / max(count - 1, 1))
         kept = torch.zeros(columns, dtype=torch.bool)
@@ -135,6 +146,19 @@ def subsets(rows: Tensor, bank: Tensor, count: int, cfg: Any, rng: RowRandom) ->
         parts.append(torch.where(kept, x, torch.zeros_like(x)))
         valids.append(kept.expand(len(rows), -1))
     return torch.cat(parts), torch.cat(valids)
+
+
+def without(rows: Tensor, shares: Sequence[float], rng: RowRandom) -> tuple[Tensor, Tensor]:
+    """A view [B, C] for each share, stacked, with random cells left out (0), and which are not, bool [V*B, C].
+
+    How many is drawn for every row by itself, evenly from none to the share.
+    """
+    columns, valids = rows.shape[1], []
+    for share in shares:
+        count = (rng.rand(1) * (share * columns + 1)).floor()  # [B, 1]
+        valids.append(rng.rand(columns).argsort(1).argsort(1) >= count)
+    valid = torch.cat(valids)
+    return rows.repeat(len(shares), 1) * valid, valid
 
 
 def one_hot(views: Views, cardinalities: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multissl.modalities import text_masks, tokenizer
+from multissl.modalities import text_masks, text_probes, tokenizer
 from multissl.modalities.base import Modality, flatten
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.text_files import COLUMNS, FILES, Bad, Documents, Passage, read_texts
@@ -67,6 +67,8 @@ class Text(Modality):
         """A folder with a fast tokenizer, or a tokenizer.json; empty: a byte-level BPE is trained on the texts."""
         vocab: int = 4096
         """Ids of a trained tokenizer."""
+        lower: bool = False
+        """Whether a trained tokenizer reads capitals as small letters."""
         length: int = 128
         """Tokens of clean and global views."""
         local_length: int = 32
@@ -140,7 +142,7 @@ class Text(Modality):
                     self._given or read_texts(self.cfg.data, "train", self.cfg.column, self.cfg.label).texts
                 )
                 self._vocabulary = tokenizer.train_bpe(
-                    (t for t in texts if isinstance(t, str)), self.cfg.vocab
+                    (t for t in texts if isinstance(t, str)), self.cfg.vocab, self.cfg.lower
                 )
         return self._vocabulary
 
@@ -211,6 +213,8 @@ class Text(Modality):
 
     def _passage(self, sample: Sample) -> Passage:
         data = sample.data
+        if isinstance(data, Bad):
+            raise Unreadable(sample.index, data.reason)
         if isinstance(data, bytes):
             try:
                 data = data.decode()
@@ -339,6 +343,14 @@ class Text(Modality):
             train: Any = self.dataset("train")
             self._rarity = rarity(train.tokens(n).ids for n in range(len(train.ends)))
         return {"raw": flatten, "tfidf": functools.partial(tfidf, rarity=self._rarity)}
+
+    def hidden_words(self, split: str, count: int) -> tuple[list[Views], dict[str, np.ndarray]]:
+        """Some words of a split, each hidden whole in a row of its own, and what count models pay for them."""
+        return text_probes.hidden_words(self, split, count)
+
+    def running(self, split: str, count: int) -> text_probes.Running:
+        """Some documents of a split as rows in which every token is told once."""
+        return text_probes.running(self, split, count)
 
     def panels(self, batch: Batch) -> list[Panel]:
         """The words of some samples, hidden ones struck."""

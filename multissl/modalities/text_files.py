@@ -23,7 +23,7 @@ from multissl import registry
 from multissl.modalities.readers import LABELS, WORDS, Label, Listing, Slice, pick
 from multissl.modalities.sources import open_source, split_rows
 from multissl.modalities.tokenizer import Tokens
-from multissl.types import Sample, Unreadable
+from multissl.types import Sample
 
 FILES = (".txt", ".md", ".rst")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -244,6 +244,8 @@ class Documents(Dataset[Sample]):
         self.ids = np.concatenate([t.ids for t in tokens])
         self.starts = np.concatenate([t.starts for t in tokens])
         self.ends = np.cumsum([len(t.ids) for t in tokens])
+        self.characters = np.array([len(t) for t in texts.texts if isinstance(t, str)])
+        """Of the readable documents."""
 
     def __len__(self) -> int:
         return len(self.place)
@@ -255,13 +257,13 @@ class Documents(Dataset[Sample]):
         return Tokens(self.ids[part], self.starts[part])
 
     def __getitem__(self, index: int) -> Sample:
-        if index in self.reasons:
-            raise Unreadable(index, self.reasons[index])
+        who = index, int(self.labels[index]), int(self.groups[index])
+        if index in self.reasons:  # said when it is collated, as of a file that does not decode
+            return Sample(Bad(self.reasons[index]), *who)
         number = int(self.place[index])
         own, following = self.tokens(number), []
         count = len(own.ids)
         while count < self.length:
             following.append(self.tokens(number + 1 + len(following)))
             count += len(following[-1].ids)
-        passage = Passage(own, tuple(following))
-        return Sample(passage, index, int(self.labels[index]), int(self.groups[index]))
+        return Sample(Passage(own, tuple(following)), *who)

@@ -5,6 +5,7 @@ Shapes: R rows, L tokens.  State: none.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,6 +95,7 @@ def _paragraph(words: list[Word], width: int, lines: int, name: str = "") -> np.
         for text, struck, ink in ((word.text, word.struck, INK), (word.instead, False, SWAPPED)):
             if not text:
                 continue
+            text = re.sub(r"\s", " ", text)  # a line end has no width
             wide = draw.textlength(text, font)
             if x + wide > width - MARGIN:
                 line, x, text = line + 1, left, text.lstrip()

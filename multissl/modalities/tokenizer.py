@@ -103,12 +103,16 @@ def library() -> Any:
     return registry.require("tokenizers")
 
 
-def train_bpe(texts: Iterable[str], size: int) -> Vocabulary:
-    """A byte-level BPE of at most `size` ids, specials among them, from texts; smaller where these hold too little."""
+def train_bpe(texts: Iterable[str], size: int, lower: bool = False) -> Vocabulary:
+    """A byte-level BPE of at most `size` ids, specials among them, from texts; smaller where these hold too little.
+
+    `lower` makes it read capitals as small letters.
+    """
     made = library()
     byte_level = made.pre_tokenizers.ByteLevel
     model = made.Tokenizer(made.models.BPE())
-    model.normalizer = made.normalizers.Prepend(" ")
+    steps = [made.normalizers.Lowercase()] if lower else []
+    model.normalizer = made.normalizers.Sequence([*steps, made.normalizers.Prepend(" ")])
     pieces = made.pre_tokenizers.Split(made.Regex(rf"\S{{{LONGEST_WORD}}}"), "isolated")
     model.pre_tokenizer = made.pre_tokenizers.Sequence([pieces, byte_level(add_prefix_space=False)])
     model.decoder = made.decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""The demo videos: textured surfaces that move in one of eight ways, drawn when they are read.
+"""The demo videos: textured surfaces that move in one of eight ways, drawn when they are first read.
 
 A video is three shots of eight frames. All shots of a video share its motion: a pan to one of four sides, a zoom in or
 out, a turn to the left or right, at a speed of the video's own; the class is the kind of motion. All else is drawn anew
@@ -8,7 +8,7 @@ the class, and neither do colours or textures.
 
 Only a frozen random stream and integer arithmetic are used: the bytes are the same on every machine. A test holds their
 hash.
-Shapes: T frames, S pixels a side.  State: none.
+Shapes: T frames, S pixels a side.  State: the shots drawn so far.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Scene:
     def read(self, index: Sequence[int]) -> np.ndarray:
         """uint8 [T, S, S, 3] of ascending frame numbers."""
         at = np.asarray(index)
-        parts = [
-            _shot(self.kind, self.speed, self.seed + s, at[at // LENGTH == s] % LENGTH) for s in range(SHOTS)
-        ]
+        parts = []
+        for s in np.unique(at // LENGTH).tolist():
+            parts.append(_shot(self.kind, self.speed, self.seed + s)[at[at // LENGTH == s] % LENGTH])
         return np.concatenate(parts)
 
 
@@ -78,9 +78,10 @@ def scenes(split: str) -> Scenes:
     return Scenes(split)
 
 
-def _shot(kind: int, speed: int, seed: int, at: np.ndarray) -> np.ndarray:
-    """The frames `at` [T] of one shot, uint8 [T, S, S, 3]."""
-    rng = np.random.RandomState(seed)
+@functools.lru_cache(maxsize=SHOTS * sum(count for count, _ in SPLITS.values()))
+def _shot(kind: int, speed: int, seed: int) -> np.ndarray:
+    """The frames of one shot, uint8 [T, S, S, 3]; kept, 24 KB each, because a run sees every shot many times."""
+    rng, at = np.random.RandomState(seed), np.arange(LENGTH)
     grid = (2 * np.arange(SIZE) + 1 - SIZE) * STEP // 2
     x, y = (
         np.broadcast_to(grid[None, None, :], (1, SIZE, SIZE)),
@@ -100,8 +101,8 @@ def _shot(kind: int, speed: int, seed: int, at: np.ndarray) -> np.ndarray:
         cx, cy, radius = _draw(rng, -16, 17) * STEP, _draw(rng, -16, 17) * STEP, _draw(rng, 3, 8) * STEP
         inside = np.clip(128 + (radius**2 - (x - cx) ** 2 - (y - cy) ** 2) * 4 // radius, 0, 256)[..., None]
         image = image + ((_draw(rng, 0, 256, 3) - image) * inside >> 8)
-    image = image * _draw(rng, DARKEST, 257, (LENGTH, 1, 1, 1))[at] >> 8
-    noise = rng.randint(-10, 11, (LENGTH, SIZE, SIZE, 3), dtype=np.int8)[at]
+    image = image * _draw(rng, DARKEST, 257, (LENGTH, 1, 1, 1)) >> 8
+    noise = rng.randint(-10, 11, (LENGTH, SIZE, SIZE, 3), dtype=np.int8)
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 

@@ -56,7 +56,10 @@ def frames_of(clip: Clip, index: Sequence[int]) -> Tensor:
     found = clip.read(wanted.tolist())
     if len(found) != len(wanted):
         raise ValueError(f"{len(found)} of the {len(wanted)} frames asked for could be decoded")
-    return torch.from_numpy(np.ascontiguousarray(found))[torch.from_numpy(order)].permute(0, 3, 1, 2)
+    frames = torch.from_numpy(np.ascontiguousarray(found))  # [T, H, W, 3]
+    if len(wanted) != len(order) or (np.diff(order) != 1).any():
+        frames = frames.index_select(0, torch.from_numpy(order))  # whole frames at a time
+    return frames.permute(0, 3, 1, 2)
 
 
 def load_clip(sample: Sample) -> Clip:

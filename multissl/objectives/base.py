@@ -85,6 +85,20 @@ def spread(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
     return dict.fromkeys(streams, plan)
 
 
+def lone(
+    name: str,
+    streams: Iterable[str],
+    does: str = "reads one stream",
+    instead: str = "sum objectives with weighted instead",
+) -> str:
+    """The only stream of an objective that takes no more; others are refused with what to do `instead`."""
+    first, *others = streams
+    if others:
+        got = ", ".join([first, *others])
+        raise ValueError(f"{name} {does}, got {got}: {instead}")
+    return first
+
+
 def views_per_stream(streams: Mapping[str, StreamSpec], total: int) -> ViewPlan:
     """`total` global views of a lone stream, or one clean view of each of several."""
     return ViewPlan(num_global=total) if len(streams) == 1 else ViewPlan(num_clean=1)

@@ -26,7 +26,7 @@ from multissl.layers.decoder import places, take
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.base import Objective, embedding_std, lone, spread
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 LayerNorm = Literal["instance", "layer", "none"]
@@ -76,11 +76,7 @@ class Data2Vec(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"data2vec reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        self.cfg, self.stream = cfg, lone("data2vec", streams)
         depth, width = cast(Any, encoders[self.stream]).depth, encoders.widths()[self.stream]
         if (
             0 < depth < cfg.top_k

@@ -25,7 +25,7 @@ from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead, wide
 from multissl.objectives.alarms import History, no_choice, one_point, one_prototype
-from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.base import Objective, embedding_std, lone, spread
 from multissl.objectives.koleo import grouped_koleo
 from multissl.objectives.sinkhorn import Centre, Weighting, centred, sinkhorn
 from multissl.objectives.targets import Targets, cross_entropy, describe
@@ -107,11 +107,7 @@ class DINO(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"dino reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        self.cfg, self.stream = cfg, lone("dino", streams)
         dim = encoders.widths()[self.stream]
         self.temperature = ramp(
             cfg.teacher_temperature_start, cfg.teacher_temperature, cfg.teacher_temperature_steps

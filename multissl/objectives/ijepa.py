@@ -24,7 +24,7 @@ from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.base import Objective, embedding_std, lone, spread
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 Metric = Literal["smooth_l1", "power"]
@@ -67,11 +67,7 @@ class IJEPA(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"ijepa reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        self.cfg, self.stream = cfg, lone("ijepa", streams)
         width = encoders.widths()[self.stream]
         self.predictor: Decoder = cfg.predictor.build(width, streams[self.stream])
         self.out = nn.Linear(cfg.predictor.dim, width)

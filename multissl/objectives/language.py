@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, mean_of, spread
+from multissl.objectives.base import Objective, lone, mean_of, spread
 from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan, Views
 
 PLACES, PLACE_DIM = 20, 200
@@ -68,22 +68,31 @@ class MLM(Objective):
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of all ranks' hidden tokens."""
         views = one_view(batch, self.stream)
-        assert views.mask is not None
-        assert views.target is not None
-        mask = views.mask
-        (features,) = encoders.encode([views])
-        tokens = features.tokens.to(self.readout.weight.dtype)  # [R, N, D]
-        asked, real = views.target.flatten()[mask.index], mask.weight > 0  # [M]
-        found = tokens.flatten(0, 1)[mask.index]  # [M, D]
-        logits = wide(self.readout(self.transform(found)))  # [M, T]
+        tokens, logits, asked, real = self.predict(encoders, views)
         terms = {"masked": mean_of(F.cross_entropy(logits, asked, reduction="none"), real)}
         if self.cfg.boundary_weight:
-            around = self.around(tokens, mask.hidden)[mask.index]  # [M, 2D+200]
+            assert views.mask is not None
+            around = self.around(tokens, views.mask.hidden)[views.mask.index]  # [M, 2D+200]
             logits_around = wide(self.readout(self.boundary(around)))
             terms["boundary"] = mean_of(F.cross_entropy(logits_around, asked, reduction="none"), real)
         right = ((logits.argmax(1) == asked) & real).sum() / real.sum().clamp(min=1)
         stats = {"constant": constant(asked, real, logits.shape[1]), "accuracy": right}
         return Losses.weigh(terms, {"masked": 1.0, "boundary": self.cfg.boundary_weight}, stats)
+
+    def predict(self, encoders: Encode, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The encoder's tokens [R, N, D]; of the hidden ones logits [M, T], their ids [M] and which are real [M]."""
+        assert views.mask is not None
+        assert views.target is not None
+        (features,) = encoders.encode([views])
+        tokens = features.tokens.to(self.readout.weight.dtype)
+        found = tokens.flatten(0, 1)[views.mask.index]  # [M, D]
+        logits = wide(self.readout(self.transform(found)))
+        return tokens, logits, views.target.flatten()[views.mask.index], views.mask.weight > 0
+
+    def errors(self, encoders: Encode, views: Views) -> Tensor:
+        """What each hidden token costs, in nats, [M]; 0 on padding."""
+        _, logits, asked, real = self.predict(encoders, views)
+        return F.cross_entropy(logits, asked, reduction="none") * real
 
     def around(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """For every token the nearest shown ones on both sides, 0 beyond the ends, and its place: [R*N, 2D+200]."""
@@ -119,8 +128,7 @@ class NextToken(Objective):
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of all ranks' tokens but the first of each row."""
         views = one_view(batch, self.stream)
-        (features,) = encoders.encode([views], "causal")
-        logits = wide(self.readout(features.tokens[:, :-1].to(self.readout.weight.dtype)))  # [R, N-1, T]
+        logits = self.predict(encoders, views)
         asked = views.x[:, 1:].flatten()
         real = (
             torch.ones_like(asked, dtype=torch.bool) if views.valid is None else views.valid[:, 1:].flatten()
@@ -130,14 +138,21 @@ class NextToken(Objective):
             {"next": loss}, {"next": 1.0}, {"constant": constant(asked, real, logits.shape[2])}
         )
 
+    def predict(self, encoders: Encode, views: Views) -> Tensor:
+        """Logits of every token but the first, [R, N-1, T]."""
+        (features,) = encoders.encode([views], "causal")
+        return wide(self.readout(features.tokens[:, :-1].to(self.readout.weight.dtype)))
+
+    def errors(self, encoders: Encode, views: Views) -> Tensor:
+        """What each token but the first of its row costs, in nats, [R, N-1]; 0 on padding."""
+        costs = F.cross_entropy(self.predict(encoders, views).mT, views.x[:, 1:], reduction="none")
+        return costs if views.valid is None else costs * views.valid[:, 1:]
+
 
 def sequence(name: str, streams: Mapping[str, StreamSpec]) -> tuple[str, StreamSpec]:
     """The lone stream of symbols, or a sentence that says what is missing."""
-    if len(streams) != 1:
-        raise ValueError(
-            f"{name} reads one stream, got {', '.join(streams)}: sum objectives with weighted instead"
-        )
-    ((stream, spec),) = streams.items()
+    stream = lone(name, streams)
+    spec = streams[stream]
     if spec.kind != "sequence" or spec.target_kind != "classes":
         raise ValueError(
             f"{name} predicts symbols of a sequence, this stream is of kind {spec.kind}: mae rebuilds any stream"

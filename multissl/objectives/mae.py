@@ -20,7 +20,7 @@ from torch import nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.decoder import Decoder, places, take
-from multissl.objectives.base import Objective, spread
+from multissl.objectives.base import Objective, lone, spread
 from multissl.objectives.rebuild import Metric, Norm, Readout
 from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan
 
@@ -55,11 +55,7 @@ class MAE(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"mae rebuilds one stream, got {', '.join(streams)}: sum objectives with weighted instead"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        self.cfg, self.stream = cfg, lone("mae", streams, "rebuilds one stream")
         spec, width = streams[self.stream], encoders.widths()[self.stream]
         if spec.target_kind == "values" and spec.target_dim:
             values = spec.target_dim // (spec.shape[0] if cfg.norm_target == "channel" else 1)

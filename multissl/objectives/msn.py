@@ -28,7 +28,7 @@ from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.base import Objective, embedding_std, lone, spread
 from multissl.objectives.sinkhorn import centred, sinkhorn
 from multissl.objectives.targets import Targets, cross_entropy, describe
 from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
@@ -80,10 +80,8 @@ class MSN(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            one = "a masked view and its target are views of one stream; sum objectives with weighted instead"
-            raise ValueError(f"msn reads one stream, got {', '.join(streams)}: {one}")
-        self.cfg, (self.stream,) = cfg, streams
+        instead = "a masked view and its target are views of one stream; sum objectives with weighted instead"
+        self.cfg, self.stream = cfg, lone("msn", streams, instead=instead)
         self.projector: MLPHead = cfg.projector.build(encoders.widths()[self.stream])
         self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))

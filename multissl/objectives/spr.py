@@ -25,7 +25,7 @@ from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, wide
 from multissl.objectives.alarms import History, point_alarm
-from multissl.objectives.base import Objective, embedding_std, head, spread
+from multissl.objectives.base import Objective, embedding_std, head, lone, spread
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan, Views
 
 
@@ -74,11 +74,7 @@ class SPR(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"spr rolls one stream forward, got {', '.join(streams)}: sum objectives with weighted instead"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        self.cfg, self.stream = cfg, lone("spr", streams, "rolls one stream forward")
         self.condition = streams[self.stream].condition_dim  # A
         if cfg.inverse and not self.condition:
             raise ValueError(

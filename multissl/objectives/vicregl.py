@@ -22,7 +22,7 @@ from torch import Tensor
 
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, head, spread
+from multissl.objectives.base import Objective, embedding_std, head, lone, spread
 from multissl.objectives.vicreg import check_weights, moments
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
@@ -61,12 +61,9 @@ class VICRegL(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"vicregl matches places within one stream, got {', '.join(streams)}: places of different streams "
-                "cannot be compared; use vicreg"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        instead = "places of different streams cannot be compared; use vicreg"
+        self.cfg = cfg
+        self.stream = lone("vicregl", streams, "matches places within one stream", instead)
         dim = encoders.widths()[self.stream]
         self.projector = cfg.projector.build(dim) if cfg.alpha > 0 else None
         self.token_projector = cfg.token_projector.build(dim) if cfg.alpha < 1 else None

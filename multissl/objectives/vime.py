@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, embedding_std, spread
+from multissl.objectives.base import Objective, embedding_std, lone, spread
 from multissl.objectives.rebuild import Readout
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
@@ -62,11 +62,7 @@ class VIME(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        if len(streams) != 1:
-            raise ValueError(
-                f"vime rebuilds one stream, got {', '.join(streams)}: sum objectives with weighted"
-            )
-        self.cfg, (self.stream,) = cfg, streams
+        self.cfg, self.stream = cfg, lone("vime", streams, "rebuilds one stream")
         spec, width = streams[self.stream], encoders.widths()[self.stream]
         if spec.kind != "columns" or spec.target_kind != "cells" or not spec.target_dim:
             raise ValueError(

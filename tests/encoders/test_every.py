@@ -42,8 +42,10 @@ def views(num_views: int = 2) -> list[Views]:
     return [Views(x=x, stream="image", role="global", num_views=num_views)]
 
 
-# pytorch_tabular reads columns alone: test_pytorch_tabular.py
-@pytest.mark.parametrize("name", [n for n in registry.names("encoders") if n != "pytorch_tabular"])
+# these read columns alone: test_pytorch_tabular.py, test_leave_one_out.py
+@pytest.mark.parametrize(
+    "name", [n for n in registry.names("encoders") if n not in ("pytorch_tabular", "leave_one_out")]
+)
 def test_every_encoder_gives_features_and_trains(name: str) -> None:
     pytest.importorskip({"timm": "timm", "huggingface": "transformers"}.get(name, "torch"))
     torch.manual_seed(0)

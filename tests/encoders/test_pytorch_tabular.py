@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from multissl import run
+from multissl.configs import tabular
 from multissl.encoders.base import Encoders
 from multissl.encoders.pytorch_tabular import PytorchTabularEncoder
+from multissl.engine.metrics import read_metrics
+from multissl.engine.optim import AdamW
+from multissl.evaluators.base import clean_views
+from multissl.modalities.tabular import Tabular
 from multissl.objectives.vime import VIME
 from multissl.types import Progress, StreamSpec, Views
 
@@ -72,3 +79,22 @@ def test_other_streams_are_refused() -> None:
     grid = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4))
     with pytest.raises(ValueError, match="this stream is a grid: use transformer"):
         PytorchTabularEncoder.Config().build(grid)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_recipe_trains_one_and_the_run_is_read_again(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_tabular", reason="the extra `tabular` is not installed")
+    rows = [f"{i % 7},{'abc'[i % 3]},{i % 5 + i % 3},{i % 2}" for i in range(80)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,target", *rows]))
+    recipe = tabular.default().replace(
+        modality=Tabular.Config(data=str(tmp_path / "rows.csv")),
+        encoders={"tabular": PytorchTabularEncoder.Config(options=OPTIONS["FTTransformer"])},
+        optim=AdamW.Config(lr=1e-2, warmup=1), steps=20, batch_size=16, evals={}, log_every=5,
+    )  # fmt: skip
+    run.train(recipe, tmp_path / "run")
+    losses = [x["loss"] for x in read_metrics(tmp_path / "run") if x["kind"] == "train"]
+    assert losses[-1] < 0.95 * losses[0]
+    found = run.load(tmp_path / "run")
+    modality = found.modality
+    views = clean_views(modality, [modality.dataset("val")[i] for i in range(4)], "tabular")
+    assert found.encoders.encode([views])[0].pooled.shape == (4, 8)

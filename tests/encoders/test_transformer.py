@@ -82,6 +82,17 @@ def test_causal_tokens_see_only_what_came_before() -> None:
     torch.testing.assert_close(a.pooled, a.tokens[:, -1])
 
 
+def test_a_causal_encoder_is_causal_in_evaluation_too() -> None:
+    plain, causal = build(TEXT, pooling="mean"), build(TEXT, pooling="mean", causal=True)
+    view = views(torch.randint(0, 11, (3, 6)))
+    (want,), (found,) = plain([view], "causal"), causal([view])
+    torch.testing.assert_close(found.pooled, want.pooled)
+    torch.testing.assert_close(causal.layers(view, 1)[0].tokens, found.tokens)
+    assert not torch.allclose(plain([view])[0].pooled, want.pooled)
+    with pytest.raises(ValueError, match="causal=True: the class token"):
+        build(TEXT, causal=True)
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_is_not_seen_and_not_pooled(pooling: str, causal: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from multissl.evaluators.few_labels import FewLabels, area, interval, score
+from multissl.types import Progress
 from tests.evaluators.clusters import START, Clusters, Constant, encoders
 
 
@@ -93,6 +94,26 @@ def test_fine_tuning_moves_a_copy_only() -> None:
     found = evaluator.run(made, modality, START)
     assert found["fine_tuned"] > 95
     assert all(torch.equal(a, b) for a, b in zip(before, inner.parameters(), strict=True))
+
+
+def test_the_gain_over_the_untrained_encoder_is_paired() -> None:
+    pytest.importorskip("sklearn")
+    modality = Clusters.Config(noise=0.3).build()
+    evaluator = FewLabels.Config(labels=20, draws=5, classical=False, metric="accuracy").build()
+    later = Progress(step=5, total=10)
+    assert "over_untrained" not in evaluator.run(encoders(), modality, later)  # nothing to compare with
+    start = evaluator.run(encoders(Constant()), modality, START)
+    found = evaluator.run(encoders(), modality, later)
+    assert found["over_untrained"] == pytest.approx(found["score"] - start["score"])
+    assert 10 < found["over_untrained_low"] < found["over_untrained"] < found["over_untrained_high"]
+    evaluator.run(encoders(), modality, START)
+    same = evaluator.run(encoders(), modality, later)
+    assert same["over_untrained_low"] == same["over_untrained_high"] == 0
+
+
+def test_accuracy_is_the_share_of_right_guesses() -> None:
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]])
+    assert score(scores, np.array([0, 1, 0, 0]), "accuracy") == 75.0
 
 
 def test_limits_are_named() -> None:

@@ -111,3 +111,19 @@ def test_the_verdict_compares_with_the_untrained_encoder() -> None:
 def test_options_out_of_range_are_named(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}="):
         LinearProbe.Config(**options)  # type: ignore[arg-type]
+
+
+def test_groups_left_out_in_turn_choose_the_strength() -> None:
+    """Features that tell each group apart fit the labels of known groups without a penalty, and mislead on new ones."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(40).repeat_interleave(10)
+    y = (torch.randint(0, 3, (40,), generator=generator) == 0).long()[groups]  # a third, alike within a group
+    x = torch.randn(40, 60, generator=generator, dtype=torch.float64)[groups]
+    assert choose_l2(x, y, (1e-4, 100.0), 2) == 1e-4
+    assert choose_l2(x, y, (1e-4, 100.0), 2, groups=groups) == 100.0
+
+
+def test_by_group_needs_groups() -> None:
+    evaluator = LinearProbe(LinearProbe.Config(by_group=True))
+    with pytest.raises(ValueError, match="by_group=True: the training samples are of fewer than 2 groups"):
+        evaluator.run(encoders(), Clusters(Clusters.Config()), START)

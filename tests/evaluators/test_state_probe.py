@@ -103,7 +103,9 @@ def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
 
 def test_data_without_states_is_said_once(monkeypatch: Any) -> None:
     said: list[str] = []
-    monkeypatch.setattr("multissl.evaluators.state_probe.log.warning", said.append)
+    monkeypatch.setattr(
+        "multissl.evaluators.base.log.warning", lambda text, *given: said.append(text % given)
+    )
     probe = StateProbe.Config().build()
     modality = Tabular.Config().build()
     assert probe.run(None, modality, END) == {}

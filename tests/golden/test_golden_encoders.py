@@ -1,9 +1,9 @@
 """Golden cases of the transformer encoder.
 
 Covered: encoders_dinov2 (dinov2_vit, dinov2_pos_embed_interpolation, dinov2_intermediate_layers), encoders_hf
-(hf_dinov2, by our transformer and by the wrapped model), and the grid tables of masked_modeling/sincos_pos_embed.
-Not covered here: the head variants of encoders_dinov2 (tested with the heads); hf_vit_mae, hf_videomae, hf_ast and
-hf_clip; VideoMAE's interleaved 1-D table (video1d).
+(hf_dinov2, by our transformer and by the wrapped model; hf_ast, wrapped), and the grid tables of
+masked_modeling/sincos_pos_embed. Not covered here: the head variants of encoders_dinov2 (tested with the heads);
+hf_videomae (with the videos); hf_vit_mae and hf_clip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from multissl.export import load_state, official
 from multissl.layers.positions import Position, resample, sincos
 from multissl.modalities.base import pack_masks
 from multissl.types import Features, StreamSpec, Views
-from tests.golden import Case, cases, needs_golden
+from tests.golden import Case, cases, close, needs_golden
 
 pytestmark = needs_golden
 HEADS = 2
@@ -142,6 +142,24 @@ def test_golden_hf_dinov2_wrapped(case: Case, pooling: Any) -> None:
     expected = case.tensors("out")["last_hidden_state"]
     assert features.tokens.shape[1] == expected.shape[1] - 1 - h["reg"]
     torch.testing.assert_close(features.tokens, expected[:, 1 + h["reg"] :], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("encoders_hf", "hf_ast"))
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_golden_hf_ast_wrapped(case: Case, pooling: Any) -> None:
+    """Spectrograms [R, 1, T, F] through the wrapped model: overlapping patches, two tokens before them."""
+    given = case.tensors("in")["spec"]
+    fields = {"model_type": "audio-spectrogram-transformer", **case.hyper["config"]}
+    length, mels = fields.pop("max_length"), fields.pop("num_mel_bins")  # these come from the stream
+    assert given.shape[1:] == (length, mels)
+    spec = StreamSpec(kind="grid", shape=(1, length, mels), num_tokens=1, patch=(16, 16))
+    encoder = HuggingFaceEncoder.Config(config=fields, pooling=pooling).build(spec).eval()
+    load_state(encoder, case.tensors("param"))
+    (features,) = encoder([Views(x=given[:, None], stream="audio", role="clean")])
+    expected = case.tensors("out")
+    close(features.tokens, expected["last_hidden_state"][:, 2:], case.rtol or 0.0, "tokens")
+    pooled = expected["pooler_output"] if pooling == "pooler" else features.tokens.mean(1)
+    close(features.pooled, pooled, case.rtol or 0.0, "pooled")
 
 
 @pytest.mark.parametrize("case", cases("masked_modeling", "sincos_pos_embed"))

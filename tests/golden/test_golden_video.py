@@ -1,7 +1,8 @@
 """Golden cases about videos: tubes and multi-block masks (statistics of draws), and V-JEPA's nets (values).
 
-Covered of stochastic: videomae_tube_mask, vjepa_masks; of masked_modeling: vjepa_model. Losses and targets
-(videomae_loss, vjepa_loss) stand with the other masked methods.
+Covered of stochastic: videomae_tube_mask, vjepa_masks; of masked_modeling: vjepa_model; of encoders_hf: hf_videomae
+(with its table, sincos_pos_embed's video1d). Losses and targets (videomae_loss, vjepa_loss) stand with the other
+masked methods.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from multissl.layers.decoder import Decoder, take
+from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
+from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks
+from multissl.modalities.video import Video
+from multissl.modalities.video_clips import tubelets
 from multissl.modalities.video_masks import draw_clip_masks, hidden_each, union_masks
+from multissl.objectives.rebuild import normalise, values_loss
 from multissl.random import RowRandom
 from multissl.types import StreamSpec, ViewPlan
 
@@ -65,8 +70,8 @@ def test_golden_vjepa_masks(case: Case) -> None:
                 rows.sum(1).min()
             )  # the public code cuts all lists to the shortest, last tokens first
             lengths[name].append(short)
-            places = np.concatenate([np.flatnonzero(r)[:short] for r in rows])
-            seen[name] += np.bincount(places, minlength=slots * cells) / batch
+            kept = np.concatenate([np.flatnonzero(r)[:short] for r in rows])
+            seen[name] += np.bincount(kept, minlength=slots * cells) / batch
     for name, found in lengths.items():
         summary(case, f"{name}_len", np.array(found))
         near(case, f"{name}_position_freq", (seen[name] / hyper["n_batches"]).reshape(slots, *grid))
@@ -108,3 +113,69 @@ def test_golden_vjepa_nets(case: Case) -> None:
     _, wanted = predictor(context, given["ctx_idx"], given["tgt_idx"])
     out = state["predictor.predictor_proj.weight"], state["predictor.predictor_proj.bias"]
     case.check(F.linear(wanted, *out), "out", "pred")
+
+
+def waves(count: int, dim: int) -> torch.Tensor:
+    """VideoMAE's table [count, dim] over the flattened grid: ours with sines and cosines in turn, not in two halves."""
+    table = sincos([count], dim)[0, 1:]
+    return torch.stack([table[:, : dim // 2], table[:, dim // 2 :]], -1).flatten(1)
+
+
+@pytest.mark.parametrize("case", cases("masked_modeling", "sincos_pos_embed"))
+def test_golden_videomae_table(case: Case) -> None:
+    case.check(waves(case.hyper["T"] * case.hyper["n"] ** 2, case.hyper["D"]), "out", "video1d")
+
+
+def blocks(state: dict[str, torch.Tensor], prefix: str, width: int, depth: int, heads: int) -> Trunk:
+    """Our blocks with Hugging Face's weights, whose keys have no bias; the final norm stays as it begins."""
+    hidden = len(state[f"{prefix}0.intermediate.dense.bias"])
+    trunk, own = Trunk(width, depth, heads, hidden=hidden, eps=1e-12), {}
+    for i in range(depth):
+        theirs, name = f"{prefix}{i}.", f"blocks.{i}."
+        qkv = [state[f"{theirs}attention.attention.{part}.weight"] for part in ("query", "key", "value")]
+        query, value = (state[f"{theirs}attention.attention.{part}.bias"] for part in ("query", "value"))
+        own[f"{name}attn.qkv.weight"] = torch.cat(qkv)
+        own[f"{name}attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+        for ours, part in {
+            "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+            "norm1": "layernorm_before", "norm2": "layernorm_after",
+        }.items():  # fmt: skip
+            for kind in ("weight", "bias"):
+                own[f"{name}{ours}.{kind}"] = state[f"{theirs}{part}.{kind}"]
+    own |= {n: p for n, p in trunk.state_dict().items() if n.startswith("norm.")}
+    trunk.load_state_dict(own)
+    return trunk
+
+
+@pytest.mark.parametrize("case", cases("encoders_hf", "hf_videomae"))
+def test_golden_hf_videomae(case: Case) -> None:
+    c, state, given = case.hyper["config"], case.tensors("param"), case.tensors("in")
+    width, narrow, p = c["hidden_size"], c["decoder_hidden_size"], c["patch_size"]
+    patch = (c["tubelet_size"], p, p)
+    x = (given["video_u8"].float() / 128 - 1).transpose(1, 2)  # [B, 3, T, S, S]
+    embed = Patches(3, width, patch)
+    fill(embed, state, {"videomae.embeddings.patch_embeddings.projection.": "proj."})
+    seen, hidden = places(pack_masks(given["mask"].bool()))
+    tokens = embed(x).flatten(1, 3)
+    count = tokens.shape[1]
+    encoder = blocks(
+        state, "videomae.encoder.layer.", width, c["num_hidden_layers"], c["num_attention_heads"]
+    )
+    _, taps = encoder([take(tokens + waves(count, width), seen)], inner=1)  # no norm after the last block
+    mask_token = state["mask_token"].requires_grad_()
+    table = waves(count, narrow).expand(len(x), -1, -1)
+    shown = F.linear(taps[0][0], state["encoder_to_decoder.weight"]) + take(table, seen)
+    heads, depth = c["decoder_num_attention_heads"], c["decoder_num_hidden_layers"]
+    decoder = blocks(state, "decoder.decoder_layers.", narrow, depth, heads)
+    _, taps = decoder([torch.cat([shown, mask_token + take(table, hidden)], 1)], inner=1)
+    out = F.layer_norm(
+        taps[0][0][:, seen.shape[1] :], [narrow], state["decoder.norm.weight"], state["decoder.norm.bias"]
+    )
+    logits = F.linear(out, state["decoder.head.weight"], state["decoder.head.bias"])
+    case.check(logits, "out", "logits")
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in (Video.Config().mean, Video.Config().std))
+    target = normalise(tubelets(x * std + mean, patch), "channel" if c["norm_pix_loss"] else "none", 3)
+    loss = values_loss(logits, take(target, hidden), "mse")
+    loss.backward()
+    case.check(loss, "out", "loss")
+    case.check(mask_token.grad, "grad", "mask_token")

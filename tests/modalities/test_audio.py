@@ -14,12 +14,14 @@ from multissl.engine.data import Steps
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio import Audio
 from multissl.modalities.audio_files import measure
+from multissl.modalities.audio_panels import SCALE, coloured
 from multissl.random import RowRandom
 from multissl.types import CLEAN, Batch, Sample, ViewPlan
 
 RATE = 16_000
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.5, 0.5), target=True, coords=True)
-MIXED = {"mixup": 0.4, "stretch": (0.6, 1.5), "roll": 0.5}
+MIXED = {"mixup": 0.4, "stretch": (0.6, 1.5), "roll": 0.5, "equalise": 6.0}
+WARPED = {"warp": 0.2, "centre": True, "equalise": 6.0}
 
 
 def small(**options: Any) -> Audio:
@@ -93,7 +95,7 @@ def test_targets_are_the_patches_of_the_view_time_first() -> None:
     assert torch.equal(large.target[3, 4 + 2], patch.flatten())
 
 
-@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("options", [{}, MIXED, WARPED], ids=["plain", "mixed", "warped"])
 def test_two_ranks_make_the_views_of_one(options: dict[str, Any]) -> None:
     samples, modality = noises([*FULL, *SHORT]), small(**options)
     whole = run(modality, samples)
@@ -124,7 +126,8 @@ def test_clean_views_take_no_notice_of_the_options_of_views() -> None:
 
 @pytest.mark.parametrize(
     "options", [{"gain": 12.0}, {"noise": 1.0}, {"roll": 1.0}, {"mixup": 0.5}, {"stretch": (0.6, 1.5)},
-                {"time_mask": 0.5}, {"frequency_mask": 0.5}], ids=lambda o: next(iter(o))
+                {"equalise": 6.0}, {"warp": 0.2}, {"time_mask": 0.5}, {"frequency_mask": 0.5}],
+    ids=lambda o: next(iter(o))
 )  # fmt: skip
 def test_every_option_of_views_changes_global_views(options: dict[str, Any]) -> None:
     off = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0}
@@ -156,6 +159,82 @@ def test_coords_follow_a_segment_through_cut_turn_and_stretch() -> None:
         inside = (when > 0.05) & (when < 0.95) & (views.coords[:, :, 0] > 0) & (views.coords[:, :, 0] < 1)
         error = (when - views.coords[:, :, 0]).abs()[inside]
         assert error.median() < 0.03, options
+
+
+def test_a_warp_keeps_the_whole_sound_and_moves_its_pitch_and_its_end() -> None:
+    """A tone of 0.2 s in a view of 0.4 s: its end and its band follow the box."""
+    tone = (0.3 * torch.sin(2 * torch.pi * 1000 / RATE * torch.arange(3200))).numpy()
+    off = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0}
+    plan = ViewPlan(num_clean=1, num_global=1, coords=True)
+    modality = small(**off, warp=0.3, frames=40, local_frames=40, mels=64, patch=(4, 64))
+    clean, views = run(modality, [Sample(tone, i) for i in range(16)], plan)
+    assert views.valid is not None
+    assert clean.valid is not None
+    assert clean.valid.sum(1).tolist() == [4] * 16  # of 4 frames each, 18 in all
+    lengths = views.valid.sum(1)
+    assert set(lengths.tolist()) <= {2, 3, 4, 5, 6}
+    assert len(lengths.unique()) > 1
+    top = views.x[:, 0, :8].mean(1).argmax(-1)  # the tone's bin
+    still = int(clean.x[0, 0, :8].mean(0).argmax())
+    assert int((top - still).abs().max()) <= 0.3 * 64
+    assert len(top.unique()) > 4
+    assert views.coords is not None
+    inside = (views.coords[:, :, 0] < 1).sum(1)  # places within the recording
+    assert int((inside - lengths).abs().max()) <= 1
+
+
+def test_equalising_moves_bands_smoothly_within_its_decibels() -> None:
+    x = torch.zeros(2, 3, 11)
+    found = ops.equalise(x, torch.tensor([[0.0, 10.0, -10.0], [3.0, 3.0, 3.0]]))
+    assert found.shape == x.shape
+    decibels = found * 10 / np.log(10)  # of power
+    torch.testing.assert_close(decibels[0, 1, ::5], torch.tensor([0.0, 10.0, -10.0]))
+    torch.testing.assert_close(decibels[1], torch.full((3, 11), 3.0))
+    assert float(decibels[0].diff(dim=1).abs().max()) <= 4.001
+
+
+def test_centring_takes_a_filter_back_and_looks_at_real_frames_alone() -> None:
+    options = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0, "centre": True}
+    plan = ViewPlan(num_clean=1, num_global=1)
+    clean, filtered = run(small(**options, equalise=12.0), noises(SHORT), plan)
+    ends = [32, 11, 17, 1]  # real frames of 9000 (the whole view), 2000, 3000 and 500 samples
+    for i, end in enumerate(ends):
+        torch.testing.assert_close(clean.x[i, 0, :end].mean(0), torch.zeros(32), atol=1e-5, rtol=0)
+        if i:  # whole recordings: the same sound but for the filter
+            torch.testing.assert_close(clean.x[i, 0, :end], filtered.x[i, 0, :end], atol=1e-4, rtol=0)
+        assert (clean.x[i, 0, end:] == small().state()["pad"]).all()
+
+
+def test_trimming_cuts_the_silence_around_a_sound_and_fitting_makes_slow_and_fast_alike() -> None:
+    """A rise of 0.15 s and of 0.3 s, each in silence of its own length, become the same view."""
+    rng = np.random.default_rng(0)
+    sounds = []
+    for i, (before, length, after) in enumerate(((500, 2400, 9000), (4000, 4800, 100))):
+        t = np.arange(length) / length
+        rise = 0.3 * np.sin(2 * np.pi * np.cumsum(300 + 3000 * t) / RATE)
+        quiet = [rng.normal(0, 1e-3, n) for n in (before, after)]
+        sounds.append(Sample(np.concatenate([quiet[0], rise, quiet[1]]).astype(np.float32), i))
+    options = {"frames": 48, "local_frames": 16, "mels": 32, "patch": (8, 8)}
+    (loose,) = run(small(**options), sounds, CLEAN)
+    fitted = small(**options, trim=30.0, short="fit", dynamics=40.0)
+    (views,) = run(fitted, sounds, CLEAN)
+    assert views.valid is None, "a fitted view has no padding"
+    tops = views.x[:, 0].argmax(-1).float()  # [2, T], the band of the rise
+    assert float((tops[0] - tops[1]).abs().mean()) < 1.5 < float((loose.x[0] - loose.x[1]).abs().max())
+    assert float(tops[:, 1:-1].diff(dim=1).min()) >= 0
+    assert float(tops[:, -6:-2].mean() - tops[:, 2:6].mean()) > 10
+    lowest, highest = (views.x * 8.0 - 7.0).aminmax()  # in natural logarithms again
+    assert (float(lowest), float(highest)) == pytest.approx((-40 * np.log(10) / 10, 0.0), abs=0.35)
+    plan = ViewPlan(num_global=1, mask_ratio=(0.5, 0.5))
+    mask = run(fitted, sounds, plan)[0].mask
+    assert mask is not None
+    assert mask.hidden.unflatten(1, (6, 4))[:, 3:].any(), "the end of a fitted view is never hidden"
+
+
+def test_statistics_are_those_of_what_views_hold() -> None:
+    data = noises(SHORT)
+    mean, _ = measure(data, RATE, 32, dynamics=20.0)  # type: ignore[arg-type]
+    assert -20 * np.log(10) / 10 < mean < 0
 
 
 # padding
@@ -280,6 +359,17 @@ def test_floors_panels_and_pictures() -> None:
     assert panel.image.dtype == np.uint8
     assert "Grey tiles" in panel.caption
     assert "padding" in panel.caption
+    assert (
+        "the sound as a whole, the recording as it is, 2 x changed view, 2 x short changed view"
+        in panel.caption
+    )
+    assert panel.image.shape[:2] == (4 * 88, 2 * 168 + 168 + 2 * 168 + 2 * 88), (
+        "a recording a line, a view a column"
+    )
+    quiet = coloured(torch.tensor([[0.0, 1.0], [-9.0, -9.0]]), torch.tensor([[False, False], [True, True]]))
+    assert quiet[:, 1, 0].allclose(torch.tensor(SCALE[0]), atol=0.1), (
+        "padding took part in the range of colours"
+    )
     assert modality.pictures(batch[0]).shape == (4, 32, 32, 3)
     assert modality.panels([]) == []
 
@@ -299,6 +389,8 @@ def test_floors_panels_and_pictures() -> None:
             {"patch": (2, 32), "mask": "frequency"},
             r"have no frequency to hide; set modality.mask=time or random",
         ),
+        ({"warp": 0.2, "stretch": (0.6, 1.5)}, r"modality.warp=0.2 and modality.stretch=.* set one"),
+        ({"equalise": 61.0}, r"modality.equalise=61.0: want 0 to 60"),
         ({"hold_out": "jackson"}, r"modality.hold_out needs modality.data"),
     ],
 )

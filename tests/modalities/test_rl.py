@@ -86,10 +86,9 @@ def test_bursts_that_fit_no_episode_or_no_rank_are_named(tmp_path: Any) -> None:
         Unreadable, match=r"episode 1 has 5 frames, a burst of 3 spans 8: lower modality\.burst"
     ):
         batch_of(modality, "all", [10, 0, 0], PAIR)
-    with pytest.raises(
-        ValueError, match=r"modality\.burst=3: a rank has 4 samples of a step, want a multiple of 3"
-    ):
-        batch_of(modality, "all", [0, 1, 2, 3], PAIR)
+    data: Any = modality.dataset("all")
+    with pytest.raises(ValueError, match=r"modality\.burst=3: a rank with 4 .*; set modality\.burst=1, or a"):
+        modality.collate([data[i] for i in range(4)], {"rl": PAIR}, RowRandom((0, 0), 4, 4, 12))
 
 
 def test_a_short_episode_is_skipped_and_listed(tmp_path: Any) -> None:
@@ -174,8 +173,9 @@ def test_views_depend_on_the_seed_alone(workers: int) -> None:
                 assert torch.equal(a.mask.hidden, b.mask.hidden)
 
 
-def test_two_ranks_see_the_views_of_one() -> None:
-    modality = tiny(mask_group=2)
+@pytest.mark.parametrize("options", [{}, {"burst": 4, "gap": 0}])
+def test_two_ranks_see_the_views_of_one(options: dict[str, Any]) -> None:
+    modality = tiny(mask_group=2, **options)
     plan = {"rl": ViewPlan(num_global=2, num_local=1, mask_ratio=(0.5, 0.5))}
     whole, *parts = [
         Steps(modality, plan, 8, 3, rank, world, final=True)[2][0]

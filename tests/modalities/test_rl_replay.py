@@ -18,7 +18,10 @@ ENDS = np.array([5, 9, 12])
 
 
 def test_a_replay_is_read_from_npz(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", obs=FRAMES, action=ACTIONS, episode_ends=ENDS, states=np.ones((12, 2)))
+    arrays = {"obs": FRAMES, "action": ACTIONS, "episode_ends": ENDS, "states": np.ones((12, 2))}
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "b.npz", **arrays, state_names=np.array(["x", "y"]))
+    assert read_replay(str(tmp_path / "b.npz")).names == ("x", "y")
     found = read_replay(str(tmp_path / "a.npz"))
     assert found.start.tolist() == [0, 5, 9, 12]
     assert found.num_actions == 3
@@ -31,7 +34,10 @@ def test_a_replay_is_read_from_hdf5(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
-    assert read_replay(str(tmp_path / "a.h5")).start.tolist() == [0, 4, 8, 12]
+        file["states"], file["state_names"] = np.ones((12, 2)), ["x", "y"]
+    found = read_replay(str(tmp_path / "a.h5"))
+    assert found.start.tolist() == [0, 4, 8, 12]
+    assert found.names == ("x", "y")
 
 
 def test_episodes_end_where_terminated_or_truncated_or_where_ids_change() -> None:
@@ -65,6 +71,7 @@ GOOD: dict[str, Any] = {"frames": FRAMES, "actions": ACTIONS, "episode_ends": EN
         ({"actions": ACTIONS[:7]}, "12 frames and 7 actions: want as many"),
         ({"actions": ACTIONS - 1}, "actions go down to -1"),
         ({"actions": np.full((12, 2), np.nan)}, "12 actions are not finite"),
+        ({"states": np.zeros((12, 2)), "state_names": np.array(["x"])}, "1 state_names for 2 states"),
         ({"episode_ends": np.array([5, 40])}, "episode_ends reach from 0 to 40, there are 12 frames"),
     ],
 )

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from multissl import run
+from multissl.configs.tabular import default
+from multissl.encoders.mlp import MLPEncoder
 from multissl.modalities import tabular
 from multissl.modalities.tables import beside, holding, read_table
 from multissl.modalities.tabular import Tabular
@@ -197,6 +200,19 @@ def test_wrong_names_and_files_are_named(tmp_path: Path) -> None:
         Tabular.Config(corruption=())
 
 
+def test_a_label_that_is_not_there_is_an_error_if_named_and_told_if_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"modality\.label names column 'colur'; did you mean colour"):
+        small(tmp_path, label="colur")
+    said = said_by(monkeypatch, "warning")
+    modality = small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()])
+    assert "no column is called 'target', so all are read" in said[0]
+    assert (modality.classes == -1).all()
+    small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()], label="")
+    assert len(said) == 1
+
+
 def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
     given = lines(200)
     given[3] = "20,red"
@@ -236,9 +252,11 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
     strange = [line.replace("green", "mauve") for line in lines(30)]
     other = Tabular.Config(data=write(tmp_path / "new.csv", strange)).build()
     said: list[str] = []
-    monkeypatch.setattr(tabular.log, "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(tabular.log, "warning", lambda text, *args: said.append(text % args))
     other.restore(state)
-    assert said == ["modality.data: column 'colour' has 10 cells of a level that training never saw"]
+    assert said == [
+        "modality.data: column 'colour' has 10 cells of a level that training rarely or never saw"
+    ]
     assert (other.cells[1::3, 1] == 0).all()
 
     fewer = ["agee,income,target", *(f"{i},{i},yes" for i in range(30))]
@@ -267,3 +285,84 @@ def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
     ):
         with pytest.raises(Unreadable, match=message):
             clean_views(modality, [Sample(wrong, 0)], "tabular")
+
+
+def said_by(monkeypatch: pytest.MonkeyPatch, level: str) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(tabular.log, level, lambda text, *args: said.append(text % args))
+    return said
+
+
+def test_a_column_without_any_cell_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = said_by(monkeypatch, "warning")
+    small(tmp_path, ["a,gone,target", *(f"{i},NaN,{i % 2}" for i in range(40))])
+    assert said == ["modality.data: column 'gone' is left out: all cells are missing"]
+
+
+def test_cells_that_go_missing_after_training_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = small(tmp_path).state()
+    gone = ["age,colour,income,target", *(f"{i},,,yes" if i % 2 else f",red,{i},yes" for i in range(30))]
+    new = Tabular.Config(data=write(tmp_path / "new.csv", gone)).build()
+    said = said_by(monkeypatch, "warning")
+    new.restore(state)
+    assert said == [
+        "modality.data: column 'age' has 15 missing cells, and training missed none: they become the middle",
+        "modality.data: column 'colour' has 15 missing cells, and training missed none: unknown",
+    ]  # the missing incomes have a flag
+    assert not new.cells[::2, 0].any()
+    assert not new.cells[1::2, 1].any()
+    assert torch.equal(new.cells[:, 3] == 1, torch.arange(30) % 2 == 1)
+
+
+def test_nan_is_missing_in_cells_and_unknown_in_labels() -> None:
+    a = np.arange(60.0)
+    price = a * 2
+    a[5::10], price[7::10] = np.nan, np.nan
+    modality = Tabular.Config(data=holding({"a": a, "price": price}), label="price").build()
+    assert [c.name for c in modality.schema.columns] == ["a", "a is missing"]
+    assert modality.cells.isfinite().all()
+    assert modality.cells[5::10, 1].all()
+    assert modality.classes[7::10].tolist() == [-1] * 6
+    targets = modality.targets("train")
+    assert targets is not None
+    assert int(targets.isnan().sum()) == 6
+
+
+def test_the_demo_can_be_read_twice() -> None:
+    first, second = Tabular.Config().build(), Tabular.Config().build()
+    assert (second.classes >= 0).all()
+    assert torch.equal(first.cells, second.cells)
+
+
+def test_a_byte_that_is_not_utf8_is_told_from_a_written_replacement_character(tmp_path: Path) -> None:
+    drinks = ("tea", "caf\ufffd")
+    body = [f"{i},{drinks[i % 2]},{i % 2}" for i in range(40)]
+    assert not small(tmp_path, ["a,drink,target", *body]).broken
+    (tmp_path / "rows.csv").write_bytes(b"a,dr\xefnk,target\n1,2,3\n")
+    with pytest.raises(ValueError, match="the header is not UTF-8: save the file as UTF-8"):
+        Tabular.Config(data=str(tmp_path / "rows.csv")).build()
+
+
+def test_a_frame_trains_from_python(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="the extra `tabular` is not installed")
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=200)
+    columns = {
+        "a": a,
+        "b": a + 0.1 * rng.normal(size=200),
+        "c": np.where(a > 0, "up", "down"),
+        "target": a > 1,
+    }
+    recipe = default().replace(
+        modality=Tabular.Config(data=holding(pandas.DataFrame(columns))),
+        encoders={"tabular": MLPEncoder.Config(dims=(16,))},
+        steps=3, batch_size=16, log_every=1,
+    )  # fmt: skip
+    result = run.train(recipe, tmp_path / "run")
+    assert result.figures["knn/top1"] > 50
+    row = {"a": 0.3, "b": 0.2, "c": "up"}
+    assert run.load(tmp_path / "run").encode([row, row]).shape == (2, 16)

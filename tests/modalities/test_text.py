@@ -288,6 +288,13 @@ def test_the_training_of_the_tokenizer_is_repeatable_and_blind_to_validation(
     assert made(str(tmp_path / "changed.jsonl")).state() == state
 
 
+def test_capitals_read_as_small_letters_where_asked(corpus: str) -> None:
+    plain, small = made(corpus).vocabulary(), made(corpus, lower=True).vocabulary()
+    assert small.encode(["The CAT"])[0].ids.tolist() == small.encode(["the cat"])[0].ids.tolist()
+    assert plain.encode(["The CAT"])[0].ids.tolist() != plain.encode(["the cat"])[0].ids.tolist()
+    assert plain.encode(["the cat"])[0].ids.tolist() == small.encode(["the cat"])[0].ids.tolist()
+
+
 def test_a_loaded_tokenizer_keeps_its_ids(corpus: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the extra `text` is not installed")
     names = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "un", "##believ", "##ably"]
@@ -328,6 +335,15 @@ def test_floors_and_pictures(corpus: str) -> None:
     assert orange.any()
     (plain,) = modality.panels(batch_of(modality, ViewPlan(num_clean=1)))
     assert (plain.image == 206).all(-1).sum() < 500
+
+
+def test_texts_of_several_lines_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "verse.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"line {i}\n\tand\r\nnext\n"}) for i in range(20)))
+    modality = made(str(path))
+    (panel,) = modality.panels(batch_of(modality, ViewPlan(num_clean=1, num_global=1)))
+    assert (panel.image < 128).any()
+    assert (modality.pictures(batch_of(modality, ViewPlan(num_clean=1))[0]) < 128).any()
 
 
 def test_samples_that_are_no_text(corpus: str) -> None:

@@ -25,7 +25,8 @@ from multissl.engine.metrics import read_metrics
 from multissl.modalities import video_files
 from multissl.modalities.video import Video
 from multissl.modalities.video_files import Decord, PyAV, load_clip, open_clip, open_videos, read_frames
-from multissl.types import Sample, Unreadable, ViewPlan
+from multissl.random import RowRandom
+from multissl.types import CLEAN, Sample, Unreadable, ViewPlan
 
 MISSING = "the extra `video` is not installed"
 
@@ -77,6 +78,20 @@ def test_both_readers_find_the_same_frames_by_number(tmp_path: Path, suffix: str
         clip = reader(data)
         np.testing.assert_allclose(clip.times, np.arange(20) / 10, atol=2e-3)
         assert brightness(video_files.frames_of(clip, [13, 2, 2, 19, 7])) == [13, 2, 2, 19, 7]
+
+
+def test_a_square_moves_as_it_was_drawn(tmp_path: Path, reader: Any) -> None:
+    frames = np.full((8, 64, 64, 3), 20, np.uint8)
+    for t in range(8):
+        frames[t, 24:40, 8 + 4 * t : 24 + 4 * t] = 220
+    path = write(tmp_path / "a.mp4", frames)
+    modality = Video.Config(size=32, patch=8, frames=8, stride=1).build()
+    raw = modality.collate([Sample(reader(path), 0)], {"video": CLEAN}, RowRandom((0,), 0, 1, 1))
+    x = (raw["video"]["clean"][0].float().mean(1) > 120).float()  # [T, S, S]
+    at = torch.arange(32.0) + 0.5
+    places = torch.stack([(x * at).sum((1, 2)), (x * at[:, None]).sum((1, 2))], 1) / x.sum((1, 2))[:, None]
+    expected = torch.stack([8 + 2.0 * torch.arange(8), torch.full((8,), 16.0)], 1)  # half the size: 2 a frame
+    torch.testing.assert_close(places, expected, atol=0.2, rtol=0)
 
 
 def test_frames_at_an_uneven_rate_keep_their_times(tmp_path: Path, reader: Any) -> None:
@@ -179,8 +194,6 @@ def test_a_frame_beyond_the_end_is_named() -> None:
 def unreadable(path: Path) -> str:
     """The one line that says why, from opening or from decoding."""
     modality = Video.Config(size=16, local_size=16, patch=8, frames=4, stride=1, seconds=0).build()
-    from multissl.random import RowRandom
-
     with pytest.raises(Unreadable) as caught:
         modality.collate([Sample(str(path), 3)], {"video": ViewPlan(num_global=2)}, RowRandom((0,), 0, 1, 1))
     assert caught.value.index == 3

@@ -141,3 +141,15 @@ def test_limits() -> None:
         MLM.Config(boundary_weight=-1)
     with pytest.raises(ValueError, match=r"modality.infill"):
         both(Infilling.Config())
+
+
+def test_errors_are_those_the_loss_is_the_mean_of() -> None:
+    valid = torch.ones(6, 10, dtype=torch.bool)
+    valid[0, 6:] = False
+    for config in (MLM.Config(), NextToken.Config()):
+        encoders, objective = both(config)
+        views = masked(valid)
+        errors = objective.errors(encoders, views)
+        count = 7 if isinstance(config, MLM.Config) else int(valid[:, 1:].sum())
+        torch.testing.assert_close(errors.sum() / count, objective(encoders, [views], PROGRESS).total)
+        assert int((errors > 0).sum()) == count

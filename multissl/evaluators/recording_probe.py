@@ -1,0 +1,120 @@
+"""Whether features tell which recording a sound comes from: microphone, room and codec rather than what is heard.
+
+Two parts of each recording are featurised apart. For each second part the nearest first part is sought, by cosine after
+the mean of the first parts is taken out of both; it should be of the same recording in `same` percent. Views of one
+recording share its noise floor, which a contrastive objective can recognise instead of the sound. The figure should
+not be far above the untrained encoder's and the classical features' while accuracy on classes rises. Parts that the
+modality cannot read (silence) leave the recording out. There is no verdict: content is similar within a recording too.
+Shapes: n recordings, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.evaluators.base import (
+    Evaluator,
+    Featurize,
+    clean_views,
+    device_of,
+    drawn,
+    evaluating,
+)
+from multissl.types import Encode, Modality, Progress, Sample, Unreadable
+
+
+class Recorded(Protocol):
+    """A modality whose samples are recordings."""
+
+    def parts(self, sample: Sample) -> tuple[Sample, Sample]:
+        """Two parts of a recording that do not overlap, as samples; raises `Unreadable` where there are none."""
+        ...
+
+
+class RecordingProbe(Evaluator):
+    """Share of recordings recognised by another part of them, in percent."""
+
+    titles: ClassVar[dict[str, str]] = {"same": "recording recognised, %"}
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of the recording probe."""
+
+        split: str = "val"
+        """Whose recordings are looked for among each other."""
+        recordings: int = 1000
+        """Recordings, drawn with a fixed seed; 0: all. More are harder to tell apart."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if self.recordings < 0 or self.recordings == 1:
+                raise ValueError(f"recordings={self.recordings}: want 0 (all) or 2 or more")
+
+    cfg: Config
+
+    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`same` of the pooled features and the figure of `chance`; nothing where samples have no parts."""
+        pairs = self._pairs(modality)
+        if not pairs:
+            return {}
+        with evaluating(encoders) as featurize:
+            first, second = self._features(featurize, modality, pairs, device_of(encoders))
+        return {"same": recognised(first, second), "chance": 100 / len(first)}
+
+    def floors(self, modality: Modality) -> dict[str, float]:
+        """The same figure for the modality's classical features."""
+        pairs = self._pairs(modality)
+        floors = modality.floors().items() if pairs else ()
+        return {name: recognised(*self._features(f, modality, pairs, "cpu")) for name, f in floors}
+
+    def _pairs(self, modality: Modality) -> list[tuple[Sample, Sample]]:
+        """The two parts of the recordings that have them, numbered alike."""
+        if not hasattr(modality, "parts"):
+            self.nothing("the data is no recordings")
+            return []
+        data, pairs = modality.dataset(self.cfg.split), []
+        for i in drawn(len(data), self.cfg.recordings):  # type: ignore[arg-type]
+            try:
+                pairs.append(cast(Recorded, modality).parts(data[i]))
+            except Unreadable:
+                continue
+        if len(pairs) < 2:
+            raise ValueError(
+                f"recording_probe: {len(pairs)} recordings of the {self.cfg.split} split have two readable parts,"
+                " want 2 or more"
+            )
+        return pairs
+
+    def _features(
+        self,
+        featurize: Featurize,
+        modality: Modality,
+        pairs: list[tuple[Sample, Sample]],
+        device: torch.device | str,
+        batch_size: int = 256,
+    ) -> tuple[Tensor, Tensor]:
+        """Features [n, F] of the first and of the second parts."""
+        stream = next(iter(modality.streams()))
+        starts = range(0, len(pairs), batch_size)
+        chunks = [
+            [*zip(*pairs[i : i + batch_size], strict=True)] for i in starts
+        ]  # of first and second parts
+        found: list[list[Tensor]] = [[], []]
+        with torch.no_grad():
+            for sides in chunks:
+                for rows, samples in zip(found, sides, strict=True):
+                    rows.append(featurize(clean_views(modality, [*samples], stream, device)).cpu())
+        return torch.cat(found[0]), torch.cat(found[1])
+
+
+def recognised(first: Tensor, second: Tensor) -> float:
+    """Percent of rows of second [n, F] whose nearest row of first [n, F] is their own."""
+    mean = first.mean(0)
+    first, second = (F.normalize((x - mean).double(), dim=1) for x in (first, second))
+    nearest = (second @ first.T).argmax(1)
+    return 100 * (nearest == torch.arange(len(first), device=first.device)).double().mean().item()

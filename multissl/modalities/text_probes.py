@@ -1,0 +1,150 @@
+"""What evaluators ask of held-out texts: words hidden one at a time, and running text with every token told once.
+
+A word counts where it begins with a letter, is known from the training documents and leaves some of its row in sight;
+which ones are asked for is drawn with a fixed seed. Its row is a window of its document with the word in the middle,
+padded where the document is short.
+Shapes: W words, R rows, L tokens of a row, n of a document.  State: none.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.modalities.base import pack_masks
+from multissl.modalities.text_counts import Neighbours, characters, words_of
+from multissl.modalities.text_files import Documents, read_texts
+from multissl.modalities.text_rows import Rows
+from multissl.modalities.tokenizer import Tokens
+from multissl.types import Views
+
+if TYPE_CHECKING:
+    from multissl.modalities.text import Text
+
+ROWS = 256
+"""Rows of a batch."""
+
+
+def hidden_words(text: Text, split: str, count: int) -> tuple[list[Views], dict[str, np.ndarray]]:
+    """`count` words of a split (0: all), one hidden in each row, and the nats [W] that count models pay for each.
+
+    `counts` knows the words on both sides, `unigram` none; both know the number of pieces, as the masks tell it.
+    Raises a ValueError where the split holds no such word.
+    """
+    known: dict[bytes, int] = {}
+    model = Neighbours(words_of(spelled(documents(text, "train")), known, True))
+    data = documents(text, split)
+    words = words_of(spelled(data), known, False)
+    heads = np.flatnonzero(data.starts)
+    names = {number: word for word, number in known.items()}
+    proper = {0: False}
+    for number in np.unique(words.word[words.word > 0]).tolist():
+        told = "".join(text.vocabulary().pieces(np.frombuffer(names[number], np.int32).tolist()))
+        proper[number] = told[:1] == " " and told[1:2].isalpha()
+    able = np.array([proper[number] for number in words.word.tolist()]) & (words.pieces < text.cfg.length)
+    able = np.flatnonzero(able)
+    if not len(able):
+        raise ValueError(f"the {split} split holds no word that the training documents hold")
+    chosen = able[_drawn(len(able), count)]
+    asked = words.where(chosen)
+    paid = {"counts": model.nats(asked), "unigram": -np.log(model.terms(asked)[0][:, -1])}
+    ends = np.append(data.ends, 0)  # the document before the first ends at 0
+    views = []
+    for first in range(0, len(chosen), ROWS):
+        some = chosen[first : first + ROWS]
+        rows = Rows(1, len(some), text.cfg.length, text.vocabulary().pad)
+        hidden = np.zeros((len(some), text.cfg.length), dtype=bool)
+        for row, word in enumerate(some.tolist()):
+            document, size = int(words.document[word]), int(words.pieces[word])
+            low, high = int(ends[document - 1]), int(ends[document])
+            at = int(heads[word]) - low
+            start = min(max(at - (text.cfg.length - size) // 2, 0), max(high - low - text.cfg.length, 0))
+            rows.put(0, row, data.tokens(document), start, min(text.cfg.length, high - low - start))
+            hidden[row, at - start : at - start + size] = True
+        views.append(_views(rows, hidden, text.vocabulary().mask))
+    return views, paid
+
+
+def _views(rows: Rows, hidden: np.ndarray, mask: int) -> Views:
+    whole = torch.from_numpy(rows.ids[0].astype(np.int64))  # [R, L]
+    under = torch.from_numpy(hidden)
+    return Views(
+        x=whole.masked_fill(under, mask), stream="text", role="global", masks=(pack_masks(under),), target=whole,
+        valid=torch.from_numpy(rows.valid[0]),
+    )  # fmt: skip
+
+
+class Running(NamedTuple):
+    """Documents as rows that overlap by half, so that a token has half a row before it, or all of its document."""
+
+    views: list[Views]
+    told: list[Tensor]
+    """bool [R, L-1], True where a token, from the second of its row on, is told for the first time."""
+    documents: int
+    """Their first tokens are told by no row."""
+    symbols: int
+    """Ids that a first token may be."""
+    characters: int
+    floor: float
+    """Bits a character of counts of the characters before it, in the training documents."""
+
+
+def running(text: Text, split: str, count: int) -> Running:
+    """`count` documents of a split (0: all), drawn with a fixed seed."""
+    data, length = documents(text, split), text.cfg.length
+    chosen = _drawn(len(data.ends), count).tolist()
+    windows = []  # document, first token, tokens, and how many of them an earlier window told
+    for document in chosen:
+        size = len(data.tokens(document).ids)
+        starts = [*range(0, max(size - length, 0), max(length // 2, 1)), max(size - length, 0)]
+        told = 1
+        for start in dict.fromkeys(starts):
+            width = min(length, size - start)
+            windows.append((document, start, width, told - start))
+            told = start + width
+    views, new = [], []
+    for first in range(0, len(windows), ROWS):
+        some = windows[first : first + ROWS]
+        rows = Rows(1, len(some), length, text.vocabulary().pad)
+        fresh = torch.zeros(len(some), length, dtype=torch.bool)
+        for row, (document, start, width, old) in enumerate(some):
+            rows.put(0, row, data.tokens(document), start, width)
+            fresh[row, old:width] = True
+        x, valid = torch.from_numpy(rows.ids[0].astype(np.int64)), torch.from_numpy(rows.valid[0])
+        views.append(Views(x=x, stream="text", role="global", valid=valid))
+        new.append(fresh[:, 1:])
+    asked = texts(text, split)
+    floor = characters(texts(text, "train"), [asked[i] for i in chosen])
+    symbols = text.vocabulary().size
+    return Running(views, new, len(chosen), symbols, int(data.characters[chosen].sum()), floor)
+
+
+def _drawn(have: int, count: int) -> np.ndarray:
+    """`count` places (0: all) in order, the same every time."""
+    return np.sort(np.random.default_rng(0).permutation(have)[: count or have])
+
+
+def documents(text: Text, split: str) -> Documents:
+    """The documents of a split."""
+    return cast(Documents, text.dataset(split))
+
+
+def spelled(data: Documents) -> Iterator[list[bytes]]:
+    """The words of every readable document, each as the bytes of its ids."""
+    for number in range(len(data.ends)):
+        tokens: Tokens = data.tokens(number)
+        raw, width = tokens.ids.tobytes(), tokens.ids.itemsize
+        cuts = [*np.flatnonzero(tokens.starts).tolist(), len(tokens.ids)]
+        yield [raw[width * a : width * b] for a, b in itertools.pairwise(cuts)]
+
+
+def texts(text: Text, split: str) -> list[str]:
+    """The readable documents of a split as the tokenizer reads them."""
+    cfg: Any = text.cfg
+    found = [t for t in read_texts(cfg.data, split, cfg.column, cfg.label).texts if isinstance(t, str)]
+    return [t.lower() for t in found] if cfg.lower and not cfg.tokenizer else found

@@ -1,0 +1,166 @@
+"""Held-out text: what is asked of a language model, its sums, and what stands beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from multissl.encoders.base import build_encoders
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.learner import Handle, Learner
+from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
+from multissl.modalities.text import Text
+from multissl.objectives.language import MLM, NextToken
+from multissl.types import Progress, Views
+from tests.evaluators.clusters import Clusters, encoders
+
+pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
+
+START, CPU = Progress(step=0, total=10), torch.device("cpu")
+WORDS = ["the", "cat", "dog", "sees", "walks", "unbelievably", "near", "house", "3", ","]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    path = tmp_path_factory.mktemp("text") / "lines.jsonl"
+    rng = np.random.RandomState(0)
+    lines = [" ".join(rng.choice(WORDS, rng.randint(1, 60))) for _ in range(100)]
+    path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    return Text.Config(data=str(path), vocab=280, length=16, local_length=8).build()
+
+
+def handle(text: Text, objective: Any) -> Handle:
+    torch.manual_seed(0)
+    config = TransformerEncoder.Config(dim=16, depth=1, heads=2, pooling="mean", init_std=0.0)
+    specs = text.streams()
+    made = build_encoders({"text": config}, specs)
+    return Learner(made, objective.build(made, specs)).eval().handle("exported", CPU)
+
+
+def answering(errors: Any) -> Any:
+    """Encoders of the identity whose objective answers as told."""
+    made: Any = encoders()
+    made.errors = errors
+    return made
+
+
+def test_each_row_hides_one_whole_word_that_training_knows(text: Text) -> None:
+    views, paid = text.hidden_words("val", 0)
+    train: Any = text.dataset("train")
+    pieces = text.vocabulary().pieces
+    known = set("".join(pieces(train.ids.tolist())).split())
+    words = []
+    for each in views:
+        assert each.mask is not None
+        assert each.target is not None
+        assert each.valid is not None
+        hidden = each.mask.hidden
+        assert (each.x[hidden] == text.vocabulary().mask).all()
+        assert torch.equal(each.x[~hidden], each.target[~hidden])
+        assert not (hidden & ~each.valid).any()
+        for row, under, real in zip(each.target, hidden, each.valid, strict=True):
+            words.append("".join(pieces(row[under].tolist())))
+            assert (row[~real] == text.vocabulary().pad).all()
+    assert {w[0] for w in words} == {" "}
+    assert {w.strip() for w in words} == known - {"3", ","} == set(WORDS) - {"3", ","}
+    assert any(int(v.mask.hidden.sum(1).max()) > 1 for v in views if v.mask)  # several pieces
+    assert paid["counts"].shape == paid["unigram"].shape == (len(words),)
+    assert np.isfinite(paid["counts"]).all()
+    again, _ = text.hidden_words("val", 7)
+    assert sum(len(v.x) for v in again) == 7
+
+
+def test_nats_are_summed_over_the_pieces_of_a_word(text: Text) -> None:
+    views, paid = text.hidden_words("val", 50)
+
+    def errors(views: Views) -> Tensor:
+        assert views.mask is not None
+        return torch.where(views.mask.weight > 0, 2.0, 0.0)
+
+    evaluator = MaskedWord.Config(count=50).build()
+    found = evaluator.run(answering(errors), text, START)
+    assert found["nats"] == pytest.approx(2 * np.mean([int(h.sum()) for v in views for h in v.mask.hidden]))  # type: ignore[union-attr]
+    floors = evaluator.floors(text)
+    assert floors["counts"] == pytest.approx(paid["counts"].mean())
+    assert found["gain"] == pytest.approx(floors["counts"] - found["nats"])
+    assert found["gain_low"] < found["gain"] < found["gain_high"]
+
+
+def test_running_text_tells_every_token_once(text: Text) -> None:
+    asked = text.running("val", 0)
+    data: Any = text.dataset("val")
+    told = sum(int(t.sum()) for t in asked.told)
+    assert told == len(data.ids) - len(data.ends)  # all but the first of each document
+    assert asked.documents == len(data.ends)
+    rows = [row for v in asked.views for row in v.x]
+    new = [row for t in asked.told for row in t]
+    spelled = [int(i) for row, fresh in zip(rows, new, strict=True) for i in row[1:][fresh]]
+    firsts = set(np.append(0, data.ends[:-1]).tolist())
+    assert spelled == [int(i) for n, i in enumerate(data.ids) if n not in firsts]
+    late = [
+        int(fresh.nonzero()[0]) for row, fresh in zip(rows, new, strict=True) if fresh.any() and not fresh[0]
+    ]
+    assert late
+    assert min(late) >= 16 // 2 - 1  # what is told late has half a row before it
+    assert 0 < asked.floor < 8
+    assert text.running("val", 3).documents == 3
+
+
+def test_bits_are_those_of_a_uniform_guess(text: Text) -> None:
+    size = text.vocabulary().size
+    asked = text.running("val", 0)
+    tokens = sum(int(t.sum()) for t in asked.told) + asked.documents
+
+    def errors(views: Views) -> Tensor:
+        return torch.full((len(views.x), views.x.shape[1] - 1), math.log(size))
+
+    evaluator = BitsPerCharacter.Config(count=0).build()
+    found = evaluator.run(answering(errors), text, START)
+    assert found["bits"] == pytest.approx(tokens * math.log2(size) / asked.characters)
+    assert evaluator.floors(text) == {"counts": asked.floor}
+    raw = [json.loads(line)["text"] for line in Path(text.cfg.data).read_text().splitlines()]
+    assert asked.characters == sum(len(t) for i, t in enumerate(raw) if i % 10 == 9)
+
+
+@pytest.mark.parametrize(
+    ("objective", "evaluator", "figure"),
+    [
+        (MLM.Config(), MaskedWord.Config(count=40), "nats"),
+        (NextToken.Config(), BitsPerCharacter.Config(), "bits"),
+    ],
+)
+def test_an_untrained_model_guesses_uniformly(
+    text: Text, objective: Any, evaluator: Any, figure: str
+) -> None:
+    made = evaluator.build()
+    found = made.run(handle(text, objective), text, START)
+    floors = made.floors(text)
+    assert found[figure] > floors["counts"]
+    history = [{**found, **floors}, {**found, figure: floors["counts"] - 0.1}]
+    learned, said = made.verdict(history)
+    assert learned
+    assert f"{floors['counts']:.2f} of counts" in said
+    learned, said = made.verdict([history[0], found])
+    assert not learned
+    assert made.verdict(history[:1]) is None
+
+
+def test_nothing_is_measured_without_the_objective(text: Text) -> None:
+    silent: Any = encoders()
+    for evaluator in (MaskedWord.Config().build(), BitsPerCharacter.Config().build()):
+        assert evaluator.run(silent, text, START) == {}
+        points = Clusters.Config().build()
+        assert evaluator.run(answering(lambda views: views.x), points, START) == {}
+        assert evaluator.floors(points) == {}
+
+
+def test_limits_are_named() -> None:
+    with pytest.raises(ValueError, match="count=-1: want 0"):
+        MaskedWord.Config(count=-1)
