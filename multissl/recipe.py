@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -20,7 +19,7 @@ from multissl.evaluators.base import Evaluator
 from multissl.modalities.base import Modality
 from multissl.objectives.base import Objective
 from multissl.registry import suggest
-from multissl.types import Masking, ParamRule, Plans, StreamSpec, ViewPlan
+from multissl.types import Masking, ParamRule, Plans, ViewPlan
 
 FORMAT = 1
 """Of `recipe.json`."""
@@ -72,19 +71,22 @@ class Parts:
     evaluators: dict[str, Evaluator]
 
 
-def check(recipe: Recipe, specs: Mapping[str, StreamSpec], offers: frozenset[str], plans: Plans) -> None:
+def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     """Compare what the objective asks for with what modality and encoders can do; says which pair fails and why."""
-    objective, modality = config_name(type(recipe.objective)), config_name(type(recipe.modality))
+    objective, named = config_name(type(recipe.objective)), config_name(type(recipe.modality))
+    specs = modality.streams()
     if recipe.batch_size % distributed.world():
         raise ValueError(f"batch_size={recipe.batch_size} does not divide over {distributed.world()} ranks")
     for stream, plan in plans.items():
         asked = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
             "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords,
+            "drop": "drop" in maskings_of(recipe, plan),
         }  # fmt: skip
+        offers = modality.offered(stream)
         for need in (n for n, wanted in asked.items() if wanted and n not in offers):
             raise ValueError(
-                f"{objective} asks {modality} for {need} views, which it does not offer: {_way_out(need)}"
+                f"{objective} asks {named} for {need} views, which it does not offer: {_way_out(need)}"
             )
         encoder = recipe.encoders[stream]
         maskings = encoder.maskings_for(specs[stream])
@@ -115,6 +117,7 @@ def _way_out(need: str) -> str:
     return {
         "local": "set its number of local views to 0",
         "mask": "switch its masked part off or take another objective",
+        "drop": "its rows hide unequal numbers of tokens; fill them (texts: pack=True), or replace tokens instead",
     }.get(need, "take another objective or modality")
 
 
@@ -136,7 +139,7 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     for stream in recipe.locked:
         cast(Encoder, encoders[stream]).lock()
     objective = recipe.objective.build(encoders, specs)
-    check(recipe, specs, modality.offers, objective.plans())
+    check(recipe, modality, objective.plans())
     for stream, plan in objective.plans().items():
         cast(Encoder, encoders[stream]).expect(maskings_of(recipe, plan))
     if recipe.locked:

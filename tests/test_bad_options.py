@@ -151,7 +151,7 @@ def test_masks_are_not_asked_of_an_encoder_that_cannot_hide_tokens() -> None:
         recipe = Recipe(modality=TINY, encoders={"image": MLPEncoder.Config(dims=(16,))}, objective=cfg)
         plans = cfg.build(build_encoders({"image": ENCODER}, specs), specs).plans()
         with pytest.raises(ValueError, match=r"encoders\.image=mlp cannot: use transformer, or ") as found:
-            check(recipe, specs, modality.offers, plans)
+            check(recipe, modality, plans)
         assert one_line(found.value).startswith(f"{name} wants hidden tokens treated as")
 
 

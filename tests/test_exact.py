@@ -106,7 +106,7 @@ def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
     recipe = Recipe(modality=made, encoders=dict.fromkeys(specs, encoder), objective=cfg, batch_size=BATCH)
     encoders = build_encoders(recipe.encoders, specs)
     objective = cfg.build(encoders, specs)
-    check(recipe, specs, modality.offers, objective.plans())
+    check(recipe, modality, objective.plans())
     for stream, plan in objective.plans().items():
         cast(Any, encoders[stream]).expect(maskings_of(recipe, plan))
     return Learner(encoders, objective, chunk).double(), modality

@@ -160,7 +160,7 @@ class Audio(Modality):
             """Tokens along time and frequency of a view."""
             return frames // self.patch[0], self.mels // self.patch[1]
 
-    offers = frozenset({"local", "mask", "masks", "target", "coords"})
+    offers = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES + FILMS
     columns = ("audio", "sound", "audio_bytes", "audio_path")
 

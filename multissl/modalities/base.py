@@ -43,6 +43,10 @@ class Modality(Component):
         """The streams it feeds, by name."""
         raise NotImplementedError
 
+    def offered(self, stream: str) -> frozenset[str]:
+        """What plans may ask for in a stream: `offers`, unless streams differ."""
+        return self.offers
+
     def dataset(self, split: str) -> Dataset[Sample]:
         """The samples of a split."""
         raise NotImplementedError

@@ -135,7 +135,7 @@ class Image(Modality):
                 given = f"modality.mean={self.mean} modality.std={self.std}"
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
 
-    offers = frozenset({"local", "mask", "masks", "target", "coords"})
+    offers = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 

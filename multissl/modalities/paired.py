@@ -127,6 +127,10 @@ class Paired(Modality):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pairs": None}  # a worker lists its samples by itself
 
+    def offered(self, stream: str) -> frozenset[str]:
+        """What the member of that name offers."""
+        return self.members[stream].offers
+
     def pairs(self) -> Rows | Same:
         """The samples of all splits, listed once."""
         if self._pairs is None:

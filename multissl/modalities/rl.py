@@ -123,7 +123,7 @@ class RL(Modality):
                     f" local_size={self.local_size}"
                 )
 
-    offers = frozenset({"local", "mask", "masks", "target", "condition", "coords"})
+    offers = frozenset({"local", "mask", "masks", "drop", "target", "condition", "coords"})
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)

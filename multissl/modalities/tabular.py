@@ -92,7 +92,7 @@ class Tabular(Modality):
                 if getattr(self, name) < low:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
 
-    offers = frozenset({"local", "mask", "masks", "corrupt", "target"})
+    offers = frozenset({"local", "mask", "masks", "drop", "corrupt", "target"})
     suffixes = (".json",)
 
     def __init__(self, cfg: Config) -> None:

@@ -114,7 +114,7 @@ class Text(Modality):
             if self.infill and not self.pack:
                 raise ValueError(f"modality.infill={self.infill} needs full rows: set modality.pack=True")
 
-    offers = frozenset({"local", "mask", "masks", "target", "corrupt", "coords"})
+    offers = frozenset({"local", "mask", "masks", "drop", "target", "corrupt", "coords"})
     suffixes = FILES
     columns = (*COLUMNS, "caption", "transcript")
 
@@ -126,8 +126,8 @@ class Text(Modality):
         self._given: Sequence[Any] = ()
         if cfg.infill:  # targets and views are of different lengths: there is no mask over both
             self.offers = frozenset({"local", "target"})
-        elif not cfg.pack:  # places of padding would match
-            self.offers = Text.offers - {"coords"}
+        elif not cfg.pack:  # places of padding would match, and short rows hide fewer tokens
+            self.offers = Text.offers - {"coords", "drop"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_splits": {}, "_given": ()}  # a worker gets its samples by itself

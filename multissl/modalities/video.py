@@ -147,7 +147,7 @@ class Video(Modality):
                     f"modality.mean={self.mean} modality.std={self.std}: want 3 of each, std above 0"
                 )
 
-    offers = frozenset({"local", "mask", "masks", "target", "coords"})
+    offers = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
     columns = ("video", "clip", "video_bytes", "video_path")
 

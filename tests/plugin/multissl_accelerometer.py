@@ -60,7 +60,7 @@ class Accelerometer(Modality):
                     f" {max(self.length // max(self.patch, 1), 1) * max(self.patch, 1)}"
                 )
 
-    offers = frozenset({"mask", "target"})
+    offers = frozenset({"mask", "drop", "target"})
 
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of time with three channels."""
