@@ -35,8 +35,8 @@ def words_recipe(data: Path, steps: int, seed: int) -> Any:
     made = whole_word()
     made.modality = made.modality.replace(data=str(data), lower=True)
     made.objective = made.objective.replace(mask_ratio=0.25)
-    made.optim = made.optim.replace(lr=2e-3, warmup=100)
-    return made.replace(steps=steps, batch_size=12, seed=seed, evals={})
+    made.optim = made.optim.replace(lr=2e-3, warmup=200)
+    return made.replace(steps=steps, batch_size=24, seed=seed, evals={})
 
 
 def characters_recipe(data: Path, steps: int, seed: int) -> Any:

@@ -14,6 +14,7 @@ from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
+from multissl.layers.positions import Position
 from multissl.modalities.text import Text
 from multissl.objectives.base import Objective
 from multissl.objectives.data2vec import Data2Vec
@@ -33,24 +34,24 @@ def default() -> Recipe:
 
 def masked() -> Recipe:
     """Masked language modelling with SpanBERT's spans, 80 % of them masked, 10 % replaced, 10 % kept."""
-    return _small(MLM.Config())
+    return _masked(MLM.Config())
 
 
 def bert() -> Recipe:
     """BERT's masked language modelling: single tokens, no next-sentence task."""
-    return _small(MLM.Config(), mask="token")
+    return _masked(MLM.Config(), mask="token")
 
 
 def whole_word() -> Recipe:
     """BERT with whole words hidden."""
-    made = _small(MLM.Config(), mask="word")
+    made = _masked(MLM.Config(), mask="word")
     made.evals["words"] = MaskedWord.Config(every=200)
     return made
 
 
 def spanbert() -> Recipe:
     """SpanBERT: spans of words, and their tokens predicted from their neighbours."""
-    return _small(MLM.Config(boundary_weight=1.0))
+    return _masked(MLM.Config(boundary_weight=1.0))
 
 
 def t5() -> Recipe:
@@ -102,6 +103,15 @@ def data2vec_text() -> Recipe:
     teacher = Teacher.Config(ema=0.99, final_ema=0.999, ema_shape="linear")
     objective = Data2Vec.Config(mask_ratio=0.35, top_k=3, layer_norm="layer", beta=4.0, teacher=teacher)
     return _small(objective, span_words=4)
+
+
+def _masked(objective: Objective.Config, **options: object) -> Recipe:
+    """With larger embeddings and a convolution over neighbours: without, hundreds of steps pass before words count."""
+    made = _small(objective, **options)  # type: ignore[arg-type]
+    made.encoders["text"] = made.encoders["text"].replace(
+        embedding_std=0.5, position=Position(std=0.2), token_conv=5
+    )
+    return made
 
 
 def _small(objective: Objective.Config, drop_path: float = 0.0, **options: object) -> Recipe:

@@ -52,6 +52,10 @@ class TransformerEncoder(Encoder):
         """Convolutions of stride 2 instead of one linear a patch; helps small images and few steps."""
         freeze_patches: bool = False
         """Keep the patch embedding as it was drawn (MoCo v3's cure for instability)."""
+        embedding_std: float = 0.02
+        """Deviation of the embeddings of ids at the start."""
+        token_conv: int = 0
+        """Of sequences: tokens that a convolution over neighbours spans before the blocks, an odd number; 0: none."""
         attention: Backend = "sdpa"
         """sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half precision."""
         norm_eps: float = 1e-6
@@ -67,6 +71,8 @@ class TransformerEncoder(Encoder):
                 "layerscale": 0,
                 "ffn_ratio": 0.1,
                 "init_std": 0,
+                "embedding_std": 0,
+                "token_conv": 0,
             }
             for name, low in least.items():
                 if getattr(self, name) < low:
@@ -77,20 +83,32 @@ class TransformerEncoder(Encoder):
                 raise ValueError(
                     "causal=True: the class token comes first and sees nothing, set pooling=mean or last"
                 )
+            if self.token_conv and (self.causal or self.token_conv % 2 == 0):
+                raise ValueError(
+                    f"token_conv={self.token_conv}: want an odd number, and causal=False, for it looks both ways"
+                )
             if not 0 <= self.drop_path < 1:
                 raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
 
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
-            """Causal reading needs a pooled token that sees something."""
+            """Causal reading needs a pooled token that sees something, and no convolution that looks ahead."""
             able: list[Masking] = ["none", "drop", "replace"]
-            return frozenset(able if self.pooling == "cls" else [*able, "causal"])
+            return frozenset(able if self.pooling == "cls" or self.token_conv else [*able, "causal"])
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         self.cfg, self.spec = cfg, spec
         self.dim, self.depth, self.maskings = cfg.dim, cfg.depth, cfg.maskings_for(spec)
-        grid_options = (cfg.conv_stem, cfg.freeze_patches)
-        self.tokenizer = tokenizer_for(spec, cfg.dim, cfg.registers, cfg.position, *grid_options)
+        self.tokenizer = tokenizer_for(
+            spec,
+            cfg.dim,
+            cfg.registers,
+            cfg.position,
+            conv_stem=cfg.conv_stem,
+            freeze_patches=cfg.freeze_patches,
+            embedding_std=cfg.embedding_std,
+            token_conv=cfg.token_conv,
+        )
         self.trunk = Trunk(
             cfg.dim,
             cfg.depth,

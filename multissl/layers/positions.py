@@ -37,12 +37,16 @@ class Position(Config):
     """sincos in 2-D: the first half of the channels tells the column (MAE, I-JEPA), else the row (V-JEPA)."""
     grid: tuple[int, ...] = ()
     """Tokens along each axis of the stored table; empty: those of a global view. Released DINOv2: 37 37."""
+    std: float = 0.02
+    """Deviation of a learned table at the start."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.offset < 1:
             raise ValueError(
                 f"position.offset={self.offset}: want 0 or a small share of a token below 1, such as 0.1"
             )
+        if self.std < 0:
+            raise ValueError(f"position.std={self.std}: want 0 or more, such as 0.02")
         if any(n < 1 for n in self.grid):
             raise ValueError(f"position.grid={self.grid}: want 1 or more tokens along every axis")
 

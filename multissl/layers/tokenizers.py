@@ -29,6 +29,8 @@ class Tokenizer(nn.Module):
 
     pos_embed: Tensor | None
     """[1, 1+N, D] over `self.grid`: learned, fixed, or None."""
+    mixes = False
+    """Whether `mix` lets tokens see each other, so that hidden ones must go before it."""
 
     def __init__(self, dim: int, grid: Sequence[int], registers: int, position: Position) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class Tokenizer(nn.Module):
                 nn.init.normal_(token, std=1e-6)
         if position.kind == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), dim))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            nn.init.trunc_normal_(self.pos_embed, std=position.std)
         else:
             table = sincos(self.grid, dim, position.column_first) if position.kind == "sincos" else None
             self.register_buffer("pos_embed", table, persistent=False)
@@ -50,6 +52,10 @@ class Tokenizer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """The input of a stream to tokens on their grid, [R, *grid, D]."""
         raise NotImplementedError
+
+    def mix(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Tokens [R, N, D] with their positions, of which bool [R, N] are real, as the blocks shall see them."""
+        return x
 
     def place(self, grid: tuple[int, ...]) -> Tensor | None:
         """Positions [1, 1+N, D] for a grid of tokens; fewer than the table holds take its first ones."""
@@ -71,12 +77,13 @@ class Tokenizer(nn.Module):
             raise ValueError(
                 f"a mask of {tuple(mask.hidden.shape)} rows and tokens for {tuple(x.shape[:2])} in the views"
             )
-        if mask is not None and masking == "replace":
+        if mask is not None and (masking == "replace" or self.mixes):
             x = torch.where(mask.hidden[:, :, None], self.mask_token.to(x.dtype), x)
         first, table = self.cls_token, self.place(grid)
         if table is not None:
             table = table.to(x.dtype)
             x, first = x + table[:, 1:], first + table[:, :1]
+        x = self.mix(x, valid)
         if mask is not None and masking == "drop":
             seen = visible(mask)  # [R, N - hidden]
             x = x.gather(1, seen[:, :, None].expand(-1, -1, self.dim))
@@ -191,12 +198,34 @@ class GridTokenizer(Tokenizer):
 
 
 class SequenceTokenizer(Tokenizer):
-    """An embedding of ids."""
+    """An embedding of ids, and, if asked, a convolution over neighbouring tokens.
 
-    def __init__(self, spec: StreamSpec, dim: int, registers: int, position: Position) -> None:
+    The convolution tells where tokens stand to each other (wav2vec 2.0, Baevski et al. 2020, arXiv 2006.11477,
+    section 2); one filter a channel, GELU, added to the tokens. It sees no padding and nothing that is hidden.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        dim: int,
+        registers: int,
+        position: Position,
+        embedding_std: float = 0.02,
+        token_conv: int = 0,
+    ) -> None:
         super().__init__(dim, spec.shape[-1:], registers, position)
         self.embedding = nn.Embedding(spec.vocab, dim)
-        nn.init.trunc_normal_(self.embedding.weight, std=0.02)
+        nn.init.trunc_normal_(self.embedding.weight, std=embedding_std)
+        self.mixes = token_conv > 0
+        if self.mixes:
+            self.conv = nn.Conv1d(dim, dim, token_conv, padding=token_conv // 2, groups=dim)
+
+    def mix(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Tokens [R, L, D], each with what the convolution finds around it."""
+        if not self.mixes:
+            return x
+        seen = x if valid is None else x * valid[:, :, None]
+        return x + F.gelu(self.conv(seen.mT).mT)
 
     def embed(self, x: Tensor) -> Tensor:
         """int64 [R, L] to [R, L, D]."""
@@ -241,9 +270,18 @@ class ColumnTokenizer(Tokenizer):
 
 
 def tokenizer_for(
-    spec: StreamSpec, dim: int, registers: int, position: Position, conv_stem: bool, freeze_patches: bool
+    spec: StreamSpec,
+    dim: int,
+    registers: int,
+    position: Position,
+    conv_stem: bool = False,
+    freeze_patches: bool = False,
+    embedding_std: float = 0.02,
+    token_conv: int = 0,
 ) -> Tokenizer:
     """The tokenizer that a stream asks for."""
+    if spec.kind != "sequence" and token_conv:
+        raise ValueError(f"token_conv={token_conv} is for sequences, this stream is a {spec.kind}: set 0")
     if spec.kind == "grid":
         return GridTokenizer(spec, dim, registers, position, conv_stem, freeze_patches)
     if conv_stem or freeze_patches:
@@ -254,4 +292,6 @@ def tokenizer_for(
         raise ValueError(
             f"position.grid={position.grid} is for grids, this stream is a {spec.kind}: leave it empty"
         )
-    return (SequenceTokenizer if spec.kind == "sequence" else ColumnTokenizer)(spec, dim, registers, position)
+    if spec.kind == "sequence":
+        return SequenceTokenizer(spec, dim, registers, position, embedding_std, token_conv)
+    return ColumnTokenizer(spec, dim, registers, position)

@@ -145,6 +145,33 @@ def test_sequences_are_embedded_and_may_be_shorter() -> None:
         tokens(tokenizer, torch.zeros(2, 7, dtype=torch.long))
 
 
+def test_neighbouring_tokens_are_mixed_and_neither_padding_nor_what_is_hidden_is_seen() -> None:
+    spec = StreamSpec(kind="sequence", shape=(6,), num_tokens=6, vocab=9)
+    tokenizer = tokenizer_for(spec, 8, token_conv=3)
+    nn.init.normal_(tokenizer.mask_token)
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    changed = torch.tensor([[1, 2, 3, 4, 8, 6]])
+    moved = (tokens(tokenizer, ids) - tokens(tokenizer, changed)).abs().amax(2)[0, 1:]
+    assert (moved > 0).tolist() == [False, False, False, True, True, True]
+    valid, hidden = torch.tensor([[True] * 4 + [False] * 2]), torch.tensor([[False] * 4 + [True] + [False]])
+    short = tokens(tokenizer, ids, None, valid), tokens(tokenizer, changed, None, valid)
+    assert torch.equal(short[0][:, :5], short[1][:, :5])
+    alone = tokens(tokenizer, ids[:, :4])
+    torch.testing.assert_close(short[0][:, :5], alone)
+    for masking in ("replace", "drop"):
+        kept = [tokens(tokenizer, x, hidden, masking=masking) for x in (ids, changed)]
+        assert torch.equal(*kept)
+    with pytest.raises(ValueError, match="token_conv=3 is for sequences"):
+        tokenizer_for(grid(), 8, token_conv=3)
+
+
+def test_embeddings_and_positions_start_as_wide_as_asked() -> None:
+    spec = StreamSpec(kind="sequence", shape=(64,), num_tokens=64, vocab=500)
+    tokenizer: Any = tokenizer_for(spec, 32, embedding_std=0.5, position=Position(std=0.2))
+    assert tokenizer.embedding.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    assert tokenizer.pos_embed.std().item() == pytest.approx(0.2, rel=0.05)
+
+
 def test_every_column_has_its_own_embedding() -> None:
     spec = StreamSpec(kind="columns", shape=(4,), num_tokens=4, cardinalities=(0, 3, 0, 2))
     tokenizer = tokenizer_for(spec, 8, position=Position(kind="none"))
