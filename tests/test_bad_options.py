@@ -19,6 +19,7 @@ from multissl.engine.data import Steps
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.recipe import Recipe, build, check
@@ -95,6 +96,7 @@ OWN: dict[str, Modality.Config] = {
     **dict.fromkeys(("mlm", "next_token"), TEXT),
     "infilling": TEXT.replace(infill=0.3),
     "vime": Tabular.Config(),
+    "cav_mae": Paired.Config(members={"left": TINY, "right": TINY}, join="label"),
 }
 """What objectives learn from that do not take pictures."""
 ONE_IS_TOO_FEW = {

@@ -32,6 +32,7 @@ from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.recipe import Recipe, check, maskings_of
@@ -42,16 +43,19 @@ from tests.toys import Pairs
 
 BATCH, STEPS, CHUNK, SHARDS = 16, 2, 3, 2
 README = str(Path(__file__).parents[1] / "README.md")
+SMALL_IMAGE = Image.Config(size=16, local_size=8, patch=4, mask_group=4)
 MODALITIES: dict[str, Modality.Config] = {
-    "lone": Image.Config(size=16, local_size=8, patch=4, mask_group=4),
+    "lone": SMALL_IMAGE,
     "pairs": Pairs.Config(),
     "padded": Text.Config(data=README, vocab=300, length=16, local_length=8, mask_group=4, pack=False),
     "infill": Text.Config(data=README, vocab=300, length=16, local_length=8, mask_group=4, infill=0.3),
     "rows": Tabular.Config(),
+    "twins": Paired.Config(members={"left": SMALL_IMAGE, "right": SMALL_IMAGE}, join="label"),
 }
-"""A real modality of one stream, a toy of two for the objectives that pair streams, texts and rows for theirs."""
-OWN = {"mlm": "padded", "next_token": "padded", "infilling": "infill", "vime": "rows"}
-"""Objectives that want symbols or rows, which the others do not."""
+"""A real modality of one stream, a toy of two for the objectives that pair streams, texts and rows for theirs, pairs
+of pictures of one class."""
+OWN = {"mlm": "padded", "next_token": "padded", "infilling": "infill", "vime": "rows", "cav_mae": "twins"}
+"""Objectives that want symbols, rows or two masked streams, which the others do not."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dino": [{"centring": "ema", "tied_heads": True}],
     "infonce": [{"decoupled": True, "sigma": 0.5}, {"relic": 1.0, "learn_temperature": True}],
