@@ -94,7 +94,9 @@ def _taken(options: Options, known: list[str]) -> dict[str, str]:
     taken: dict[str, str] = {}
     for stream, want in options.streams.items():
         columns = [] if want.form == "cells" else [*want.columns, *(PATHS if want.form == "file" else ())]
-        taken[stream] = next((c for c in columns if c in known and c not in taken.values()), "")
+        # a column named for a stream may feed another too: a film has sound and frames
+        free = [c for c in columns if c in known and (c not in taken.values() or want.columns == (c,))]
+        taken[stream] = next(iter(free), "")
     return taken
 
 

@@ -1,0 +1,244 @@
+"""Pairs of real data: does what two or three towers share hold on samples, and on classes, that training never met?
+
+    python benchmarks/pairs_quality.py unseen --data caltech101-train.tar caltech101-test.tar
+    python benchmarks/pairs_quality.py digits --data mnist-train.parquet fsdd-train.tar
+    python benchmarks/pairs_quality.py three  --data mnist-train.parquet fsdd-train.tar
+    python benchmarks/pairs_quality.py scenes --data nlvr-train.parquet nlvr-test.parquet
+    python benchmarks/pairs_quality.py films  --data grid-av-demo.tar
+    python benchmarks/pairs_quality.py slip   [--seeds 3]
+
+unseen: photos and what they show, in words of `DESCRIBED`; every fifth class is kept out of training, and its photos
+    are told apart by its description alone.
+digits: pictures and spoken numbers of one digit, drawn anew each time, of which there are ten: chance is 10 %.
+three:  the same and the digit's word, which is the label.
+scenes: drawn scenes and sentences that are true of them, whole scenes held out; scenes of the test file that the
+    train file has too are dropped.
+films:  the sound and the frames of talking faces, whole speakers held out; 40 clips, so no more than a smoke test.
+slip:   CLIP alone and SLIP on the built-in pairs, at equal steps and at equal time.
+
+Each prints the untrained towers', the trained ones' and chance's figures, p against shuffled pairs, and the linear
+probe of each tower before and after. Without `--split test` the test files are not read. Files go to
+runs/pairs_quality; a run that is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import statistics
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multissl import run
+from multissl.configs import crossmodal
+from multissl.evaluators.base import Evaluator
+from multissl.evaluators.linear_probe import LinearProbe
+from multissl.evaluators.retrieval import Retrieval
+from multissl.evaluators.zero_shot import ZeroShot
+from multissl.modalities.image import Image
+from multissl.modalities.text import Text
+from multissl.recipe import Recipe, build
+from multissl.registry import require
+from multissl.types import Progress
+
+FOLDER = Path("runs/pairs_quality")
+DESCRIBED = Path(__file__).parent / "caltech101.csv"
+"""A line a class: its name and what it looks like, in words that classes share."""
+
+
+def described() -> dict[str, str]:
+    """What is said of each class."""
+    with DESCRIBED.open(newline="") as file:
+        return {row["class"]: row["description"] for row in csv.DictReader(file)}
+
+
+def unseen_classes() -> list[str]:
+    """Every fifth class by name, 20 of them."""
+    return sorted(described())[2::5]
+
+
+def photos(train: str, test: str) -> Path:
+    """A table of the photos: seen classes of the train file train, unseen ones validate or, of the test file, test."""
+    folder, words, away = FOLDER / "photos", described(), set(unseen_classes())
+    if (folder / "list.csv").exists():
+        return folder / "list.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [["image", "label", "split"]]
+    for name, new in ((train, "val"), (test, "test")):
+        with tarfile.open(name) as tar:
+            for member in tar:
+                kind, _, file = member.name.partition("/")
+                if not member.isfile() or (kind not in away and new == "test"):
+                    continue
+                path = folder / f"{new}-{kind}-{Path(file).name}"
+                path.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+                lines.append([path.name, words[kind], new if kind in away else "train"])
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return folder / "list.csv"
+
+
+def scenes_of(train: str, test: str) -> Path:
+    """The true sentences of both files as one table; test scenes that the train file has are left out."""
+    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
+    out = FOLDER / "scenes.parquet"
+    if out.exists():
+        return out
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows, known = [], set()
+    for name, split in ((train, "train"), (test, "test")):
+        for row in parquet.read_table(name).to_pylist():
+            digest = hashlib.sha256(row["image"]["bytes"]).hexdigest()
+            if split == "train":
+                known.add(digest)
+            elif digest in known:
+                continue
+            if row["label"] == 1:
+                # every tenth scene of the train file validates, with all its orders of boxes
+                side = "val" if split == "train" and int(row["group"]) % 10 == 0 else split
+                kept = {"image": row["image"]["bytes"], "text": row["sentence"].strip().lower()}
+                rows.append({**kept, "split": side, "group": f"{split}{row['group']}"})
+    parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out
+
+
+def films_of(archive: str) -> Path:
+    """The clips as files and a table of them; the speakers that are not the most frequent one validate."""
+    folder = FOLDER / "films"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        names = sorted(m.name for m in tar if m.name.endswith(".mp4"))
+        for name in names:
+            (folder / name).write_bytes(tar.extractfile(name).read())  # type: ignore[union-attr]
+    speakers = [n.partition("_")[0] for n in names]
+    many = statistics.mode(speakers)
+    lines = [["audio", "video", "split", "group"]]
+    lines += [[n, n, "train" if s == many else "val", n] for n, s in zip(names, speakers, strict=True)]
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return folder / "list.csv"
+
+
+def recipe_of(task: str, data: list[str]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a task and its measures, by name, made for a split."""
+    both: dict[str, Any] = {"retrieval": lambda split: Retrieval.Config(split=split, candidates=0)}
+    if task == "unseen":
+        made = crossmodal.image_text__clip()
+        image = Image.Config(size=64, local_size=32, patch=8, global_scale=(0.4, 1.0))
+        text = Text.Config(length=32, local_length=16, pack=False, vocab=600, lower=True)
+        made.modality = made.modality.replace(
+            members={"image": image, "text": text},
+            data=(str(photos(*data)),),
+            prompts={"text": ("{}", "a photo of {}", "a picture of {}")},
+        )
+        names = tuple(described()[c] for c in unseen_classes())
+        both = {"zero_shot": lambda split: ZeroShot.Config(split=split, classes=names, samples=0)}
+        return made.replace(steps=1500, batch_size=64), both
+    if task in ("digits", "three"):
+        made = crossmodal.image_audio__clip() if task == "digits" else crossmodal.image_text_audio__clip()
+        image, audio = (made.modality.members[n] for n in ("image", "audio"))  # type: ignore[attr-defined]
+        members = {
+            "image": image.replace(data=data[0], size=28, local_size=16),
+            "audio": audio.replace(data=data[1], rate=8000, label_pattern=r"(\d)_[a-z]+_\d+"),
+        }
+        if task == "three":
+            members["text"] = made.modality.members["text"]  # type: ignore[attr-defined]
+        made.modality = made.modality.replace(members=members)
+        both["retrieval"] = lambda split: Retrieval.Config(split=split, candidates=500)
+        for stream in ("image", "audio"):
+            both[f"probe of {stream}"] = lambda split, s=stream: LinearProbe.Config(
+                stream=s, split=split, train=2000
+            )
+        return made.replace(steps=400), both
+    if task == "scenes":
+        made = crossmodal.image_text__clip()
+        image = Image.Config(
+            size=64, local_size=32, patch=8, global_scale=(0.8, 1.0), hue=0.0, saturation=0.0, grey=0.0
+        )
+        text = Text.Config(length=48, local_length=16, pack=False, vocab=600, lower=True)
+        made.modality = made.modality.replace(
+            members={"image": image, "text": text}, data=(str(scenes_of(*data)),)
+        )
+        return made.replace(steps=1000), both
+    made = crossmodal.audio_video__clip()
+    made.modality = made.modality.replace(data=(str(films_of(data[0])),))
+    return made.replace(steps=60, batch_size=16), both
+
+
+def report(made: Recipe, out: Path, measures: dict[str, Any], split: str) -> None:
+    """Train what is missing; print every measure of the untrained and of the trained towers."""
+    made = made.replace(evals={}, tensorboard=False, data=made.data.replace(workers=0))
+    parts, cpu = build(made, torch.device("cpu")), torch.device("cpu")
+    run.train(made, out)
+    model = run.load(out)
+    for name, measure in measures.items():
+        evaluator: Evaluator = measure(split).build()
+        for which, handle, modality in (
+            ("untrained", parts.learner.handle("exported", cpu), parts.modality),
+            ("trained", model.handle(), model.modality),
+        ):
+            found = evaluator.run(handle, modality, Progress(step=0, total=1))  # type: ignore[arg-type]
+            told = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
+            print(f"{split} | {name} | {which} | {told}", flush=True)
+
+
+def slip(seeds: int, steps: int) -> None:
+    """CLIP and SLIP on the built-in pairs, a line a run."""
+    probe = LinearProbe.Config(stream="image", train=3000)
+    table: dict[str, list[tuple[float, float]]] = {}
+    print("seed | run | steps | seconds | recall@1 | p | probe of image")
+    for seed in range(seeds):
+        seconds: dict[str, float] = {}
+        for name, task in (("clip", "clip"), ("slip", "slip"), ("slip, equal time", "slip")):
+            made = getattr(crossmodal, f"image_text__{task}")().replace(
+                seed=seed, evals={}, tensorboard=False
+            )
+            made.data, made.steps = made.data.replace(workers=0), steps or made.steps
+            if name not in ("clip", "slip"):
+                made.steps = round(made.steps * seconds["clip"] / seconds["slip"])
+            out = FOLDER / f"slip-{task}-{made.steps}-{seed}"
+            result = run.train(made, out)
+            seconds[name] = run_seconds(result.folder)
+            model = run.load(out)
+            end = Progress(step=made.steps, total=made.steps)
+            found = Retrieval.Config().build().run(model.handle(), model.modality, end)
+            top1 = probe.build().run(model.handle(), model.modality, end)["top1"]
+            table.setdefault(name, []).append((found["r1"], top1))
+            told = f"{seconds[name]:.0f} | {found['r1']:.1f} | {found['p']:.3f} | {top1:.1f}"
+            print(f"{seed} | {name} | {made.steps} | {told}", flush=True)
+    for name, found in table.items():
+        means = [statistics.mean(column) for column in zip(*found, strict=True)]
+        print(f"mean | {name} | recall@1 {means[0]:.1f} | probe of image {means[1]:.1f}")
+
+
+def run_seconds(folder: Path) -> float:
+    """How long the run took."""
+    import json
+
+    return json.loads((folder / "summary.json").read_text())["seconds"]
+
+
+def main() -> None:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("task", choices=["unseen", "digits", "three", "scenes", "films", "slip"])
+    parser.add_argument("--data", nargs="+", default=[])
+    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--steps", type=int, default=0, help="other than the task's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="of slip")
+    args = parser.parse_args()
+    if args.task == "slip":
+        slip(args.seeds, args.steps)
+        return
+    made, measures = recipe_of(args.task, args.data)
+    made = made.replace(seed=args.seed, steps=args.steps or made.steps)
+    report(made, FOLDER / f"{args.task}-{made.steps}-{args.seed}", measures, args.split)
+
+
+if __name__ == "__main__":
+    main()
