@@ -12,11 +12,17 @@ import pytest
 import torch
 
 from multissl import cli
+from multissl.encoders.mlp import MLPEncoder
+from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Data, Steps, stream
+from multissl.layers.heads import MLPHead
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.paired_rows import Record, repeats
 from multissl.modalities.tabular import Tabular
+from multissl.objectives.clip import CLIP
+from multissl.recipe import Recipe
+from multissl.run import load, train
 from multissl.types import CLEAN, Batch, Plans, Sample, Unreadable, ViewPlan
 from tests.paired_data import (
     IMAGE,
@@ -228,6 +234,36 @@ def test_cells_are_a_member_and_measured_on_the_training_rows(tmp_path: Path) ->
     views = clean(moved, [Sample({"tabular": row}, 0)], {"tabular": CLEAN})["tabular"]
     assert torch.equal(views.x, clean(later, [Sample({"tabular": row}, 0)], {"tabular": CLEAN})["tabular"].x)
     assert expected[0].stream == "tabular"
+
+
+def test_features_made_once_are_cells_beside_their_texts(tmp_path: Path) -> None:
+    """LiT without its locked tower at every step, as docs/pairs.md has it."""
+    draw = np.random.RandomState(0)
+    numbers = draw.randn(40, 4).round(3)
+    lines = [
+        [*map(str, row), f"about {'plus' if row[0] > 0 else 'minus'} {i}"] for i, row in enumerate(numbers)
+    ]
+    path = tmp_path / "features.csv"
+    path.write_text("\n".join(",".join(line) for line in [["f0", "f1", "f2", "f3", "text"], *lines]))
+    members = {"image": Tabular.Config(corruption=(0.0,)), "text": TEXT}
+    recipe = Recipe(
+        modality=Paired.Config(members=members, data=(str(path),)),
+        encoders={
+            "image": MLPEncoder.Config(dims=(8,)),
+            "text": TransformerEncoder.Config(dim=16, depth=1, heads=2),
+        },
+        objective=CLIP.Config(projector=MLPHead.Config(out=8, layers=1, norm="none")),
+        batch_size=16,
+        steps=2,
+        tensorboard=False,
+        data=Data(workers=0),
+    )
+    assert recipe.modality.build().streams()["image"].channels == ("f0", "f1", "f2", "f3")
+    train(recipe, tmp_path / "run")
+    model = load(tmp_path / "run")
+    first = dict(zip(["f0", "f1", "f2", "f3"], numbers[0].tolist(), strict=True))
+    assert model.embed([first], stream="image").shape == (1, 8)
+    assert model.embed(["about plus 0"], stream="text").norm().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_restored_text_member_reads_as_in_training_without_the_data(tmp_path: Path) -> None:
