@@ -316,16 +316,13 @@ class Panel(NamedTuple):
 class Modality(Protocol):
     """Turns a data source into views. Holds no parameters and names no objective."""
 
-    offers: frozenset[str]
-    """Of {"local", "mask", "masks", "drop", "target", "condition", "corrupt", "coords"}: what plans may ask for; drop:
-    every row hides equally many tokens, so that they can be left out."""
-
     def streams(self) -> dict[str, StreamSpec]:
         """The streams it feeds, by name."""
         ...
 
     def offered(self, stream: str) -> frozenset[str]:
-        """What plans may ask for in a stream."""
+        """Of {"local", "mask", "masks", "drop" (equally many hidden tokens in every row), "target", "condition",
+        "corrupt", "coords"}: what plans may ask for in a stream."""
         ...
 
     def dataset(self, split: str) -> Dataset[Sample]:
