@@ -1,11 +1,12 @@
 """Peak memory of a CLIP step over the batch size, encoded whole and in chunks of a fixed size.
 
-    python benchmarks/chunk_memory.py [--chunk 64] [--batches 128 512 2048]
+    MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/chunk_memory.py [--chunk 64] [--batches 128 512 2048]
 
 Every line is a process of its own, forked from this one: two small transformers (pictures of 3x32x32, sequences of 32)
 under CLIP, one step forward and backward on the CPU. Printed is how far the process's peak resident memory rises above
 what it held with the batch already made, and the batch's own size. What is left to grow with `--chunk` are the
-embeddings and the loss's tables of all pairs, some 4 bytes x batch^2 each.
+embeddings, the masks of all pairs, 2 bytes x batch^2, and the scores of 512 anchors at a time. The variable makes glibc
+hand memory back at once, without it the peak holds what is free, too.
 """
 
 from __future__ import annotations

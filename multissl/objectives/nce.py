@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from multissl.distributed import gather, local, row_labels
 from multissl.layers.heads import wide
 from multissl.objectives.base import head, mean_of
+from multissl.objectives.blocks import by_anchors
 from multissl.types import Batch, ParamRule
 
 MultiPos = Literal["outside", "inside"]
@@ -71,8 +72,14 @@ def masked_lse(s: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def accuracy(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
     """Share of the anchors with a positive whose highest score is one."""
+    return hits(s, pos, neg).sum() / pos.any(1).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def hits(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+    """Whether an anchor's highest score is a positive's, bool [Nq]."""
     best = s.masked_fill(~(pos | neg), -torch.inf).argmax(1, keepdim=True)  # [Nq, 1]
-    return pos.gather(1, best).sum() / pos.any(1).sum().clamp(min=1)
+    return pos.gather(1, best)[:, 0]
 
 
 @torch.no_grad()
@@ -141,8 +148,14 @@ def one_way(
     if keep is not None:
         real = gather(keep.long()).bool()  # [W*B]
         pos, neg = pos & real & keep[:, None], neg & real & keep[:, None]
-    s = scores(q, gather(k), temperature)  # [B, W*B]
-    return mean_of(nce(s, pos, neg, multi_pos), keep), accuracy(s, pos, neg)
+    everyone = gather(k)  # [W*B, P]
+
+    def table(q: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        s = scores(q, everyone, temperature)
+        return nce(s, pos, neg, multi_pos), hits(s, pos, neg)
+
+    loss, right = by_anchors(table, q, pos, neg)
+    return mean_of(loss, keep), right.sum() / pos.any(1).sum().clamp(min=1)
 
 
 class Scale(nn.Module):

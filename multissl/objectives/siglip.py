@@ -23,11 +23,12 @@ from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
 from multissl.objectives.base import Objective, embedding_std, presence, project, spread
+from multissl.objectives.blocks import by_anchors
 from multissl.objectives.nce import (
     NO_DECAY,
     Relations,
     Scale,
-    accuracy,
+    hits,
     mean_of,
     relations_of,
     scores,
@@ -117,6 +118,12 @@ def pair_sigmoid(
     if keep is not None:
         both = gather(keep.long()).bool() & keep[:, None]  # [B, W*B]
         pos, neg = pos & both, neg & both
-    s = scores(a, gather(b)) * scale + bias  # [B, W*B]
-    each = (F.softplus(-s).masked_fill(~pos, 0) + F.softplus(s).masked_fill(~neg, 0)).sum(1)  # [B]
-    return mean_of(each, keep), accuracy(s, pos, neg)
+    everyone = gather(b)  # [W*B, P]
+
+    def table(a: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        s = scores(a, everyone) * scale + bias
+        each = (F.softplus(-s).masked_fill(~pos, 0) + F.softplus(s).masked_fill(~neg, 0)).sum(1)  # [B]
+        return each, hits(s, pos, neg)
+
+    each, right = by_anchors(table, a, pos, neg)
+    return mean_of(each, keep), right.sum() / pos.any(1).sum().clamp(min=1)

@@ -21,6 +21,7 @@ from multissl.objectives.nce import (
     relations_of,
     scores,
 )
+from multissl.objectives.siglip import pair_sigmoid
 from multissl.types import Views
 from tests.ranks import run_ranks
 
@@ -139,6 +140,20 @@ def test_missing_rows_are_neither_anchors_nor_candidates() -> None:
     torch.testing.assert_close(found, one_way(q[keep], k[keep], relations(4), 0.2))
     nothing, _ = one_way(q, k, relations(6), 0.2, torch.zeros(6, dtype=torch.bool))
     assert nothing == 0
+
+
+def test_blocks_of_anchors_are_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, t = torch.randn(7, 4), torch.randn(7, 4), torch.tensor([0.2])
+    keep, relation = torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool(), relations(7, [torch.arange(7) // 2])
+    found = []
+    for block in (512, 3):
+        monkeypatch.setattr("multissl.objectives.blocks.BLOCK", block)
+        given = [x.clone().requires_grad_() for x in (q, k, t)]
+        a, b, temperature = given
+        both = one_way(a, b, relation, temperature, keep), pair_sigmoid(a, b, temperature, -1.0, relation)
+        for loss, hit in both:
+            found.append((loss, hit, *torch.autograd.grad(loss, given)))
+    torch.testing.assert_close(found[2:], found[:2])
 
 
 def test_a_learned_temperature_starts_where_told_and_stays_in_its_limits() -> None:
