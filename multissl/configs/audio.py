@@ -66,7 +66,7 @@ def words() -> Recipe:
         warp=0.15,
     )
     made = _small(_pairs(), modality, _encoder(dim=128, depth=2))
-    made.batch_size, made.steps = 128, 120
+    made.batch_size, made.steps = 128, 1200
     return made
 
 
@@ -81,11 +81,11 @@ def scenes() -> Recipe:
         local_frames=248,
         patch=(8, 64),
         equalise=10.0,
-        mixup=0.4,
+        mixup=0.2,
         stretch=(0.6, 1.5),
     )
-    made = _small(_pairs(), modality, _encoder(dim=96, depth=2))
-    made.batch_size, made.steps = 48, 100
+    made = _small(_pairs(temperature=0.1), modality, _encoder(dim=96, depth=2))
+    made.batch_size, made.steps = 48, 600
     made.evals["recording"] = RecordingProbe.Config()
     return made
 
@@ -178,10 +178,10 @@ def _whole(**options: Any) -> Audio.Config:
     return Audio.Config(noise=0.0, time_mask=0.0, frequency_mask=0.0, roll=1.0, **options)
 
 
-def _pairs() -> InfoNCE.Config:
+def _pairs(temperature: float = 0.2) -> InfoNCE.Config:
     """InfoNCE with a small projector."""
     projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
-    return InfoNCE.Config(temperature=0.2, projector=projector)
+    return InfoNCE.Config(temperature=temperature, projector=projector)
 
 
 def _encoder(**options: Any) -> TransformerEncoder.Config:

@@ -178,11 +178,13 @@ def _recipe(
         "knn": KNN.Config(bank=2000),
         "collapse": Collapse.Config(every=200),
     }
+    # many of a batch are of one class: faster, all of them end in one point
+    lr = 5e-4 if options.get("join") == "label" else 2e-3
     return Recipe(
         modality=Paired.Config(members=members, **options),
         encoders={name: _tower(member) for name, member in members.items()},
         objective=objective or _clip(),
-        optim=AdamW.Config(lr=2e-3, warmup=50, weight_decay=0.1),
+        optim=AdamW.Config(lr=lr, warmup=50, weight_decay=0.1),
         batch_size=batch_size,
         steps=600,
         evals=evals,
