@@ -33,7 +33,7 @@ def words_recipe(data: Path, steps: int, seed: int) -> Any:
     from multissl.configs.text import whole_word
 
     made = whole_word()
-    made.modality = made.modality.replace(data=str(data), lower=True)
+    made.modality = made.modality.replace(data=str(data), lower=True, vocab=12_000)
     made.objective = made.objective.replace(mask_ratio=0.25)
     made.optim = made.optim.replace(lr=2e-3, warmup=200)
     return made.replace(steps=steps, batch_size=24, seed=seed, evals={})
@@ -145,7 +145,7 @@ def main() -> None:
     from multissl.evaluators.linear_probe import LinearProbe
 
     if args.part == "words":
-        recipe = words_recipe(joined(*args.data), args.steps or 12_000, args.seed)
+        recipe = words_recipe(joined(*args.data), args.steps or 8_000, args.seed)
         asked: dict[str, tuple[Any, Any]] = {
             "hidden words": (MaskedWord.Config(split=args.split, count=5_000).build(), None)
         }

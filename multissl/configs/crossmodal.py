@@ -69,11 +69,11 @@ def image_text__slip() -> Recipe:
 
 
 def audio_video__clip() -> Recipe:
-    """CLIP between the sound and the frames of the middle of a video file.
+    """CLIP between the sound and the frames of one time of a video file, another each time.
 
     multissl train audio_video --data videos
     """
-    return _recipe({"audio": _sound(), "video": _film()}, batch_size=32)
+    return _recipe({"audio": _sound(), "video": _film()}, _clip(view="global"), batch_size=32)
 
 
 def audio_video__cav_mae() -> Recipe:
@@ -134,8 +134,8 @@ def image_text_audio__clip() -> Recipe:
     )
 
 
-def _clip() -> CLIP.Config:
-    return CLIP.Config(projector=_space())
+def _clip(**options: Any) -> CLIP.Config:
+    return CLIP.Config(projector=_space(), **options)
 
 
 def _space() -> MLPHead.Config:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,8 @@ class CLIP(Objective):
         learn_temperature: bool = True
         largest_scale: float = 100.0
         """Of a learned scale, 1 / temperature."""
+        view: Literal["clean", "global"] = "clean"
+        """What is compared: the sample as it is, or a crop or moment of it, changed as global views are."""
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(out=512, layers=1, norm="none")
         )
@@ -67,8 +70,9 @@ class CLIP(Objective):
         self.scale = Scale(cfg.temperature, cfg.largest_scale) if cfg.learn_temperature else None
 
     def plans(self) -> Plans:
-        """One clean view of every stream."""
-        return spread(self.projectors, ViewPlan(num_clean=1))
+        """One view of every stream."""
+        clean = self.cfg.view == "clean"
+        return spread(self.projectors, ViewPlan(num_clean=int(clean), num_global=int(not clean)))
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""

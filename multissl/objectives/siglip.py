@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,8 @@ class SigLIP(Objective):
         bias: float = -10.0
         """At first; about -ln(batch) makes the share of positives right from the start."""
         largest_scale: float = 100.0
+        view: Literal["clean", "global"] = "clean"
+        """What is compared: the sample as it is, or a crop or moment of it, changed as global views are."""
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(out=512, layers=1, norm="none")
         )
@@ -67,13 +70,15 @@ class SigLIP(Objective):
                 f"siglip compares streams with each other, got only {', '.join(streams)}: "
                 "use infonce, which compares views of one stream"
             )
+        self.cfg = cfg
         self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.scale = Scale(1 / cfg.scale, cfg.largest_scale)
         self.logit_bias = nn.Parameter(torch.full((1,), cfg.bias))
 
     def plans(self) -> Plans:
-        """One clean view of every stream."""
-        return spread(self.projectors, ViewPlan(num_clean=1))
+        """One view of every stream."""
+        clean = self.cfg.view == "clean"
+        return spread(self.projectors, ViewPlan(num_clean=int(clean), num_global=int(not clean)))
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
