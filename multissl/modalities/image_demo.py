@@ -35,7 +35,8 @@ _ATAN = np.array([round(TURN / 8 * math.atan(k / 256) / math.atan(1)) for k in r
 _ROOT = np.repeat(np.arange(2600, dtype=np.int32), 2 * np.arange(2600) + 1)  # floor(sqrt(k)), exactly
 
 
-def _sin(phase: Pixels) -> Pixels:
+def sine(phase: Pixels) -> Pixels:
+    """The sine of whole numbers, `TURN` to the turn, times `ONE`."""
     return _SINE[phase & (TURN - 1)]
 
 
@@ -80,23 +81,23 @@ def _bricks(f: _Frame) -> Pixels:
 
 def _blobs(f: _Frame) -> Pixels:
     """Five plane waves in drawn directions, which add up to patches without an order."""
-    total = _sin(f.u + f.shift)
+    total = sine(f.u + f.shift)
     for k in range(4):
         way = f.extra[:, k, None, None]
-        total = total + _sin(((f.u * _sin(way) + f.v * _sin(way + TURN // 4)) >> 14) + way * 7)
+        total = total + sine(((f.u * sine(way) + f.v * sine(way + TURN // 4)) >> 14) + way * 7)
     return total
 
 
 _MOTIFS: dict[str, Callable[[_Frame], Pixels]] = {
-    "stripes": lambda f: _sin(f.u + f.shift),
-    "checks": lambda f: 2 * (_sin(f.u * 3 // 4) * (_sin(f.v * 3 // 4) >> 2) >> 12),
-    "dots": lambda f: _sin(f.u) + _sin(f.v) - ONE // 2,
-    "rings": lambda f: _sin(f.radius + f.shift),
-    "rays": lambda f: _sin(f.angle * (5 + 2 * f.count) + f.shift),
-    "zigzag": lambda f: _sin(f.v + _off(f.u * 3 // 4) * 3 // 2),
+    "stripes": lambda f: sine(f.u + f.shift),
+    "checks": lambda f: 2 * (sine(f.u * 3 // 4) * (sine(f.v * 3 // 4) >> 2) >> 12),
+    "dots": lambda f: sine(f.u) + sine(f.v) - ONE // 2,
+    "rings": lambda f: sine(f.radius + f.shift),
+    "rays": lambda f: sine(f.angle * (5 + 2 * f.count) + f.shift),
+    "zigzag": lambda f: sine(f.v + _off(f.u * 3 // 4) * 3 // 2),
     "bricks": _bricks,
     "crosses": _crosses,
-    "spiral": lambda f: _sin(f.radius + f.angle * (2 + f.count) + f.shift),
+    "spiral": lambda f: sine(f.radius + f.angle * (2 + f.count) + f.shift),
     "blobs": _blobs,
 }
 CLASSES: tuple[str, ...] = tuple(_MOTIFS)
@@ -111,7 +112,7 @@ def _frame(rng: np.random.RandomState, x: Pixels, y: Pixels, n: int) -> _Frame:
     x = x - _column(rng, -800, 801, n)
     y = y - _column(rng, -800, 801, n)
     turn, scale = _column(rng, 0, TURN, n), _column(rng, 1200, 3000, n)  # 3000: a period of 5.5 in 32 pixels
-    cos, sin = _sin(turn + TURN // 4), _sin(turn)
+    cos, sin = sine(turn + TURN // 4), sine(turn)
     u, v = (x * cos - y * sin) >> 14, (x * sin + y * cos) >> 14
     return _Frame(
         u=u * scale >> 8, v=v * scale >> 8, radius=_ROOT[u * u + v * v] * scale >> 8, angle=_angle(u, v),
@@ -139,7 +140,7 @@ def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> t
         np.broadcast_to(dark[:, None, None], (*level.shape, 3)), light, np.clip(128 + level // 48, 0, 256)
     )
     way, depth = _column(rng, 0, TURN, n), _column(rng, 0, 140, n)
-    slope = (x * _sin(way + TURN // 4) + y * _sin(way)) >> 14  # up to +-1448 in the corners
+    slope = (x * sine(way + TURN // 4) + y * sine(way)) >> 14  # up to +-1448 in the corners
     image = image * (256 + slope * depth // HALF)[..., None] >> 8
     for _ in range(4):
         cx, cy, radius = _column(rng, -HALF, HALF, n), _column(rng, -HALF, HALF, n), _column(rng, 100, 320, n)

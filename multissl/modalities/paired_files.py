@@ -23,7 +23,7 @@ from multissl import registry
 from multissl.modalities.paired_keys import folder_members, keyed, tar_members
 from multissl.modalities.paired_parts import Bad, Options, Pairs, cells_of, joined, made, only
 from multissl.modalities.readers import PATHS, WORDS, Rows
-from multissl.modalities.sources import _braces, _test_file
+from multissl.modalities.sources import braces, test_file
 
 TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 FILES = (".tar", ".parquet", *TABLES, *LINES)
@@ -34,8 +34,8 @@ def read_pairs(path: str, options: Options) -> Pairs:
     place = os.path.expanduser(path)
     if os.path.isdir(place):
         return keyed(folder_members(place), options)
-    files = [place, *_test_file(place)] if os.path.isfile(place) else []
-    files = files or sorted(p for part in _braces(place) for p in glob.glob(part))
+    files = [place, *test_file(place)] if os.path.isfile(place) else []
+    files = files or sorted(p for part in braces(place) for p in glob.glob(part))
     if not files:
         raise ValueError(
             "no such file or folder; give a folder, tar or parquet shards, a .csv or .jsonl file"

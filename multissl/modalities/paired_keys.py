@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from multissl.modalities.paired_parts import Bad, Options, Pairs, cells_of, made
 from multissl.modalities.readers import WORDS, Slice, class_folders
-from multissl.modalities.sources import _walk
+from multissl.modalities.sources import walk
 
 
 class Member(NamedTuple):
@@ -41,7 +41,7 @@ def tar_members(path: str) -> Iterator[Member]:
 
 def folder_members(root: str) -> Iterator[Member]:
     """The files below a folder, in order of their names."""
-    for name in sorted(_walk(root)):
+    for name in sorted(walk(root)):
         path = Path(root, name)
         yield Member(name.replace(os.sep, "/"), str(path), path.read_bytes)
 

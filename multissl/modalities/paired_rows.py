@@ -19,7 +19,7 @@ from multissl.modalities.base import Modality
 from multissl.modalities.paired_files import read_pairs
 from multissl.modalities.paired_parts import Bad, Options, Pairs, Some, Wanted, joined
 from multissl.modalities.readers import Label, Listing
-from multissl.modalities.sources import _numbered, split_rows
+from multissl.modalities.sources import classes_of, numbered, split_rows
 from multissl.types import Sample, Unreadable
 
 log = logging.getLogger("multissl")
@@ -52,10 +52,8 @@ class Rows:
         self.sources = _read(cfg, forms, members, read)
         pairs = joined(self.sources)
         self.ends = np.cumsum([0, *(len(s.tags) for s in self.sources)])
-        self.labels, self.classes = _numbered(pairs.labels)
-        if len(set(self.labels.tolist())) == 1 and not cfg.prompts:  # one class for all says nothing
-            self.labels, self.classes = np.full(len(self.labels), -1), []
-        self.groups = _numbered([None if g in (None, "") else str(g) + "." for g in pairs.groups])[0]
+        self.labels, self.classes = (numbered if cfg.prompts else classes_of)(pairs.labels)
+        self.groups = numbered([None if g in (None, "") else str(g) + "." for g in pairs.groups])[0]
         parts = dict(pairs.parts)
         for name, templates in cfg.prompts.items():
             parts[name] = [self._prompt(templates, row, v) for row, v in enumerate(pairs.labels)]

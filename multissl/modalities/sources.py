@@ -73,10 +73,10 @@ def open_source(
 def source_of(listing: Listing, split: str) -> Source:
     """The samples of a split of a listing, labels and groups numbered."""
     rows = split_rows(listing, split)
-    labels, classes = _numbered(listing.labels)
+    labels, classes = numbered(listing.labels)
     if len(set(labels.tolist())) == 1:  # one class for all says nothing
         labels, classes = np.full(len(labels), -1), []
-    groups = _numbered(listing.groups)[0] if listing.groups else np.full(len(labels), -1)
+    groups = numbered(listing.groups)[0] if listing.groups else np.full(len(labels), -1)
     return Source(listing.data, labels, groups, classes, rows)
 
 
@@ -113,7 +113,7 @@ def _every_tenth(groups: Sequence[Label] | None, pool: np.ndarray) -> np.ndarray
     return held
 
 
-def _numbered(given: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
+def numbered(given: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
     """Labels as int64, -1 without one, and class names in order; whole numbers stay as they are."""
     known = {v for v in given if v is not None and v != ""}
     if all(re.fullmatch(r"-?\d+", str(v)) for v in known):
@@ -123,6 +123,12 @@ def _numbered(given: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
     return np.array([place.get(str(v), -1) for v in given], dtype=np.int64), classes
 
 
+def classes_of(given: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
+    """The same, but none where all are of one class, which says nothing."""
+    labels, classes = numbered(given)
+    return (labels, classes) if len(set(labels.tolist())) > 1 else (np.full(len(labels), -1), [])
+
+
 @functools.lru_cache(maxsize=8)
 def _listing(path: str, suffixes: tuple[str, ...], kind: str) -> Listing:
     scheme, _, rest = path.partition(":")
@@ -130,7 +136,7 @@ def _listing(path: str, suffixes: tuple[str, ...], kind: str) -> Listing:
         return readers.torchvision(rest) if scheme == "torchvision" else readers.hugging_face(rest, kind)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
-        shards = sorted(p for part in _braces(path) for p in glob.glob(part))
+        shards = sorted(p for part in braces(path) for p in glob.glob(part))
         if not shards:
             raise ValueError(f"no such file or folder; give a folder of {kind}s, a list, a table or shards")
         return _shards(shards, suffixes, kind)
@@ -138,7 +144,7 @@ def _listing(path: str, suffixes: tuple[str, ...], kind: str) -> Listing:
         return _folder(path, suffixes, kind)
     suffix = Path(path).suffix.lower()
     if suffix in SHARDS:
-        return _shards([path, *_test_file(path)], suffixes, kind)
+        return _shards([path, *test_file(path)], suffixes, kind)
     if suffix in TABLES:
         return _table(path, kind)
     raise ValueError(
@@ -147,7 +153,7 @@ def _listing(path: str, suffixes: tuple[str, ...], kind: str) -> Listing:
 
 
 def _folder(root: str, suffixes: tuple[str, ...], kind: str) -> Listing:
-    files = sorted(_walk(root))
+    files = sorted(walk(root))
     names = [name for name in files if Path(name).suffix.lower() in suffixes]
     if not names:
         shards = [os.path.join(root, n) for n in files if Path(n).suffix.lower() in SHARDS]
@@ -164,7 +170,7 @@ def _folder(root: str, suffixes: tuple[str, ...], kind: str) -> Listing:
     )
 
 
-def _walk(root: str) -> Iterator[str]:
+def walk(root: str) -> Iterator[str]:
     """Visible files below a folder, relative to it; links are followed, loops of links are not."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -212,14 +218,14 @@ def _shards(paths: list[str], suffixes: tuple[str, ...], kind: str) -> Listing:
     return Listing(Joined([p[0] for p in parts]), [v for p in parts for v in p[1]], tags)
 
 
-def _test_file(path: str) -> list[str]:
+def test_file(path: str) -> list[str]:
     """The test file that lies beside a train file and is named like it, if there is one."""
     name = re.sub(r"(?i)(?<![a-z0-9])train(?![a-z0-9])", "test", os.path.basename(path))
     beside = os.path.join(os.path.dirname(path), name)
     return [beside] if beside != path and os.path.isfile(beside) else []
 
 
-def _braces(pattern: str) -> list[str]:
+def braces(pattern: str) -> list[str]:
     """`a{1..3}.tar` and `a{b,c}.tar` written out."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
@@ -228,4 +234,4 @@ def _braces(pattern: str) -> list[str]:
         middles = [str(i).zfill(len(span[1])) for i in range(int(span[1]), int(span[2]) + 1)]
     else:
         middles = found[1].split(",")
-    return [p for m in middles for p in _braces(pattern[: found.start()] + m + pattern[found.end() :])]
+    return [p for m in middles for p in braces(pattern[: found.start()] + m + pattern[found.end() :])]

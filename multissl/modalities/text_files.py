@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from multissl import registry
 from multissl.modalities.readers import LABELS, WORDS, Label, Listing, Slice, pick
-from multissl.modalities.sources import open_source, split_rows
+from multissl.modalities.sources import classes_of, open_source, split_rows
 from multissl.modalities.tokenizer import Tokens
 from multissl.types import Sample
 
@@ -59,7 +59,7 @@ def read_texts(data: str, split: str, column: str = "", label: str = "") -> Text
         rows = split_rows(listing, split)
     except ValueError as error:
         raise ValueError(f"modality.data={data!r}: {error}") from None
-    labels, classes = _numbered(listing.labels)
+    labels, classes = classes_of(listing.labels)
     nobody = np.full(len(rows), -1)
     return _cut([listing.data[row] for row in rows.tolist()], labels[rows], nobody, classes)
 
@@ -69,20 +69,6 @@ def _demo() -> Listing:
 
     texts, fields = documents()
     return Listing(texts, fields, [""] * len(texts))
-
-
-def _numbered(given: Any) -> tuple[np.ndarray, list[str]]:
-    """Labels as int64, -1 without one, and class names in order; whole numbers stay as they are."""
-    known = {str(v) for v in given if v not in (None, "")}
-    if all(re.fullmatch(r"\d+", v) for v in known):
-        labels, classes = np.array([-1 if v in (None, "") else int(v) for v in given], dtype=np.int64), []
-    else:
-        classes = sorted(known)
-        place = {name: i for i, name in enumerate(classes)}
-        labels = np.array([place.get(str(v), -1) for v in given], dtype=np.int64)
-    if len(set(labels.tolist())) <= 1:  # one class for all says nothing
-        return np.full(len(labels), -1), []
-    return labels, classes
 
 
 def _cut(texts: list[str | Bad], labels: np.ndarray, groups: np.ndarray, classes: list[str]) -> Texts:

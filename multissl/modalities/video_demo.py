@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from multissl.modalities.image_demo import ONE, TURN, _sin
+from multissl.modalities.image_demo import ONE, TURN, sine
 
 CLASSES = ("left", "right", "up", "down", "in", "out", "turn left", "turn right")
 SHOTS, LENGTH, SIZE = 3, 8, 32
@@ -92,8 +92,8 @@ def _shot(kind: int, speed: int, seed: int) -> np.ndarray:
     for way, period, phase in zip(
         _draw(rng, 0, TURN, WAVES), _draw(rng, 7, 20, WAVES), _draw(rng, 0, TURN, WAVES), strict=True
     ):
-        along = (u * int(_sin(way + TURN // 4)) + v * int(_sin(way))) // ONE  # [T, S, S]
-        level = level + _sin(along * TURN // (period * STEP) + phase)
+        along = (u * int(sine(way + TURN // 4)) + v * int(sine(way))) // ONE  # [T, S, S]
+        level = level + sine(along * TURN // (period * STEP) + phase)
     cover = np.clip(128 + level // 128, 0, 256)[..., None]
     dark, light = _draw(rng, 0, 126, 3), _draw(rng, 130, 256, 3)
     image = dark + ((light - dark) * cover >> 8)
@@ -119,5 +119,5 @@ def _moved(
         scale = 1024 - pace
         return x * scale >> 10, y * scale >> 10
     turn = pace * TURN // 6434 // 1  # 1024 units are one radian
-    cos, sin = _sin(turn + TURN // 4), _sin(turn)
+    cos, sin = sine(turn + TURN // 4), sine(turn)
     return (x * cos - y * sin) // ONE, (x * sin + y * cos) // ONE

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from multissl.modalities.image_files import SUFFIXES, decode, load
-from multissl.modalities.sources import Source, _braces, open_source
+from multissl.modalities.sources import Source, braces, open_source
 from multissl.types import Sample, Unreadable
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8)
@@ -192,7 +192,7 @@ def test_several_shards_by_glob_braces_or_folder_are_one_source(tmp_path: Path) 
         data = opened(path)
         assert [s.data.name for s in data][:5] == ["00.png", "01.png", "02.png", "03.png", "10.png"]
         assert len(data) == 12
-    assert _braces("a{1,2}{x,y}") == ["a1x", "a1y", "a2x", "a2y"]
+    assert braces("a{1,2}{x,y}") == ["a1x", "a1y", "a2x", "a2y"]
 
 
 def test_the_word_in_a_shard_s_name_is_its_split(tmp_path: Path) -> None:
