@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, drawn, log, number, readable_views
+from multissl.evaluators.base import Evaluator, drawn, number, readable_views
 from multissl.evaluators.neighbours import OTHER, PLAIN, SAME, framed
-from multissl.evaluators.shared_space import Embedded, embed, permutation_p
+from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.types import Encode, Modality, Panel, Progress
 
 
@@ -94,9 +94,8 @@ class Retrieval(Evaluator):
         streams = [*modality.streams()]
         samples = [data[i] for i in drawn(len(data), self.cfg.candidates)]
         found = embed(encoders, modality, samples, streams) if len(streams) > 1 and len(samples) > 1 else None
-        if found is None and not self._told:
-            log.warning("retrieval: these encoders share no space between streams, nothing to measure")
-            self._told = True
+        if found is None:
+            self.nothing(NO_SPACE)
         if found is not None and self.cfg.distinct:
             found = only(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
         return found

@@ -16,6 +16,9 @@ from torch import Tensor
 from multissl.evaluators.base import device_of, evaluating, readable_streams
 from multissl.types import Encode, Modality, Sample
 
+NO_SPACE = "these encoders share no space between streams"
+"""Why there is nothing to measure where no objective made one."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Embedded:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, drawn, log, lone, number, stream_of
-from multissl.evaluators.shared_space import Embedded, embed, permutation_p
+from multissl.evaluators.base import Evaluator, drawn, lone, number, stream_of
+from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.registry import suggest
 from multissl.types import Encode, Modality, Progress, Sample
 
@@ -79,14 +79,16 @@ class ZeroShot(Evaluator):
         data: Any = modality.dataset(self.cfg.split)
         names, place = self.chosen([str(c) for c in getattr(data, "classes", [])])
         if not names:
-            return self._nothing("the data does not name its classes: name them in order, classes=a b c")
+            self.nothing("the data does not name its classes (name them in order, classes=a b c)")
+            return {}
         samples = [data[i] for i in drawn(len(data), self.cfg.samples)]
         samples = [s for s in samples if s.label in place]
         if not samples:
             raise ValueError(f"zero_shot: no sample of the {self.cfg.split} split is of any of its classes")
         found = embed(encoders, modality, samples, [stream])
         if found is None:
-            return self._nothing("these encoders share no space between streams")
+            self.nothing(NO_SPACE)
+            return {}
         here = found.here[stream]
         truth = torch.tensor([place[s.label] for s in found.samples])[here]
         classes = class_embeddings(encoders, modality, text, names, self.cfg.templates)
@@ -124,12 +126,6 @@ class ZeroShot(Evaluator):
             f"{'learned' if good else 'not learned'}: zero-shot {last['top1']:.1f} % of {last['classes']:.0f} classes "
             f"against the untrained towers' {first['top1']:.1f} %, chance {last['chance']:.1f} %, p {last['p']:.2g}"
         )
-
-    def _nothing(self, why: str) -> dict[str, float]:
-        if not self._told:
-            log.warning("zero_shot: nothing to measure, %s", why)
-            self._told = True
-        return {}
 
 
 def class_embeddings(

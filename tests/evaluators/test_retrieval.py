@@ -130,7 +130,9 @@ def test_p_counts_the_true_pairing_among_the_dealings() -> None:
 def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = Retrieval.Config().build()
     said: list[str] = []
-    monkeypatch.setattr("multissl.evaluators.retrieval.log.warning", said.append)
+    monkeypatch.setattr(
+        "multissl.evaluators.base.log.warning", lambda text, *given: said.append(text % given)
+    )
     for _ in range(2):
         assert evaluator.run(Knows(blind=True), Facts.Config().build(), DONE) == {}
     assert len(said) == 1

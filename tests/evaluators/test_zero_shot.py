@@ -40,9 +40,7 @@ def test_names_for_labels_that_have_none(monkeypatch: pytest.MonkeyPatch) -> Non
     found = run(Knows(), Facts.Config(named=False), classes=NAMES)
     assert found["top1"] == 100
     said: list[str] = []
-    monkeypatch.setattr(
-        "multissl.evaluators.zero_shot.log.warning", lambda *text: said.append(text[0] % text[1:])
-    )
+    monkeypatch.setattr("multissl.evaluators.base.log.warning", lambda *text: said.append(text[0] % text[1:]))
     assert run(Knows(), Facts.Config(named=False)) == {}
     assert "does not name its classes" in said[0]
 
@@ -61,9 +59,7 @@ def test_a_class_is_the_mean_of_its_descriptions() -> None:
 
 def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(
-        "multissl.evaluators.zero_shot.log.warning", lambda *text: said.append(text[0] % text[1:])
-    )
+    monkeypatch.setattr("multissl.evaluators.base.log.warning", lambda *text: said.append(text[0] % text[1:]))
     assert run(Knows(blind=True)) == {}
     assert "share no space" in said[0]
 
