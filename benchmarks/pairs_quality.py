@@ -193,13 +193,20 @@ def slip(seeds: int, steps: int) -> None:
     print("seed | run | steps | seconds | recall@1 | p | probe of image")
     for seed in range(seeds):
         seconds: dict[str, float] = {}
-        for name, task in (("clip", "clip"), ("slip", "slip"), ("slip, equal time", "slip")):
+        rows = (
+            ("clip", "clip"),
+            ("slip", "slip"),
+            ("slip in clip's time", "slip"),
+            ("clip in slip's time", "clip"),
+        )
+        for name, task in rows:
             made = getattr(crossmodal, f"image_text__{task}")().replace(
                 seed=seed, evals={}, tensorboard=False
             )
             made.data, made.steps = made.data.replace(workers=0), steps or made.steps
-            if name not in ("clip", "slip"):
-                made.steps = round(made.steps * seconds["clip"] / seconds["slip"])
+            if name != task:
+                other = "clip" if task == "slip" else "slip"
+                made.steps = round(made.steps * seconds[other] / seconds[task])
             out = FOLDER / f"slip-{task}-{made.steps}-{seed}"
             result = run.train(made, out)
             seconds[name] = run_seconds(result.folder)
