@@ -97,6 +97,7 @@ EXPERIMENTAL: dict[str, str] = {
     "text": "spr dino byol vicreg vicregl barlow wmse swav msn ijepa",
     "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec",
     "rl": "dino swav msn ijepa data2vec vicregl",
+    "paired": "nnclr byol wmse swav",
 }
 """Pairs that train though nobody has published them: by modality, the objectives."""
 
