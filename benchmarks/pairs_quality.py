@@ -28,6 +28,7 @@ import csv
 import hashlib
 import statistics
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,7 @@ def slip(seeds: int, steps: int) -> None:
                 other = "clip" if task == "slip" else "slip"
                 made.steps = round(made.steps * seconds[other] / seconds[task])
             out = FOLDER / f"slip-{task}-{made.steps}-{seed}"
-            result = run.train(made, out)
-            seconds[name] = run_seconds(result.folder)
+            seconds[name] = timed(made, out)
             model = run.load(out)
             end = Progress(step=made.steps, total=made.steps)
             found = Retrieval.Config().build().run(model.handle(), model.modality, end)
@@ -222,11 +222,14 @@ def slip(seeds: int, steps: int) -> None:
         print(f"mean | {name} | recall@1 {means[0]:.1f} | probe of image {means[1]:.1f}")
 
 
-def run_seconds(folder: Path) -> float:
-    """How long the run took."""
-    import json
-
-    return json.loads((folder / "summary.json").read_text())["seconds"]
+def timed(made: Recipe, out: Path) -> float:
+    """The seconds of the run, which are kept for when it is there already."""
+    kept = out / "seconds.txt"
+    began = time.perf_counter()
+    run.train(made, out)
+    if not kept.exists():
+        kept.write_text(f"{time.perf_counter() - began:.1f}")
+    return float(kept.read_text())
 
 
 def main() -> None:
