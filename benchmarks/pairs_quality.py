@@ -136,6 +136,7 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, dict[str, Any]]:
             data=(str(photos(*data)),),
             prompts={"text": ("{}", "a photo of {}", "a picture of {}")},
         )
+        made.objective = made.objective.replace(view="global")
         names = tuple(described()[c] for c in unseen_classes())
         both = {"zero_shot": lambda split: ZeroShot.Config(split=split, classes=names, samples=0)}
         return made.replace(steps=1500, batch_size=64), both
