@@ -160,7 +160,7 @@ def _words() -> Text.Config:
 
 
 def _image_text(objective: Objective.Config) -> Recipe:
-    made = _recipe({"image": _picture(), "text": _words()}, objective)
+    made = _recipe({"image": _picture(), "text": _words()}, objective).replace(steps=1200)
     # the motifs are the classes of the built-in pairs; data without classes is measured by retrieval alone
     made.evals["zero_shot"] = ZeroShot.Config(templates=("{}", "a picture of {}", "{} in two colours"))
     return made
