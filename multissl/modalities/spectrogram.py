@@ -51,7 +51,8 @@ def fbank(wave: Tensor, mels: int, rate: int, low: float = 20.0) -> Tensor:
     window = torch.hann_window(size, periodic=False, dtype=frames.dtype, device=wave.device)
     frames = frames.sub_(before).mul_(window)
     padded = 1 << (size - 1).bit_length()
-    power = torch.fft.rfft(frames, n=padded).abs().square_()  # [R, T, padded/2 + 1]
+    spectrum = torch.fft.rfft(frames, n=padded)
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # [R, T, padded/2 + 1]
     bank = mel_bank(mels, padded, rate, low).to(power)  # [padded/2 + 1, F]
     return (power @ bank).clamp_(min=EPSILON).log_()
 
