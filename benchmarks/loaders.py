@@ -380,7 +380,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.waiting:
             print("recipe   waiting for data")
-            for name in args.only or registry.names("modalities"):
+            names = ["image_text" if n == "paired" else n for n in registry.names("modalities")]
+            for name in args.only or names:
                 print(waiting(name, args.waiting, args.workers, Path(folder) / name), flush=True)
             return
         print("samples/s per core       ours      plain           ratio   of single rounds")
