@@ -29,13 +29,13 @@ class Tokenizer(nn.Module):
 
     pos_embed: Tensor | None
     """[1, 1+N, D] over `self.grid`: learned, fixed, or None."""
-    mixes = False
-    """Whether `mix` lets tokens see each other, so that hidden ones must go before it."""
+    conv: nn.Conv1d | None
+    """Over neighbouring tokens, of sequences that ask for it; what is hidden must go before it."""
 
     def __init__(self, dim: int, grid: Sequence[int], registers: int, position: Position) -> None:
         super().__init__()
         self.dim, self.grid, self.position = dim, tuple(grid), position
-        self.prefix = 1 + registers
+        self.prefix, self.conv = 1 + registers, None
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.register_tokens = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
@@ -52,10 +52,6 @@ class Tokenizer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """The input of a stream to tokens on their grid, [R, *grid, D]."""
         raise NotImplementedError
-
-    def mix(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Tokens [R, N, D] with their positions, of which bool [R, N] are real, as the blocks shall see them."""
-        return x
 
     def place(self, grid: tuple[int, ...]) -> Tensor | None:
         """Positions [1, 1+N, D] for a grid of tokens; fewer than the table holds take its first ones."""
@@ -77,13 +73,15 @@ class Tokenizer(nn.Module):
             raise ValueError(
                 f"a mask of {tuple(mask.hidden.shape)} rows and tokens for {tuple(x.shape[:2])} in the views"
             )
-        if mask is not None and (masking == "replace" or self.mixes):
+        if mask is not None and (masking == "replace" or self.conv is not None):
             x = torch.where(mask.hidden[:, :, None], self.mask_token.to(x.dtype), x)
         first, table = self.cls_token, self.place(grid)
         if table is not None:
             table = table.to(x.dtype)
             x, first = x + table[:, 1:], first + table[:, :1]
-        x = self.mix(x, valid)
+        if self.conv is not None:
+            real = x if valid is None else x * valid[:, :, None]
+            x = x + F.gelu(self.conv(real.mT).mT)
         if mask is not None and masking == "drop":
             seen = visible(mask)  # [R, N - hidden]
             x = x.gather(1, seen[:, :, None].expand(-1, -1, self.dim))
@@ -216,16 +214,8 @@ class SequenceTokenizer(Tokenizer):
         super().__init__(dim, spec.shape[-1:], registers, position)
         self.embedding = nn.Embedding(spec.vocab, dim)
         nn.init.trunc_normal_(self.embedding.weight, std=embedding_std)
-        self.mixes = token_conv > 0
-        if self.mixes:
+        if token_conv:
             self.conv = nn.Conv1d(dim, dim, token_conv, padding=token_conv // 2, groups=dim)
-
-    def mix(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Tokens [R, L, D], each with what the convolution finds around it."""
-        if not self.mixes:
-            return x
-        seen = x if valid is None else x * valid[:, :, None]
-        return x + F.gelu(self.conv(seen.mT).mT)
 
     def embed(self, x: Tensor) -> Tensor:
         """int64 [R, L] to [R, L, D]."""

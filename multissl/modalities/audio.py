@@ -195,7 +195,7 @@ class Audio(Modality):
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
         plan, cfg = plans["audio"], self.cfg
-        clips = [self._clip(sample) for sample in samples]
+        clips = [Clip(sample, cfg.rate, cfg.trim) for sample in samples]
         raw: dict[str, Tensor] = {}
         for line, role in enumerate(ROLES):
             if views := _num(plan, role):
@@ -222,13 +222,6 @@ class Audio(Modality):
             raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
         return {"audio": raw}
 
-    def _clip(self, sample: Sample) -> Clip:
-        """A recording, trimmed."""
-        clip = Clip(sample, self.cfg.rate)
-        if self.cfg.trim:
-            clip.trim(self.cfg.trim)
-        return clip
-
     def _cut(self, clip: Clip, length: int, place: float) -> tuple[Tensor, int, tuple[float, float]]:
         """A segment [S] without its mean, its real samples, and where in the recording it starts and how long it is."""
         room = clip.length - length
@@ -247,7 +240,7 @@ class Audio(Modality):
         for which, place in draws:
             try:
                 sample = data[int(which * len(data))]  # type: ignore[arg-type]
-                found.append(self._cut(self._clip(sample), length, place)[0])
+                found.append(self._cut(Clip(sample, self.cfg.rate, self.cfg.trim), length, place)[0])
             except Unreadable:  # the loader counts it when it is that recording's own turn
                 found.append(torch.zeros(length))
         return torch.stack(found)
@@ -324,15 +317,16 @@ class Audio(Modality):
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation of log-mel values; measured once where they are not given."""
         if self._statistics is None:
-            cfg = self.cfg
-            self._statistics = measure(self.dataset("train"), cfg.rate, cfg.mels, cfg.trim, cfg.dynamics)
+            self._statistics = self._measured(self.dataset("train"))
         return self._statistics
 
     def fit(self, data: Sequence[Any]) -> None:
         """Measure these recordings, where mean and deviation are not given."""
         if self._statistics is None:
-            cfg = self.cfg
-            self._statistics = measure(Payloads(data), cfg.rate, cfg.mels, cfg.trim, cfg.dynamics)
+            self._statistics = self._measured(Payloads(data))
+
+    def _measured(self, data: Dataset[Sample]) -> tuple[float, float]:
+        return measure(data, self.cfg.rate, self.cfg.mels, self.cfg.trim, self.cfg.dynamics)
 
     def parts(self, sample: Sample) -> tuple[Sample, Sample]:
         """The first and the second half of a recording as recordings of their own, at the modality's rate.

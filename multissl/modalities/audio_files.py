@@ -38,9 +38,13 @@ WHOLE = 60
 
 
 class Clip:
-    """One recording: its length at the wanted rate, and any stretch of it. Up to a minute is decoded at once."""
+    """One recording: its length at the wanted rate, and any stretch of it.
 
-    def __init__(self, sample: Sample, rate: int) -> None:
+    Up to a minute is decoded at once, and then trimmed: what is softer than `trim` decibels below the loudest frame is
+    cut off both ends; 0 for none.
+    """
+
+    def __init__(self, sample: Sample, rate: int, trim: float = 0.0) -> None:
         self.index, self.rate, self.name = sample.index, rate, name_of(sample.data, sample.index)
         self._array: Tensor | None = None
         data = sample.data
@@ -59,11 +63,10 @@ class Clip:
             self.length = len(self._array)
             if bool((self._array == self._array[0]).all()):
                 raise Unreadable(self.index, f"{self.name}: is silent, every sample is {self._array[0]:g}")
+        if trim and self._array is not None:
+            self._trim(trim)
 
-    def trim(self, decibels: float) -> None:
-        """Cut what is softer than so many decibels below the loudest frame off both ends, of up to a minute."""
-        if self._array is None:
-            return
+    def _trim(self, decibels: float) -> None:
         (size, hop), wave = window_of(self.rate), self.cut(0, self.length)
         power = (wave - wave.mean()).unfold(0, size, hop).square().sum(1)
         loud = (power >= power.max() * 10 ** (-decibels / 10)).nonzero().flatten()
@@ -171,10 +174,7 @@ def measure(
     for i in range(min(count, MEASURED)):
         sample = data[i * count // min(count, MEASURED)]
         try:
-            clip = Clip(sample, rate)
-            if trim:
-                clip.trim(trim)
-            wave = clip.cut(0, SECONDS * rate)
+            wave = Clip(sample, rate, trim).cut(0, SECONDS * rate)
         except Unreadable:
             continue
         x = fbank((wave - wave.mean())[None], mels, rate).double()

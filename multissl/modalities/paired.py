@@ -129,7 +129,7 @@ class Paired(Modality):
 
     def offered(self, stream: str) -> frozenset[str]:
         """What the member of that name offers."""
-        return self.members[stream].offers
+        return self.members[stream].offered(self._native(stream))
 
     def pairs(self) -> Rows | Same:
         """The samples of all splits, listed once."""

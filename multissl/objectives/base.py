@@ -80,6 +80,10 @@ class Objective(Component, nn.Module):
         return []
 
 
+ONE_VIEW = {"clean": ViewPlan(num_clean=1), "global": ViewPlan(num_global=1)}
+"""The plan of a lone view, by its role."""
+
+
 def spread(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
     """The same plan for every stream."""
     return dict.fromkeys(streams, plan)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from multissl.distributed import world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import Objective, embedding_std, presence, project, spread
+from multissl.objectives.base import ONE_VIEW, Objective, embedding_std, presence, project, spread
 from multissl.objectives.nce import NO_DECAY, Relations, Scale, one_way, relations_of
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
+from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
 class CLIP(Objective):
@@ -71,8 +71,7 @@ class CLIP(Objective):
 
     def plans(self) -> Plans:
         """One view of every stream."""
-        clean = self.cfg.view == "clean"
-        return spread(self.projectors, ViewPlan(num_clean=int(clean), num_global=int(not clean)))
+        return spread(self.projectors, ONE_VIEW[self.cfg.view])
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from multissl.distributed import gather, local, row_labels
 from multissl.layers.heads import wide
 from multissl.objectives.base import head, mean_of
-from multissl.objectives.blocks import by_anchors
+from multissl.objectives.blocks import by_anchors, found_share
 from multissl.types import Batch, ParamRule
 
 MultiPos = Literal["outside", "inside"]
@@ -72,7 +72,7 @@ def masked_lse(s: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def accuracy(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
     """Share of the anchors with a positive whose highest score is one."""
-    return hits(s, pos, neg).sum() / pos.any(1).sum().clamp(min=1)
+    return found_share(hits(s, pos, neg), pos)
 
 
 @torch.no_grad()
@@ -154,8 +154,8 @@ def one_way(
         s = scores(q, everyone, temperature)
         return nce(s, pos, neg, multi_pos), hits(s, pos, neg)
 
-    loss, right = by_anchors(table, q, pos, neg)
-    return mean_of(loss, keep), right.sum() / pos.any(1).sum().clamp(min=1)
+    loss, found = by_anchors(table, q, pos, neg)
+    return mean_of(loss, keep), found
 
 
 class Scale(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, presence, project, spread
+from multissl.objectives.base import ONE_VIEW, Objective, embedding_std, presence, project, spread
 from multissl.objectives.blocks import by_anchors
 from multissl.objectives.nce import (
     NO_DECAY,
@@ -34,7 +34,7 @@ from multissl.objectives.nce import (
     relations_of,
     scores,
 )
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
+from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
 class SigLIP(Objective):
@@ -77,8 +77,7 @@ class SigLIP(Objective):
 
     def plans(self) -> Plans:
         """One view of every stream."""
-        clean = self.cfg.view == "clean"
-        return spread(self.projectors, ViewPlan(num_clean=int(clean), num_global=int(not clean)))
+        return spread(self.projectors, ONE_VIEW[self.cfg.view])
 
     def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
@@ -130,5 +129,5 @@ def pair_sigmoid(
         each = (F.softplus(-s).masked_fill(~pos, 0) + F.softplus(s).masked_fill(~neg, 0)).sum(1)  # [B]
         return each, hits(s, pos, neg)
 
-    each, right = by_anchors(table, a, pos, neg)
-    return mean_of(each, keep), right.sum() / pos.any(1).sum().clamp(min=1)
+    each, found = by_anchors(table, a, pos, neg)
+    return mean_of(each, keep), found
