@@ -17,8 +17,8 @@ films:  the sound and the frames of talking faces, whole speakers held out; 40 c
 slip:   CLIP alone and SLIP on the built-in pairs, at equal steps and at equal time.
 
 Each prints the untrained towers', the trained ones' and chance's figures, p against shuffled pairs, and the linear
-probe of each tower before and after. Without `--split test` the test files are not read. Files go to
-runs/pairs_quality; a run that is there is not repeated.
+probe of each tower before and after, beside the raw input's. Without `--split test` the test files are not read. Files
+go to runs/pairs_quality; a run that is there is not repeated.
 """
 
 from __future__ import annotations
@@ -29,26 +29,52 @@ import hashlib
 import statistics
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from multissl import run
 from multissl.configs import crossmodal
-from multissl.evaluators.base import Evaluator
-from multissl.evaluators.linear_probe import LinearProbe
+from multissl.evaluators.base import Evaluator, Featurize, labelled_split
+from multissl.evaluators.linear_probe import LinearProbe, probe_accuracy
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
 from multissl.modalities.image import Image
 from multissl.modalities.text import Text
 from multissl.recipe import Recipe, build
 from multissl.registry import require
-from multissl.types import Progress
+from multissl.types import Modality, Progress
 
 FOLDER = Path("runs/pairs_quality")
 DESCRIBED = Path(__file__).parent / "caltech101.csv"
 """A line a class: its name and what it looks like, in words that classes share."""
+
+Measures = dict[str, Callable[[str], Evaluator]]
+"""Evaluators by name, made for a split."""
+
+
+class NewClasses(LinearProbe):
+    """The probe within classes that training never met: fitted to one half of them, or to all for the test file's."""
+
+    def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
+        """`top1` in percent."""
+        cfg, place = self.cfg, {"device": device, "stream": self.cfg.stream}
+        x, y = labelled_split(featurize, modality, "val", **place)
+        if cfg.split == "val":
+            queries, truth, x, y = x[1::2], y[1::2], x[::2], y[::2]
+        else:
+            queries, truth = labelled_split(featurize, modality, cfg.split, **place)
+        return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps)
+
+
+def probes(*streams: str, kind: type[LinearProbe] = LinearProbe) -> Measures:
+    """A probe of each tower's encoder alone."""
+
+    def of(stream: str) -> Callable[[str], Evaluator]:
+        return lambda split: kind(LinearProbe.Config(stream=stream, split=split, train=2000, classical=True))
+
+    return {f"probe of {stream}": of(stream) for stream in streams}
 
 
 def described() -> dict[str, str]:
@@ -86,7 +112,7 @@ def photos(train: str, test: str) -> Path:
 def scenes_of(train: str, test: str) -> Path:
     """The true sentences of both files as one table; test scenes that the train file has are left out."""
     pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-    out = FOLDER / "scenes.parquet"
+    out = FOLDER / "scenes-labelled.parquet"
     if out.exists():
         return out
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -102,6 +128,8 @@ def scenes_of(train: str, test: str) -> Path:
                 # every tenth scene of the train file validates, with all its orders of boxes
                 side = "val" if split == "train" and int(row["group"]) % 10 == 0 else split
                 kept = {"image": row["image"]["bytes"], "text": row["sentence"].strip().lower()}
+                # for the probes alone: how the objects lie, and how many are yellow
+                kept["label"] = f"{('scattered', 'towers')[row['is_tower']]} {row['n_yellow']}"
                 rows.append({**kept, "split": side, "group": f"{split}{row['group']}"})
     parquet.write_table(pyarrow.Table.from_pylist(rows), out)
     return out
@@ -124,9 +152,9 @@ def films_of(archive: str) -> Path:
     return folder / "list.csv"
 
 
-def recipe_of(task: str, data: list[str]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a task and its measures, by name, made for a split."""
-    both: dict[str, Any] = {"retrieval": lambda split: Retrieval.Config(split=split, candidates=0)}
+def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
+    """The recipe of a task and its measures."""
+    both: Measures = {"retrieval": lambda split: Retrieval.Config(split=split, candidates=0).build()}
     if task == "unseen":
         made = crossmodal.image_text__clip()
         image = Image.Config(size=64, local_size=32, patch=8, global_scale=(0.4, 1.0))
@@ -138,8 +166,8 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, dict[str, Any]]:
         )
         made.objective = made.objective.replace(view="global")
         names = tuple(described()[c] for c in unseen_classes())
-        both = {"zero_shot": lambda split: ZeroShot.Config(split=split, classes=names, samples=0)}
-        return made.replace(steps=1500, batch_size=64), both
+        both = {"zero_shot": lambda split: ZeroShot.Config(split=split, classes=names, samples=0).build()}
+        return made.replace(steps=1500, batch_size=64), both | probes("image", kind=NewClasses)
     if task in ("digits", "three"):
         made = crossmodal.image_audio__clip() if task == "digits" else crossmodal.image_text_audio__clip()
         image, audio = (made.modality.members[n] for n in ("image", "audio"))  # type: ignore[attr-defined]
@@ -150,12 +178,8 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, dict[str, Any]]:
         if task == "three":
             members["text"] = made.modality.members["text"]  # type: ignore[attr-defined]
         made.modality = made.modality.replace(members=members)
-        both["retrieval"] = lambda split: Retrieval.Config(split=split, candidates=500)
-        for stream in ("image", "audio"):
-            both[f"probe of {stream}"] = lambda split, s=stream: LinearProbe.Config(
-                stream=s, split=split, train=2000
-            )
-        return made.replace(steps=400), both
+        both["retrieval"] = lambda split: Retrieval.Config(split=split, candidates=500).build()
+        return made.replace(steps=400), both | probes("image", "audio")
     if task == "scenes":
         made = crossmodal.image_text__clip()
         image = Image.Config(
@@ -165,20 +189,22 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, dict[str, Any]]:
         made.modality = made.modality.replace(
             members={"image": image, "text": text}, data=(str(scenes_of(*data)),)
         )
-        return made.replace(steps=1000), both
+        return made.replace(steps=1000), both | probes("image", "text")
     made = crossmodal.audio_video__clip()
     made.modality = made.modality.replace(data=(str(films_of(data[0])),))
     return made.replace(steps=60, batch_size=16), both
 
 
-def report(made: Recipe, out: Path, measures: dict[str, Any], split: str) -> None:
+def report(made: Recipe, out: Path, measures: Measures, split: str) -> None:
     """Train what is missing; print every measure of the untrained and of the trained towers."""
     made = made.replace(evals={}, tensorboard=False, data=made.data.replace(workers=0))
     parts, cpu = build(made, torch.device("cpu")), torch.device("cpu")
     run.train(made, out)
     model = run.load(out)
     for name, measure in measures.items():
-        evaluator: Evaluator = measure(split).build()
+        evaluator = measure(split)
+        for floor, value in evaluator.floors(model.modality).items():
+            print(f"{split} | {name} | {floor} input | {value:.3g}", flush=True)
         for which, handle, modality in (
             ("untrained", parts.learner.handle("exported", cpu), parts.modality),
             ("trained", model.handle(), model.modality),

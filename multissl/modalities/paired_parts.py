@@ -137,6 +137,11 @@ def only(pairs: Pairs, told: Sequence[Any], options: Options) -> Pairs:
     if not keep:
         wanted = ", ".join(f"{c}={v}" for c, v in options.only.items())
         raise ValueError(f"modality.only: no row has {wanted}")
+    return rows_of(pairs, keep)
+
+
+def rows_of(pairs: Pairs, keep: Sequence[int]) -> Pairs:
+    """Some of the rows, any of them several times."""
     return Pairs(
         {s: Some(column, keep) for s, column in pairs.parts.items()},
         [pairs.labels[i] for i in keep],
@@ -146,6 +151,35 @@ def only(pairs: Pairs, told: Sequence[Any], options: Options) -> Pairs:
         pairs.bad[keep],
         pairs.found,
     )
+
+
+def spread(pairs: Pairs, streams: Sequence[str]) -> tuple[Pairs, Sequence[int]]:
+    """A row for each text where a cell of `streams` holds several, and the row that each comes of.
+
+    Cells of one row go together, text by text; the shorter ones are repeated.
+    """
+    listed = {
+        s: {i: texts_of(v) for i, v in enumerate(pairs.parts[s]) if isinstance(v, list)} for s in streams
+    }
+    if not any(listed.values()):
+        return pairs, range(len(pairs.tags))
+    times = [max(1, *(len(cells.get(i, ())) for cells in listed.values())) for i in range(len(pairs.tags))]
+    origin = [i for i, count in enumerate(times) for _ in range(count)]
+    turns = [turn for count in times for turn in range(count)]
+    wide = rows_of(pairs, origin)
+    for stream, cells in listed.items():
+        column = [
+            (cells[i][turn % len(cells[i])] if cells[i] else None) if i in cells else pairs.parts[stream][i]
+            for i, turn in zip(origin, turns, strict=True)
+        ]
+        wide.parts[stream] = column
+        wide.has[stream] = wide.has[stream] & np.array([v is not None for v in column], dtype=bool)
+    return wide, origin
+
+
+def texts_of(cell: list[Any]) -> list[str]:
+    """The texts of a cell."""
+    return [t for t in cell if isinstance(t, str) and t.strip()]
 
 
 def _value(value: Any) -> Label:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from multissl.modalities.base import Modality
 from multissl.modalities.paired_files import read_pairs
-from multissl.modalities.paired_parts import Bad, Options, Pairs, Some, Wanted, joined
+from multissl.modalities.paired_parts import Bad, Options, Pairs, Some, Wanted, joined, spread
 from multissl.modalities.readers import Label, Listing
 from multissl.modalities.sources import classes_of, numbered, split_rows
 from multissl.types import Sample, Unreadable
@@ -49,7 +49,8 @@ class Rows:
         say_twins(members)
         self.cfg, self.forms = cfg, forms
         read = [name for name in forms if name not in cfg.prompts]
-        self.sources = _read(cfg, forms, members, read)
+        found = [spread(s, [n for n in read if forms[n] == "text"]) for s in _read(cfg, forms, members, read)]
+        self.sources = [source for source, _ in found]
         pairs = joined(self.sources)
         self.ends = np.cumsum([0, *(len(s.tags) for s in self.sources)])
         self.labels, self.classes = (numbered if cfg.prompts else classes_of)(pairs.labels)
@@ -60,7 +61,12 @@ class Rows:
         self.parts = {name: parts[name] for name in forms}
         made = {name: np.array([v is not None for v in parts[name]], dtype=bool) for name in cfg.prompts}
         self.has = {name: {**pairs.has, **made}[name] for name in forms}
-        self.same = equal_rows(self.labels if cfg.prompts else None, self.parts) if cfg.data else _drawn()[-1]
+        origin = np.concatenate(
+            [np.asarray(at) + end for (_, at), end in zip(found, self.ends, strict=False)]
+        )
+        self.files = equal_rows([origin], {n: self.parts[n] for n in read if forms[n] == "file"})
+        known = [self.files, self.labels] if cfg.prompts else [self.files]
+        self.same = equal_rows(known, self.parts) if cfg.data else _drawn()[-1]
         self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
         self.partial = frozenset(name for name, flags in self.lacking.items() if flags.any())
@@ -115,7 +121,12 @@ class Rows:
         """The rows of a split, source by source."""
         found, problems = [], []
         for source, start in zip(self.sources, self.ends, strict=False):
-            listing = Listing(source.tags, source.labels, source.tags, source.groups)
+            # of one file, or one row with several texts, nothing may be held out beside what is trained on
+            files = self.files[start : start + len(source.tags)].tolist()
+            groups = [
+                f if g in (None, "") else str(g) + "." for g, f in zip(source.groups, files, strict=True)
+            ]
+            listing = Listing(source.tags, source.labels, source.tags, groups)
             try:
                 found.append(split_rows(listing, split) + start)
             except ValueError as error:
@@ -166,6 +177,8 @@ def _read(
     wanted = {}
     for name in read:
         columns = (cfg.columns[name],) if name in cfg.columns else (name, *members[name].columns)
+        if forms[name] == "text" and name not in cfg.columns:
+            columns = (*columns, *(f"{c}s" for c in columns))  # several texts in a cell
         wanted[name] = Wanted(type(members[name]).__name__, members[name].suffixes, columns, forms[name])
     options, found = Options(wanted, cfg.label, cfg.group, cfg.only), []
     for path in cfg.data:
@@ -235,9 +248,10 @@ def repeats(counts: Sequence[int], temperature: float) -> list[int]:
     return [round(top * (n / top) ** (1 / temperature)) for n in counts]
 
 
-def equal_rows(labels: np.ndarray | None, parts: Mapping[str, Sequence[Any]]) -> np.ndarray:
-    """int64 [n], equal for rows with a text, a file or a class of `labels` in common, directly or through others."""
-    count = len(next(iter(parts.values())))
+def equal_rows(known: Sequence[np.ndarray], parts: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    """int64 [n], equal for rows with a text, a file or one of the numbers `known` (-1: none) in common, directly or
+    through others."""
+    count = len(known[0])
     root = list(range(count))
 
     def find(row: int) -> int:
@@ -246,8 +260,8 @@ def equal_rows(labels: np.ndarray | None, parts: Mapping[str, Sequence[Any]]) ->
             row = root[row]
         return row
 
-    known = [] if labels is None else [[int(v) if v >= 0 else None for v in labels]]
-    for values in [*known, *parts.values()]:
+    numbers = [[int(v) if v >= 0 else None for v in column] for column in known]
+    for values in [*numbers, *parts.values()]:
         first: dict[Any, int] = {}
         if not isinstance(values, np.ndarray) and count and not _lazy(values):
             for row in range(count):

@@ -14,7 +14,7 @@ import torch
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.types import CLEAN, Unreadable
-from tests.paired_data import IMAGE, WORDS, clean, every, ids, members, pairs, png, rows, shard, written
+from tests.paired_data import IMAGE, TEXT, WORDS, clean, every, ids, members, pairs, png, rows, shard, written
 
 # where rows come from
 
@@ -210,3 +210,61 @@ def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match="is no plain tar"):
         pairs(str(tmp_path / "a.tar")).dataset("train")
+
+
+# several texts in one cell
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar"])
+def test_each_text_of_a_cell_is_a_row_and_all_are_positives_of_each_other(kind: str, tmp_path: Path) -> None:
+    texts = [[f"row {i} is lighter", f"nearly {i}", " "][: 1 + i % 3] for i in range(20)]
+    texts[5] = []
+    if kind == "tar":
+        files = [{"png": png(10 * i), "json": json.dumps({"captions": texts[i]})} for i in range(20)]
+        data = shard(tmp_path / "a.tar", files)
+    elif kind == "jsonl":
+        for i in range(20):
+            (tmp_path / f"{i}.png").write_bytes(png(10 * i))
+        lines = [{"image": f"{i}.png", "captions": texts[i]} for i in range(20)]
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        data = str(tmp_path / "a.jsonl")
+    else:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        cells = [{"bytes": png(10 * i), "path": None} for i in range(20)]
+        parquet.write_table(pyarrow.table({"image": cells, "captions": texts}), tmp_path / "a.parquet")
+        data = str(tmp_path / "a.parquet")
+    made = pairs(data)
+    samples = every(made)
+    told = [(i, t) for i, row in enumerate(texts) for t in [t for t in row if t.strip()] or [None]]
+    assert [s.data.parts["text"] for s in samples] == [t for _, t in told]
+    views = clean(made, samples)
+    assert views["text"].present is not None
+    assert (~views["text"].present).nonzero().flatten().tolist() == [[i for i, _ in told].index(5)]
+    rows_of = torch.tensor([i for i, _ in told])
+    same = ids(views["image"])
+    assert torch.equal(same[:, None] == same, rows_of[:, None] == rows_of)
+    lightness = views["image"].x.mean((1, 2, 3))
+    assert torch.equal(lightness[:, None] == lightness, rows_of[:, None] == rows_of)
+
+
+def test_texts_of_two_streams_go_together_and_the_shorter_cell_is_repeated(tmp_path: Path) -> None:
+    lines = [{"here": [f"a{i}", f"b{i}", f"c{i}"], "there": [f"A{i}", f"B{i}"]} for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = Paired.Config(data=(str(tmp_path / "a.jsonl"),), members={"here": TEXT, "there": TEXT}).build()
+    found = [(s.data.parts["here"], s.data.parts["there"]) for s in every(made)[:3]]
+    assert found == [("a0", "A0"), ("b0", "B0"), ("c0", "A0")]
+
+
+@pytest.mark.parametrize("cells", [True, False])
+def test_texts_of_one_file_stay_in_one_split(cells: bool, tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.png").write_bytes(png(10 * i))
+    texts = [[f"{i} a", f"{i} b", f"{i} c"] for i in range(20)]
+    lines = [{"image": f"{i}.png", "captions": texts[i]} for i in range(20)]
+    if not cells:
+        lines = [{"image": f"{i}.png", "text": text} for i in range(20) for text in texts[i]]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = pairs(str(tmp_path / "a.jsonl"))
+    held = [Path(s.data.parts["image"]).name for s in every(made, "val")]
+    assert held == ["9.png"] * 3 + ["19.png"] * 3
+    assert len(every(made, "train")) == 54
