@@ -12,7 +12,7 @@ unseen: photos and what they show, in words of `DESCRIBED`; every fifth class is
 digits: pictures and spoken numbers of one digit, drawn anew each time, of which there are ten: chance is 10 %.
 three:  the same and the digit's word, which is the label.
 scenes: drawn scenes and sentences that are true of them, whole scenes held out; scenes of the test file that the
-    train file has too are dropped.
+    train file has too are dropped. The three boxes of a scene, side by side in the file, are laid out as a square.
 films:  the sound and the frames of talking faces, whole speakers held out; 40 clips, so no more than a smoke test.
 slip:   CLIP alone and SLIP on the built-in pairs, at equal steps and at equal time.
 
@@ -26,13 +26,16 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import statistics
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image as Pillow
 
 from multissl import run
 from multissl.configs import crossmodal
@@ -112,7 +115,7 @@ def photos(train: str, test: str) -> Path:
 def scenes_of(train: str, test: str) -> Path:
     """The true sentences of both files as one table; test scenes that the train file has are left out."""
     pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
-    out = FOLDER / "scenes-labelled.parquet"
+    out = FOLDER / "scenes-square.parquet"
     if out.exists():
         return out
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -127,12 +130,22 @@ def scenes_of(train: str, test: str) -> Path:
             if row["label"] == 1:
                 # every tenth scene of the train file validates, with all its orders of boxes
                 side = "val" if split == "train" and int(row["group"]) % 10 == 0 else split
-                kept = {"image": row["image"]["bytes"], "text": row["sentence"].strip().lower()}
+                kept = {"image": squared(row["image"]["bytes"]), "text": row["sentence"].strip().lower()}
                 # for the probes alone: how the objects lie, and how many are yellow
                 kept["label"] = f"{('scattered', 'towers')[row['is_tower']]} {row['n_yellow']}"
                 rows.append({**kept, "split": side, "group": f"{split}{row['group']}"})
     parquet.write_table(pyarrow.Table.from_pylist(rows), out)
     return out
+
+
+def squared(scene: bytes) -> bytes:
+    """A scene of 400 x 100 pixels, three boxes and what parts them, as 200 x 200 pixels: two boxes above, one below."""
+    strip, made = Pillow.open(io.BytesIO(scene)).convert("RGB"), io.BytesIO()
+    square = Pillow.new("RGB", (200, 200), (128, 128, 128))
+    for left, place in ((0, (0, 0)), (150, (100, 0)), (300, (50, 100))):
+        square.paste(strip.crop((left, 0, left + 100, 100)), place)
+    square.save(made, "PNG")
+    return made.getvalue()
 
 
 def films_of(archive: str) -> Path:
@@ -182,13 +195,14 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         return made.replace(steps=400), both | probes("image", "audio")
     if task == "scenes":
         made = crossmodal.image_text__clip()
-        image = Image.Config(
-            size=64, local_size=32, patch=8, global_scale=(0.8, 1.0), hue=0.0, saturation=0.0, grey=0.0
-        )
+        # colours and edges are what sentences speak of
+        plain: dict[str, Any] = {"hue": 0.0, "saturation": 0.0, "grey": 0.0, "solarise": 0.0, "blur": "none"}
+        image = Image.Config(size=96, local_size=32, patch=8, global_scale=(0.8, 1.0), **plain)
         text = Text.Config(length=48, local_length=16, pack=False, vocab=600, lower=True)
         made.modality = made.modality.replace(
             members={"image": image, "text": text}, data=(str(scenes_of(*data)),)
         )
+        made.objective = made.objective.replace(view="global")
         return made.replace(steps=1000), both | probes("image", "text")
     made = crossmodal.audio_video__clip()
     made.modality = made.modality.replace(data=(str(films_of(data[0])),))

@@ -58,7 +58,11 @@ OWN = {"mlm": "padded", "next_token": "padded", "infilling": "infill", "vime": "
 """Objectives that want symbols, rows or two masked streams, which the others do not."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dino": [{"centring": "ema", "tied_heads": True}],
-    "infonce": [{"decoupled": True, "sigma": 0.5}, {"relic": 1.0, "learn_temperature": True}],
+    "infonce": [
+        {"decoupled": True, "sigma": 0.5},
+        {"relic": 1.0, "learn_temperature": True},
+        {"clean": True, "num_views": 3},
+    ],
     "moco": [
         {"queue": 0, "symmetric": True, "predictor": MLPHead.Config(hidden=16, out=16, layers=2)},
         {"queue": 48, "symmetric": True},

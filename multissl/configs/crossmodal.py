@@ -62,8 +62,11 @@ def image_text__lit() -> Recipe:
 
 
 def image_text__slip() -> Recipe:
-    """SLIP: CLIP on a clean view of the picture, and SimCLR on two others."""
-    simclr = InfoNCE.Config(projector=MLPHead.Config(hidden=256, out=64, layers=3))
+    """SLIP: CLIP, and SimCLR between the picture as CLIP sees it and a crop of it, which saves one of three encodes.
+
+    As in the paper, between two crops: --objective.terms.simclr.clean False
+    """
+    simclr = InfoNCE.Config(clean=True, projector=MLPHead.Config(hidden=256, out=64, layers=3))
     terms: dict[str, Objective.Config] = {"clip": _clip(), "simclr": simclr}
     return _image_text(Weighted.Config(terms=terms, streams={"simclr": ("image",)}))
 

@@ -32,7 +32,7 @@ from multissl.modalities.image_crops import (
     share_of,
     token_centres,
 )
-from multissl.modalities.image_files import SUFFIXES, channel_statistics, load
+from multissl.modalities.image_files import SUFFIXES, channel_statistics, load, say_once
 from multissl.modalities.image_floors import histogram_floor, pixel_floor
 from multissl.modalities.image_panels import colours, crop_panel, to_bytes
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
@@ -107,6 +107,8 @@ class Image(Modality):
         clean_zoom: float = 256 / 224
         """Clean views: the short side becomes size * clean_zoom, then the centre is cut out. An image that
         already has the size stays as it is."""
+        clean_whole: bool = False
+        """Clean views show the whole image, squeezed into the square, instead of its centre."""
 
         def __post_init__(self) -> None:
             for name, (low, high) in LIMITS.items():
@@ -174,11 +176,18 @@ class Image(Modality):
         for b, sample in enumerate(samples):
             image = load(sample, cfg.channels)
             height, width = image.shape[1:]
+            if plan.num_clean and not cfg.clean_whole and max(height, width) > 2 * min(height, width):
+                told = f"an image of {width} x {height} pixels is judged by its centre"
+                say_once("long", f"{told}; modality.clean_whole=True squeezes all of it into the square")
             for role in ROLES:
                 size = cfg.local_size if role == "local" else cfg.size
                 for v, draw in enumerate(draws[role][b].tolist()):
                     if role == "clean":
-                        crop = centre(image, size, cfg.clean_zoom)
+                        crop = (
+                            resize(image, (0, 0, height, width), (size, size))
+                            if cfg.clean_whole
+                            else centre(image, size, cfg.clean_zoom)
+                        )
                     else:
                         box = crop_box(height, width, draw, scales[role], cfg.ratio)
                         crop = resize(image, box, (size, size))

@@ -51,18 +51,19 @@ def load(sample: Sample, channels: int) -> Tensor:
     _, height, width = image.shape
     small, large = min(height, width), max(height, width)
     if small < SMALL or large > max(LARGE, 32 * small):
-        _notice(small < SMALL, f"{name} is {width} x {height} pixels; it is used all the same")
+        kind = "small" if small < SMALL else "large"
+        say_once(kind, f"{name} is {width} x {height} pixels; it is used all the same")
     return image.float() / 257 if image.dtype == torch.uint16 else image
 
 
-_told: set[bool] = set()
+_told: set[str] = set()
 
 
-def _notice(small: bool, text: str) -> None:
-    """Say it once in a process for images that are very small, once for very large ones."""
-    if small not in _told:
+def say_once(kind: str, text: str) -> None:
+    """Say it of the first image of a kind in a process: very small, very large, long."""
+    if kind not in _told:
         log.warning("%s (said once for images of this kind)", text)
-    _told.add(small)
+    _told.add(kind)
 
 
 def decode(data: Any, channels: int) -> Tensor:

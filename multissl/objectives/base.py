@@ -103,9 +103,10 @@ def lone(
     return first
 
 
-def views_per_stream(streams: Mapping[str, StreamSpec], total: int) -> ViewPlan:
-    """`total` global views of a lone stream, or one clean view of each of several."""
-    return ViewPlan(num_global=total) if len(streams) == 1 else ViewPlan(num_clean=1)
+def views_per_stream(streams: Mapping[str, StreamSpec], total: int, clean: bool = False) -> ViewPlan:
+    """`total` global views of a lone stream, the first of them clean if asked, or one clean view of each of several."""
+    alone = ViewPlan(num_clean=int(clean), num_global=total - clean)
+    return alone if len(streams) == 1 else ViewPlan(num_clean=1)
 
 
 def project(encoders: Encode, projectors: nn.ModuleDict, batch: Batch, apart: bool = False) -> Tensor:

@@ -49,7 +49,9 @@ class InfoNCE(Objective):
         learn_temperature: bool = False
         """Learn the temperature from this one on, between 0.01 and 1."""
         num_views: int = 2
-        """Global views of a lone stream; several streams give one clean view each."""
+        """Views of a lone stream; several streams give one clean view each."""
+        clean: bool = False
+        """Of a lone stream, the first view is the sample as it is and the others are global; else all are global."""
         multi_pos: MultiPos = "outside"
         """Where several positives are averaged: outside the log (SupCon) or inside it."""
         decoupled: bool = False
@@ -68,9 +70,7 @@ class InfoNCE(Objective):
 
         def __post_init__(self) -> None:
             if self.temperature <= 0:
-                raise ValueError(
-                    f"objective.temperature={self.temperature}: want more than 0, SimCLR has 0.1"
-                )
+                raise ValueError(f"objective.temperature={self.temperature}: want more than 0, as 0.1")
             if self.learn_temperature and not 0.01 <= self.temperature <= 1:
                 raise ValueError(
                     f"objective.temperature={self.temperature}: a learned one starts between 0.01 and 1; "
@@ -87,7 +87,7 @@ class InfoNCE(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.plan = cfg, views_per_stream(streams, cfg.num_views)
+        self.cfg, self.plan = cfg, views_per_stream(streams, cfg.num_views, cfg.clean)
         self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.scale = Scale(cfg.temperature) if cfg.learn_temperature else None
         self.bilinear = nn.Parameter(torch.eye(cfg.projector.out)) if cfg.bilinear else None

@@ -177,6 +177,19 @@ def test_the_clean_view_is_resize_256_and_centre_crop_224() -> None:
     assert centre(pixels[:, :28, :28], 28, 256 / 224).equal(pixels[:, :28, :28])
 
 
+def test_a_clean_view_of_the_whole_image_squeezes_it_and_a_centre_is_told(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(image_files, "_told", set())
+    pixels = np.zeros((16, 64, 3), np.uint8)
+    pixels[:, :16] = 200  # what the centre does not show
+    samples = [Sample(pixels, i) for i in range(2)]
+    centred, whole = (run(small(clean_whole=w), samples, CLEAN)[0].x for w in (False, True))
+    assert centred.std((2, 3)).max() < 1e-4
+    assert (whole[..., :3] > whole[..., 6:].max() + 1).all()
+    assert sum("64 x 16 pixels is judged by its centre" in line for line in said) == 1
+
+
 def test_crops_of_impossible_shape_fall_back_to_the_centre() -> None:
     never = [[0.99, 0.5, 0.0, 0.0]] * 10
     assert crop_box(40, 200, never, (0.32, 1.0), (3 / 4, 4 / 3)) == (0, 73, 40, 53)
@@ -321,7 +334,7 @@ def test_images_of_odd_size_are_used_with_one_notice(
     monkeypatch.setattr(image_files.log, "warning", lambda text, *values: said.append(text % values))
     odd = Sample(RNG.integers(0, 255, shape).astype(np.uint8), 0)
     for _ in range(2):
-        for views in run(small(), [odd, *pictures(3)]):
+        for views in run(small(clean_whole=True), [odd, *pictures(3)]):
             assert bool(torch.isfinite(views.x).all())
     assert [kind in text for text in said] == [True]
 

@@ -12,6 +12,7 @@ from multissl.layers.heads import MLPHead
 from multissl.objectives import infonce as module
 from multissl.objectives.infonce import InfoNCE, divergence, far_weights, infonce_terms
 from multissl.objectives.nce import Relations, relations
+from multissl.types import ViewPlan
 from tests.objectives.contrast import START, batch_of, build, gradients, moved
 from tests.ranks import run_ranks
 
@@ -147,7 +148,9 @@ def test_a_step_trains_everything(options: dict[str, Any]) -> None:
 
 def test_views_of_a_lone_stream_or_one_of_each_of_several() -> None:
     _, objective = build(InfoNCE.Config(projector=HEAD, num_views=3))
-    assert objective.plans()["a"].num_global == 3
+    assert objective.plans()["a"] == ViewPlan(num_global=3)
+    _, objective = build(InfoNCE.Config(projector=HEAD, num_views=3, clean=True))
+    assert objective.plans()["a"] == ViewPlan(num_clean=1, num_global=2)
     encoders, objective = build(InfoNCE.Config(projector=HEAD), "ab")
     assert [(p.num_clean, p.num_global) for p in objective.plans().values()] == [(1, 0), (1, 0)]
     losses = objective(encoders, batch_of(8, "ab"), START)
