@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
+from multissl.modalities.paired_parts import Bad
 from multissl.modalities.paired_rows import Record, Rows
 from multissl.modalities.paired_same import Same
 from multissl.modalities.readers import Slice
@@ -224,6 +225,9 @@ class Paired(Modality):
                 )
             parts = dict(cast(Any, data)) if by_stream else {next(iter(plans)): data}
             data = Record(parts, sample.index, sample.index)
+        for part in data.parts.values():
+            if isinstance(part, Bad):
+                raise Unreadable(sample.index, part.reason)
         if not data.drawn and not any(data.parts.get(name) is not None for name in plans):
             raise Unreadable(sample.index, f"row {data.row} has no {' and no '.join(plans)}")
         return data

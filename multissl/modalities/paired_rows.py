@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from multissl.modalities.base import Modality
 from multissl.modalities.paired_files import read_pairs
-from multissl.modalities.paired_parts import Bad, Options, Pairs, Some, Wanted, joined, spread
+from multissl.modalities.paired_parts import Options, Pairs, Some, Wanted, joined, spread
 from multissl.modalities.readers import Label, Listing
 from multissl.modalities.sources import classes_of, numbered, split_rows
-from multissl.types import Sample, Unreadable
+from multissl.types import Sample
 
 log = logging.getLogger("multissl")
 FILE_NAME = re.compile(
@@ -162,9 +162,6 @@ class RowsOf(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         row, source = int(self.rows[index]), self.source
         parts = {name: column[row] for name, column in source.parts.items()}
-        for part in parts.values():
-            if isinstance(part, Bad):
-                raise Unreadable(index, part.reason)
         label, group = int(source.labels[row]), int(source.groups[row])
         return Sample(Record(parts, row, int(source.same[row]), group), index, label, group)
 

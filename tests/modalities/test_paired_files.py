@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from multissl.evaluators.base import featurize_places
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.types import CLEAN, Unreadable
@@ -167,22 +168,27 @@ def test_equal_captions_of_all_rows_and_names_of_files_are_told(tmp_path: Path, 
 def test_rows_of_unequal_length_and_broken_members_are_skipped_with_their_place(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png(0))
     (tmp_path / "a.csv").write_text("image,text\n0.png,zero\n0.png\n0.png,one,two\n0.png,three\n")
-    data: Any = pairs(str(tmp_path / "a.csv")).dataset("all")
+    made = pairs(str(tmp_path / "a.csv"))
+    data: Any = made.dataset("all")
     assert data[3].data.parts["text"] == "three"
     for line, cells in ((3, 1), (4, 3)):
         with pytest.raises(Unreadable, match=f"line {line} of a.csv has {cells} cells, the header 2"):
-            data[line - 2]
+            clean(made, [data[line - 2]])
     files = rows(5)
     files[1]["json"], files[2]["txt"], files[3]["png"] = "{", b"\xff", b"no picture"
     made = pairs(shard(tmp_path / "a.tar", files))
     data = made.dataset("all")
-    with pytest.raises(Unreadable, match=r"00001.json is no JSON"):
-        data[1]
-    with pytest.raises(Unreadable, match=r"00002.txt is no UTF-8 text"):
-        data[2]
-    with pytest.raises(Unreadable, match=r"00003.png: not an image") as caught:
-        clean(made, [data[0], data[3]])
-    assert caught.value.index == 3
+    for row, reason in (
+        (1, "00001.json is no JSON"),
+        (2, "00002.txt is no UTF-8"),
+        (3, "00003.png: not an image"),
+    ):
+        with pytest.raises(Unreadable, match=reason) as caught:
+            clean(made, [data[0], data[row]])
+        assert caught.value.index == row
+    # what is measured leaves them out
+    _, _, kept = featurize_places(lambda views: views.x.flatten(1), made, "all", [*range(5)], stream="image")
+    assert kept == [0, 4]
 
 
 @pytest.mark.parametrize(
