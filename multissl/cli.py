@@ -1,4 +1,4 @@
-"""The command line: `multissl train | list | show | eval | report`.
+"""The command line: `multissl train | list | show | eval | encode | report`.
 
 What needs no torch imports none: help, the list of recipes and a mistyped name answer at once.
 """
@@ -28,6 +28,8 @@ multissl: self-supervised learning beyond images
   multissl list --matrix               which objective runs on which modality, as tested
   multissl show NAME|FILE [options]    a recipe with all its options, as JSON
   multissl eval RUN                    evaluate a finished run again
+  multissl encode RUN|NAME --out FILE  features of all samples as a table, .parquet or .csv: by a run's encoder, of its
+                                       data or --data PATH; or by what a recipe starts from, with options of train
   multissl report RUN                  write a run's report.html again
 
 Options of train
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": train, "list": list_recipes, "show": show, "eval": evaluate, "report": report,
+        "train": train, "list": list_recipes, "show": show, "eval": evaluate, "encode": encode, "report": report,
     }  # fmt: skip
     try:
         if args[0] not in commands:
@@ -166,6 +168,34 @@ def evaluate(args: list[str]) -> int:
 
     for name, value in run.evaluate(Path(folder)).items():
         print(f"{name:<32} {value:.4g}")
+    return 0
+
+
+def encode(args: list[str]) -> int:
+    """`multissl encode`."""
+    name, rest = named(args, "encode")
+    out, rest = take(rest, "--out")
+    split, rest = take(rest, "--split")
+    stream, rest = take(rest, "--stream")
+    if not out:
+        raise ValueError(f"encode wants a file to write: multissl encode {name} --out features.parquet")
+    recipe = None if Path(name, "recipe.json").is_file() else open_recipe(name, rest)[0]
+    set_threads()
+    import torch
+
+    from multissl import features, run
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if recipe is None:
+        data, rest = take(rest, "--data")
+        if rest:
+            raise ValueError(
+                f"encode takes --out, --data, --split and --stream beside a run, got {rest[0]!r}"
+            )
+        model = run.load(name, device, data)
+    else:
+        model = run.begun(recipe, device)
+    print(f"{out}: {features.encode(model, out, split, stream):,} lines")
     return 0
 
 

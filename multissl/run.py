@@ -213,8 +213,11 @@ class Model:
                 yield self.encoders.encode([views])[0]
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
-    """A finished run, ready to encode. Reads JSON and safetensors only."""
+def load(run: Path | str, device: torch.device | str = "cpu", data: str = "") -> Model:
+    """A finished run, ready to encode; its modality reads other `data` where some is given.
+
+    Reads JSON and safetensors only.
+    """
     from safetensors.torch import load_file
 
     run = Path(run)
@@ -222,6 +225,11 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
         if not (run / name).is_file():
             raise ValueError(f"{run} holds no {name}: give the folder of a finished run")
     recipe = read_recipe(run / "recipe.json")
+    if data:
+        own = getattr(recipe.modality, "data", None)
+        if own is None:
+            raise ValueError(f"--data {data}: {config_name(type(recipe.modality))} reads no data")
+        recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, tuple) else data)
     modality = recipe.modality.build()
     modality.restore(json.loads((run / "modality.json").read_text()))
     encoders = build_encoders(recipe.encoders, modality.streams())
@@ -232,6 +240,13 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
     encoders.load_state_dict(state)
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device))
+
+
+def begun(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
+    """The encoders as the recipe starts with them: pretrained, given with --init, or untrained."""
+    parts = build(recipe, torch.device(device))
+    encoders = cast(Encoders, parts.learner.encoders).eval().requires_grad_(False)
+    return Model(recipe, parts.modality, encoders, torch.device(device))
 
 
 def evaluate(run: Path | str) -> dict[str, float]:

@@ -53,6 +53,12 @@ def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFi
         (["train", STUB, "--out"], "--out wants a value"),
         (["train", STUB, "--epochs", "many"], "--epochs many: want a number"),
         (["eval", "nowhere"], "holds no recipe.json"),
+        (["encode"], "encode wants a name first"),
+        (
+            ["encode", "nowhere"],
+            "encode wants a file to write: multissl encode nowhere --out features.parquet",
+        ),
+        (["encode", "imgae", "--out", "a.csv"], "did you mean image/default?"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from multissl.encoders.base import Encoder
+from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import AdamW
@@ -59,6 +60,17 @@ def image_text__lit() -> Recipe:
     multissl train image_text/lit --init runs/image
     """
     return _image_text(_clip()).replace(locked=("image",))
+
+
+def image_text__lit_features() -> Recipe:
+    """LiT on features that a locked tower made once, so that it need not run at every step.
+
+    multissl encode image_text/lit --init runs/image --data pairs.tar --stream image --out features.parquet
+    multissl train image_text/lit_features --data features.parquet
+    """
+    made = _recipe({"image": Tabular.Config(scaling="standard", corruption=(0.0,)), "text": _words()})
+    made.encoders["image"] = MLPEncoder.Config(dims=())
+    return made
 
 
 def image_text__slip() -> Recipe:

@@ -25,13 +25,14 @@ class MLPEncoder(Encoder):
         """Options of a perceptron."""
 
         dims: tuple[int, ...] = (256, 256)
-        """Width of each layer; the last one is the encoder's."""
+        """Width of each layer; the last one is the encoder's. None: numbers pass as they are, which suits features
+        that another encoder has made."""
         norm: bool = True
         """Layer norm after every linear."""
 
         def __post_init__(self) -> None:
-            if not self.dims or min(self.dims) < 1:
-                raise ValueError(f"dims={self.dims}: want one or more widths of 1 or more, such as 256 256")
+            if self.dims and min(self.dims) < 1:
+                raise ValueError(f"dims={self.dims}: want widths of 1 or more, such as 256 256, or none")
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class MLPEncoder(Encoder):
             raise ValueError(
                 "the mlp encoder reads columns and grids, this stream is a sequence: use transformer"
             )
-        self.dim, self.levels = cfg.dims[-1], spec.cardinalities
+        self.levels = spec.cardinalities
         width = sum(max(n, 1) for n in self.levels) or math.prod(spec.shape)
         self.layers = nn.Sequential()
         for out in cfg.dims:
@@ -47,6 +48,7 @@ class MLPEncoder(Encoder):
                 [nn.Linear(width, out), nn.LayerNorm(out) if cfg.norm else nn.Identity(), nn.GELU()]
             )
             width = out
+        self.dim = width
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; views of a grid must all have the size it was built for."""
@@ -60,4 +62,5 @@ class MLPEncoder(Encoder):
         if any(self.levels):
             columns = zip(x.unbind(1), self.levels, strict=True)
             x = torch.cat([F.one_hot(c.long(), n) if n else c[:, None] for c, n in columns], dim=1)
-        return x.flatten(1).to(next(self.parameters()).dtype)
+        first = next(self.parameters(), None)
+        return x.flatten(1).to(torch.float32 if first is None else first.dtype)

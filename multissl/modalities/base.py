@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
+from multissl.modalities.readers import Slice
 from multissl.random import RowRandom
 from multissl.types import Batch, Mask, Panel, Plans, Raw, Sample, StreamSpec, Views
 
@@ -70,6 +72,11 @@ class Modality(Component):
     def pictures(self, views: Views) -> np.ndarray | None:
         """Clean views as pictures, uint8 [R, H, W, 3], for the report; None where they are none."""
         return None
+
+    def told(self, sample: Sample) -> dict[str, str]:
+        """What a table of features says of a sample besides its class; here the file that it is, if it is one."""
+        name = sample.data.name if isinstance(sample.data, Slice) else sample.data
+        return {"file": str(name)} if isinstance(name, str | Path) else {}
 
     def fit(self, data: Sequence[Any]) -> None:
         """Measure what is not known yet on these training payloads instead of its own source; nothing by default."""

@@ -258,6 +258,13 @@ class Paired(Modality):
             batch += [replace(v, stream=name, present=raw["present"].get(name), **ids) for v in found]
         return batch
 
+    def told(self, sample: Sample) -> dict[str, str]:
+        """The texts of a row, by stream, so that features of one stream can be paired with them again."""
+        parts = getattr(sample.data, "parts", {})
+        return {
+            n: parts[n] for n in self.members if self._form(n) == "text" and isinstance(parts.get(n), str)
+        }
+
     def _own(self, views: Views) -> Views:
         return replace(views, stream=self._native(views.stream))
 

@@ -54,7 +54,6 @@ class Rows:
         pairs = joined(self.sources)
         self.ends = np.cumsum([0, *(len(s.tags) for s in self.sources)])
         self.labels, self.classes = (numbered if cfg.prompts else classes_of)(pairs.labels)
-        self.groups = numbered([None if g in (None, "") else str(g) + "." for g in pairs.groups])[0]
         parts = dict(pairs.parts)
         for name, templates in cfg.prompts.items():
             parts[name] = [self._prompt(templates, row, v) for row, v in enumerate(pairs.labels)]
@@ -64,8 +63,9 @@ class Rows:
         origin = np.concatenate(
             [np.asarray(at) + end for (_, at), end in zip(found, self.ends, strict=False)]
         )
-        self.files = equal_rows([origin], {n: self.parts[n] for n in read if forms[n] == "file"})
-        known = [self.files, self.labels] if cfg.prompts else [self.files]
+        files = equal_rows([origin], {n: self.parts[n] for n in read if forms[n] == "file"})
+        self.groups = groups_of(pairs.groups, files)
+        known = [files, self.labels] if cfg.prompts else [files]
         self.same = equal_rows(known, self.parts) if cfg.data else _drawn()[-1]
         self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
@@ -121,11 +121,7 @@ class Rows:
         """The rows of a split, source by source."""
         found, problems = [], []
         for source, start in zip(self.sources, self.ends, strict=False):
-            # of one file, or one row with several texts, nothing may be held out beside what is trained on
-            files = self.files[start : start + len(source.tags)].tolist()
-            groups = [
-                f if g in (None, "") else str(g) + "." for g, f in zip(source.groups, files, strict=True)
-            ]
+            groups = self.groups[start : start + len(source.tags)].tolist()
             listing = Listing(source.tags, source.labels, source.tags, groups)
             try:
                 found.append(split_rows(listing, split) + start)
@@ -267,6 +263,15 @@ def equal_rows(known: Sequence[np.ndarray], parts: Mapping[str, Sequence[Any]]) 
                     a, b = find(row), find(first.setdefault(value, row))
                     root[max(a, b)] = min(a, b)
     return np.array([find(row) for row in range(count)], dtype=np.int64)
+
+
+def groups_of(given: Sequence[Label], files: np.ndarray) -> np.ndarray:
+    """int64 [n]: the groups of the data, -1 for none; where there are none, rows of one of `files` [n] are a group, so
+    that nothing is held out beside texts of the same picture that are trained on."""
+    shared = np.bincount(files)[files] > 1
+    named = [None if g in (None, "") else f"{g}." for g in given]
+    own = [f"file {f}" if s else None for f, s in zip(files.tolist(), shared.tolist(), strict=True)]
+    return numbered([o if g is None else g for g, o in zip(named, own, strict=True)])[0]
 
 
 def _lazy(values: Any) -> bool:

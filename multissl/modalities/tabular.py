@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -192,7 +192,14 @@ class Tabular(Modality):
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Rows as cells [B, C]; a sample holds encoded cells, or a row as a mapping from column to cell."""
-        rows = [s.data if isinstance(s.data, Tensor) else self._read(s) for s in samples]
+        found = {i: s.data for i, s in enumerate(samples) if isinstance(s.data, Tensor)}
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for i, sample in enumerate(samples):
+            if i not in found:
+                alike.setdefault(_names(sample), []).append(i)
+        for places in alike.values():
+            found |= zip(places, self._read([samples[i] for i in places]), strict=True)
+        rows = [found[i] for i in range(len(samples))]
         ids, groups = (torch.tensor([getattr(s, n) for s in samples]) for n in ("index", "group"))
         return {
             "rows": torch.stack(rows),
@@ -200,19 +207,18 @@ class Tabular(Modality):
             **({"group_id": groups} if self.cfg.group else {}),
         }
 
-    def _read(self, sample: Sample) -> Tensor:
-        if isinstance(sample.data, Broken):
-            raise Unreadable(sample.index, sample.data.reason)
-        if not isinstance(sample.data, Mapping):
-            raise Unreadable(sample.index, f"row {sample.index}: want a mapping from column to cell")
-        frame = {name: _cell(value) for name, value in sample.data.items()}
+    def _read(self, samples: list[Sample]) -> Iterable[Tensor]:
+        """The cells [C] of rows with the same columns."""
+        frame = {name: _column([s.data[name] for s in samples]) for name in samples[0].data}
         try:
             cells, broken, _ = self.schema.encode(Table(frame))
         except ValueError as error:
-            raise Unreadable(sample.index, f"row {sample.index}: {error}") from error
+            cells, broken = torch.zeros(0), {0: f"row {samples[0].index}: {error}"}
+        if broken and len(samples) > 1:  # one by one they say which of them it is
+            return [row for s in samples for row in self._read([s])]
         if broken:
-            raise Unreadable(sample.index, broken[0])
-        return cells[0]
+            raise Unreadable(samples[0].index, broken[0])
+        return cells
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Clean rows, and rows with cells of other rows."""
@@ -280,9 +286,13 @@ class Rows(Dataset[Sample]):
         return Sample(data, item, int(table.classes[row]), table.groups[row])
 
 
-def _cell(value: Any) -> np.ndarray:
-    """A column of one cell."""
-    return _column([value])
+def _names(sample: Sample) -> tuple[str, ...]:
+    """The columns of a row that is a mapping."""
+    if isinstance(sample.data, Broken):
+        raise Unreadable(sample.index, sample.data.reason)
+    if not isinstance(sample.data, Mapping):
+        raise Unreadable(sample.index, f"row {sample.index}: want a mapping from column to cell")
+    return tuple(sample.data)
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:

@@ -29,8 +29,16 @@ def test_grids_are_flattened() -> None:
     assert features.pooled.shape == (2, 4)
 
 
-def test_refuses_sequences_and_no_layers() -> None:
+def test_without_layers_numbers_pass_as_they_are() -> None:
+    encoder = MLPEncoder.Config(dims=()).build(StreamSpec(kind="columns", shape=(4,), num_tokens=4))
+    x = torch.randn(3, 4)
+    (features,) = encoder([Views(x=x, stream="s", role="clean")])
+    assert torch.equal(features.pooled, x)
+    assert encoder.dim == 4
+
+
+def test_refuses_sequences_and_layers_without_width() -> None:
     with pytest.raises(ValueError, match="use transformer"):
         MLPEncoder.Config().build(StreamSpec(kind="sequence", shape=(4,), num_tokens=4, vocab=9))
     with pytest.raises(ValueError, match="dims="):
-        MLPEncoder.Config(dims=())
+        MLPEncoder.Config(dims=(8, 0))

@@ -279,6 +279,15 @@ def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
     row = {"age": 25, "colour": "blue", "income": 2.5}
     (found,) = clean_views(modality, [Sample(row, 0)], "tabular").x
     torch.testing.assert_close(found, modality.cells[5])
+    other = {"income": 2.5, "colour": "green", "age": 31}
+    more = [Sample(r, i) for i, r in enumerate([row, other, {**row, "more": 1}, {**row, "age": 26}])]
+    together = clean_views(modality, more, "tabular").x
+    alone = torch.cat([clean_views(modality, [s], "tabular").x for s in more])
+    torch.testing.assert_close(together, alone, atol=0, rtol=0)
+    for wrong in ({**row, "age": "old"}, {"age": 25}):
+        with pytest.raises(Unreadable) as caught:
+            clean_views(modality, [*more, Sample(wrong, 7)], "tabular")
+        assert caught.value.index == 7
     for wrong, message in (
         ({"age": 25}, "'colour' of the training data is missing"),
         (["25"], "want a mapping"),

@@ -12,8 +12,12 @@ from torch import Tensor
 from multissl.layers.heads import MLPHead
 from multissl.objectives import nce as kernel
 from multissl.objectives.clip import CLIP, clip_loss, modality_gap
+from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.nce import relations
+from multissl.objectives.weighted import Weighted
+from multissl.types import ViewPlan
 from tests.objectives.contrast import START, batch_of, build, gradients, moved
+from tests.objectives.test_weighted import Counting
 from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(out=5, layers=1, norm="none")
@@ -145,3 +149,16 @@ def test_two_ranks_give_the_gradients_of_one_and_a_gather_without_gradient_does_
             torch.testing.assert_close(a + b, value, msg=name, atol=1e-5, rtol=1e-5)
     planted = zip(*(p["planted"] for p in parts), gradients(0, SMALL, "abc"), strict=True)
     assert torch.stack([(a + b - c).abs().max() for a, b, c in planted]).max() > 1e-3
+
+
+def test_a_clean_view_serves_both_terms_of_slip() -> None:
+    terms: dict[str, Any] = {"clip": SMALL, "simclr": InfoNCE.Config(projector=HEAD, clean=True)}
+    encoders, objective = build(Weighted.Config(terms=terms, streams={"simclr": ("a",)}), "ab")
+    assert objective.plans() == {"a": ViewPlan(num_clean=1, num_global=1), "b": ViewPlan(num_clean=1)}
+    clean = batch_of(8, "ab")
+    crop = replace(clean[0], x=torch.randn_like(clean[0].x), role="global")
+    counting = Counting(encoders)
+    losses = objective(counting, [clean[0], crop, clean[1]], START)
+    assert sum(sum(rows) for _, rows in counting.seen) == 3 * 8
+    alone = objective.terms["simclr"](encoders, [clean[0], crop], START)
+    torch.testing.assert_close(losses.terms["simclr/nce"], alone.terms["nce"])

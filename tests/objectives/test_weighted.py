@@ -15,7 +15,6 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim import SGD
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.objectives.base import Objective
-from multissl.objectives.clip import CLIP
 from multissl.objectives.dino import DINO
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.msn import MSN
@@ -205,24 +204,6 @@ def test_a_sharded_sum_gives_the_losses_and_weights_of_one_rank() -> None:
         torch.testing.assert_close(a + b, value, atol=1e-5, rtol=1e-5)
     for found, value in zip(one[3:], right[3:], strict=True):
         torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-4)
-
-
-def test_a_clean_view_serves_both_terms_of_slip() -> None:
-    specs = {"one": SPEC["rows"], "two": SPEC["rows"]}
-    encoders = Encoders({s: Stub() for s in specs}).double()
-    terms: dict[str, Any] = {"clip": CLIP.Config(), "simclr": InfoNCE.Config(projector=HEAD, clean=True)}
-    objective = Weighted.Config(terms=terms, streams={"simclr": ("one",)}).build(encoders, specs).double()
-    assert objective.plans() == {"one": ViewPlan(num_clean=1, num_global=1), "two": ViewPlan(num_clean=1)}
-    batch = [
-        Views(x=torch.randn(4, 6).double(), stream=s, role=role)  # type: ignore[arg-type]
-        for s, role in (("one", "clean"), ("one", "global"), ("two", "clean"))
-    ]
-    counting = Counting(encoders)
-    losses = objective(counting, batch, START)
-    losses.total.backward()
-    assert sum(sum(rows) for _, rows in counting.seen) == 12
-    alone = objective.terms["simclr"](encoders, batch[:2], START)
-    torch.testing.assert_close(losses.terms["simclr/nce"], alone.terms["nce"])
 
 
 def test_terms_read_the_streams_named_for_them_as_in_slip() -> None:
