@@ -85,7 +85,7 @@ def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and checkpoint.found(folder):
-                compare(json.loads(path.read_text()), text, folder)
+                compare(saved(path), text, folder)
             path.write_text(json.dumps(text, indent=1))
         except OSError as error:
             problem = f"--out {folder}: cannot be written ({error.strerror}); give another --out"
@@ -95,6 +95,15 @@ def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     if problem:
         raise ValueError(problem)
     return read_metrics(folder)
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """The options of a saved recipe; what was no option yet when it was saved has its default."""
+    found = json.loads(path.read_text())
+    try:
+        return found | to_dict(read_recipe(path))
+    except (ValueError, ImportError):  # what can no longer be read as a recipe is compared as it stands
+        return found
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -101,6 +101,20 @@ def changed() -> Recipe:
     return made
 
 
+def test_a_recipe_saved_before_an_option_existed_goes_on_with_its_default(tmp_path: Path) -> None:
+    train(tmp_path, steps=20)
+    saved = json.loads((tmp_path / "recipe.json").read_text())
+    assert saved["objective"].pop("pull") == 1.0
+    (tmp_path / "recipe.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"another recipe:\n  objective.pull: 1.0 -> 2.0"):
+        run.train(changed(), tmp_path)
+    train(tmp_path, steps=20)
+    saved["objective"]["push"] = 1.0  # an option of long ago
+    (tmp_path / "recipe.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"objective.push: 1.0 -> \(absent\)"):
+        train(tmp_path, steps=20)
+
+
 def test_a_finished_run_tells_its_result_again(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = digest(whole)
     train(whole)
