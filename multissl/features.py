@@ -117,13 +117,13 @@ class Batches(Dataset[Batch]):
 
     def line(self, split: str, sample: Sample) -> dict[str, Any]:
         """What is told of a sample."""
-        found, classes = (
-            {"split": split, **self.modality.told(sample)},
-            getattr(self.splits[split], "classes", ()),
-        )
+        found = {"split": split, **self.modality.told(sample)}
+        classes = getattr(self.splits[split], "classes", ())
         if sample.label >= 0:
             found["label"] = classes[sample.label] if classes else str(sample.label)
-        return {**found, "group": str(sample.group)} if sample.group >= 0 else found
+        if sample.group >= 0:
+            found["group"] = str(sample.group)
+        return found
 
 
 def splits_of(modality: Modality, split: str) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def image_text__lit() -> Recipe:
 
     multissl train image_text/lit --init runs/image
     """
-    return _image_text(_clip()).replace(locked=("image",))
+    made = _image_text(_clip()).replace(locked=("image",))
+    del made.evals["knn"]  # of what does not learn
+    return made
 
 
 def image_text__lit_features() -> Recipe:
@@ -70,6 +72,7 @@ def image_text__lit_features() -> Recipe:
     """
     made = _recipe({"image": Tabular.Config(scaling="standard", corruption=(0.0,)), "text": _words()})
     made.encoders["image"] = MLPEncoder.Config(dims=())
+    del made.evals["knn"]  # of what does not learn
     return made
 
 
