@@ -65,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
         return commands[args[0]](args[1:])
     except (ValueError, ImportError) as error:
         return fail(error, 2)
+    except (
+        KeyboardInterrupt
+    ):  # of a training the trainer makes a checkpoint; elsewhere there is nothing to keep
+        return fail(RuntimeError("interrupted"), 130)
     except BrokenPipeError:  # whoever reads us has seen enough: multissl list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -122,3 +122,14 @@ def test_train_restart_and_report_from_the_command_line(
     saved = tmp_path / "run" / "recipe.json"
     assert cli.main(["show", str(saved)]) == 0
     assert cli.main(["report", str(tmp_path / "run")]) == 0
+
+
+def test_ctrl_c_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "evaluate", interrupted)
+    assert cli.main(["eval", "run"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

@@ -21,7 +21,15 @@ SIDE = 112
 
 
 def draw(x: Tensor, tokens: Tensor, weights: Tensor, patch: Sequence[int]) -> list[Panel]:
-    """Both panels of pictures [R, C, *space], their tokens [R, N, D] and attention [R, H, N]."""
+    """Both panels of pictures [R, C, *space], their tokens [R, N, D] and attention [R, H, N].
+
+    A grid that is not square is no photograph but has time as its first axis: it is turned to run to the right.
+    """
+    if x.shape[2] != x.shape[3]:
+        grid = [n // p for n, p in zip(x.shape[2:], patch, strict=True)]
+        tokens = tokens.unflatten(1, grid).rot90(1, (1, 2)).flatten(1, 2)
+        weights = weights.unflatten(2, grid).rot90(1, (2, 3)).flatten(2)
+        x, patch = x.rot90(1, (2, 3)), patch[::-1]
     return [token_panel(x, tokens, patch), attention_panel(x, weights, patch)]
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.encoders import panels
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import SIZES, TransformerEncoder, vit
 from multissl.layers.positions import Position
@@ -285,3 +286,17 @@ def test_sharded_checkpointed_blocks_give_the_same_in_full_and_nearly_in_half_pr
         for found, rtol in zip(by_precision, (1e-5, 0.05), strict=True):
             for ours, whole in zip(found, expected, strict=True):
                 assert (ours.float() - whole).abs().max() <= rtol * whole.abs().max()
+
+
+def test_panels_of_sound_run_to_the_right_with_low_tones_below() -> None:
+    x = torch.zeros(2, 1, 12, 4)  # time, frequency
+    x[:, :, :3, 0] = 1.0  # a low tone at the beginning
+    shown = x.unflatten(2, (6, 2)).unflatten(4, (2, 2)).amax((1, 3, 5)).flatten(1)  # [R, 6 * 2 tokens]
+    tokens, attention = panels.draw(x, shown[..., None] * torch.ones(3), shown[:, None], (2, 2))
+    for panel in (tokens, attention):
+        for part in np.split(panel.image.max(2), 2):
+            high, width = part.shape[0], part.shape[1] // 2
+            assert width > 2 * high
+            below, early, late = int(0.9 * high), int(0.1 * width), int(0.9 * width)
+            assert part[below, early] > 200
+            assert max(part[high // 4, early], part[below, late], part[high // 4, late]) < 50
