@@ -41,11 +41,21 @@ SECONDS = 1.6
 """What clips of sound and of frames cover, so that both show the same stretch of a file."""
 
 
-def image_text__clip() -> Recipe:
-    """CLIP on the built-in pictures and captions, or on pairs of one's own.
+def image_text__slip() -> Recipe:
+    """CLIP on the built-in pictures and captions, or on pairs of one's own, and SimCLR on the pictures (SLIP).
 
     multissl train image_text --data pairs.tar
+
+    SimCLR compares the picture as CLIP sees it with a crop, which saves one of the paper's three encodes; between two
+    crops: --objective.terms.simclr.clean False
     """
+    simclr = InfoNCE.Config(clean=True, projector=MLPHead.Config(hidden=256, out=64, layers=3))
+    terms: dict[str, Objective.Config] = {"clip": _clip(), "simclr": simclr}
+    return _image_text(Weighted.Config(terms=terms, streams={"simclr": ("image",)})).replace(steps=700)
+
+
+def image_text__clip() -> Recipe:
+    """CLIP alone, on clean views."""
     return _image_text(_clip())
 
 
@@ -74,16 +84,6 @@ def image_text__lit_features() -> Recipe:
     made.encoders["image"] = MLPEncoder.Config(dims=())
     del made.evals["knn"]  # of what does not learn
     return made
-
-
-def image_text__slip() -> Recipe:
-    """SLIP: CLIP, and SimCLR between the picture as CLIP sees it and a crop of it, which saves one of three encodes.
-
-    As in the paper, between two crops: --objective.terms.simclr.clean False
-    """
-    simclr = InfoNCE.Config(clean=True, projector=MLPHead.Config(hidden=256, out=64, layers=3))
-    terms: dict[str, Objective.Config] = {"clip": _clip(), "simclr": simclr}
-    return _image_text(Weighted.Config(terms=terms, streams={"simclr": ("image",)}))
 
 
 def audio_video__clip() -> Recipe:

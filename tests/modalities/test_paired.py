@@ -321,7 +321,7 @@ def _words(text: str) -> list[str]:
 
 
 def test_image_text_is_the_name_of_its_first_recipe() -> None:
-    assert cli.find("image_text")() == cli.find("image_text/clip")()
+    assert cli.find("image_text")() == cli.find("image_text/slip")()
     names = [name for name, _ in cli.recipes()]
     assert {"image_text/lit", "audio_video/clip", "image_text_audio/clip"} < set(names)
     assert not any("__" in name for name in names)
