@@ -92,12 +92,11 @@ def learned(
     Floors are what only the first entry has; those other than `raw` are told, not demanded. None where the
     figure was measured less than twice.
     """
-    measured = [entry for entry in history if figure in entry]
-    if len(measured) < 2:
+    if (measured := first_and_last(figure, history)) is None:
         return None
-    floors = {k: v for k, v in measured[0].items() if k not in measured[-1] and "/" not in k}
-    measured = [{k: number(v) for k, v in entry.items()} for entry in measured]
-    now, gates = measured[-1][figure], {"the untrained encoder's": measured[0][figure]}
+    first, last = measured
+    floors = {k: v for k, v in first.items() if k not in last and "/" not in k}
+    now, gates = last[figure], {"the untrained encoder's": first[figure]}
     if "raw" in floors:
         gates = {"the raw input's": floors.pop("raw"), **gates}
     told = {name: f"{name} {value:.1f} %" for name, value in gates.items()}
@@ -112,6 +111,14 @@ def learned(
         False,
         f"not learned: {what} {now:.1f} % is not {margin:g} points above {' and '.join(missed)}{beside}",
     )
+
+
+def first_and_last(
+    figure: str, history: list[dict[str, float]]
+) -> tuple[dict[str, float], dict[str, float]] | None:
+    """The first and the last entry that tell a figure; None where it was measured less than twice."""
+    measured = [{k: number(v) for k, v in entry.items()} for entry in history if figure in entry]
+    return (measured[0], measured[-1]) if len(measured) > 1 else None
 
 
 def number(value: float | None) -> float:

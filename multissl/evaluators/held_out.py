@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, device_of, evaluating, number
+from multissl.evaluators.base import Evaluator, device_of, evaluating, first_and_last
 from multissl.types import Encode, Modality, Progress, Views
 
 Errors = Callable[[Views], Tensor]
@@ -76,17 +76,11 @@ class HeldOut(Evaluator):
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last figure is below that of the counts."""
-        measured = [entry for entry in history if self.figure in entry]
-        if len(measured) < 2 or self.floor not in measured[0]:
+        measured = first_and_last(self.figure, history)
+        if measured is None or self.floor not in measured[0]:
             return None
-        now, start, counts = (
-            number(entry[name])
-            for entry, name in (
-                (measured[-1], self.figure),
-                (measured[0], self.figure),
-                (measured[0], self.floor),
-            )
-        )
+        first, last = measured
+        now, start, counts = last[self.figure], first[self.figure], first[self.floor]
         said = f"{self.what} {now:.2f} against {counts:.2f} of counts (untrained {start:.2f})"
         if now < counts:
             return True, f"learned: {said}"

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, drawn, number, readable_views
+from multissl.evaluators.base import Evaluator, drawn, first_and_last, readable_views
 from multissl.evaluators.neighbours import OTHER, PLAIN, SAME, framed
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.types import Encode, Modality, Panel, Progress
@@ -73,10 +73,9 @@ class Retrieval(Evaluator):
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where recall@1 is above the untrained towers' by the margin and p below 0.01 in all directions."""
-        measured = [{k: number(v) for k, v in entry.items()} for entry in history if "r1" in entry]
-        if len(measured) < 2:
+        if (measured := first_and_last("r1", history)) is None:
             return None
-        first, last = measured[0], measured[-1]
+        first, last = measured
         good = last["r1"] >= first["r1"] + self.cfg.margin and last["p"] < 0.01  # a NaN is a miss
         return good, (
             f"{'learned' if good else 'not learned'}: recall@1 {last['r1']:.1f} % of {last['candidates']:.0f} "

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, drawn, lone, number, stream_of
+from multissl.evaluators.base import Evaluator, drawn, first_and_last, lone, stream_of
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.registry import suggest
 from multissl.types import Encode, Modality, Progress, Sample
@@ -117,10 +117,9 @@ class ZeroShot(Evaluator):
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the accuracy is above the untrained towers' by the margin and p below 0.01."""
-        measured = [{k: number(v) for k, v in entry.items()} for entry in history if "top1" in entry]
-        if len(measured) < 2:
+        if (measured := first_and_last("top1", history)) is None:
             return None
-        first, last = measured[0], measured[-1]
+        first, last = measured
         good = last["top1"] >= first["top1"] + self.cfg.margin and last["p"] < 0.01  # a NaN is a miss
         return good, (
             f"{'learned' if good else 'not learned'}: zero-shot {last['top1']:.1f} % of {last['classes']:.0f} classes "
