@@ -65,9 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         return commands[args[0]](args[1:])
     except (ValueError, ImportError) as error:
         return fail(error, 2)
-    except (
-        KeyboardInterrupt
-    ):  # of a training the trainer makes a checkpoint; elsewhere there is nothing to keep
+    except KeyboardInterrupt:  # in a training the second one: the first saves a checkpoint
         return fail(RuntimeError("interrupted"), 130)
     except BrokenPipeError:  # whoever reads us has seen enough: multissl list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

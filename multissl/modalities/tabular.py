@@ -300,5 +300,6 @@ def _column(values: Sequence[Any]) -> np.ndarray:
     if all(isinstance(v, int | float | None) and not isinstance(v, bool) for v in values):
         return np.array([np.nan if v is None else v for v in values], np.float64)
     cells = np.empty(len(values), object)
-    cells[:] = [None if v is None or str(v).strip() in schemas.MISSING else str(v).strip() for v in values]
+    words = [str(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in values]
+    cells[:] = [None if v is None or w in schemas.MISSING else w for v, w in zip(values, words, strict=True)]
     return cells

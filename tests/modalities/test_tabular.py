@@ -284,6 +284,11 @@ def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
     together = clean_views(modality, more, "tabular").x
     alone = torch.cat([clean_views(modality, [s], "tabular").x for s in more])
     torch.testing.assert_close(together, alone, atol=0, rtol=0)
+    levels = [
+        Sample({"age": 25, "colour": c, "income": 2.5}, i) for i, c in enumerate([5.0, "blue", None, True])
+    ]
+    found = clean_views(modality, levels, "tabular").x
+    torch.testing.assert_close(found, torch.cat([clean_views(modality, [s], "tabular").x for s in levels]))
     for wrong in ({**row, "age": "old"}, {"age": 25}):
         with pytest.raises(Unreadable) as caught:
             clean_views(modality, [*more, Sample(wrong, 7)], "tabular")
