@@ -51,7 +51,7 @@ def image_text__slip() -> Recipe:
     """
     simclr = InfoNCE.Config(clean=True, projector=MLPHead.Config(hidden=256, out=64, layers=3))
     terms: dict[str, Objective.Config] = {"clip": _clip(), "simclr": simclr}
-    return _image_text(Weighted.Config(terms=terms, streams={"simclr": ("image",)})).replace(steps=700)
+    return _image_text(Weighted.Config(terms=terms, streams={"simclr": ("image",)})).replace(steps=500)
 
 
 def image_text__clip() -> Recipe:
