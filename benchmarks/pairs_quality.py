@@ -250,7 +250,7 @@ def slip(seeds: int, steps: int) -> None:
             made = getattr(crossmodal, f"image_text__{task}")().replace(
                 seed=seed, evals={}, tensorboard=False
             )
-            made.data, made.steps = made.data.replace(workers=0), steps or made.steps
+            made.data, made.steps = made.data.replace(workers=0), steps
             if name != task:
                 other = "clip" if task == "slip" else "slip"
                 made.steps = round(made.steps * seconds[other] / seconds[task])
@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of slip")
     args = parser.parse_args()
     if args.task == "slip":
-        slip(args.seeds, args.steps)
+        slip(args.seeds, args.steps or 700)
         return
     made, measures = recipe_of(args.task, args.data)
     made = made.replace(seed=args.seed, steps=args.steps or made.steps)
