@@ -18,17 +18,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from multissl import registry
 from multissl.engine.data import Data
-from multissl.evaluators.base import stream_of
+from multissl.evaluators.base import collated, stream_of, views_of
 from multissl.modalities.base import Modality
-from multissl.random import RowRandom
 from multissl.run import Model
-from multissl.types import CLEAN, Raw, Sample, Unreadable
+from multissl.types import Raw, Sample
 
 SUFFIXES = (".parquet", ".csv")
 PAUSE = 10.0
@@ -65,9 +62,7 @@ def encode(
         for raw, lines, bad in loader:
             skipped += bad
             if raw is not None:
-                rng = RowRandom((0, 0), 0, len(lines), len(lines)).to(device)
-                given = tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), raw)
-                (views,) = modality.views(given, {stream: CLEAN}, rng)
+                views = views_of(cast(Any, modality), raw, len(lines), [stream], device)[stream]
                 with torch.inference_mode():
                     pooled = model.encoders.encode([views])[0].pooled.float().cpu()
                 here = [True] * len(lines) if views.present is None else views.present.tolist()
@@ -77,15 +72,15 @@ def encode(
                 told = time.monotonic()
                 say(f"{done:,} of {total:,} samples  {done / (told - began):.0f} samples/s")
         if not done:
-            why = f": {skipped[0][1]}" if skipped else ""
+            why = f": {skipped[0]}" if skipped else ""
             raise ValueError(f"none of {total:,} samples has a {stream} that can be read{why}")
     if skipped:
-        say(f"{len(skipped)} samples cannot be read and are left out, the first: {skipped[0][1]}")
+        say(f"{len(skipped)} samples cannot be read and are left out, the first: {skipped[0]}")
     return done
 
 
-Batch = tuple[Raw | None, list[dict[str, Any]], list[tuple[int, str]]]
-"""What a worker made of some samples, if of any; what is told of them; who is missing, and why."""
+Batch = tuple[Raw | None, list[dict[str, Any]], list[str]]
+"""What a worker made of some samples, if of any; what is told of them; why others are missing."""
 
 
 class Batches(Dataset[Batch]):
@@ -103,17 +98,9 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         split, start, stop = self.pieces[number]
-        samples, skipped = [self.splits[split][i] for i in range(start, stop)], []
-        while samples:
-            rng = RowRandom((0, 0), 0, len(samples), len(samples))
-            try:
-                raw = self.modality.collate(samples, {self.stream: CLEAN}, rng)
-            except Unreadable as bad:
-                skipped.append((bad.index, str(bad)))
-                samples = [s for s in samples if s.index != bad.index]
-                continue
-            return raw, [self.line(split, s) for s in samples], skipped
-        return None, [], skipped
+        samples = [self.splits[split][i] for i in range(start, stop)]
+        raw, readable, problems = collated(cast(Any, self.modality), samples, [self.stream])
+        return raw, [self.line(split, s) for s in readable], [str(bad) for bad in problems]
 
     def line(self, split: str, sample: Sample) -> dict[str, Any]:
         """What is told of a sample."""

@@ -20,7 +20,7 @@ from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.random import RowRandom
 from multissl.registry import suggest
-from multissl.types import CLEAN, Encode, Modality, Panel, Progress, Sample, Unreadable, Views
+from multissl.types import CLEAN, Encode, Modality, Panel, Progress, Raw, Sample, Unreadable, Views
 
 log = logging.getLogger("multissl")
 
@@ -252,11 +252,34 @@ def clean_streams(
     modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
 ) -> dict[str, Views]:
     """The clean views of some samples in several streams; raises `Unreadable` as `clean_views` does."""
-    plans = dict.fromkeys(streams, CLEAN)
     rng = RowRandom((0, 0), 0, len(samples), len(samples))
-    raw = tree_map_only(Tensor, lambda t: t.to(device), modality.collate(samples, plans, rng))
-    batch = modality.views(raw, plans, rng.to(device))
+    raw = modality.collate(samples, dict.fromkeys(streams, CLEAN), rng)
+    return views_of(modality, raw, len(samples), streams, device)
+
+
+def views_of(
+    modality: Modality, raw: Raw, count: int, streams: Sequence[str], device: torch.device | str
+) -> dict[str, Views]:
+    """The clean views of so many samples, by stream, from what a worker made of them."""
+    rng = RowRandom((0, 0), 0, count, count).to(device)
+    raw = tree_map_only(Tensor, lambda t: t.to(device), raw)
+    batch = modality.views(raw, dict.fromkeys(streams, CLEAN), rng)
     return {v.stream: v for v in batch if v.role == "clean"}
+
+
+def collated(
+    modality: Modality, samples: list[Sample], streams: Sequence[str]
+) -> tuple[Raw | None, list[Sample], list[Unreadable]]:
+    """A worker's part for clean views of those samples that can be read, or None; those samples; why others cannot."""
+    problems: list[Unreadable] = []
+    while samples:
+        rng = RowRandom((0, 0), 0, len(samples), len(samples))
+        try:
+            return modality.collate(samples, dict.fromkeys(streams, CLEAN), rng), samples, problems
+        except Unreadable as bad:
+            problems.append(bad)
+            samples = [s for s in samples if s.index != bad.index]
+    return None, [], problems
 
 
 def readable_views(
@@ -271,9 +294,7 @@ def readable_streams(
     modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Views], list[Sample]]:
     """The clean views of the readable ones of some samples in several streams, and those samples."""
-    while samples:
-        try:
-            return clean_streams(modality, samples, streams, device), samples
-        except Unreadable as bad:
-            samples = [s for s in samples if s.index != bad.index]
-    raise ValueError("none of the samples to evaluate on can be read")
+    raw, readable, _ = collated(modality, samples, streams)
+    if raw is None:
+        raise ValueError("none of the samples to evaluate on can be read")
+    return views_of(modality, raw, len(readable), streams, device), readable
