@@ -23,6 +23,7 @@ import numpy as np
 FOLDER = Path("runs/tabular_quality")
 
 
+# long: one measurement after another, read from top to bottom
 def main() -> None:
     """Train if need be, measure, print a line a model."""
     import torch

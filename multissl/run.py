@@ -18,7 +18,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-import multissl
 from multissl import distributed
 from multissl.config import config_name, difference, to_dict
 from multissl.encoders.base import Encoder, Encoders, build_encoders, without_heads
@@ -32,6 +31,7 @@ from multissl.modalities.base import Modality
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
 from multissl.registry import suggest
 from multissl.types import Features, Panel, Progress, Sample
+from multissl.version import __version__
 
 FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
@@ -79,7 +79,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
 
 def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Make the run's folder and its `recipe.json`, or compare with the one there; the metrics so far."""
-    text = {"format": FORMAT, "multissl": multissl.__version__, **to_dict(recipe)}
+    text = {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}
     path, problem = folder / "recipe.json", ""
     if distributed.is_main():
         try:
@@ -163,7 +163,7 @@ def summarise(
     figures = [x for x in lines if x["kind"] == "eval"]
     last = {k: v for k, v in figures[-1].items() if k not in ("kind", "step")} if figures else {}
     environment = {
-        "multissl": multissl.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "multissl": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
         "ranks": distributed.world(), "threads": torch.get_num_threads(),
     }  # fmt: skip

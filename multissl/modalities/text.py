@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -346,11 +346,25 @@ class Text(Modality):
 
     def hidden_words(self, split: str, count: int) -> tuple[list[Views], dict[str, np.ndarray]]:
         """Some words of a split, each hidden whole in a row of its own, and what count models pay for them."""
-        return text_probes.hidden_words(self, split, count)
+        data, train = self._documents(split), self._documents("train")
+        return text_probes.hidden_words(data, train, self.vocabulary(), self.cfg.length, count)
 
     def running(self, split: str, count: int) -> text_probes.Running:
         """Some documents of a split as rows in which every token is told once."""
-        return text_probes.running(self, split, count)
+        texts, train = self._texts(split), self._texts("train")
+        return text_probes.running(
+            self._documents(split), texts, train, self.vocabulary(), self.cfg.length, count
+        )
+
+    def _documents(self, split: str) -> Documents:
+        return cast(Documents, self.dataset(split))
+
+    def _texts(self, split: str) -> list[str]:
+        """The readable documents of a split as the tokenizer reads them."""
+        cfg = self.cfg
+        listed = read_texts(cfg.data, split, cfg.column, cfg.label).texts
+        texts = [t for t in listed if isinstance(t, str)]
+        return [t.lower() for t in texts] if cfg.lower and not cfg.tokenizer else texts
 
     def panels(self, batch: Batch) -> list[Panel]:
         """The words of some samples, hidden ones struck."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,38 +18,37 @@ from torch import Tensor
 
 from multissl.modalities.base import pack_masks
 from multissl.modalities.text_counts import Neighbours, characters, words_of
-from multissl.modalities.text_files import Documents, read_texts
+from multissl.modalities.text_files import Documents
 from multissl.modalities.text_rows import Rows
-from multissl.modalities.tokenizer import Tokens
+from multissl.modalities.tokenizer import Tokens, Vocabulary
 from multissl.types import Views
-
-if TYPE_CHECKING:
-    from multissl.modalities.text import Text
 
 ROWS = 256
 """Rows of a batch."""
 
 
-def hidden_words(text: Text, split: str, count: int) -> tuple[list[Views], dict[str, np.ndarray]]:
-    """`count` words of a split (0: all), one hidden in each row, and the nats [W] that count models pay for each.
+def hidden_words(
+    data: Documents, train: Documents, vocabulary: Vocabulary, length: int, count: int
+) -> tuple[list[Views], dict[str, np.ndarray]]:
+    """Hide `count` words of held-out documents (0: all), one in each row, and say what count models pay for each.
 
-    `counts` knows the words on both sides, `unigram` none; both know the number of pieces, as the masks tell it.
-    Raises a ValueError where the split holds no such word.
+    Returns views of rows of `length` tokens, and nats [W] by count model. `counts`, fitted to the documents `train`,
+    knows the words on both sides, `unigram` none; both know the number of pieces, as the masks tell it.
+    Raises a ValueError where no word of `data` is known from `train`.
     """
     known: dict[bytes, int] = {}
-    model = Neighbours(words_of(spelled(documents(text, "train")), known, True))
-    data = documents(text, split)
+    model = Neighbours(words_of(spelled(train), known, True))
     words = words_of(spelled(data), known, False)
     heads = np.flatnonzero(data.starts)
     names = {number: word for word, number in known.items()}
     proper = {0: False}
     for number in np.unique(words.word[words.word > 0]).tolist():
-        told = "".join(text.vocabulary().pieces(np.frombuffer(names[number], np.int32).tolist()))
+        told = "".join(vocabulary.pieces(np.frombuffer(names[number], np.int32).tolist()))
         proper[number] = told[:1] == " " and told[1:2].isalpha()
-    able = np.array([proper[number] for number in words.word.tolist()]) & (words.pieces < text.cfg.length)
+    able = np.array([proper[number] for number in words.word.tolist()]) & (words.pieces < length)
     able = np.flatnonzero(able)
     if not len(able):
-        raise ValueError(f"the {split} split holds no word that the training documents hold")
+        raise ValueError("the held-out documents hold no word that the training documents hold")
     chosen = able[_drawn(len(able), count)]
     asked = words.where(chosen)
     paid = {"counts": model.nats(asked), "unigram": -np.log(model.terms(asked)[0][:, -1])}
@@ -57,16 +56,16 @@ def hidden_words(text: Text, split: str, count: int) -> tuple[list[Views], dict[
     views = []
     for first in range(0, len(chosen), ROWS):
         some = chosen[first : first + ROWS]
-        rows = Rows(1, len(some), text.cfg.length, text.vocabulary().pad)
-        hidden = np.zeros((len(some), text.cfg.length), dtype=bool)
+        rows = Rows(1, len(some), length, vocabulary.pad)
+        hidden = np.zeros((len(some), length), dtype=bool)
         for row, word in enumerate(some.tolist()):
             document, size = int(words.document[word]), int(words.pieces[word])
             low, high = int(ends[document - 1]), int(ends[document])
             at = int(heads[word]) - low
-            start = min(max(at - (text.cfg.length - size) // 2, 0), max(high - low - text.cfg.length, 0))
-            rows.put(0, row, data.tokens(document), start, min(text.cfg.length, high - low - start))
+            start = min(max(at - (length - size) // 2, 0), max(high - low - length, 0))
+            rows.put(0, row, data.tokens(document), start, min(length, high - low - start))
             hidden[row, at - start : at - start + size] = True
-        views.append(_views(rows, hidden, text.vocabulary().mask))
+        views.append(_views(rows, hidden, vocabulary.mask))
     return views, paid
 
 
@@ -94,9 +93,13 @@ class Running(NamedTuple):
     """Bits a character of counts of the characters before it, in the training documents."""
 
 
-def running(text: Text, split: str, count: int) -> Running:
-    """`count` documents of a split (0: all), drawn with a fixed seed."""
-    data, length = documents(text, split), text.cfg.length
+def running(
+    data: Documents, texts: list[str], train: list[str], vocabulary: Vocabulary, length: int, count: int
+) -> Running:
+    """Lay out `count` held-out documents (0: all), drawn with a fixed seed, as overlapping rows of `length` tokens.
+
+    `texts` are the documents `data` as the tokenizer reads them, `train` those that the count model is fitted to.
+    """
     chosen = _drawn(len(data.ends), count).tolist()
     windows = []  # document, first token, tokens, and how many of them an earlier window told
     for document in chosen:
@@ -110,7 +113,7 @@ def running(text: Text, split: str, count: int) -> Running:
     views, new = [], []
     for first in range(0, len(windows), ROWS):
         some = windows[first : first + ROWS]
-        rows = Rows(1, len(some), length, text.vocabulary().pad)
+        rows = Rows(1, len(some), length, vocabulary.pad)
         fresh = torch.zeros(len(some), length, dtype=torch.bool)
         for row, (document, start, width, old) in enumerate(some):
             rows.put(0, row, data.tokens(document), start, width)
@@ -118,20 +121,14 @@ def running(text: Text, split: str, count: int) -> Running:
         x, valid = torch.from_numpy(rows.ids[0].astype(np.int64)), torch.from_numpy(rows.valid[0])
         views.append(Views(x=x, stream="text", role="global", valid=valid))
         new.append(fresh[:, 1:])
-    asked = texts(text, split)
-    floor = characters(texts(text, "train"), [asked[i] for i in chosen])
-    symbols = text.vocabulary().size
+    floor = characters(train, [texts[i] for i in chosen])
+    symbols = vocabulary.size
     return Running(views, new, len(chosen), symbols, int(data.characters[chosen].sum()), floor)
 
 
 def _drawn(have: int, count: int) -> np.ndarray:
     """`count` places (0: all) in order, the same every time."""
     return np.sort(np.random.default_rng(0).permutation(have)[: count or have])
-
-
-def documents(text: Text, split: str) -> Documents:
-    """The documents of a split."""
-    return cast(Documents, text.dataset(split))
 
 
 def spelled(data: Documents) -> Iterator[list[bytes]]:
@@ -141,10 +138,3 @@ def spelled(data: Documents) -> Iterator[list[bytes]]:
         raw, width = tokens.ids.tobytes(), tokens.ids.itemsize
         cuts = [*np.flatnonzero(tokens.starts).tolist(), len(tokens.ids)]
         yield [raw[width * a : width * b] for a, b in itertools.pairwise(cuts)]
-
-
-def texts(text: Text, split: str) -> list[str]:
-    """The readable documents of a split as the tokenizer reads them."""
-    cfg: Any = text.cfg
-    found = [t for t in read_texts(cfg.data, split, cfg.column, cfg.label).texts if isinstance(t, str)]
-    return [t.lower() for t in found] if cfg.lower and not cfg.tokenizer else found

@@ -46,6 +46,7 @@ def backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
 
 
+# long: the whole published setting in one place
 def build(case: Case) -> tuple[Learner, Optimizer, list[float]]:
     """Learner and optimizer of the case, with its weights; and its teacher temperatures."""
     hyper, student, teacher = case.hyper, side(case, "student"), side(case, "teacher")

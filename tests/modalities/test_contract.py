@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import random
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multissl import registry
 from multissl.engine.data import Data, Steps, stream
@@ -177,6 +179,47 @@ def test_workers_and_a_restart_in_the_middle_do_not_change_the_stream(name: str)
             same(fetched.batch, known)
     assert not torch.equal(expected[0][1].x, expected[1][1].x)
     assert not torch.equal(expected[0][1].x, batch(steps(modality, seed=SEED + 1))[1].x)
+
+
+def generators() -> tuple[bytes, ...]:
+    """Return the states of the global generators."""
+    numpy_state = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), pickle.dumps(numpy_state), pickle.dumps(random.getstate())
+
+
+@every_modality
+def test_no_global_generator_is_drawn_from_or_seeded(name: str) -> None:
+    modality = another(name)
+    before = generators()
+    modality.dataset("train")
+    batch(steps(modality))
+    assert generators() == before
+
+
+def holds(value: Any, kinds: tuple[type, ...], seen: set[int]) -> bool:
+    """Return whether an object of one of some kinds can be reached through attributes and containers."""
+    if isinstance(value, kinds):
+        return True
+    if id(value) in seen or isinstance(value, type | np.ndarray | Tensor | str | bytes):
+        return False
+    seen.add(id(value))
+    inner = list(vars(value).values()) if hasattr(value, "__dict__") else []
+    inner += value.values() if isinstance(value, dict) else ()
+    inner += value if isinstance(value, list | tuple | set) else ()
+    return any(holds(each, kinds, seen) for each in inner)
+
+
+@every_modality
+def test_it_holds_no_parameters_and_no_modules(name: str) -> None:
+    modality = fitted(name)
+    batch(steps(modality))
+    assert not holds(modality, (nn.Module, nn.Parameter), set())
+
+
+def test_a_module_inside_a_modality_would_be_seen() -> None:
+    modality = Accelerometer.Config(mask_group=4).build()
+    modality.helper = {"deep": [nn.Linear(2, 2)]}
+    assert holds(modality, (nn.Module, nn.Parameter), set())
 
 
 @every_modality

@@ -1,0 +1,199 @@
+"""The laws of the architecture as functions from a package's folder to the places that break them.
+
+Every law reads the tree recursively, so that a file in a new folder is held to it unasked. A law is an import or a
+call, never a word or a count of lines. `test_laws.py` applies each law to the package and to a planted violation.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+NAME = "multissl"
+"""Of the package, whatever its folder is called."""
+
+
+def files(package: Path) -> list[Path]:
+    """Return all source files of a package."""
+    return sorted(p for p in package.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def module_of(path: Path, package: Path) -> str:
+    """Return the dotted name of a file inside the package: "modalities.image", "" for the package itself."""
+    parts = path.relative_to(package).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of everything that a file imports, inside functions and for type checkers too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, f"relative import of {node.module or '.'}"
+
+
+def dotted(node: ast.AST) -> str:
+    """Return a chain of attributes as text: `torch.nn.Linear`; "" for other expressions."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def aliases(path: Path) -> dict[str, str]:
+    """Return what the names of a file stand for: `nn` -> `torch.nn`, `Linear` -> `torch.nn.Linear`."""
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return found
+
+
+def uses(path: Path) -> Iterator[tuple[int, str, ast.AST]]:
+    """Yield line, full dotted name and node of every name and attribute chain, import aliases written out."""
+    known = aliases(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute | ast.Name) and (chain := dotted(node)):
+            first, _, rest = chain.partition(".")
+            full = known.get(first, first)
+            yield node.lineno, f"{full}.{rest}" if rest else full, node
+
+
+def arrows(package: Path, allowed: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return imports that leave a room for one that `allowed` does not name.
+
+    A key is a room: a file or folder below the package, such as "engine" or "modalities.video"; the longest key that
+    fits a file counts. A value names files and folders that it may import besides itself; "*" stands for all.
+    """
+    broken = []
+    for path in files(package):
+        module = module_of(path, package)
+        rooms = [room for room in allowed if module == room or module.startswith(f"{room}.")]
+        if not rooms:
+            if module:
+                broken.append(f"{module}: stands in no room of the table")
+            continue
+        room = max(rooms, key=len)
+        may = (room, *allowed[room])
+        for line, name in imported(path):
+            if name.startswith("relative import"):
+                broken.append(f"{module}:{line} has a {name}: write it out")
+            if not name.startswith(f"{NAME}.") or "*" in may:
+                continue
+            inner = name.removeprefix(f"{NAME}.")
+            if not any(inner == each or inner.startswith(f"{each}.") for each in may):
+                broken.append(f"{module}:{line} imports {name}")
+    return broken
+
+
+def circles(package: Path) -> list[str]:
+    """Return groups of files that import each other in a circle."""
+    paths = {module_of(p, package): p for p in files(package)}
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        targets = set()
+        for _, name in imported(path):
+            if name == NAME or name.startswith(f"{NAME}."):
+                inner = name.removeprefix(NAME).removeprefix(".")
+                targets.add(inner if inner in paths else inner.rpartition(".")[0])
+        graph[module] = (targets & set(paths)) - {module}
+    return [" <-> ".join(sorted(group)) for group in _strong(graph) if len(group) > 1]
+
+
+def _strong(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected parts of a graph (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    parts: list[list[str]] = []
+    count = itertools.count()
+
+    def visit(node: str) -> None:
+        order[node] = low[node] = next(count)
+        stack.append(node)
+        for target in graph[node]:
+            if target not in order:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], order[target])
+        if low[node] == order[node]:
+            at = stack.index(node)
+            parts.append(stack[at:])
+            del stack[at:]
+
+    for node in graph:
+        if node not in order:
+            visit(node)
+    return parts
+
+
+def ranks(package: Path, room: str) -> list[str]:
+    """Return uses of `torch.distributed` outside the one room that knows of ranks."""
+    return sorted(
+        {
+            f"{module_of(path, package)}:{line} uses torch.distributed"
+            for path in files(package)
+            if not f"{module_of(path, package)}.".startswith(f"{room}.")
+            for line, name in [*imported(path), *((at, use) for at, use, _ in uses(path))]
+            if name == "torch.distributed" or name.startswith("torch.distributed.")
+        }
+    )
+
+
+def parameters(package: Path, room: str) -> list[str]:
+    """Return uses of `torch.nn` in a room that holds no parameters; `torch.nn.functional` has none."""
+    return sorted(
+        {
+            f"{module_of(path, package)}:{line} uses {name}"
+            for path in files(package / room.replace(".", "/"))
+            for line, name in [*imported(path), *((at, use) for at, use, _ in uses(path))]
+            if name.startswith("torch.nn.") and not name.startswith("torch.nn.functional")
+        }
+    )
+
+
+DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "normal",
+         "multinomial", "poisson"}  # fmt: skip
+"""torch's functions that draw from the global generator where they are given none."""
+OWN_GENERATORS = {
+    "default_rng",
+    "SeedSequence",
+    "Generator",
+    "RandomState",
+    "PCG64",
+    "Random",
+    "SystemRandom",
+}
+"""What numpy's and Python's random modules hold besides functions of a global generator."""
+
+
+def global_draws(package: Path, rooms: Iterable[str]) -> list[str]:
+    """Return draws from a global generator: torch's, numpy's or Python's."""
+    broken = set()
+    for path in (p for room in rooms for p in files(package / room.replace(".", "/"))):
+        known = aliases(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            first, _, rest = dotted(node.func).partition(".")
+            name = f"{known.get(first, first)}.{rest}".rstrip(".")
+            head, _, last = name.rpartition(".")
+            drawing = head == "torch" and last in DRAWS and all(k.arg != "generator" for k in node.keywords)
+            drawing |= head in ("numpy.random", "random") and last not in OWN_GENERATORS
+            drawing |= name in ("torch.manual_seed", "torch.seed")
+            if drawing:
+                broken.add(f"{module_of(path, package)}:{node.lineno} calls {name}")
+    return sorted(broken)
