@@ -11,11 +11,12 @@ from multissl import registry
 from tests import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
-FOUNDATION = ("types", "config", "registry", "schedules", "random", "distributed")
+FOUNDATION = ("types", "abilities", "config", "registry", "schedules", "random", "distributed")
 DOOR = "encoders.base"
 """The set of encoders that others are handed."""
 ROOMS: dict[str, tuple[str, ...]] = {
     "types": FOUNDATION,
+    "abilities": FOUNDATION,
     "config": FOUNDATION,
     "registry": (),
     "schedules": FOUNDATION,

@@ -117,8 +117,20 @@ class Encoders(nn.ModuleDict):
 
 
 def build_encoders(configs: Mapping[str, Encoder.Config], specs: Mapping[str, StreamSpec]) -> Encoders:
-    """An encoder for every stream of `specs`."""
-    return Encoders({stream: configs[stream].build(spec) for stream, spec in specs.items()})
+    """Return an encoder for every stream of `specs`; a ValueError for a name that torch's modules cannot hold."""
+    encoders = Encoders()
+    for stream, spec in specs.items():
+        encoder = configs[stream].build(spec)
+        try:
+            encoders[stream] = encoder
+        except (
+            KeyError
+        ) as error:  # a dot, or the name of a method: parts are attributes, joined by dots in state
+            other = f"{stream.replace('.', '_')}_1"
+            raise ValueError(
+                f"encoders.{stream}: no stream can be called {stream!r} ({error.args[0]}): rename it, such as {other}"
+            ) from error
+    return encoders
 
 
 class Tower(Encoder):

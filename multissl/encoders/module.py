@@ -3,6 +3,9 @@
     encoders={"image": ModuleEncoder.Config(factory="mynets.small:make")}  # anywhere; make(spec) gives the network
     encoders={"image": holding(MyNet(), dim=256)}                          # in Python
 
+Its attributes are called what their author likes, so what has no weight decay is told by kind: biases, torch's norms,
+vectors, and parameters registered as cls_token, mask_token, register_tokens, pos_embed or pos_embedding. A network that
+derives from `multissl.abilities.DeclaresParameters` says more.
 A network in memory cannot be written into a recipe file. The file says `memory:` and its class instead; it can be
 resumed and read by the Python program that made it, and is refused elsewhere with that reason.
 Shapes: R rows, N tokens, D width, H*W places of a map.
@@ -11,7 +14,7 @@ Shapes: R rows, N tokens, D width, H*W places of a map.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from multissl.encoders.base import Encoder
-from multissl.encoders.wrapped import Wrapped, by_size, mean_of, tokens_of
+from multissl.encoders.wrapped import TOKENS, Wrapped, by_size, mean_of, tokens_of
 from multissl.registry import load
 from multissl.types import Features, Masking, StreamSpec, Views
 
@@ -48,6 +51,19 @@ class ModuleEncoder(Wrapped):
         self.wrap(make(cfg.factory, spec), ())
         known = [cfg.dim, getattr(self.net, "dim", 0), getattr(self.net, "num_features", 0)]
         self.dim = next((d for d in known if isinstance(d, int) and d > 0), 0) or self._measured(spec)
+
+    def token_parameters(self) -> Iterable[Tensor]:
+        """Return the parameters that are registered under the field's names for tokens and positions."""
+        own = {*TOKENS, "pos_embedding"}
+        return [p for name, p in self.net.named_parameters() if name.rpartition(".")[2] in own]
+
+    def patch_parameters(self) -> Iterable[Tensor]:
+        """Return none: a network without known blocks has one learning rate."""
+        return ()
+
+    def undecayed_parameters(self) -> Iterable[Tensor]:
+        """Return none: the kinds of its modules tell."""
+        return ()
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; items of one size share one call."""

@@ -1,21 +1,28 @@
 """What the encoders around other people's networks share: rows of one shape in one call, blocks, layers, tokens.
 
+Published networks declare nothing; the names inside them are their library's contract, and they are read here alone.
 Shapes: R rows, N tokens, D width, H*W places of a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from multissl.abilities import DeclaresParameters
 from multissl.encoders.base import Encoder
 from multissl.types import Features, StreamSpec, Views
 
+TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
+"""What libraries call tokens and tables of positions, at times with more behind it (pos_embedding, cls_token_1)."""
+SCALES = ("norm", "gamma")
+"""What they call norms and LayerScale, whose parameters may have several axes: [D, 1, 1]."""
 
-class Wrapped(Encoder):
+
+class Wrapped(DeclaresParameters, Encoder):
     """An encoder around a network `net`, whose parameters keep their names behind `net.`."""
 
     net: Any
@@ -37,6 +44,19 @@ class Wrapped(Encoder):
     def layer_id(self, name: str) -> int:
         """0 before the blocks, i+1 for block i, depth+1 for the rest."""
         return self.layers.get(name, self.depth + 1)
+
+    def token_parameters(self) -> Iterable[Tensor]:
+        """Return what the network calls a token or positions, and all inside a module of such a name."""
+        return [p for name, p in self.net.named_parameters() if any(token in name for token in TOKENS)]
+
+    def patch_parameters(self) -> Iterable[Tensor]:
+        """Return what the network calls its patch embedding, where that comes before its blocks."""
+        named = self.net.named_parameters()
+        return [p for name, p in named if "patch_embed." in name and self.layer_id(f"net.{name}") == 0]
+
+    def undecayed_parameters(self) -> Iterable[Tensor]:
+        """Return what the network calls a norm or the scale of a branch."""
+        return [p for name, p in self.net.named_parameters() if any(scale in name for scale in SCALES)]
 
     def input(self, x: Tensor) -> Tensor:
         """x as the network reads it: symbols as they are, numbers in its weights' precision."""

@@ -4,7 +4,8 @@ AdamW and SGD are torch's; LARS (You et al. 2017, arXiv 1708.03888) follows the 
 MoCo v3 code: the trust ratio uses the norm of the decayed gradient and enters the momentum buffer. Options give
 lightly's ratio (separate norms) and solo-learn's (separate norms, clipped at the learning rate).
 Groups follow DINOv2: layer-wise decay ** (depth + 1 - layer), a factor for the patch projection, no weight decay on
-biases, norms and LayerScale; whatever else is a vector or a number (batch norm under any name, a temperature) has none.
+biases, norms and whatever else is a vector or a number (LayerScale, a temperature). What a parameter is depends on the
+module that owns it and never on its path, as streams are called what their user likes.
 """
 
 from __future__ import annotations
@@ -17,13 +18,26 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from multissl.abilities import DeclaresParameters
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.schedules import Schedule
 from multissl.types import ParamRule, Progress
 
 Norms = Literal["joint", "separate"]
-TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+"""Normalisation as torch has it; `_NormBase` is the base of batch and instance norms."""
+
+
+class Kind(NamedTuple):
+    """What a parameter is."""
+
+    vector: bool = False
+    """A bias, part of a norm, of fewer than two axes, or declared to have no weight decay."""
+    token: bool = False
+    """A class, mask or register token, or positions."""
+    patch: bool = False
+    """Part of the patch projection."""
 
 
 class Treatment(NamedTuple):
@@ -76,10 +90,11 @@ class Optimizer(Component):
         self.lr_schedule = Schedule(base=self.lr, final=cfg.final_lr, warmup=cfg.warmup)
         self.decay_schedule = Schedule(base=cfg.weight_decay, final=final_decay)
         groups: dict[Treatment, list[nn.Parameter]] = {}
+        kinds = kinds_of(learner)
         for name, parameter in learner.named_parameters():
             if parameter.requires_grad:
                 layer, depth = layer_of(learner, name)
-                groups.setdefault(treatment(name, layer, depth, cfg, rules, parameter.ndim), []).append(
+                groups.setdefault(treatment(name, kinds[name], layer, depth, cfg, rules), []).append(
                     parameter
                 )
         if not groups:
@@ -130,17 +145,33 @@ def layer_of(learner: nn.Module, name: str) -> tuple[int, int]:
     return encoder.layer_id(inside), encoder.depth
 
 
+def kinds_of(learner: nn.Module) -> dict[str, Kind]:
+    """Return what every parameter is, by its name: asked of the module that owns it and of those that declare it."""
+    declaring = [m for m in learner.modules() if isinstance(m, DeclaresParameters)]
+    tokens = {id(p) for m in declaring for p in m.token_parameters()}
+    patches = {id(p) for m in declaring for p in m.patch_parameters()}
+    undecayed = {id(p) for m in declaring for p in m.undecayed_parameters()}
+    kinds: dict[str, Kind] = {}
+    for path, module in learner.named_modules():
+        keyed = isinstance(
+            module, nn.ParameterDict
+        )  # its keys are data, such as streams: one may be called bias
+        for attribute, parameter in module.named_parameters(recurse=False):
+            vector = parameter.ndim < 2 or isinstance(module, NORMS) or (attribute == "bias" and not keyed)
+            place = id(parameter)
+            name = f"{path}.{attribute}" if path else attribute
+            kinds[name] = Kind(vector or place in undecayed, place in tokens, place in patches)
+    return kinds
+
+
 def treatment(
-    name: str, layer: int, depth: int, cfg: Any, rules: Iterable[ParamRule], ndim: int = 2
+    name: str, kind: Kind, layer: int, depth: int, cfg: Any, rules: Iterable[ParamRule]
 ) -> Treatment:
-    """Factors of a parameter by its name, its layer (0..depth+1), its axes and the objective's rules."""
+    """Return the factors of a parameter by its kind, its layer (0..depth+1) and the rules that match its name."""
     lr = cfg.layer_decay ** (depth + 1 - layer)
-    if layer == 0 and "patch_embed." in name:
+    if kind.patch:
         lr *= cfg.patch_lr
-    last = name.rpartition(".")[2]
-    exempt = last == "bias" or "norm" in name or "gamma" in name or ndim < 2
-    if not cfg.decay_tokens:
-        exempt = exempt or any(token in name for token in TOKENS)
+    exempt = kind.vector or (kind.token and not cfg.decay_tokens)
     decay, frozen, constant = 0.0 if exempt else 1.0, 0, False
     for rule in rules:
         if rule.match in name:

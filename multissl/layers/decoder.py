@@ -9,12 +9,14 @@ Shapes: R rows, K seen tokens, Q wanted tokens, N places, D encoder width, d dec
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.abilities import DeclaresParameters
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.layers.init import init_linear
@@ -24,7 +26,7 @@ from multissl.layers.transformer import Trunk
 from multissl.types import Mask, StreamSpec
 
 
-class Places(nn.Module):
+class Places(DeclaresParameters, nn.Module):
     """What a decoder's blocks read of a stream: seen tokens and mask tokens, each with the position of its place."""
 
     pos_embed: Tensor
@@ -47,6 +49,10 @@ class Places(nn.Module):
         else:
             self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_tokens, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def token_parameters(self) -> Iterable[Tensor]:
+        """Return the mask token, and the positions where they are learned."""
+        return [p for p in (self.mask_token, self.pos_embed) if isinstance(p, nn.Parameter)]
 
     def lay(self, seen: Tensor, at: Tensor, wanted: Tensor, first: Tensor | None = None) -> Tensor:
         """Seen tokens [R, K, D] at [R, K], mask tokens for places [R, Q]: [R, (1+)K+Q, d], `first` [R, 1, D] before."""

@@ -10,13 +10,14 @@ Shapes: R rows, C channels or columns, N tokens, P = 1 + registers, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.abilities import DeclaresParameters
 from multissl.layers.positions import Position, resample, sincos
 from multissl.types import Mask, Masking, StreamSpec, Views
 
@@ -24,7 +25,7 @@ CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """By the number of axes of a grid, less one."""
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(DeclaresParameters, nn.Module):
     """What all tokenizers share: class, register and mask tokens, and positions over a grid of tokens."""
 
     pos_embed: Tensor | None
@@ -48,6 +49,11 @@ class Tokenizer(nn.Module):
         else:
             table = sincos(self.grid, dim, position.column_first) if position.kind == "sincos" else None
             self.register_buffer("pos_embed", table, persistent=False)
+
+    def token_parameters(self) -> Iterable[Tensor]:
+        """Return the tokens and the positions, as far as they are learned."""
+        owned = (self.cls_token, self.register_tokens, self.mask_token, self.pos_embed)
+        return [p for p in owned if isinstance(p, nn.Parameter)]
 
     def embed(self, x: Tensor) -> Tensor:
         """The input of a stream to tokens on their grid, [R, *grid, D]."""
@@ -176,6 +182,10 @@ class GridTokenizer(Tokenizer):
         self.patch_embed = (ConvStem if conv_stem else Patches)(spec.shape[0], dim, spec.patch)
         if freeze_patches:
             self.patch_embed.requires_grad_(False)
+
+    def patch_parameters(self) -> Iterable[Tensor]:
+        """Return the patch embedding, or the convolutional stem in its place."""
+        return self.patch_embed.parameters()
 
     def _cut(self, space: Sequence[int]) -> tuple[int, ...]:
         if any(n % p for n, p in zip(space, self.patch, strict=True)):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from multissl.distributed import Parallel, full, parallelize, world
-from multissl.engine.optim import LARS, AdamW, TorchLARS, treatment
+from multissl.engine.optim import LARS, AdamW, TorchLARS, kinds_of, treatment
+from multissl.objectives.nce import Scale
 from multissl.types import Progress
 from tests.ranks import run_ranks
 
@@ -44,9 +45,12 @@ def test_vectors_are_plain_sgd_unless_asked() -> None:
 
 def test_vectors_without_a_telling_name_have_no_decay() -> None:
     cfg = AdamW.Config(decay_tokens=True)
-    assert treatment("encoders.image.net.bn1.weight", 0, 4, cfg, [], ndim=1).decay == 0
-    assert treatment("encoders.image.net.conv1.weight", 0, 4, cfg, [], ndim=4).decay == 1
-    assert treatment("objective.log_scale", 1, 0, cfg, [], ndim=0).decay == 0
+    kinds = kinds_of(
+        nn.ModuleDict({"bn1": nn.BatchNorm2d(2), "conv1": nn.Conv2d(2, 2, 1), "scale": Scale(0.1)})
+    )
+    assert treatment("encoders.image.net.bn1.weight", kinds["bn1.weight"], 0, 4, cfg, []).decay == 0
+    assert treatment("encoders.image.net.conv1.weight", kinds["conv1.weight"], 0, 4, cfg, []).decay == 1
+    assert treatment("objective.log_scale", kinds["scale.logit_scale"], 1, 0, cfg, []).decay == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("trust", 0.0), ("momentum", 1.0), ("lr", -1.0)])

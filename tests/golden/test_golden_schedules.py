@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from multissl import distributed
-from multissl.engine.optim import AdamW, TorchLARS, treatment
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.optim import AdamW, Kind, TorchLARS, kinds_of, treatment
+from multissl.layers.heads import PrototypeHead
 from multissl.schedules import Schedule, ramp
-from multissl.types import ParamRule
+from multissl.types import ParamRule, StreamSpec
 from tests.golden import Case, cases
 
 NOT_COVERED = {
@@ -68,13 +70,34 @@ def test_golden_param_groups(case: Case) -> None:
     rules = [ParamRule(match="last_layer", frozen_steps=1)]
     for part, depth in (("backbone", h["depth"]), ("head", 0)):
         names = json.loads(bytes(out[f"{part}_names_json"].tolist()))
-        ours = [treatment(n, official_layer(n, depth), depth, cfg, rules) for n in names]
+        kinds = official_kinds(h) if part == "backbone" else kinds_of(PrototypeHead.Config().build(h["D"]))
+        ours = [treatment(n, kinds[unchunked(n)], official_layer(n, depth), depth, cfg, rules) for n in names]
         for name, values in {
             "lr_mult": [t.lr for t in ours], "wd_mult": [t.decay for t in ours],
             "is_last": [float(t.frozen_steps > 0) for t in ours],
         }.items():  # fmt: skip
             expected = out[f"{part}_{name}"]
             case.check(torch.tensor(values, dtype=expected.dtype), "out", f"{part}_{name}")
+
+
+def official_kinds(h: dict[str, Any]) -> dict[str, Kind]:
+    """Kinds of our encoder's parameters by their official names, which lack `tokenizer.` and `trunk.`."""
+    ffn = "mlp" if h["ffn"] == "mlp" else "swiglu"
+    made = TransformerEncoder.Config(
+        dim=h["D"], depth=h["depth"], heads=h["heads"], registers=h["reg"], layerscale=h["ls"], ffn=ffn
+    )
+    spec = StreamSpec(kind="grid", shape=(3, h["img"], h["img"]), patch=(14, 14), num_tokens=4)
+    return {
+        n.removeprefix("tokenizer.").removeprefix("trunk."): k for n, k in kinds_of(made.build(spec)).items()
+    }
+
+
+def unchunked(name: str) -> str:
+    """blocks.i.rest for blocks.chunk.i.rest."""
+    if not name.startswith("blocks."):
+        return name
+    rest = name.split(".")[1:]
+    return ".".join(["blocks", str(block_number(name)), *rest[1 + rest[1].isdigit() :]])
 
 
 def official_layer(name: str, depth: int) -> int:
