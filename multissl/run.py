@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multissl import distributed
 from multissl.config import config_name, difference, to_dict
@@ -141,7 +141,8 @@ def write_model(folder: Path, parts: Parts) -> None:
     """`encoder.safetensors` and `modality.json`: what `load` needs besides the recipe."""
     from safetensors.torch import save_file
 
-    exported = cast(nn.Module, parts.learner.objective.exported(parts.learner.encoders))  # type: ignore[operator]
+    exported = parts.learner.shipped()
+    checkpoint.check_finite(exported, folder)
     # copied, as towers may share a module and a file cannot hold one tensor under two names
     whole = {n: distributed.full(t).detach() for n, t in exported.state_dict().items()}
     state = {n: t.to("cpu", copy=True).contiguous() for n, t in whole.items()}

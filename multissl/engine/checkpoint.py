@@ -42,6 +42,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written; earlier ones are intact."""
 
 
+class NonFinite(RuntimeError):
+    """The loss or its gradient stayed infinite or not a number, or the weights became so."""
+
+
 def step_of(folder: Path) -> int:
     """The step at which a checkpoint folder resumes."""
     return int(folder.name.removeprefix("step_"))
@@ -83,6 +87,28 @@ def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimi
         _thin_out(run, cfg)
     distributed.barrier()
     return target
+
+
+def check_finite(shipped: nn.Module, run: Path) -> None:
+    """Raise `NonFinite` where encoders that a run is about to write are not finite; called on every rank.
+
+    A buffer may hold -inf, as masks of attention do.
+    """
+    parameters = {name for name, _ in shipped.named_parameters(remove_duplicate=False)}
+    floating = {n: distributed.local(t) for n, t in shipped.state_dict().items() if t.is_floating_point()}
+    fine = [
+        (t.isfinite() if n in parameters else t.isfinite() | t.isneginf()).all() for n, t in floating.items()
+    ]
+    agreed = distributed.all_true(torch.stack(fine)).tolist() if fine else []
+    bad = [name for name, good in zip(floating, agreed, strict=True) if not good]
+    if bad:
+        checkpoints = found(run)
+        good = f"checkpoint of step {step_of(checkpoints[-1])}" if checkpoints else "start of the run"
+        raise NonFinite(
+            f"{len(bad)} tensors of the encoder are not finite ({', '.join(bad[:5])}{', ...' * (len(bad) > 5)}): "
+            f"nothing of them is written to {run}, the last that is good is the {good}; train again with a lower "
+            "--optim.lr and another --out"
+        )
 
 
 def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -68,7 +68,7 @@ class Learner(nn.Module):
         self, which: Which, views: Sequence[Views], masking: Masking = "none", inner: int = 0
     ) -> list[Features]:
         """Features outside a training step: by what is shipped, or by the student."""
-        encoders = self.encoders if which == "student" else cast(Any, self.objective).exported(self.encoders)
+        encoders = self.encoders if which == "student" else self.shipped()
         return cast(Any, encoders).encode(views, masking, inner)
 
     def errors(self, views: Views) -> Tensor:
@@ -80,10 +80,13 @@ class Learner(nn.Module):
         errors = self.errors if hasattr(self.objective, "errors") else None
         return Handle(functools.partial(self.encode, which), device, errors=errors)
 
+    def shipped(self) -> nn.ModuleDict:
+        """Return the encoders that the objective exports: what is evaluated, checked and written."""
+        return cast(Any, self.objective).exported(self.encoders)
+
     def has_teacher(self) -> bool:
         """Whether what is shipped is not the student itself."""
-        shipped = {*cast(Any, self.objective).exported(self.encoders).modules()}
-        return not shipped.issuperset(self.encoders.values())
+        return not {*self.shipped().modules()}.issuperset(self.encoders.values())
 
     def shard_units(self) -> list[nn.Module]:
         """Blocks and heads to checkpoint, compile and shard one by one."""

@@ -25,7 +25,8 @@ from multissl import distributed
 from multissl.config import Config
 from multissl.distributed import Parallel
 from multissl.engine import checkpoint
-from multissl.engine.checkpoint import Save
+from multissl.engine.buffers import Buffers
+from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.data import Data, Steps, stream
 from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
@@ -82,10 +83,6 @@ class Evaluates(Protocol):
         ...
 
 
-class NonFinite(RuntimeError):
-    """The loss or its gradient stayed infinite or not a number."""
-
-
 class Interrupted(RuntimeError):
     """A signal ended the run early; its checkpoint is written."""
 
@@ -121,6 +118,7 @@ class Trainer:
         self.epoch_steps = samples / cfg.batch_size
         self.groups = learner.clip_groups(cfg.clip_per)
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
+        self.buffers = Buffers(learner)
         self.display = Display(self.main)
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
@@ -153,6 +151,7 @@ class Trainer:
                 progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
                 torch.manual_seed(hash_of(cfg.seed, step, distributed.rank()))
                 self.learner.train()
+                self.buffers.keep()
                 with _memory_advice(cfg):
                     losses: Losses = self.learner(fetched.batch, progress)
                     self.learner.backward(losses)
@@ -165,6 +164,7 @@ class Trainer:
                 self._note_skipped(step, fetched.skipped)
                 bad_in_a_row = 0 if finite else bad_in_a_row + 1
                 if not finite:
+                    self.buffers.restore()
                     self._dump(step, losses, norms, bad_in_a_row)
                 elif (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
                     self._log(step + 1, window, distributed.largest_gradient(self.trainable))
@@ -172,9 +172,14 @@ class Trainer:
                 self.optimizer.zero_grad()
                 self.display.step(step + 1, cfg.steps)
                 last = step + 1 == cfg.steps
+                saving = last or interrupted or (step + 1) % cfg.save.every == 0
+                if (
+                    saving
+                ):  # of weights that are not finite no checkpoint is written: the newest one is always good
+                    checkpoint.check_finite(self.learner.shipped(), self.folder)
                 if last or not interrupted:
                     window.paused += self._evaluate(step + 1, last=last)
-                if last or interrupted or (step + 1) % cfg.save.every == 0:
+                if saving:
                     checkpoint.save(self.folder, step + 1, self.learner, self.optimizer.torch, cfg.save)
                 if interrupted and not last:
                     raise Interrupted(

@@ -51,7 +51,11 @@ class Objective(Component, nn.Module):
         raise NotImplementedError
 
     def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
-        """Move the slow state, once after every optimizer step. `progress` is that of the step just made."""
+        """Move the slow state, once after every optimizer step. `progress` is that of the step just made.
+
+        A step whose loss is not finite is skipped, without this call and with all buffers put back; what `forward`
+        keeps for it elsewhere is set anew by every `forward`.
+        """
 
     def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
         """What has gone wrong in training, its cause and the option to change; None where nothing has.
