@@ -8,6 +8,9 @@ Oquab et al. 2023, arXiv 2304.07193, section 4. With CE(t, s) = -sum_k t_k log s
   ibot         sum over hidden tokens of CE / hidden tokens of their view, / (2B): all global views count
   koleo        sum over the two global views of KoLeo of the student's pooled features, before the head
 and the total is dino_weight * (dino_local + dino_global) + ibot_weight * ibot + koleo_weight * koleo.
+Statistics of the targets are those of the views and, as ibot_NAME, those of the hidden tokens, estimated from about as
+many tokens as there are global views; reading all of their targets again would be a large share of a step. Without a
+loss on views the plain names are the tokens'.
 Shapes: B samples on this rank, L local views, N tokens, M hidden tokens (padded), D width, K prototypes.
 State: teacher encoders and heads, the student's heads, centres where centring is ema.
 """
@@ -157,13 +160,15 @@ class DINO(Objective):
             each = torch.arange(len(mask.index), device=pooled.device)[:, None]  # [M, 1]
             ce = cross_entropy(logits["ibot"], targets["ibot"], each, cfg.student_temperature)  # [M]
             terms["ibot"] = (ce * mask.weight).sum() / len(features[0].pooled)
-            stats = describe(targets["ibot"], ce)
+            few = slice(None, None, max(1, len(ce) // len(features[0].pooled)))  # about a token per view
+            stats = describe(targets["ibot"].part(few), ce[few])
         if "dino" in targets:
             views = [len(f.pooled) // sides[0].batch for f in features]  # [2] or [2, L]
             new, ce = dino_terms(
                 logits["dino"], targets["dino"], views, cfg.student_temperature, cfg.reference_counts
             )
-            terms, stats = {**new, **terms}, describe(targets["dino"], ce)
+            terms = {**new, **terms}
+            stats = {**describe(targets["dino"], ce), **{f"ibot_{n}": value for n, value in stats.items()}}
         if cfg.koleo_weight:
             first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbours
             terms["koleo"] = grouped_koleo(first, cfg.koleo_group) + grouped_koleo(second, cfg.koleo_group)
@@ -225,26 +230,27 @@ class DINO(Objective):
             cast(Centre, centre).after_step()
 
     def alarm(self, history: History, progress: Progress) -> str | None:
-        """Targets that have become uniform, one prototype, or features in one point."""
-        cfg, (t, s) = (
-            self.cfg,
-            (self.temperature.at(progress.step, progress.total), self.cfg.student_temperature),
-        )
-        head = self.cfg.head if cfg.dino_weight or cfg.tied_heads else cfg.ibot_head
-        if (level := no_choice(history, head.prototypes)) is not None:
-            way = "set objective.teacher_temperature to 0.04 to 0.07" if t >= s else (
-                "lower objective.teacher_temperature or objective.centre_momentum"
-            )  # fmt: skip
-            return f"dino: the teacher's targets are uniform (entropy {level:.3f} of log K): {way}, " + (
-                f"teacher_temperature={t:g} does not sharpen beside student_temperature={s:g}"
-            )
-        if (use := one_prototype(history)) is not None:
-            way = (
-                "objective.centring=none lets it; set it to sinkhorn or ema"
-                if cfg.centring == "none"
-                else "raise objective.teacher_temperature, or lower objective.teacher.ema and optim.lr"
-            )
-            return f"dino: a few prototypes take every sample (share in use {use:.3f}): {way}"
+        """Return what is wrong: uniform targets or few prototypes, of views or tokens, or features in one point."""
+        cfg = self.cfg
+        token_head = cfg.head if cfg.tied_heads else cfg.ibot_head
+        t, s = self.temperature.at(progress.step, progress.total), cfg.student_temperature
+        view_head = cfg.head if cfg.dino_weight else token_head
+        for whose, prefix, head in (("", "", view_head), (" of the hidden tokens", "ibot_", token_head)):
+            if (level := no_choice(history, head.prototypes, f"stats/{prefix}teacher")) is not None:
+                way = "set objective.teacher_temperature to 0.04 to 0.07" if t >= s else (
+                    "lower objective.teacher_temperature or objective.centre_momentum"
+                )  # fmt: skip
+                return (
+                    f"dino: the teacher's targets{whose} are uniform (entropy {level:.3f} of log K): {way}, "
+                    f"teacher_temperature={t:g} does not sharpen beside student_temperature={s:g}"
+                )
+            if (use := one_prototype(history, f"stats/{prefix}prototype_use")) is not None:
+                way = (
+                    "objective.centring=none lets it; set it to sinkhorn or ema"
+                    if cfg.centring == "none"
+                    else "raise objective.teacher_temperature, or lower objective.teacher.ema and optim.lr"
+                )
+                return f"dino: a few prototypes take every sample{whose} (share in use {use:.3f}): {way}"
         if (std := one_point(history)) is not None:
             return f"dino: features have become one point (std {std:.3f} of 1): lower optim.lr or objective.teacher.ema"
         return None

@@ -173,7 +173,7 @@ def swav_loss(
             used = rows.new_ones((), dtype=torch.bool) if use_queue is None else use_queue
             real = torch.cat([used.new_ones(batch), used.expand(queue.shape[1])])
         q = sinkhorn(logits, epsilon, real, rounds)
-        codes.append(Targets(logits[:batch], epsilon, q.a, q.b[:batch]))
+        codes.append(q.part(slice(batch)))
         others = torch.cat([scores[:i], scores[i + 1 :]]).flatten(0, 1)  # [(V-1)*B, K]
         ce.append(cross_entropy(others, codes[-1], rows, temperature))
     return torch.stack(ce).mean(), codes, ce

@@ -44,6 +44,10 @@ class Targets(NamedTuple):
         b = torch.cat([a[:0], *parts])  # [M]
         return Targets(logits, temperature, a, b if real is None else b.masked_fill(~real, torch.inf))
 
+    def part(self, rows: slice) -> Targets:
+        """Return the targets of some rows, without a copy."""
+        return self._replace(logits=self.logits[rows], b=self.b[rows])
+
     def probabilities(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Those of some rows, fp32 [*rows, K]; `rows` is a slice or an index of any shape."""
         return (wide(self.logits[rows]) / self.temperature - self.a - self.b[rows].unsqueeze(-1)).exp()
