@@ -35,7 +35,7 @@ class Parallel(Config):
     checkpoint_activations: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more compute."""
     compile: bool = False
-    """torch.compile, one block at a time."""
+    """torch.compile, one block at a time, of training steps; evaluation runs the blocks as they are written."""
     fully_shard: Literal["auto", "always"] = "auto"
     """Auto leaves FSDP2 out on a single CPU rank, where it only costs time."""
 
@@ -242,6 +242,15 @@ def _fully_shard(
     fully_shard(learner, mesh=mesh, mp_policy=root, reshard_after_forward=True)
     for name in cast(Any, learner).entry_points():
         register_fsdp_forward_method(learner, name)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[None]:
+    """Run compiled blocks as they are written, for a `with`; what is compiled stays and is used again afterwards.
+
+    Dynamo keeps 8 variants of a block, one for each shape and mode. Shapes of an evaluation would take them, and steps
+    that find none left run uncompiled from then on, without a word.
+    """
+    return torch.compiler.set_stance("force_eager")
 
 
 def clip_gradients(groups: dict[str, list[nn.Parameter]], limit: float) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from multissl import distributed
 from multissl.config import config_name, difference, to_dict
+from multissl.distributed import Parallel
 from multissl.encoders.base import Encoder, Encoders, build_encoders, without_heads
 from multissl.engine import checkpoint
 from multissl.engine.learner import Handle
@@ -254,7 +255,8 @@ def load(run: Path | str, device: torch.device | str = "cpu", data: str = "") ->
 
 def begun(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
     """The encoders as the recipe starts with them: pretrained, given with --init, or untrained."""
-    parts = build(recipe, torch.device(device))
+    # As `load` has them: whole, in fp32 and uncompiled, since every size of batch would be compiled anew.
+    parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device))
     encoders = cast(Encoders, parts.learner.encoders).eval().requires_grad_(False)
     return Model(recipe, parts.modality, encoders, torch.device(device))
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from multissl.distributed import uncompiled
 from multissl.types import Batch, Features, Losses, Masking, Progress, Views
 
 Which = Literal["exported", "student"]
@@ -67,13 +68,15 @@ class Learner(nn.Module):
     def encode(
         self, which: Which, views: Sequence[Views], masking: Masking = "none", inner: int = 0
     ) -> list[Features]:
-        """Features outside a training step: by what is shipped, or by the student."""
+        """Features outside a training step, uncompiled: by what is shipped, or by the student."""
         encoders = self.encoders if which == "student" else self.shipped()
-        return cast(Any, encoders).encode(views, masking, inner)
+        with uncompiled():
+            return cast(Any, encoders).encode(views, masking, inner)
 
     def errors(self, views: Views) -> Tensor:
         """What the objective's predictions of the parts of views cost, one by one; see the objective's `errors`."""
-        return cast(Any, self.objective).errors(self.encoders, views)
+        with uncompiled():
+            return cast(Any, self.objective).errors(self.encoders, views)
 
     def handle(self, which: Which, device: torch.device) -> Handle:
         """One of the two sides, for evaluators."""

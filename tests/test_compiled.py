@@ -1,0 +1,139 @@
+"""Compiled blocks serve training alone: evaluation, whatever its shapes, leaves their variants to the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+
+from benchmarks.dinov2_step import stepper, toy
+from multissl.distributed import Parallel, process_group, uncompiled
+from multissl.engine.learner import Learner
+from multissl.layers.transformer import MLP
+from multissl.recipe import Parts, Recipe, build
+from multissl.run import begun
+from multissl.types import Views
+from tests.ranks import run_ranks
+
+# Dynamo looks at `.grad` of whatever enters a block, and torch warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+SIZES = (32, 19, 17, 13, 11, 7, 6, 5, 4, 3)
+
+
+def cheaply(compile_: Callable[..., None]) -> Callable[..., None]:
+    """`nn.Module.compile` without a compiler behind dynamo, which is all that is counted here."""
+    return lambda self, **options: compile_(self, backend="eager", **options)
+
+
+@pytest.fixture(autouse=True)
+def dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(nn.Module, "compile", cheaply(nn.Module.compile))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    """How many graphs dynamo has made so far."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def compiled(**parallel: Any) -> Recipe:
+    made = toy(4)
+    made.encoders["image"] = cast(Any, made.encoders["image"]).replace(drop_path=0.3)
+    made.parallel = Parallel(compile=True, **parallel)
+    return made
+
+
+def evaluate(parts: Parts, mode: Callable[[], Any] = torch.no_grad) -> None:
+    """Ten shapes through the teacher and the student, as evaluators ask for them."""
+    learner: Learner = parts.learner
+    learner.eval()
+    for which in ("exported", "student"):
+        handle = learner.handle(which, torch.device("cpu"))
+        for rows in SIZES:
+            with mode():
+                handle.encode([Views(x=torch.randn(rows, 3, 56, 56), stream="image", role="clean")])
+    learner.train()
+
+
+@pytest.mark.parametrize(
+    ("sharded", "mode"),
+    [  # FSDP2 gathers nothing in inference mode
+        ("auto", torch.no_grad), ("auto", torch.inference_mode), ("auto", torch.enable_grad),
+        ("always", torch.no_grad),
+    ],
+)  # fmt: skip
+def test_an_evaluation_adds_no_graph_and_takes_none_from_the_steps(sharded: str, mode: Any) -> None:
+    with process_group() as device:
+        made = compiled(fully_shard=sharded)
+        parts = build(made, device)
+        step = stepper(parts, made, device)
+        evaluate(parts, mode)
+        assert graphs() == 0
+        for number in range(2):
+            step(number)
+        known = graphs()
+        assert known > 0
+        evaluate(parts, mode)
+        for number in range(2, 4):
+            step(number)
+        assert graphs() == known
+
+
+def steps_and_evaluation(_rank: int) -> tuple[int, int]:
+    nn.Module.compile = cheaply(nn.Module.compile)  # this process ends with the test
+    made = compiled(shard=2)
+    parts = build(made, torch.device("cpu"))
+    step = stepper(parts, made, torch.device("cpu"))
+    step(0)
+    known = graphs()
+    evaluate(parts)
+    step(1)
+    return known, graphs()
+
+
+@pytest.mark.ranks
+def test_an_evaluation_of_sharded_ranks_adds_no_graph() -> None:
+    for before, after in run_ranks(2, steps_and_evaluation):
+        assert after == before > 0
+
+
+def test_features_outside_training_are_those_of_the_blocks_as_written() -> None:
+    with process_group() as device:
+        learner = build(compiled(), device).learner.eval()
+        views = [Views(x=torch.randn(3, 3, 56, 56), stream="image", role="clean")]
+        with torch.no_grad():
+            (found,) = learner.encode("student", views)
+            assert graphs() == 0
+            (right,) = cast(Any, learner.encoders).encode(views)
+            assert graphs() > 0
+        torch.testing.assert_close(found.pooled, right.pooled)
+
+
+def fail_uncompiled(block: nn.Module) -> None:
+    with uncompiled():
+        block(torch.zeros(1, 2))
+        raise KeyError
+
+
+def test_an_error_inside_leaves_compilation_on() -> None:
+    block = MLP(2, 2)
+    block.compile(dynamic=False)
+    with pytest.raises(KeyError):
+        fail_uncompiled(block)
+    assert graphs() == 0
+    block(torch.zeros(1, 2))
+    assert graphs() == 1
+
+
+def test_a_model_that_is_not_trained_is_not_compiled() -> None:
+    model = begun(compiled(fully_shard="always", precision="bf16"))
+    for rows in (2, 3):
+        model.encode(torch.zeros(rows, 3, 56, 56, dtype=torch.uint8))
+    assert graphs() == 0
