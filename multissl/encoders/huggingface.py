@@ -16,9 +16,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from multissl.encoders.base import Encoder
+from multissl.encoders.published import change_config, describe_config, read_config
 from multissl.encoders.wrapped import Wrapped, by_size, mean_of, tokens_of
 from multissl.registry import require
 from multissl.types import Features, Masking, StreamSpec, Views
+
+UNSAID = {"model_type": "vit"}
+"""`config` where nobody has changed it: beside a model it says nothing."""
 
 
 class HuggingFaceEncoder(Wrapped):
@@ -30,9 +34,10 @@ class HuggingFaceEncoder(Wrapped):
 
         model: str = ""
         """Local folder or hub name whose config is taken; without one `config` describes the model."""
-        config: dict[str, Any] = field(default_factory=lambda: {"model_type": "vit"})
+        config: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
         """model_type and fields of its config. Without a model, the size of the input, its channels and its vocabulary
-        come from the stream; with one, the type is the model's and the fields change what it says."""
+        come from the stream; with one, the type is the model's and the fields change what it says. Fields of the
+        network alone: no switch of transformers' loaders, and no code that a model brings along, is taken from here."""
         pretrained: bool = False
         """Start a run from the weights of `model`."""
         pooling: Literal["mean", "cls", "pooler"] = "mean"
@@ -51,7 +56,13 @@ class HuggingFaceEncoder(Wrapped):
         self.cfg, self.spec = cfg, spec
         self.name = input_name(spec)
         transformers = require("transformers")
-        net: Any = transformers.AutoModel.from_config(model_config(cfg, spec))
+        # None replaces what the config says: the name of a hub repository of kernels, that is code, would do.
+        net: Any = transformers.AutoModel.from_config(
+            model_config(cfg, spec),
+            trust_remote_code=False,
+            attn_implementation=None,
+            experts_implementation=None,
+        )
         lists = [m for m in net.modules() if isinstance(m, nn.ModuleList)]
         self.wrap(net, list(max(lists, key=len, default=[])))
         sizes = getattr(net.config, "hidden_sizes", None)
@@ -71,7 +82,9 @@ class HuggingFaceEncoder(Wrapped):
         """Take the weights of `model` where `pretrained` asks for them."""
         if self.cfg.pretrained:
             loader: Any = require("transformers").AutoModel
-            found = loader.from_pretrained(self.cfg.model, config=self.net.config, use_safetensors=True)
+            found = loader.from_pretrained(
+                self.cfg.model, config=self.net.config, use_safetensors=True, trust_remote_code=False
+            )
             self.net.load_state_dict(found.state_dict())
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
@@ -138,12 +151,11 @@ def input_name(spec: StreamSpec) -> str:
 
 
 def model_config(cfg: HuggingFaceEncoder.Config, spec: StreamSpec) -> Any:
-    """The model's config: that of `model` with changes, or a new one that fits the stream."""
-    auto: Any = require("transformers").AutoConfig
+    """Return the model's config: that of `model` with changes, or a new one that fits the stream."""
     if cfg.model:
-        return auto.from_pretrained(cfg.model, **{k: v for k, v in cfg.config.items() if k != "model_type"})
-    options = dict(cfg.config)
-    fresh = auto.for_model(options.pop("model_type"))
+        config = read_config(cfg.model)
+        change_config(config, {} if cfg.config == UNSAID else cfg.config)
+        return config
     fitting: dict[str, Any] = {}
     if input_name(spec) == "pixel_values":
         channels, high, wide = spec.shape
@@ -151,8 +163,4 @@ def model_config(cfg: HuggingFaceEncoder.Config, spec: StreamSpec) -> Any:
         fitting |= {"max_length": high, "num_mel_bins": wide} if channels == 1 else {}
     elif spec.kind == "sequence":
         fitting = {"vocab_size": spec.vocab, "max_position_embeddings": spec.shape[0] + 2}
-    for name, value in {**{k: v for k, v in fitting.items() if hasattr(fresh, k)}, **options}.items():
-        if not hasattr(fresh, name):
-            raise ValueError(f"the config of {fresh.model_type} has no field {name!r}")
-        options[name] = value
-    return auto.for_model(fresh.model_type, **options)
+    return describe_config(cfg.config, fitting)

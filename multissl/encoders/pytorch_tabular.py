@@ -87,7 +87,8 @@ class PytorchTabularEncoder(Wrapped):
         if cfg.model not in names:
             raise ValueError(f"encoders.model={cfg.model!r}{registry.suggest(cfg.model, names)}")
         config_class = getattr(models, names[cfg.model])
-        known = config_class.__dataclass_fields__
+        # Private fields name the module and class that are built; the task is ours.
+        known = [n for n in config_class.__dataclass_fields__ if not n.startswith("_") and n != "task"]
         for name in cfg.options:
             if name not in known:
                 raise ValueError(f"encoders.options has no field {name!r}{registry.suggest(name, known)}")

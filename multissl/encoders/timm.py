@@ -7,7 +7,8 @@ Shapes: R rows, P class and register tokens, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,6 +99,7 @@ def create(cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool) -> nn.Mo
         raise ValueError(
             f"timm has no model {cfg.name!r}{suggest(cfg.name.partition('.')[0], near(timm, cfg.name))}"
         )
+    check_options(cfg.options, "encoders.options")
     channels, *size = spec.shape
     given = {"num_classes": 0, "in_chans": channels, **cfg.options}
     if cfg.drop_path:
@@ -113,6 +115,19 @@ def create(cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool) -> nn.Mo
         except TypeError:
             torch.set_rng_state(state)
     return timm.create_model(cfg.name, pretrained=pretrained, **given)
+
+
+def check_options(options: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments of timm's loaders among those of a model: they would read other files or fetch weights."""
+    models = require("timm.models")
+    loaders = (models.create_model, models.build_model_with_cfg)
+    reserved = {name for loader in loaders for name in inspect.signature(loader).parameters} - {"kwargs"}
+    for name in options:
+        if name in reserved:
+            raise ValueError(
+                f"{where} cannot hold {name!r}, an argument of timm's loader and not of the network: weights come with "
+                "pretrained=True, or with --init FILE"
+            )
 
 
 def near(timm: Any, name: str) -> list[str]:

@@ -28,6 +28,8 @@ PATHS, LABELS = (
     ("path", "file", "filename", "file_name"),
     ("label", "labels", "class", "target", "fine_label"),
 )
+HUB_OPTIONS = ("name", "revision", "split", "data_dir", "data_files")
+"""What may follow `hf:NAME?`; other arguments of `load_dataset` are no choice of a recipe."""
 CACHED = 256 << 20  # bytes of parquet columns that a process keeps
 Label = int | str | None
 
@@ -214,8 +216,16 @@ def hugging_face(rest: str, kind: str) -> Listing:
     """A dataset by its hub name, `name?revision=...`, or by the path of a folder."""
     datasets = registry.require("datasets")
     name, _, query = rest.partition("?")
+    options = dict(parse_qsl(query))
+    for option in options:
+        if option not in HUB_OPTIONS:
+            raise ValueError(f"a hub dataset has no option {option!r}{suggest(option, HUB_OPTIONS)}")
     saved = any(os.path.exists(os.path.join(name, f)) for f in ("dataset_dict.json", "state.json"))
-    found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, **dict(parse_qsl(query)))
+    found = (
+        datasets.load_from_disk(name)
+        if saved
+        else datasets.load_dataset(name, **options, trust_remote_code=False)
+    )
     splits = found if hasattr(found, "keys") else {"": found}
     parts, labels, tags = [], [], []
     for tag, part in splits.items():

@@ -150,8 +150,9 @@ def load_tokenizer(path: str) -> Vocabulary:
     else:
         library()
         try:
+            _check_class(place)
             loaded = registry.require("transformers").AutoTokenizer.from_pretrained(
-                str(place), local_files_only=True
+                str(place), local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -171,6 +172,25 @@ def load_tokenizer(path: str) -> Vocabulary:
         size += found[name] == size
     special = sorted(given | set(found.values()))
     return Vocabulary({**found, "special": special, "shift": 0, "size": size, "tokenizer": backend.to_str()})
+
+
+def _check_class(place: Path) -> None:
+    """Refuse a folder that names another class of transformers as its tokenizer.
+
+    Whatever class is named gets loaded from the folder, and one such as AutoModel forgets that no code is to be run.
+    """
+    transformers = registry.require("transformers")
+    config, _ = transformers.PreTrainedConfig.get_config_dict(str(place), local_files_only=True)
+    path = place / "tokenizer_config.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for kind in (own.get("tokenizer_class"), config.get("tokenizer_class")):
+        stem = str(kind or "").removesuffix("Fast")
+        for name in (stem, f"{stem}Fast"):  # it is looked up by either name
+            found = getattr(transformers, name, None)
+            if found and not (
+                isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+            ):
+                raise ValueError(f"tokenizer_class={kind!r} is no tokenizer, or its package is missing")
 
 
 def _first(ids: dict[str, int | None], *wanted: str) -> int | None:

@@ -69,6 +69,8 @@ def test_what_is_no_encoder_of_rows_is_refused() -> None:
         ({"model": "Node"}, r"encoders\.model='Node' starts from statistics of a first large batch"),
         ({"model": "FTTransfomer"}, r"encoders\.model='FTTransfomer'; did you mean FTTransformer"),
         ({"options": {"num_head": 2}}, r"encoders\.options has no field 'num_head'; did you mean num_heads"),
+        ({"options": {"_module_src": "tabular_model"}}, r"encoders\.options has no field '_module_src'"),
+        ({"options": {"task": "regression"}}, r"encoders\.options has no field 'task'"),
     )
     for options, message in refused:
         with pytest.raises(ValueError, match=message):

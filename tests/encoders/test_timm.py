@@ -110,3 +110,19 @@ def test_refuses_what_does_not_fit() -> None:
         TimmEncoder.Config().build(StreamSpec(kind="columns", shape=(3,), num_tokens=3))
     with pytest.raises(TypeError, match="no_such_option"):
         TimmEncoder.Config(name="resnet10t", options={"no_such_option": 1}).build(SPEC)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint_path",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "cache_dir",
+        "pretrained_strict",
+    ],
+)
+def test_arguments_of_the_loader_are_no_options_of_a_model(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"encoders\.options cannot hold '{name}'.*pretrained=True"):
+        vit(**{name: "weights.pth"})

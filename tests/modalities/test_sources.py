@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,6 +251,27 @@ def test_hugging_face_datasets_open_from_a_local_path(tmp_path: Path) -> None:
     data = opened(f"hf:{tmp_path / 'd'}")
     assert [s.label for s in data] == [0, 1, 1, 0]
     assert load(data[2], 3).shape == (3, 12, 10)
+    with pytest.raises(
+        ValueError, match=r"modality\.data='hf:x\?trust_remote_code=True': a hub dataset has no option 'trust"
+    ):
+        opened("hf:x?trust_remote_code=True")
+    with pytest.raises(ValueError, match="no option 'revison'; did you mean revision"):
+        opened("hf:x?revison=main")
+
+
+def test_hugging_face_datasets_are_loaded_without_code_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    calls: list[Any] = []
+
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        calls.append((args, options))
+        return datasets.DatasetDict(
+            {"train": datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "label": [0, 1]})}
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(opened("hf:someone/pictures?revision=v1", "train")) > 0
+    assert calls == [(("someone/pictures",), {"revision": "v1", "trust_remote_code": False})]
 
 
 # bad paths
