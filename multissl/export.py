@@ -1,30 +1,42 @@
 """Weights in and out: safetensors files, DINOv2's official names, and Hugging Face's DINOv2 models.
 
-Pickles are never read. A position table of another grid is resampled by the encoder's own convention; a key
-too many or too few is refused by name. Official names are ours without `tokenizer.` and `trunk.`; Hugging Face has
-one set of names in memory and another on disk.
+Pickles are never read. A position table of another grid is resampled only where the code that the file comes from
+would do it as the encoder does; a key too many or too few is refused by name. Official names are ours without
+`tokenizer.` and `trunk.`; Hugging Face has one set of names in memory and another on disk.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from multissl.distributed import full, is_main
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.layers.positions import resample
+from multissl.layers.positions import Position, resample
 from multissl.layers.tokenizers import GridTokenizer, Patches
 
 log = logging.getLogger("multissl")
 
 State = dict[str, Tensor]
+
+
+class Convention(NamedTuple):
+    """How some code resamples the position table of its models."""
+
+    offset: float
+    antialias: bool
+    whose: str
+    """Where it is known from, for messages."""
+
+
 NAMES = (
     # official (linears cut into their parts), Hugging Face in memory, Hugging Face on disk where it differs
     ("cls_token", "embeddings.cls_token"),
@@ -135,6 +147,13 @@ def load_weights(encoders: nn.ModuleDict, path: str | Path) -> None:
     """
     path = Path(path)
     path = path / "encoder.safetensors" if path.is_dir() else path
+
+    def fill(stream: str, part: State) -> None:
+        try:
+            load_state(encoders[stream], part, recorded_convention(path, stream), stream)
+        except ValueError as error:
+            raise ValueError(f"--init {path}: {error}") from None
+
     state = _headless(read_weights(path), encoders)
     by_stream = {
         s: {n.removeprefix(f"{s}."): t for n, t in state.items() if n.startswith(f"{s}.")} for s in encoders
@@ -142,11 +161,11 @@ def load_weights(encoders: nn.ModuleDict, path: str | Path) -> None:
     if sum(map(len, by_stream.values())) == len(state):
         for stream, part in by_stream.items():
             if part:
-                load_state(encoders[stream], part)
+                fill(stream, part)
             else:
                 log.warning("%s has no weights for %s, whose encoder keeps its own", path, stream)
     elif len(encoders) == 1:
-        load_state(next(iter(encoders.values())), state)
+        fill(next(iter(encoders)), state)
     else:
         raise ValueError(
             f"{path} tells no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
@@ -174,8 +193,16 @@ def _headless(state: State, wanted: Container[str]) -> State:
     return found
 
 
-def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fill an encoder from a state in any known naming; refuses what does not fit, by name."""
+def load_state(
+    encoder: nn.Module,
+    state: Mapping[str, Tensor],
+    recorded: Convention | None = None,
+    stream: str = "STREAM",
+) -> None:
+    """Fill an encoder from a state in any known naming; refuse what does not fit, by name.
+
+    `recorded` is how the run that made a state in our own names resampled positions; without it, as the encoder does.
+    """
     shapes = {name: t.shape for name, t in encoder.state_dict().items()}
     if all(
         name.startswith("net.") for name in shapes
@@ -186,9 +213,12 @@ def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
     else:
         own = {_short(name): (name, shape) for name, shape in shapes.items()}
         given = official(state)
-    if "pos_embed" in own and "pos_embed" in given and given["pos_embed"].shape != own["pos_embed"][1]:
-        given["pos_embed"] = _fit_positions(encoder, given["pos_embed"])
-    patches = "patch_embed.proj.weight"
+    refusal, patches = "", "patch_embed.proj.weight"
+    if isinstance(encoder, TransformerEncoder) and {"pos_embed", patches} <= own.keys() & given.keys():
+        ours = any(name.startswith("tokenizer.") for name in state)
+        theirs = (recorded or _convention_of(encoder)) if ours else published_convention(state)
+        axes = given[patches].dim() - 2
+        given["pos_embed"], refusal = _fit_positions(encoder, given["pos_embed"], axes, theirs, stream)
     if patches in own and patches in given and len(own[patches][1]) == given[patches].dim() + 1 == 5:
         given[patches] = inflate(given[patches], own[patches][1][2])
     problems = [f"missing {n}" for n in own if n not in given]
@@ -201,20 +231,106 @@ def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
     if problems:
         more = f", and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise ValueError(f"these weights do not fit the encoder: {', '.join(problems[:12])}{more}")
+    if refusal:
+        raise ValueError(refusal)
     encoder.load_state_dict({own[name][0]: tensor for name, tensor in given.items()})
 
 
-def _fit_positions(encoder: nn.Module, table: Tensor) -> Tensor:
-    tokenizer = getattr(encoder, "tokenizer", None)
-    side = math.isqrt(table.shape[1] - 1)
-    square = side * side == table.shape[1] - 1
-    if not square or not isinstance(tokenizer, GridTokenizer) or len(tokenizer.grid) not in (2, 3):
-        return table  # only a square table tells its grid
-    how, (*slots, height, width) = tokenizer.position, tokenizer.grid
-    flat = resample(table, (side, side), (height, width), how.offset, how.antialias)
-    if not slots:
-        return flat
-    return torch.cat([flat[:, :1], flat[:, 1:].repeat(1, slots[0], 1)], 1)  # the same in every slot of time
+# ---------------------------------------------------------------------------------------- positions
+
+
+def published_convention(state: Mapping[str, Tensor]) -> Convention | None:
+    """Return how the code that gave a state its names resamples positions; None where the names do not tell.
+
+    A plain vision transformer has the same names in DINO, MAE, timm and others, which resample in four ways. So has
+    timm's DINOv2, but for the mask token, which it lacks: one of zeros was put there to make it fit.
+    """
+    registers = any(name.endswith("register_tokens") for name in state)
+    if any(name.endswith("embeddings.position_embeddings") for name in state):
+        kind = "Dinov2WithRegistersModel" if registers else "Dinov2Model"
+        return Convention(0.0, registers, f"Hugging Face's {kind}")
+    if registers:
+        return Convention(0.0, True, "DINOv2 with registers")
+    names = official(state)
+    mask = names.get("mask_token")
+    if mask is not None and mask.any() and "blocks.0.ls1.gamma" in names:
+        return Convention(0.1, False, "DINOv2")
+    return None
+
+
+def recorded_convention(path: Path, stream: str) -> Convention | None:
+    """Return how the run whose `recipe.json` lies beside a file resampled positions; None without one."""
+    recipe = path.with_name("recipe.json")
+    if not recipe.is_file():
+        return None
+    position = json.loads(recipe.read_text()).get("encoders", {}).get(stream, {}).get("position")
+    if not position:
+        return None
+    usual = Position()
+    offset, antialias = position.get("offset", usual.offset), position.get("antialias", usual.antialias)
+    return Convention(offset, antialias, "the run that made it")
+
+
+def _convention_of(encoder: TransformerEncoder) -> Convention:
+    how = encoder.tokenizer.position
+    return Convention(how.offset, how.antialias, "this encoder")
+
+
+def _fit_positions(
+    encoder: TransformerEncoder, table: Tensor, axes: int, theirs: Convention | None, stream: str
+) -> tuple[Tensor, str]:
+    """Return a table of a grid of `axes` on the encoder's grid, and why it must not be used there, or nothing."""
+    tokenizer = encoder.tokenizer
+    if not isinstance(tokenizer, GridTokenizer) or tokenizer.pos_embed is None or len(tokenizer.grid) < 2:
+        return table, ""
+    *slots, height, width = tokenizer.grid
+    old, new = (height, width), (height, width)
+    if table.shape != tokenizer.pos_embed.shape:
+        side = math.isqrt(table.shape[1] - 1)
+        if axes != 2 or side * side != table.shape[1] - 1:
+            return table, ""  # only the square table of pictures tells its grid
+        old = (side, side)
+    ours, refusal = _convention_of(encoder), ""
+    seen = tuple(n // p for n, p in zip(encoder.spec.shape[1:], encoder.spec.patch, strict=True))[-2:]
+    if theirs is None and old != new:
+        refusal = _refusal(encoder, old, new, None, stream)
+    elif theirs is not None and theirs[:2] != ours[:2] and (old != new or new != seen):
+        refusal = _refusal(encoder, old, seen, theirs, stream)
+    if table.shape != tokenizer.pos_embed.shape:
+        table = resample(table, old, new, ours.offset, ours.antialias)
+        if slots:  # the same in every slot of time
+            table = torch.cat([table[:, :1], table[:, 1:].repeat(1, slots[0], 1)], 1)
+    return table, refusal
+
+
+def _refusal(
+    encoder: TransformerEncoder,
+    old: tuple[int, ...],
+    new: tuple[int, ...],
+    theirs: Convention | None,
+    stream: str,
+) -> str:
+    """Return why a table of grid `old` is not resampled to `new`, and what to do instead."""
+    ours, option = _convention_of(encoder), f"--encoders.{stream}.position"
+    high, wide = (n * p for n, p in zip(old, encoder.spec.patch[-2:], strict=True))
+    native = f"views of {high} x {wide}" + f" (--modality.size {high})" * (high == wide)
+    start = (
+        f"the position table of these weights is {old[0]} x {old[1]} and would be resampled to {new[0]} x {new[1]}. "
+        f"This encoder does that with position.offset={ours.offset} and position.antialias={ours.antialias}, "
+    )
+    slots = encoder.tokenizer.grid[:-2]
+    if theirs is None:
+        kept = " ".join(map(str, (*slots, *old)))
+        return (
+            f"{start}and their names do not tell how their own code does it (DINO, MAE, timm and others share them): "
+            f"take {native}, or keep the table as it is, {option}.grid {kept}, with {option}.offset and "
+            f"{option}.antialias as in that code"
+        )
+    same = f"{option}.offset {theirs.offset} {option}.antialias {theirs.antialias}, or "
+    return (
+        f"{start}{theirs.whose} with {theirs.offset} and {theirs.antialias}: take "
+        f"{'' if slots and theirs.antialias else same}{native}"  # antialias works on two axes
+    )
 
 
 def inflate(weight: Tensor, length: int) -> Tensor:

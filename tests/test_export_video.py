@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from multissl.encoders.transformer import TransformerEncoder
@@ -50,3 +51,11 @@ def test_a_larger_picture_table_is_resampled_and_repeated() -> None:
     assert table is not None
     assert table.shape == (1, 1 + 2 * 16, 16)
     assert torch.equal(table[:, 1:17], table[:, 17:])
+
+
+def test_a_table_of_clips_is_not_taken_for_a_square_picture() -> None:
+    cfg = TransformerEncoder.Config(dim=16, depth=1, heads=2)
+    long = TransformerEncoder(cfg, spec(8, 32, 32, patch=(2, 4, 4)))  # 4 x 8 x 8 tokens, as many as 16 x 16
+    short = TransformerEncoder(cfg, spec(4, 32, 32, patch=(2, 4, 4)))
+    with pytest.raises(ValueError, match=r"pos_embed is \(1, 257, 16\) where the encoder has \(1, 129, 16\)"):
+        load_state(short, long.state_dict())
