@@ -24,7 +24,8 @@ from multissl.registry import suggest
 class Config:
     """Base of all configs. Subclasses are dataclasses with `kw_only=True, slots=True`."""
 
-    owner: ClassVar[type | None] = None
+    owner: ClassVar[Any] = None
+    """The component that these options build, a subclass of `Component`; None for plain options."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super(Config, cls).__init_subclass__(**kwargs)
@@ -59,14 +60,16 @@ class Config:
 class Component:
     """A class whose nested `Config` builds it."""
 
+    group: ClassVar[str] = ""
+    """The registry's table of its kind, such as "objectives"; shared by all classes of a kind."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        inherited = getattr(cls, "Config", None)
+        inherited = next((vars(base)["Config"] for base in cls.__mro__ if "Config" in vars(base)), None)
         if inherited is None:
             return
-        if "Config" not in vars(
-            cls
-        ):  # a subclass without options of its own still builds itself, not its parent
+        if "Config" not in vars(cls):
+            # A subclass without options of its own still builds itself, not its parent.
             body = {
                 "__module__": cls.__module__,
                 "__qualname__": f"{cls.__qualname__}.Config",
@@ -76,22 +79,23 @@ class Component:
         vars(cls)["Config"].owner = cls
 
 
-def config_name(cls: type) -> str:
-    """How a config is called in messages: its registry name, else its component's class name."""
-    owner = getattr(cls, "owner", None)
-    return (registry.name_of(owner) or owner.__qualname__) if owner else cls.__qualname__
+def config_name(cls: type[Config]) -> str:
+    """Return how a config is called in messages: its registry name, else its component's class name."""
+    return (registry.name_of(cls.owner) or cls.owner.__qualname__) if cls.owner else cls.__qualname__
+
+
+def kind_of(cls: type[Config]) -> str | None:
+    """Return the `kind` under which a component's options are stored; None for plain options."""
+    owner = cls.owner
+    return owner and (registry.name_of(owner) or f"{owner.__module__}:{owner.__qualname__}")
 
 
 def to_dict(value: Any) -> Any:
-    """JSON values of a config; components carry `kind`, their registry name or `module:Class`."""
-    if is_dataclass(value) and not isinstance(value, type):
+    """Return the JSON values of a config; components carry `kind`, their registry name or `module:Class`."""
+    if isinstance(value, Config):
         body = {f.name: to_dict(getattr(value, f.name)) for f in fields(value)}
-        owner = getattr(value, "owner", None)
-        return (
-            {"kind": registry.name_of(owner) or f"{owner.__module__}:{owner.__qualname__}", **body}
-            if owner
-            else body
-        )
+        kind = kind_of(type(value))
+        return {"kind": kind, **body} if kind else body
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -129,7 +133,7 @@ def from_dict(cls: Any, data: Any, where: str = "recipe") -> Any:
     if cls is float and isinstance(data, str):  # YAML reads 1e-3 as text
         return float(data)
     if not isinstance(data, cls) or (cls is int and isinstance(data, bool)):
-        raise ValueError(f"{where}={data!r}: want {getattr(cls, '__name__', cls)}, got {type(data).__name__}")
+        raise ValueError(f"{where}={data!r}: want {cls.__name__}, got {type(data).__name__}")
     return data
 
 
@@ -186,12 +190,9 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def group_of(cls: type) -> str | None:
-    """The registry group that a config class's components belong to ("objectives"), if any."""
-    for base in cls.__mro__:
-        owner = getattr(base, "owner", None)
-        if owner is not None and (group := getattr(owner, "group", None)):
-            return cast(str, group)
-    return None
+    """Return the registry group that a config class's components belong to ("objectives"), if any."""
+    owners = (base.owner for base in cls.__mro__ if issubclass(base, Config))
+    return next((owner.group for owner in owners if owner and owner.group), None)
 
 
 def difference(old: Any, new: Any, where: str = "") -> list[str]:

@@ -71,6 +71,17 @@ GROUPS: dict[str, dict[str, str]] = {
         "bits_per_character": "multissl.evaluators.held_out:BitsPerCharacter",
         "recording_probe": "multissl.evaluators.recording_probe:RecordingProbe",
     },
+    "layers": {
+        "mlp_head": "multissl.layers.heads:MLPHead",
+        "prototype_head": "multissl.layers.heads:PrototypeHead",
+        "teacher": "multissl.layers.ema:Teacher",
+        "decoder": "multissl.layers.decoder:Decoder",
+    },
+    "kernels": {
+        "sdpa": "multissl.layers.kernels.sdpa:SDPA",
+        "varlen": "multissl.layers.kernels.varlen:Varlen",
+        "xformers": "multissl.layers.kernels.xformers:XFormers",
+    },
     "optimizers": {
         "adamw": "multissl.engine.optim:AdamW",
         "lars": "multissl.engine.optim:LARS",

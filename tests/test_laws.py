@@ -11,10 +11,11 @@ from multissl import registry
 from tests import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
-FOUNDATION = ("types", "abilities", "config", "registry", "schedules", "random", "distributed")
+FOUNDATION = ("contract", "types", "abilities", "config", "registry", "schedules", "random", "distributed")
 DOOR = "encoders.base"
 """The set of encoders that others are handed."""
 ROOMS: dict[str, tuple[str, ...]] = {
+    "contract": FOUNDATION,
     "types": FOUNDATION,
     "abilities": FOUNDATION,
     "config": FOUNDATION,

@@ -34,6 +34,8 @@ class Encoder(Component, nn.Module):
     dim: int
     depth: int = 0
     maskings: frozenset[Masking] = frozenset({"none"})
+    kernel: str = "sdpa"
+    """The attention kernel of its blocks, which decoders and joint blocks beside it take over."""
     autocast: torch.dtype | None = None
     """Set on every encoder, a teacher's copies too, where batch norm keeps the weights in fp32 and the pass is in half
     precision all the same; features then leave in the weights' precision."""
@@ -111,6 +113,10 @@ class Encoders(nn.ModuleDict):
         """D of every stream."""
         return {stream: cast(int, encoder.dim) for stream, encoder in self.items()}
 
+    def kernel(self, stream: str) -> str:
+        """The attention kernel of a stream's encoder."""
+        return cast(Encoder, self[stream]).kernel
+
     def shard_units(self) -> list[nn.Module]:
         """The blocks of all encoders, in order."""
         return [unit for encoder in self.values() for unit in cast(Encoder, encoder).shard_units()]
@@ -143,7 +149,9 @@ class Tower(Encoder):
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
-        self.dim, self.depth, self.maskings = (getattr(encoder, n) for n in ("dim", "depth", "maskings"))
+        self.dim, self.depth, self.maskings, self.kernel = (
+            getattr(encoder, n) for n in ("dim", "depth", "maskings", "kernel")
+        )
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """The encoder's features with an embedding in fp32, or wider."""

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from multissl import registry
 from multissl.encoders.base import Encoder
-from multissl.layers.attention import Backend
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import tokenizer_for
 from multissl.layers.transformer import FFN, Trunk, ffn_width
+from multissl.registry import suggest
 from multissl.types import Features, Masking, Panel, StreamSpec, Views
 
 Pooling = Literal["cls", "mean", "last"]
@@ -56,8 +57,9 @@ class TransformerEncoder(Encoder):
         """Deviation of the embeddings of ids at the start."""
         token_conv: int = 0
         """Of sequences: tokens that a convolution over neighbours spans before the blocks, an odd number; 0: none."""
-        attention: Backend = "sdpa"
-        """sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half precision."""
+        attention: str = "sdpa"
+        """The attention kernel. sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half
+        precision; installed packages may bring others."""
         norm_eps: float = 1e-6
         init_std: float = 0.02
         """Deviation of the initial weights of the blocks; 0: 1/sqrt(inputs), which narrow encoders need."""
@@ -87,6 +89,10 @@ class TransformerEncoder(Encoder):
                 raise ValueError(
                     f"token_conv={self.token_conv}: want an odd number, and causal=False, for it looks both ways"
                 )
+            if self.attention not in (known := registry.names("kernels")):
+                raise ValueError(
+                    f"attention={self.attention}: no such kernel{suggest(self.attention, known)}"
+                )
             if not 0 <= self.drop_path < 1:
                 raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
 
@@ -99,6 +105,7 @@ class TransformerEncoder(Encoder):
         super().__init__()
         self.cfg, self.spec = cfg, spec
         self.dim, self.depth, self.maskings = cfg.dim, cfg.depth, cfg.maskings_for(spec)
+        self.kernel = cfg.attention
         self.tokenizer = tokenizer_for(
             spec,
             cfg.dim,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,9 @@ class Places(DeclaresParameters, nn.Module):
 
 
 class Decoder(Component, Places):
-    """Blocks over seen tokens and mask tokens; built with (width of the encoder, stream)."""
+    """Blocks over seen tokens and mask tokens; built with (width of the encoder, stream, its attention kernel)."""
+
+    group: ClassVar[str] = "layers"
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -85,9 +88,9 @@ class Decoder(Component, Places):
                     f"decoder heads={self.heads} does not divide dim={self.dim}: choose heads that do"
                 )
 
-    def __init__(self, cfg: Config, width: int, spec: StreamSpec) -> None:
+    def __init__(self, cfg: Config, width: int, spec: StreamSpec, backend: str = "sdpa") -> None:
         super().__init__(cfg.dim, cfg.init_std, width, spec)
-        self.trunk = Trunk(cfg.dim, cfg.depth, cfg.heads, init_std=cfg.init_std)
+        self.trunk = Trunk(cfg.dim, cfg.depth, cfg.heads, init_std=cfg.init_std, backend=backend)
 
     def forward(
         self,

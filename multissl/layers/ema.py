@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from multissl.types import Progress
 
 class Teacher(Component, nn.Module):
     """Deep copies of named modules, in eval mode but for their batch norms; `update` moves them after the originals."""
+
+    group: ClassVar[str] = "layers"
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,8 @@ def _norm(kind: Norm, width: int) -> list[nn.Module]:
 class MLPHead(Component, nn.Module):
     """A projector or predictor: linear layers with a norm and a ReLU between them. x [R, D] -> [R, P]."""
 
+    group: ClassVar[str] = "layers"
+
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
         """Options of an MLP head."""
@@ -145,6 +147,8 @@ class WeightNormLinear(nn.Module):
 
 class PrototypeHead(Component, nn.Module):
     """DINO's head: MLP to a bottleneck, L2 norm, scores against K prototypes. x [R, D] -> logits [R, K]."""
+
+    group: ClassVar[str] = "layers"
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):

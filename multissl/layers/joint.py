@@ -11,9 +11,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from multissl.layers.attention import Attention, layout
+from multissl.layers.attention import Attention
 from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
+from multissl.layers.kernels.base import layout
 from multissl.layers.transformer import MLP
 
 TOGETHER = "(all)"
@@ -23,9 +24,9 @@ TOGETHER = "(all)"
 class JointBlock(nn.Module):
     """One block with norms for each stream alone and for all together."""
 
-    def __init__(self, dim: int, heads: int, streams: list[str]) -> None:
+    def __init__(self, dim: int, heads: int, streams: list[str], backend: str = "sdpa") -> None:
         super().__init__()
-        self.attn, self.mlp = Attention(dim, heads, "sdpa"), MLP(dim, 4 * dim)
+        self.attn, self.mlp = Attention(dim, heads, backend), MLP(dim, 4 * dim)
         norms = {s: nn.ModuleList(nn.LayerNorm(dim, 1e-6) for _ in range(3)) for s in (*streams, TOGETHER)}
         self.norms = nn.ModuleDict(norms)
         for module in self.modules():
@@ -35,7 +36,7 @@ class JointBlock(nn.Module):
     def forward(self, x: Tensor, stream: str, valid: Tensor | None = None) -> Tensor:
         """Tokens [R, N, D] of a stream alone, or of all of them under the name TOGETHER, to normed tokens [R, N, D]."""
         before, middle, after = cast(nn.ModuleList, self.norms[stream])
-        lay = layout([(x.shape[0], x.shape[1])], x.device, "sdpa", False, [valid])
+        lay = layout([(x.shape[0], x.shape[1])], x.device, self.attn.kernel, False, [valid])
         flat = x.flatten(0, 1).to(self.mlp.fc1.weight.dtype)  # [T, D]
         flat = flat + self.attn(before(flat), lay)
         return after(flat + self.mlp(middle(flat))).view(x.shape)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.layers.attention import Attention, Backend, Layout, layout
+from multissl.layers.attention import Attention
 from multissl.layers.init import init_linear
+from multissl.layers.kernels.base import Layout, kernel, layout
 
 FFN = Literal["mlp", "swiglu"]
 
@@ -78,7 +79,7 @@ class Block(nn.Module):
     """Attention and a feed-forward net, each normalised before and added to the stream."""
 
     def __init__(
-        self, dim: int, heads: int, hidden: int, ffn: FFN, layerscale: float, eps: float, backend: Backend
+        self, dim: int, heads: int, hidden: int, ffn: FFN, layerscale: float, eps: float, backend: str
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps)
@@ -128,12 +129,12 @@ class Trunk(nn.Module):
         layerscale: float = 0.0,
         drop_path: float = 0.0,
         eps: float = 1e-6,
-        backend: Backend = "sdpa",
+        backend: str = "sdpa",
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.depth, self.drop_path = depth, drop_path
-        self.backend: Backend = backend
+        self.kernel = kernel(backend)
         hidden = hidden or ffn_width(dim, ffn)
         self.blocks = nn.ModuleList(
             [Block(dim, heads, hidden, ffn, layerscale, eps, backend) for _ in range(depth)]
@@ -176,7 +177,7 @@ class Trunk(nn.Module):
 
     def _layout(self, groups: Sequence[Tensor], valid: Sequence[Tensor | None], causal: bool) -> Layout:
         return layout(
-            [(g.shape[0], g.shape[1]) for g in groups], groups[0].device, self.backend, causal, valid
+            [(g.shape[0], g.shape[1]) for g in groups], groups[0].device, self.kernel, causal, valid
         )
 
     def _subsets(self, lay: Layout, device: torch.device) -> list[tuple[Subset, Subset]]:
@@ -191,7 +192,7 @@ class Trunk(nn.Module):
             index.append((rows[-1][:, :, None] * n + tokens).flatten(1))
             offset += r * n
         sizes = [(kept.shape[1], n) for kept, (_, n) in zip(rows, lay.sizes, strict=True)]
-        base = layout(sizes, device, self.backend, lay.causal)
+        base = layout(sizes, device, self.kernel, lay.causal)
         flat = torch.cat(index, dim=1)  # [2 * depth, S]
         found: list[Subset] = []
         for i in range(2 * self.depth):

@@ -80,12 +80,14 @@ class CAVMAE(Objective):
         self.cfg, width, d = cfg, widths[next(iter(streams))], cfg.decoder.dim
         if width % cfg.heads:
             raise ValueError(f"objective.heads={cfg.heads} does not divide the encoders' dim={width}")
-        self.joint = JointBlock(width, cfg.heads, [*streams])
+        kernel = encoders.kernel(next(iter(streams)))  # of the block over all streams the first one's counts
+        self.joint = JointBlock(width, cfg.heads, [*streams], kernel)
         self.places = nn.ModuleDict(
             {s: Places(d, cfg.decoder.init_std, width, spec) for s, spec in streams.items()}
         )
         self.kinds = nn.ParameterDict({s: 0.02 * torch.randn(1, 1, d) for s in streams})
-        self.trunk = Trunk(d, cfg.decoder.depth, cfg.decoder.heads, init_std=cfg.decoder.init_std)
+        decoder = cfg.decoder
+        self.trunk = Trunk(d, decoder.depth, decoder.heads, init_std=decoder.init_std, backend=kernel)
         self.readouts = nn.ModuleDict(
             {s: Readout(d, spec, cfg.decoder.init_std) for s, spec in streams.items()}
         )

@@ -69,7 +69,8 @@ class IJEPA(Objective):
         super().__init__()
         self.cfg, self.stream = cfg, lone("ijepa", streams)
         width = encoders.widths()[self.stream]
-        self.predictor: Decoder = cfg.predictor.build(width, streams[self.stream])
+        kernel = encoders.kernel(self.stream)
+        self.predictor: Decoder = cfg.predictor.build(width, streams[self.stream], kernel)
         self.out = nn.Linear(cfg.predictor.dim, width)
         init_linear(self.out, cfg.predictor.init_std)
         self.teacher: Teacher = cfg.teacher.build({"encoders": encoders})

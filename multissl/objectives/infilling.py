@@ -52,7 +52,8 @@ class Infilling(Objective):
         self.symbols = nn.Embedding(spec.target_dim, dim)
         self.start = nn.Parameter(torch.empty(1, 1, dim))
         self.place = nn.Parameter(torch.empty(1, spec.num_tokens + spec.target_tokens, dim))
-        self.trunk = Trunk(dim, cfg.decoder.depth, cfg.decoder.heads, init_std=std)
+        kernel = encoders.kernel(self.stream)
+        self.trunk = Trunk(dim, cfg.decoder.depth, cfg.decoder.heads, init_std=std, backend=kernel)
         self.readout = nn.Linear(dim, spec.target_dim)
         for linear in (self.embed, self.readout):
             init_linear(linear, std)

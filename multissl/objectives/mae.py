@@ -64,7 +64,9 @@ class MAE(Objective):
                     f"objective.norm_target={cfg.norm_target} needs 2 or more values to normalise, a token of this"
                     f" stream has {values}: set objective.norm_target=none"
                 )
-        self.decoder: Decoder | None = cfg.decoder.build(width, spec) if cfg.masking == "drop" else None
+        kernel = encoders.kernel(self.stream)
+        drops = cfg.masking == "drop"
+        self.decoder: Decoder | None = cfg.decoder.build(width, spec, kernel) if drops else None
         self.readout = Readout(
             cfg.decoder.dim if self.decoder else width,
             spec,

@@ -1,10 +1,18 @@
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from multissl.layers.attention import BACKENDS, Attention, Backend, layout
+from multissl import registry
+from multissl.encoders.base import build_encoders
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.layers.attention import Attention
+from multissl.layers.decoder import Decoder
+from multissl.layers.kernels.base import kernel, layout
+from multissl.layers.transformer import Trunk
+from multissl.objectives.mae import MAE
+from multissl.types import StreamSpec
 
 CPU = torch.device("cpu")
 SIZES = ((3, 5), (2, 9), (1, 1))
@@ -26,7 +34,7 @@ def test_packed_rows_see_only_themselves(causal: bool, padded: bool) -> None:
     for v in valid:
         v[:, 0] = True
     packed = torch.cat([g.flatten(0, 1) for g in groups])
-    out = attention(packed, layout(SIZES, CPU, causal=causal, valid=valid))
+    out = attention(packed, layout(SIZES, CPU, attention.kernel, causal=causal, valid=valid))
     expected: list[Tensor] = []
     for i, group in enumerate(groups):
         for j, row in enumerate(group):
@@ -46,7 +54,9 @@ def test_the_first_token_s_weights_are_those_used() -> None:
         attention.proj.weight.copy_(torch.eye(8))
         attention.proj.bias.zero_()
     x = torch.randn(2 * 5, 8)
-    lay = layout([(2, 5)], CPU, valid=[torch.tensor([[True] * 5, [True] * 3 + [False] * 2])])
+    lay = layout(
+        [(2, 5)], CPU, attention.kernel, valid=[torch.tensor([[True] * 5, [True] * 3 + [False] * 2])]
+    )
     weights = attention.first_token(x, lay)  # [R, H, N]
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2))
     assert not weights[1, :, 3:].any()
@@ -56,31 +66,51 @@ def test_the_first_token_s_weights_are_those_used() -> None:
 
 
 @pytest.mark.parametrize("backend", ["varlen", "xformers"])
-def test_fast_backends_say_where_they_run(backend: Backend) -> None:
+def test_fast_kernels_say_where_they_run(backend: str) -> None:
     attention = Attention(8, 2, backend)
     with pytest.raises(
         ValueError, match=f"attention={backend} runs on CUDA.*cpu.*float32.*use attention=sdpa"
     ):
-        attention(torch.randn(10, 8), layout([(2, 5)], CPU, backend))
+        attention(torch.randn(10, 8), layout([(2, 5)], CPU, attention.kernel))
 
 
-def test_backends_refuse_what_they_cannot_mask() -> None:
+def test_kernels_refuse_what_they_cannot_mask() -> None:
     with pytest.raises(ValueError, match="knows no padding"):
-        layout([(1, 2)], CPU, "varlen", valid=[torch.ones(1, 2, dtype=torch.bool)])
+        layout([(1, 2)], CPU, kernel("varlen"), valid=[torch.ones(1, 2, dtype=torch.bool)])
     with pytest.raises(ValueError, match="attention=varlen is not causal"):
-        layout([(1, 2)], CPU, "varlen", causal=True)
+        layout([(1, 2)], CPU, kernel("varlen"), causal=True)
     with pytest.raises(ValueError, match="heads=3 does not divide dim=8"):
         Attention(8, 3)
 
 
 def test_row_starts_count_through_all_groups() -> None:
-    assert cast(Tensor, layout(SIZES, CPU, "varlen").starts).tolist() == [0, 5, 10, 15, 24, 33, 34]
+    assert layout(SIZES, CPU, kernel("varlen")).prepared.tolist() == [0, 5, 10, 15, 24, 33, 34]
+
+
+def test_every_registered_kernel_knows_its_name() -> None:
+    assert {name: kernel(name).name for name in registry.names("kernels")} == {
+        name: name for name in registry.names("kernels")
+    }
+
+
+def test_a_decoder_takes_the_kernel_of_its_encoder() -> None:
+    spec = StreamSpec(kind="grid", shape=(3, 8, 8), patch=(4, 4), num_tokens=4, target_dim=48)
+    encoder = TransformerEncoder.Config(dim=8, depth=1, heads=2, attention="xformers")
+    encoders = build_encoders({"image": encoder}, {"image": spec})
+    objective = MAE.Config(decoder=Decoder.Config(dim=8, depth=1, heads=2)).build(encoders, {"image": spec})
+    kernels = {m.kernel.name for m in objective.modules() if isinstance(m, Attention | Trunk)}
+    assert kernels == {"xformers"}
+
+
+def test_an_unknown_kernel_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match="attention=xformer: no such kernel; did you mean xformers"):
+        TransformerEncoder.Config(attention="xformer")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["varlen", "xformers"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_fast_backends_equal_sdpa(backend: Backend, causal: bool) -> None:
+def test_fast_kernels_equal_sdpa(backend: str, causal: bool) -> None:
     if backend == "xformers":
         pytest.importorskip("xformers", exc_type=ImportError)
     elif causal:
@@ -90,7 +120,8 @@ def test_fast_backends_equal_sdpa(backend: Backend, causal: bool) -> None:
     results: list[tuple[Tensor, Any]] = []
     for name in ("sdpa", backend):
         leaf = qkv.clone().requires_grad_()
-        out = BACKENDS[name](leaf, layout(sizes, leaf.device, cast(Backend, name), causal))
+        attend = kernel(name)
+        out = attend(leaf, layout(sizes, leaf.device, attend, causal))
         out.float().square().sum().backward()
         results.append((out.detach().float(), leaf.grad.float() if leaf.grad is not None else None))
     torch.testing.assert_close(results[0], results[1], rtol=2e-2, atol=2e-2)
