@@ -11,7 +11,17 @@ from multissl import registry
 from tests import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
-FOUNDATION = ("contract", "types", "abilities", "config", "registry", "schedules", "random", "distributed")
+FOUNDATION = (
+    "contract",
+    "types",
+    "abilities",
+    "config",
+    "registry",
+    "schedules",
+    "random",
+    "distributed",
+    "precision",
+)
 DOOR = "encoders.base"
 """The set of encoders that others are handed."""
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -23,10 +33,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "schedules": FOUNDATION,
     "random": (),
     "distributed": FOUNDATION,
-    "layers": FOUNDATION,
+    "precision": (),
+    "losses": FOUNDATION,
+    "layers": ("losses", *FOUNDATION),
     "modalities": FOUNDATION,
     "encoders": ("layers", *FOUNDATION),
-    "objectives": ("layers", DOOR, *FOUNDATION),
+    "objectives": ("losses", "layers", DOOR, *FOUNDATION),
     "evaluators": ("layers", *FOUNDATION),
     "engine": FOUNDATION,
     # what stands above the parts
@@ -75,9 +87,10 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "a modality imports an objective in a function": (
         arrows, "modalities/sub/a.py", "def f():\n    from multissl.objectives import dino"
     ),
-    "an encoder imports a loss": (arrows, "encoders/sub/a.py", "from multissl.objectives.nce import one_way"),
+    "an encoder imports a loss": (arrows, "encoders/sub/a.py", "from multissl.losses.nce import one_way"),
     "the engine imports an encoder": (arrows, "engine/sub/a.py", "from multissl.encoders.mlp import MLPEncoder"),
     "the contract imports the engine": (arrows, "types.py", "from multissl.engine.learner import Learner"),
+    "a loss imports a layer": (arrows, "losses/sub/a.py", "from multissl.layers.heads import MLPHead"),
     "a layer imports an encoder": (arrows, "layers/sub/a.py", "from multissl.encoders.mlp import MLPEncoder"),
     "a relative import hides where it leads": (arrows, "modalities/sub/a.py", "from ...objectives import dino"),
     "a file in no room": (arrows, "utils.py", ""),

@@ -14,7 +14,7 @@ from torch import nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
-from multissl.layers.heads import wide
+from multissl.precision import wide
 from multissl.types import Features, Masking, Panel, StreamSpec, Views
 
 

@@ -20,11 +20,7 @@ from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.distributed import sum_ranks, world
 from multissl.layers.init import init_linear
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in fp32 at least: half precision is widened, fp64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
+from multissl.precision import wide
 
 
 class RankBatchNorm(nn.Module):

@@ -12,10 +12,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from multissl.layers.attention import Attention
-from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import layout
 from multissl.layers.transformer import MLP
+from multissl.precision import wide
 
 TOGETHER = "(all)"
 """The name of the pass over all streams; no stream has brackets in its name."""

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from multissl.distributed import sum_ranks
 from multissl.encoders.base import Encoders
-from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
+from multissl.layers.heads import MLPHead
+from multissl.losses.barlow import barlow_terms, cross_correlation
+from multissl.losses.common import embedding_std
+from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 
@@ -69,38 +70,3 @@ class BarlowTwins(Objective):
         terms = {name: torch.stack([e[name] for e in each]).mean() for name in self.weights}
         same = torch.stack([c.diagonal().mean() for c in found]).mean()
         return Losses.weigh(terms, self.weights, {"std": embedding_std(z), "correlation": same})
-
-
-def cross_correlation(
-    a: Tensor, b: Tensor, present: Tensor | None = None, own_statistics: bool = False
-) -> Tensor:
-    """The correlations [P, P] of the features of a with those of b, both [B, P], over the rows of all ranks.
-
-    present bool [B] leaves rows out; `own_statistics` standardises by this rank's rows alone. In fp32 at least: of
-    inputs rounded to bf16 the correlations agree to 0.01 with those of the inputs themselves.
-    """
-    with torch.autocast(a.device.type, enabled=False):
-        a, b = wide(a), wide(b)
-        here = a.new_ones(len(a), 1) if present is None else present.to(a.dtype)[:, None]  # [B, 1]
-        count = sum_ranks(here.sum())
-        if present is None and count < 2:
-            raise ValueError("barlow needs 2 or more samples a step, got 1: raise batch_size")
-        count = count.clamp(min=1)
-        mine = here.sum().clamp(min=1) if own_statistics else count
-        unit = [standardise(x, here, mine, own_statistics) for x in (a, b)]
-        return sum_ranks(unit[0].T @ unit[1]) / count
-
-
-def standardise(x: Tensor, here: Tensor, count: Tensor, own: bool) -> Tensor:
-    """Rows x [B, P] with mean 0 and biased variance 1 over the `count` rows that are `here` [B, 1]; the others 0."""
-    total = (lambda t: t) if own else sum_ranks
-    centred = (x - total((x * here).sum(0)) / count) * here  # [B, P]
-    variance = total(centred.pow(2).sum(0)) / count  # [P]
-    return centred * (variance + 1e-5).rsqrt()
-
-
-def barlow_terms(correlation: Tensor) -> dict[str, Tensor]:
-    """The unweighted terms of correlations [P, P]: distance of the diagonal from 1, squares off the diagonal."""
-    diagonal = correlation.diagonal()
-    redundancy = correlation.pow(2).sum() - diagonal.pow(2).sum()
-    return {"invariance": (diagonal - 1).pow(2).sum(), "redundancy": redundancy}

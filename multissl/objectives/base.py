@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
-from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import towers
-from multissl.layers.heads import wide
 from multissl.objectives.alarms import common_alarm
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
@@ -139,20 +137,3 @@ def presence(batch: Batch) -> Tensor | None:
     whole = [torch.ones(v.batch, dtype=torch.bool, device=v.x.device) for v in batch]
     found = [w if v.present is None else v.present for v, w in zip(batch, whole, strict=True)]
     return torch.cat([f.expand(v.num_views, -1) for v, f in zip(batch, found, strict=True)])
-
-
-def mean_of(values: Tensor, keep: Tensor | None = None) -> Tensor:
-    """The mean of values [N]; of the kept ones of all ranks (bool [N]), so that the ranks' average is their mean."""
-    if keep is None:
-        return values.mean()
-    count = sum_ranks(keep.sum().to(values.dtype))
-    return values.masked_fill(~keep, 0).sum() * world() / count.clamp(min=1)
-
-
-@torch.no_grad()
-def embedding_std(z: Tensor) -> Tensor:
-    """How spread out embeddings z [..., B, P] are: the deviation of each dimension of the unit vectors, its mean over
-    dimensions (and views), times sqrt(P). 1 on the whole sphere, 0 where all are one point; needs no labels.
-    """
-    unit = F.normalize(wide(z), dim=-1)
-    return unit.std(-2, correction=0).mean() * z.shape[-1] ** 0.5

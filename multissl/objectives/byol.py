@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import Encoders, towers
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, wide
+from multissl.layers.heads import MLPHead
+from multissl.losses.byol import byol_loss
+from multissl.losses.common import embedding_std
 from multissl.objectives.alarms import History, point_alarm
-from multissl.objectives.base import Objective, embedding_std, head, presence, project, views_per_stream
+from multissl.objectives.base import Objective, head, presence, project, views_per_stream
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, Views
 
 
@@ -158,21 +158,3 @@ class BYOL(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks; heads are small and called once a view."""
         return [] if self.teacher is None else self.teacher["encoders"].shard_units()
-
-
-def byol_loss(p: Tensor, z: Tensor, pairs: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
-    """2 - 2 cos between predictions p [V, B, P] and targets z [U, B, P]; over samples, then over pairs of views.
-
-    pairs bool [V, U], or [V, U, B] where a pair has some samples only. In fp32 at least: of inputs rounded to bf16 the
-    loss agrees to 0.01 with that of the inputs themselves.
-    """
-    with torch.autocast(p.device.type, enabled=False):
-        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, z))
-        away = 2 - 2 * torch.einsum("vbp,ubp->vub", a, b)  # [V, U, B]
-        if pairs.ndim == 2:
-            each = away.mean(-1)[pairs]
-            return each.mean() if reduction == "mean" else each.sum()
-        # A rank may have more samples of a pair than another: its share of all, times W for the mean over ranks.
-        count = sum_ranks(pairs.sum(-1, dtype=away.dtype))  # [V, U]
-        total = ((away * pairs).sum(-1) * world() / count.clamp(min=1)).sum()
-        return total / (count > 0).sum().clamp(min=1) if reduction == "mean" else total

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from multissl.encoders.base import Encoders, towers
 from multissl.layers.decoder import Decoder, Places, places
 from multissl.layers.joint import TOGETHER, Alone, JointBlock, mean_token
+from multissl.layers.readout import Readout
 from multissl.layers.transformer import Trunk
-from multissl.objectives.base import Objective, embedding_std, presence, spread
-from multissl.objectives.nce import one_way, relations_of
-from multissl.objectives.rebuild import Readout
+from multissl.losses.common import embedding_std
+from multissl.losses.nce import one_way
+from multissl.objectives.base import Objective, presence, spread
+from multissl.objectives.pairing import relations_of
 from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan
 
 

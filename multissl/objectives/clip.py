@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from multissl.distributed import world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import ONE_VIEW, Objective, embedding_std, presence, project, spread
-from multissl.objectives.nce import NO_DECAY, Relations, Scale, one_way, relations_of
+from multissl.layers.scale import NO_DECAY, Scale
+from multissl.losses.clip import clip_loss, modality_gap
+from multissl.losses.common import embedding_std
+from multissl.objectives.base import ONE_VIEW, Objective, presence, project, spread
+from multissl.objectives.pairing import relations_of
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
@@ -91,29 +91,3 @@ class CLIP(Objective):
     def param_rules(self) -> list[ParamRule]:
         """No decay on the scale."""
         return NO_DECAY
-
-
-def clip_loss(
-    z: Tensor, relation: Relations, temperature: float | Tensor, present: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean loss over pairs of S streams' embeddings z [S, B, P], and accuracy_forth and accuracy_back.
-
-    `present` bool [S, B]: who has which stream. bf16 z gives the fp32 loss within 0.02 / temperature.
-    """
-    losses, forth, back = [], [], []
-    for a, b in combinations(range(len(z)), 2):
-        keep = None if present is None else present[a] & present[b]
-        there, hits_there = one_way(z[a], z[b], relation, temperature, keep)
-        again, hits_again = one_way(z[b], z[a], relation, temperature, keep)
-        losses.append((there + again) / 2)
-        forth.append(hits_there)
-        back.append(hits_again)
-    stats = {"accuracy_forth": torch.stack(forth).mean(), "accuracy_back": torch.stack(back).mean()}
-    return torch.stack(losses).mean(), stats
-
-
-@torch.no_grad()
-def modality_gap(z: Tensor) -> Tensor:
-    """The mean distance between the centres of the streams' unit embeddings z [S, B, P]; 0 where they mix."""
-    centres = F.normalize(z, dim=-1).mean(1)  # [S, P]
-    return torch.stack([(a - b).norm() for a, b in combinations(centres, 2)]).mean()

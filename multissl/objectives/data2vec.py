@@ -15,21 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.decoder import places, take
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, embedding_std, lone, spread
+from multissl.losses.common import embedding_std
+from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
+from multissl.objectives.base import Objective, lone, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
-
-LayerNorm = Literal["instance", "layer", "none"]
 
 
 class Data2Vec(Objective):
@@ -134,25 +133,3 @@ class Data2Vec(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks."""
         return self.teacher.shard_units()
-
-
-def average_layers(layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none") -> Tensor:
-    """The mean of layers [R, N, D], each normalised, in fp32; then normalised as a whole."""
-    return _norm(torch.stack([_norm(wide(x), each) for x in layers]).mean(0), final)
-
-
-def _norm(x: Tensor, kind: LayerNorm) -> Tensor:
-    if kind == "instance":
-        return F.instance_norm(x.mT).mT if x.shape[1] > 1 else torch.zeros_like(x)  # one token has no spread
-    return F.layer_norm(x, x.shape[-1:]) if kind == "layer" else x
-
-
-def scaled_errors(pred: Tensor, target: Tensor, beta: float = 0.0, scale: float = 0.0) -> Tensor:
-    """Errors of each channel, squared (beta 0) or smooth L1, times `scale` or 1/sqrt(D): [..., D].
-
-    In fp32; predictions in bf16 move their mean by less than 1 %.
-    """
-    pred, factor = wide(pred), scale or pred.shape[-1] ** -0.5
-    if beta == 0:
-        return factor * F.mse_loss(pred, target, reduction="none")
-    return factor * F.smooth_l1_loss(pred, target, beta=beta, reduction="none")

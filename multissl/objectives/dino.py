@@ -17,7 +17,7 @@ State: teacher encoders and heads, the student's heads, centres where centring i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -25,13 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from multissl.encoders.base import Encoders
+from multissl.layers.centre import Centre
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import PrototypeHead, wide
+from multissl.layers.heads import PrototypeHead
+from multissl.losses.common import embedding_std
+from multissl.losses.dino import dino_terms
+from multissl.losses.koleo import grouped_koleo
+from multissl.losses.sinkhorn import Weighting, centred, sinkhorn
+from multissl.losses.targets import Targets, cross_entropy, describe
 from multissl.objectives.alarms import History, no_choice, one_point, one_prototype
-from multissl.objectives.base import Objective, embedding_std, lone, spread
-from multissl.objectives.koleo import grouped_koleo
-from multissl.objectives.sinkhorn import Centre, Weighting, centred, sinkhorn
-from multissl.objectives.targets import Targets, cross_entropy, describe
+from multissl.objectives.base import Objective, lone, spread
+from multissl.precision import wide
 from multissl.schedules import ramp
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan, Views
 
@@ -267,25 +271,3 @@ class DINO(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and all heads."""
         return [*self.teacher.shard_units(), *(h for h in (self.dino_head, self.ibot_head) if h is not None)]
-
-
-def dino_terms(
-    logits: Tensor, targets: Targets, views: Sequence[int], temperature: float, reference_counts: bool = False
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The view-to-view terms, and the cross entropies [2*B] of the global views.
-
-    logits [(2+L)*B, K] of all student views, targets of 2*B teacher views, `views` (2,) or (2, L).
-    """
-    batch = len(targets.b) // 2
-    num_local = sum(views[1:])
-    pairs = 2 + 2 * num_local + (1 if reference_counts and not num_local else 0)
-    mine, local = logits.split([2 * batch, num_local * batch])
-    rows = torch.arange(2 * batch, device=logits.device)
-    swapped = rows.roll(batch)[:, None]  # [2*B, 1] the teacher of the other view
-    ce = cross_entropy(mine, targets, swapped, temperature)  # [2*B]
-    terms = {"dino_global": 2 / pairs * ce.mean()}
-    if num_local:
-        both = rows.view(2, batch).T.repeat(num_local, 1)  # [L*B, 2] both teacher views of a sample
-        local_ce = cross_entropy(local, targets, both, temperature)  # [L*B]
-        terms = {"dino_local": local_ce.sum() / (batch * pairs), **terms}
-    return terms, ce

@@ -13,21 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, embedding_std, lone, spread
+from multissl.losses.common import embedding_std
+from multissl.losses.ijepa import Metric, latent_loss, latent_targets
+from multissl.objectives.base import Objective, lone, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
-
-Metric = Literal["smooth_l1", "power"]
 
 
 class IJEPA(Objective):
@@ -132,18 +131,3 @@ class IJEPA(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's and the predictor's blocks."""
         return [*self.teacher.shard_units(), *self.predictor.shard_units()]
-
-
-def latent_targets(tokens: Tensor) -> Tensor:
-    """Tokens [..., D] layer-normed without scale and shift, in fp32 (eps 1e-5)."""
-    return F.layer_norm(wide(tokens), tokens.shape[-1:])
-
-
-def latent_loss(pred: Tensor, target: Tensor, metric: Metric = "smooth_l1", power: float = 1.0) -> Tensor:
-    """Predictions [..., D] against targets: smooth L1 with beta 1, or mean |.|^p / p.
-
-    In fp32; predictions in bf16 move it by less than 1 % of its value.
-    """
-    if metric == "smooth_l1":
-        return F.smooth_l1_loss(wide(pred), target)
-    return (wide(pred) - target).abs().pow(power).mean() / power

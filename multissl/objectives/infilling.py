@@ -19,11 +19,12 @@ from torch import nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.decoder import Decoder
-from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
 from multissl.layers.transformer import Trunk
+from multissl.losses.language import constant
 from multissl.objectives.base import Objective, spread
-from multissl.objectives.language import constant, one_view, sequence
+from multissl.objectives.language import one_view, sequence
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 

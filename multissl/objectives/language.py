@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.encoders.base import Encoders
-from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, lone, mean_of, spread
+from multissl.losses.common import mean_of
+from multissl.losses.language import constant
+from multissl.objectives.base import Objective, lone, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan, Views
 
 PLACES, PLACE_DIM = 20, 200
@@ -170,9 +172,3 @@ def transform(inputs: int, outputs: int) -> nn.Sequential:
     linear = nn.Linear(inputs, outputs)
     init_linear(linear, 0.0)
     return nn.Sequential(linear, nn.GELU(), nn.LayerNorm(outputs))
-
-
-def constant(asked: Tensor, real: Tensor, symbols: int) -> Tensor:
-    """The loss of the best constant prediction on this rank: the entropy of the symbols asked for."""
-    share = torch.bincount(asked, weights=real.float(), minlength=symbols) / real.sum().clamp(min=1)
-    return torch.special.entr(share).sum()

@@ -20,8 +20,9 @@ from torch import nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.readout import Readout
+from multissl.losses.rebuild import Metric, Norm
 from multissl.objectives.base import Objective, lone, spread
-from multissl.objectives.rebuild import Metric, Norm, Readout
 from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan
 
 

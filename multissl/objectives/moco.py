@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
-from multissl.objectives.nce import accuracy, mean_of, nce, one_way, predict, relations_of, scores
-from multissl.objectives.queue import MISSING, Queue, ids_of, strangers
+from multissl.layers.heads import MLPHead
+from multissl.layers.queue import MISSING, Queue, strangers
+from multissl.losses.common import embedding_std
+from multissl.losses.moco import queue_loss
+from multissl.losses.nce import one_way
+from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.objectives.pairing import ids_of, predict, relations_of
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, Views
 
 
@@ -146,25 +149,6 @@ class MoCo(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and heads."""
         return self.teacher.shard_units()
-
-
-def queue_loss(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: float,
-    negative: Tensor | None = None,
-    keep: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of anchors q [B, P], each against its key in k [B, P] and a queue [K, P].
-
-    `negative` bool [B, K] leaves queued keys out, `keep` bool [B] anchors. bf16 inputs: within 0.02 / temperature.
-    """
-    own = (F.normalize(wide(q), dim=1) * F.normalize(wide(k), dim=1)).sum(1, keepdim=True) / temperature
-    s = torch.cat([own, scores(q, queue, temperature)], 1)  # [B, 1+K]
-    pos = (torch.arange(s.shape[1], device=s.device) == 0).expand(s.shape)
-    neg = ~pos if negative is None else torch.cat([~pos[:, :1], negative], 1)
-    return mean_of(nce(s, pos, neg), keep), accuracy(s, pos, neg)
 
 
 def one_by_one(views: Views) -> list[Views]:

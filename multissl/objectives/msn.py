@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import sum_ranks, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import Objective, embedding_std, lone, spread
-from multissl.objectives.sinkhorn import centred, sinkhorn
-from multissl.objectives.targets import Targets, cross_entropy, describe
+from multissl.layers.heads import MLPHead
+from multissl.losses.common import embedding_std
+from multissl.losses.msn import cosines, msn_targets, msn_terms
+from multissl.losses.targets import describe
+from multissl.objectives.base import Objective, lone, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
@@ -138,37 +138,3 @@ class MSN(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and projector, and the student's projector."""
         return [*self.teacher.shard_units(), self.projector]
-
-
-def cosines(z: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosines [R, K] of embeddings z [R, P] and prototypes [K, P], in fp32 at least, with gradient to both."""
-    return F.linear(F.normalize(wide(z), dim=1), F.normalize(wide(prototypes), dim=1))
-
-
-@torch.no_grad()
-def msn_targets(scores: Tensor, temperature: float, sharpening: float, rounds: int = 0) -> Targets:
-    """Targets from a teacher's scores [B, K]: softmax, sharpened, evened by Sinkhorn where rounds > 0."""
-    logits = wide(scores) / (temperature * sharpening)
-    if rounds:  # on the sharpened probabilities, so that every row begins with a sum of 1
-        return sinkhorn(logits.log_softmax(1), 1.0, rounds=rounds)
-    return centred(logits, 1.0, logits.new_zeros(logits.shape[1]))
-
-
-def msn_terms(
-    scores: Tensor, targets: Targets, temperature: float = 0.1, exponent: float = 0.0
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The unweighted terms ce and me_max, and the cross entropies [V*B].
-
-    scores [V*B, K] of anchors, view-major, targets of B rows; the prior is proportional to k^-exponent, so 0 is the
-    uniform one. Computed in fp32 at least; the rounding of bf16 scores moves the terms by 3 % of log K at most.
-    """
-    rows = torch.arange(len(targets.b), device=scores.device).repeat(len(scores) // len(targets.b))
-    ce = cross_entropy(scores, targets, rows[:, None], temperature)  # [V*B]
-    p = (wide(scores) / temperature).softmax(1)
-    mean = sum_ranks(p.mean(0)) / world()  # [K]
-    mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)  # log of 0
-    if exponent == 0:
-        return {"ce": ce.mean(), "me_max": math.log(len(mean)) + (mean * mean.log()).sum()}, ce
-    prior = torch.arange(1, len(mean) + 1, device=mean.device).to(mean.dtype) ** -exponent
-    prior = prior / prior.sum()
-    return {"ce": ce.mean(), "me_max": (prior * (prior.log() - mean.log())).sum()}, ce

@@ -18,15 +18,16 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import Objective, embedding_std, presence, project, spread, views_per_stream
-from multissl.objectives.infonce import infonce_terms
-from multissl.objectives.nce import Relations, one_way, predict, relations_of, scores
-from multissl.objectives.queue import Queue
+from multissl.layers.queue import Queue
+from multissl.losses.common import embedding_std
+from multissl.losses.nnclr import neighbours, nnclr_loss
+from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.objectives.pairing import predict, relations_of
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 
@@ -108,23 +109,3 @@ class NNCLR(Objective):
         """The step's embeddings enter the queues."""
         for queue in self.queues.values():
             cast(Queue, queue).after_step()
-
-
-@torch.no_grad()
-def neighbours(z: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
-    """The row of queue [K, P] with the highest cosine to each z [B, P], without gradient, and its number [B]."""
-    place = scores(z, queue).argmax(1)
-    return queue[place], place
-
-
-def nnclr_loss(
-    near: Tensor, p: Tensor, relation: Relations, temperature: float, two_view: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of neighbours [B, P] that look for predictions p [B, P] of the same samples.
-
-    bf16 inputs give the fp32 loss within 0.02 / temperature.
-    """
-    if not two_view:
-        return one_way(near, p, relation, temperature)
-    terms, stats = infonce_terms(torch.stack([near, p]), relation, temperature)
-    return terms["nce"], stats["accuracy"]

@@ -17,23 +17,17 @@ from itertools import combinations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from multissl.distributed import gather, world
+from multissl.distributed import world
 from multissl.encoders.base import Encoders
-from multissl.layers.heads import MLPHead, wide
-from multissl.objectives.base import ONE_VIEW, Objective, embedding_std, presence, project, spread
-from multissl.objectives.blocks import by_anchors
-from multissl.objectives.nce import (
-    NO_DECAY,
-    Relations,
-    Scale,
-    hits,
-    mean_of,
-    relations_of,
-    scores,
-)
+from multissl.layers.heads import MLPHead
+from multissl.layers.scale import NO_DECAY, Scale
+from multissl.losses.common import embedding_std
+from multissl.losses.siglip import pair_sigmoid
+from multissl.objectives.base import ONE_VIEW, Objective, presence, project, spread
+from multissl.objectives.pairing import relations_of
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
@@ -103,31 +97,3 @@ class SigLIP(Objective):
     def param_rules(self) -> list[ParamRule]:
         """No decay on scale and bias."""
         return NO_DECAY
-
-
-def pair_sigmoid(
-    a: Tensor,
-    b: Tensor,
-    scale: float | Tensor,
-    bias: float | Tensor,
-    relation: Relations,
-    present: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of this rank's a [B, P] against b [B, P] of all ranks.
-
-    Samples are left out that `present` (bool [2, B]: has a, has b) denies. bf16 inputs give the fp32 loss within
-    0.02 * scale.
-    """
-    (pos, neg), keep = relation, None if present is None else present.all(0)
-    if keep is not None:
-        both = gather(keep.long()).bool() & keep[:, None]  # [B, W*B]
-        pos, neg = pos & both, neg & both
-    everyone = gather(b)  # [W*B, P]
-
-    def table(a: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
-        s = scores(a, everyone) * scale + bias
-        each = (F.softplus(-s).masked_fill(~pos, 0) + F.softplus(s).masked_fill(~neg, 0)).sum(1)  # [B]
-        return each, hits(s, pos, neg)
-
-    each, found = by_anchors(table, a, pos, neg)
-    return mean_of(each, keep), found

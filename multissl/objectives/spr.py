@@ -18,14 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
-from multissl.layers.heads import MLPHead, wide
+from multissl.layers.heads import MLPHead
+from multissl.losses.common import embedding_std
+from multissl.losses.spr import spr_loss
 from multissl.objectives.alarms import History, point_alarm
-from multissl.objectives.base import Objective, embedding_std, head, lone, spread
+from multissl.objectives.base import Objective, head, lone, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan, Views
 
 
@@ -162,10 +164,3 @@ class SPR(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks."""
         return self.teacher["encoders"].shard_units()
-
-
-def spr_loss(p: Tensor, target: Tensor) -> Tensor:
-    """The mean of 2 - 2 cos between predictions and targets, each [K, B, P], in fp32."""
-    with torch.autocast(p.device.type, enabled=False):
-        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, target))
-        return (2 - 2 * (a * b).sum(-1)).mean()

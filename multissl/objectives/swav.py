@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from multissl.distributed import gather, local, rank, world
 from multissl.encoders.base import Encoders
-from multissl.layers.heads import MLPHead, wide
+from multissl.layers.heads import MLPHead
+from multissl.losses.common import embedding_std
+from multissl.losses.swav import swav_loss
+from multissl.losses.targets import describe
 from multissl.objectives.alarms import History, one_point
-from multissl.objectives.base import Objective, embedding_std, head, spread
-from multissl.objectives.sinkhorn import sinkhorn
-from multissl.objectives.targets import Targets, cross_entropy, describe
+from multissl.objectives.base import Objective, head, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
@@ -148,32 +150,3 @@ class SwAV(Objective):
         """The prototypes rest for the first steps."""
         rule = ParamRule(match="prototypes.", frozen_steps=self.cfg.freeze_prototypes)
         return [rule] if rule.frozen_steps else []
-
-
-def swav_loss(
-    scores: Tensor, coded: int, temperature: float = 0.1, epsilon: float = 0.05, rounds: int = 3,
-    queue: Tensor | None = None, use_queue: Tensor | None = None,
-) -> tuple[Tensor, list[Targets], list[Tensor]]:  # fmt: skip
-    """The loss, the codes of each coded view and the cross entropies [(V-1)*B] with them.
-
-    scores [V, B, K], cosines, of which the first `coded` views are coded; queue [A, Q, K] scores of this rank's part of
-    the queue, used where `use_queue` (bool []; None: used) says so. All ranks call it. Computed in fp32 at least; bf16
-    scores, by their rounding alone, move the loss by 3 % at most.
-    """
-    views, batch, _ = scores.shape
-    if views < 2:
-        raise ValueError("swav needs 2 or more views of a sample, got 1: raise the number of views")
-    rows = torch.arange(batch, device=scores.device).repeat(views - 1)[:, None]  # [(V-1)*B, 1]
-    codes: list[Targets] = []
-    ce: list[Tensor] = []
-    for i in range(coded):
-        logits, real = scores[i].detach(), None  # [B, K]
-        if queue is not None:
-            logits = torch.cat([logits, queue[i].to(logits.dtype)])  # [B+Q, K]
-            used = rows.new_ones((), dtype=torch.bool) if use_queue is None else use_queue
-            real = torch.cat([used.new_ones(batch), used.expand(queue.shape[1])])
-        q = sinkhorn(logits, epsilon, real, rounds)
-        codes.append(q.part(slice(batch)))
-        others = torch.cat([scores[:i], scores[i + 1 :]]).flatten(0, 1)  # [(V-1)*B, K]
-        ce.append(cross_entropy(others, codes[-1], rows, temperature))
-    return torch.stack(ce).mean(), codes, ce

@@ -19,13 +19,15 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from multissl.encoders.base import Encoders
-from multissl.layers.heads import wide
 from multissl.layers.init import init_linear
-from multissl.objectives.base import Objective, embedding_std, lone, spread
-from multissl.objectives.rebuild import Readout
+from multissl.layers.readout import Readout
+from multissl.losses.common import embedding_std
+from multissl.losses.vime import auc
+from multissl.objectives.base import Objective, lone, spread
+from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 
@@ -125,17 +127,3 @@ class VIME(Objective):
     def shard_units(self) -> list[nn.Module]:
         """None: the heads are small."""
         return []
-
-
-@torch.no_grad()
-def auc(logits: Tensor, truth: Tensor, seen: Tensor) -> Tensor:
-    """The chance that a changed cell scores above an unchanged one, over the seen cells of [R, C]; 0.5 without both.
-
-    By ranks (Mann-Whitney); ties count by their order, which is arbitrary.
-    """
-    ranks = torch.where(seen > 0, logits, torch.inf).flatten().argsort().argsort().to(torch.float64) + 1
-    ones = (truth * seen).flatten().to(torch.float64)  # unseen cells rank last and are in neither class
-    positive, total = ones.sum(), seen.sum().to(torch.float64)
-    negative = total - positive
-    found = ((ranks * ones).sum() - positive * (positive + 1) / 2) / (positive * negative).clamp(min=1)
-    return torch.where((positive > 0) & (negative > 0), found, 0.5).float()

@@ -6,7 +6,7 @@ from torch import nn
 
 from multissl.distributed import Parallel, full, parallelize, world
 from multissl.engine.optim import LARS, AdamW, TorchLARS, kinds_of, treatment
-from multissl.objectives.nce import Scale
+from multissl.layers.scale import Scale
 from multissl.types import Progress
 from tests.ranks import run_ranks
 

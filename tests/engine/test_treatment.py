@@ -18,9 +18,9 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim import AdamW, Kind, Treatment, kinds_of, layer_of, treatment
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
+from multissl.layers.scale import Scale
 from multissl.objectives.cav_mae import CAVMAE
 from multissl.objectives.mae import MAE
-from multissl.objectives.nce import Scale
 from multissl.objectives.vicreg import VICReg
 from multissl.types import StreamSpec
 from tests.ranks import run_ranks

@@ -17,8 +17,8 @@ from multissl.encoders.base import Encoders
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.export import load_state
 from multissl.layers.heads import MLPHead
+from multissl.losses.nce import scores
 from multissl.objectives.clip import CLIP
-from multissl.objectives.nce import scores
 from multissl.types import Progress, StreamSpec, Views
 from tests.golden import Case, cases, needs_golden
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.distributed import world
-from multissl.objectives.clip import clip_loss
-from multissl.objectives.infonce import infonce_terms
-from multissl.objectives.moco import queue_loss
-from multissl.objectives.nce import nce, one_way, relations, scores
-from multissl.objectives.nnclr import neighbours, nnclr_loss
-from multissl.objectives.queue import Queue
-from multissl.objectives.siglip import pair_sigmoid
+from multissl.layers.queue import Queue
+from multissl.losses.clip import clip_loss
+from multissl.losses.infonce import infonce_terms
+from multissl.losses.moco import queue_loss
+from multissl.losses.nce import nce, one_way, relations, scores
+from multissl.losses.nnclr import neighbours, nnclr_loss
+from multissl.losses.siglip import pair_sigmoid
 from tests.golden import Case, cases, close, needs_golden
 from tests.ranks import run_ranks
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from multissl.distributed import world
+from multissl.layers.centre import Centre
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
-from multissl.objectives.dino import dino_terms
-from multissl.objectives.koleo import grouped_koleo, koleo
-from multissl.objectives.msn import cosines, msn_targets, msn_terms
-from multissl.objectives.sinkhorn import Centre, centred, sinkhorn
-from multissl.objectives.swav import swav_loss
-from multissl.objectives.targets import Targets, cross_entropy
+from multissl.losses.dino import dino_terms
+from multissl.losses.koleo import grouped_koleo, koleo
+from multissl.losses.msn import cosines, msn_targets, msn_terms
+from multissl.losses.sinkhorn import centred, sinkhorn
+from multissl.losses.swav import swav_loss
+from multissl.losses.targets import Targets, cross_entropy
 from multissl.schedules import ramp
 from multissl.types import Progress
 from tests.golden import Case, cases, close, needs_golden

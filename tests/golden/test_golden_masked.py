@@ -19,12 +19,12 @@ from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
+from multissl.losses.data2vec import average_layers, scaled_errors
+from multissl.losses.ijepa import latent_loss, latent_targets
+from multissl.losses.rebuild import masked_mean, normalise, values_loss
 from multissl.modalities.base import pack_masks
 from multissl.modalities.image_crops import patchify
 from multissl.modalities.masks import num_hidden
-from multissl.objectives.data2vec import average_layers, scaled_errors
-from multissl.objectives.ijepa import latent_loss, latent_targets
-from multissl.objectives.rebuild import masked_mean, normalise, values_loss
 from multissl.types import Mask, StreamSpec, ViewPlan, Views
 
 from . import Case, cases, needs_golden

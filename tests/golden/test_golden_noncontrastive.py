@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from multissl.distributed import world
-from multissl.objectives.barlow import barlow_terms, cross_correlation
-from multissl.objectives.byol import byol_loss
-from multissl.objectives.vicreg import vicreg_terms
-from multissl.objectives.vicregl import global_terms, local_terms
-from multissl.objectives.wmse import whiten, wmse_loss
+from multissl.losses.barlow import barlow_terms, cross_correlation
+from multissl.losses.byol import byol_loss
+from multissl.losses.vicreg import vicreg_terms
+from multissl.losses.vicregl import global_terms, local_terms
+from multissl.losses.wmse import whiten, wmse_loss
 from tests.golden import Case, cases, needs_golden
 from tests.ranks import run_ranks
 

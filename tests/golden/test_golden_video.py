@@ -17,12 +17,12 @@ from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
+from multissl.losses.rebuild import normalise, values_loss
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.video import Video
 from multissl.modalities.video_clips import tubelets
 from multissl.modalities.video_masks import draw_clip_masks, hidden_each, union_masks
-from multissl.objectives.rebuild import normalise, values_loss
 from multissl.random import RowRandom
 from multissl.types import StreamSpec, ViewPlan
 

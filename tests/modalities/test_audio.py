@@ -268,7 +268,7 @@ def test_repeated_recordings_have_no_padding() -> None:
 
 def test_padding_changes_no_feature_and_no_loss() -> None:
     from multissl.encoders.transformer import TransformerEncoder
-    from multissl.objectives.rebuild import Readout
+    from multissl.layers.readout import Readout
 
     spec = small().streams()["audio"]
     torch.manual_seed(0)

@@ -145,7 +145,7 @@ def test_a_burst_is_a_stretch_of_one_episode(tmp_path: Any) -> None:
 
 
 def test_groups_reach_the_contrastive_kernel() -> None:
-    from multissl.objectives.nce import relations_of
+    from multissl.objectives.pairing import relations_of
 
     modality = tiny(horizon=1, gap=2)
     (views,) = batch_of(modality, "train", [0, 1, 9, 12], PAIR)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.objectives import barlow as module
-from multissl.objectives.barlow import BarlowTwins, barlow_terms, cross_correlation
+from multissl.losses import barlow as module
+from multissl.losses.barlow import barlow_terms, cross_correlation
+from multissl.objectives.barlow import BarlowTwins
 from multissl.types import Views
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
 from tests.ranks import run_ranks

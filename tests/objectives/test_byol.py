@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from multissl.config import Config
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import RankBatchNorm
-from multissl.objectives.base import embedding_std
-from multissl.objectives.byol import BYOL, byol_loss
+from multissl.losses.byol import byol_loss
+from multissl.losses.common import embedding_std
+from multissl.objectives.byol import BYOL
 from multissl.types import Progress, Views
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
 from tests.ranks import run_ranks

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.layers.heads import MLPHead
-from multissl.objectives import nce as kernel
-from multissl.objectives.clip import CLIP, clip_loss, modality_gap
+from multissl.losses import nce as kernel
+from multissl.losses.clip import clip_loss, modality_gap
+from multissl.losses.nce import relations
+from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
-from multissl.objectives.nce import relations
 from multissl.objectives.weighted import Weighted
 from multissl.types import ViewPlan
 from tests.objectives.contrast import START, batch_of, build, gradients, moved

@@ -7,8 +7,9 @@ import torch
 
 from multissl.encoders.base import Encoders
 from multissl.encoders.transformer import TransformerEncoder
+from multissl.losses.data2vec import average_layers, scaled_errors
 from multissl.modalities.masks import draw_masks
-from multissl.objectives.data2vec import Data2Vec, average_layers, scaled_errors
+from multissl.objectives.data2vec import Data2Vec
 from multissl.random import RowRandom
 from multissl.types import Progress, StreamSpec, Views
 

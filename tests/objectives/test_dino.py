@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from multissl.config import from_dict, to_dict
 from multissl.encoders.base import Encoder, Encoders
 from multissl.engine.learner import Learner
+from multissl.layers.centre import Centre
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
+from multissl.losses import targets as targets_module
+from multissl.losses.koleo import koleo
+from multissl.losses.sinkhorn import centred, sinkhorn
+from multissl.losses.targets import cross_entropy, describe
 from multissl.modalities.base import pack_masks
-from multissl.objectives import targets as targets_module
 from multissl.objectives.dino import DINO
-from multissl.objectives.koleo import koleo
-from multissl.objectives.sinkhorn import Centre, centred, sinkhorn
-from multissl.objectives.targets import cross_entropy, describe
 from multissl.types import Batch, Features, Masking, Progress, StreamSpec, Views
-from tests.objectives.test_sinkhorn import matrix_form
+from tests.losses.test_sinkhorn import matrix_form
 
 SPEC = {"rows": StreamSpec(kind="columns", shape=(6,), num_tokens=6)}
 START = Progress(step=0, total=10)

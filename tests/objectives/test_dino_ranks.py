@@ -15,9 +15,9 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim import AdamW
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
+from multissl.losses import koleo as koleo_module
+from multissl.losses import sinkhorn as sinkhorn_module
 from multissl.modalities.base import pack_masks
-from multissl.objectives import koleo as koleo_module
-from multissl.objectives import sinkhorn as sinkhorn_module
 from multissl.objectives.dino import DINO
 from multissl.types import Batch, Losses, Progress
 from tests.objectives.test_dino import HEAD, SPEC, START, batch_of, build

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.objectives.targets import Targets, describe
+from multissl.losses.targets import Targets, describe
 from multissl.types import Progress
 from tests.objectives.test_dino import START, batch_of, build
 

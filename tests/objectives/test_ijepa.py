@@ -9,9 +9,10 @@ from multissl.encoders.base import Encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.ema import Teacher
+from multissl.losses.ijepa import latent_loss, latent_targets
 from multissl.modalities.image_crops import patchify
 from multissl.modalities.multiblock import as_masks, draw_multiblock
-from multissl.objectives.ijepa import IJEPA, latent_loss, latent_targets
+from multissl.objectives.ijepa import IJEPA
 from multissl.random import RowRandom
 from multissl.types import Progress, StreamSpec, Views
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.layers.heads import MLPHead
-from multissl.objectives import infonce as module
-from multissl.objectives.infonce import InfoNCE, divergence, far_weights, infonce_terms
-from multissl.objectives.nce import Relations, relations
+from multissl.losses.infonce import divergence, far_weights, infonce_terms
+from multissl.losses.nce import Relations, relations
+from multissl.losses import infonce as module
+from multissl.objectives.infonce import InfoNCE
 from multissl.types import ViewPlan
 from tests.objectives.contrast import START, batch_of, build, gradients, moved
 from tests.ranks import run_ranks

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
+from multissl.losses.common import mean_of
 from multissl.modalities.base import pack_masks
-from multissl.objectives.base import mean_of
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.language import MLM, NextToken
 from multissl.types import Progress, StreamSpec, Views

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
-from multissl.objectives import nce as kernel
-from multissl.objectives.moco import MoCo, one_by_one, queue_loss
+from multissl.losses import nce as kernel
+from multissl.losses.moco import queue_loss
+from multissl.objectives.moco import MoCo, one_by_one
 from multissl.types import Views
 from tests.objectives.contrast import START, Stub, batch_of, build, gradients, moved, part_of
 from tests.ranks import run_ranks

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from multissl.distributed import rank, world
 from multissl.encoders.base import Encoder, Encoders
 from multissl.layers.heads import MLPHead
+from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.modalities.base import pack_masks
-from multissl.objectives.msn import MSN, cosines, msn_targets, msn_terms
+from multissl.objectives.msn import MSN
 from multissl.types import Batch, Features, Masking, Progress, StreamSpec, Views
-from tests.objectives.test_sinkhorn import matrix_form
+from tests.losses.test_sinkhorn import matrix_form
 from tests.ranks import run_ranks
 
 SPEC = {"rows": StreamSpec(kind="columns", shape=(6,), num_tokens=6)}

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.layers.heads import MLPHead
-from multissl.objectives import nce as kernel
-from multissl.objectives.nce import relations
-from multissl.objectives.nnclr import NNCLR, neighbours, nnclr_loss
+from multissl.losses import nce as kernel
+from multissl.losses.nce import relations
+from multissl.losses.nnclr import neighbours, nnclr_loss
+from multissl.objectives.nnclr import NNCLR
 from tests.objectives.contrast import START, Stub, batch_of, build, gradients, moved
 from tests.ranks import run_ranks
 

@@ -13,7 +13,8 @@ from multissl.distributed import rank
 from multissl.encoders.base import Encoders, build_encoders
 from multissl.encoders.mlp import MLPEncoder
 from multissl.layers.heads import MLPHead
-from multissl.objectives.spr import SPR, spr_loss
+from multissl.losses.spr import spr_loss
+from multissl.objectives.spr import SPR
 from multissl.types import Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 

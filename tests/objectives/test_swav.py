@@ -11,11 +11,12 @@ from multissl.distributed import rank, world
 from multissl.encoders.base import Encoders
 from multissl.engine.optim import AdamW
 from multissl.layers.heads import MLPHead
+from multissl.losses.swav import swav_loss
 from multissl.objectives.base import head
-from multissl.objectives.swav import SwAV, swav_loss
+from multissl.objectives.swav import SwAV
 from multissl.types import Batch, Progress, Views
+from tests.losses.test_sinkhorn import matrix_form
 from tests.objectives.test_dino import SPEC, Stub
-from tests.objectives.test_sinkhorn import matrix_form
 from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2)

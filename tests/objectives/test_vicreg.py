@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from multissl.encoders.base import Encoder, Encoders
 from multissl.layers.heads import MLPHead
-from multissl.objectives import vicreg as module
-from multissl.objectives.vicreg import VICReg, moments, vicreg_terms
+from multissl.losses import vicreg as module
+from multissl.losses.vicreg import moments, vicreg_terms
+from multissl.objectives.vicreg import VICReg
 from multissl.types import Features, Progress, StreamSpec, Views
 from tests.objectives.plain import alone_and_beside
 from tests.ranks import run_ranks

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.objectives.vicreg import vicreg_terms
-from multissl.objectives.vicregl import VICRegL, global_terms, local_terms, matched, meetings, places_of
+from multissl.losses.vicreg import vicreg_terms
+from multissl.losses.vicregl import global_terms, local_terms, matched, meetings
+from multissl.objectives.vicregl import VICRegL, places_of
 from multissl.types import Views
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of
 from tests.ranks import run_ranks

@@ -12,7 +12,8 @@ from torch import Tensor
 from multissl.encoders.base import Encoders, build_encoders
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.objectives.vime import VIME, auc
+from multissl.losses.vime import auc
+from multissl.objectives.vime import VIME
 from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(

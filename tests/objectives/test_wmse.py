@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from multissl.distributed import gather
-from multissl.objectives.wmse import WMSE, groupings, whiten, wmse_loss
+from multissl.losses.wmse import groupings, whiten, wmse_loss
+from multissl.objectives.wmse import WMSE
 from multissl.types import Progress
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of, rows
 from tests.ranks import run_ranks

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.layers.heads import wide
-from multissl.types import Batch
+from multissl.precision import wide
 
 NOBODY = torch.iinfo(torch.int64).min
 """The label of rows that belong to no sample."""
@@ -73,14 +72,6 @@ class Queue(nn.Module):
         self.labels[places] = labels
         self.filled.copy_((self.filled + len(keys)).clamp(max=size))
         self.pointer.copy_((self.pointer + len(keys)) % size)
-
-
-def ids_of(batch: Batch) -> Tensor:
-    """Each sample's sample_id and (first) group_id, [B, 2], of the first stream that knows them, else NOBODY."""
-    nobody = torch.full((batch[0].batch,), NOBODY, device=batch[0].x.device)
-    samples = [v.sample_id for v in batch if v.sample_id is not None]
-    groups = [v.group_id.reshape(v.batch, -1)[:, 0] for v in batch if v.group_id is not None]
-    return torch.stack([[*samples, nobody][0], [*groups, nobody][0]], 1)
 
 
 def strangers(ids: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.distributed import gather, rank, world
-from multissl.layers.heads import wide
+from multissl.precision import wide
 
 EPS = 1e-8
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.objectives.rebuild import Readout, mean_of_columns, normalise, values_loss
+from multissl.layers.readout import Readout
+from multissl.losses.rebuild import mean_of_columns, normalise, values_loss
 from multissl.types import StreamSpec
 from tests.ranks import run_ranks
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multissl.distributed import sum_ranks, world
-from multissl.layers.heads import wide
+from multissl.precision import wide
 
 CHUNK = 2**23
 """Logits widened to fp32 at a time: 32 MiB."""

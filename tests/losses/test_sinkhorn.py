@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.objectives import targets as module
-from multissl.objectives.sinkhorn import Centre, Weighting, centred, sinkhorn
+from multissl.layers.centre import Centre
+from multissl.losses import targets as module
+from multissl.losses.sinkhorn import Weighting, centred, sinkhorn
 from tests.ranks import run_ranks
 
 

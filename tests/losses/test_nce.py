@@ -7,21 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.objectives.nce import (
+from multissl.layers.scale import Scale
+from multissl.losses.nce import (
     MultiPos,
     Relations,
-    Scale,
     accuracy,
     masked_lse,
     mean_of,
     nce,
     one_way,
-    predict,
     relations,
-    relations_of,
     scores,
 )
-from multissl.objectives.siglip import pair_sigmoid
+from multissl.losses.siglip import pair_sigmoid
+from multissl.objectives.pairing import predict, relations_of
 from multissl.types import Views
 from tests.ranks import run_ranks
 
@@ -147,7 +146,7 @@ def test_blocks_of_anchors_are_the_whole_table(monkeypatch: pytest.MonkeyPatch) 
     keep, relation = torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool(), relations(7, [torch.arange(7) // 2])
     found = []
     for block in (512, 3):
-        monkeypatch.setattr("multissl.objectives.blocks.BLOCK", block)
+        monkeypatch.setattr("multissl.losses.blocks.BLOCK", block)
         given = [x.clone().requires_grad_() for x in (q, k, t)]
         a, b, temperature = given
         both = one_way(a, b, relation, temperature, keep), pair_sigmoid(a, b, temperature, -1.0, relation)

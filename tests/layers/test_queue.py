@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multissl.objectives.queue import MISSING, NOBODY, Queue, ids_of, strangers
+from multissl.layers.queue import MISSING, NOBODY, Queue, strangers
+from multissl.objectives.pairing import ids_of
 from multissl.types import Views
 
 

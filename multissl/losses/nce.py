@@ -12,23 +12,19 @@ Shapes: B samples on this rank, W ranks, Nq anchors, Nk candidates, P width.  St
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from multissl.distributed import gather, local, row_labels
-from multissl.layers.heads import wide
-from multissl.objectives.base import head, mean_of
-from multissl.objectives.blocks import by_anchors, found_share
-from multissl.types import Batch, ParamRule
+from multissl.distributed import gather, row_labels
+from multissl.losses.blocks import by_anchors, found_share
+from multissl.losses.common import mean_of
+from multissl.precision import wide
 
 MultiPos = Literal["outside", "inside"]
-NO_DECAY = [ParamRule(match=name, decay=0.0) for name in ("logit_scale", "logit_bias", "bilinear")]
-"""Learned scales, biases and similarities are no weights to shrink."""
 
 
 def scores(q: Tensor, k: Tensor, temperature: float | Tensor = 1.0, bilinear: Tensor | None = None) -> Tensor:
@@ -114,24 +110,6 @@ def match(ids: Tensor) -> Tensor:
     return torch.stack([a[:, None] == b for a, b in zip(ids.T, everyone.T, strict=True)]).any(0)
 
 
-def relations_of(batch: Batch) -> Relations:
-    """Relations by the ids of a batch's views; samples alike in one stream are alike."""
-    samples = [v.sample_id for v in batch if v.sample_id is not None]
-    groups = [g for v in batch if v.group_id is not None for g in v.group_id.reshape(v.batch, -1).T]
-    return relations(batch[0].batch, samples, groups, batch[0].x.device)
-
-
-def predict(predictors: nn.ModuleDict, streams: Sequence[str], z: Tensor) -> Tensor:
-    """Each view's projections z [V, B, P] through the predictor of its stream, one view at a time; fp32 again."""
-    parts = []
-    for stream, each in zip(streams, z, strict=True):
-        narrow = next(
-            predictors[stream].parameters()
-        ).dtype  # z was widened; in mixed precision weights were not
-        parts.append(head(predictors[stream], each.to(narrow), 1))
-    return torch.cat(parts)
-
-
 def one_way(
     q: Tensor,
     k: Tensor,
@@ -156,21 +134,3 @@ def one_way(
 
     loss, found = by_anchors(table, q, pos, neg)
     return mean_of(loss, keep), found
-
-
-class Scale(nn.Module):
-    """A learned temperature 1 / exp(logit_scale), between 1 and 1 / `largest`. [1], for scalars cannot be sharded."""
-
-    def __init__(self, temperature: float, largest: float = 100.0) -> None:
-        super().__init__()
-        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(temperature)))
-        self.largest = largest
-
-    def temperature(self) -> Tensor:
-        """The present temperature, [1]."""
-        return (-wide(self.logit_scale)).exp()
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Back into its limits, after an optimizer step."""
-        local(self.logit_scale.detach()).clamp_(0, math.log(self.largest))

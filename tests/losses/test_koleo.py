@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from multissl.distributed import world
-from multissl.objectives.koleo import grouped_koleo, koleo
+from multissl.losses.koleo import grouped_koleo, koleo
 from tests.ranks import run_ranks
 
 

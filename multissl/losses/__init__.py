@@ -1,0 +1,1 @@
+"""Losses as pure functions on tensors: usable in any training loop, with statistics over all ranks."""

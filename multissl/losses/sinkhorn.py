@@ -1,0 +1,46 @@
+"""Targets from teacher logits, by Sinkhorn-Knopp or EMA centring; both give potentials (`Targets`), never a matrix.
+
+Sinkhorn-Knopp (Caron et al. 2020, arXiv 2006.09882) repeats a_k = LSE_i(S_ik / T - b_i), over the samples of all
+ranks, and b_i = LSE_k(S_ik / T - a_k); nothing overflows and sample counts cancel. Centring (Caron et al. 2021, arXiv
+2104.14294) has a = centre / T.
+Shapes: M rows on this rank, K prototypes, c rows of a chunk.  Collectives: a gather of potentials per round.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from multissl.distributed import gather
+from multissl.losses.targets import Targets, chunks
+from multissl.precision import wide
+
+Weighting = Literal["count", "equal"]
+
+
+@torch.no_grad()
+def sinkhorn(logits: Tensor, temperature: float, real: Tensor | None = None, rounds: int = 3) -> Targets:
+    """Targets of logits [M, K] that use prototypes evenly over the real rows (bool [M]) of all ranks.
+
+    A collective call: every rank makes it, also with no real row.
+    """
+    nothing = wide(logits.new_full(logits.shape[1:], -torch.inf))  # [K]
+    b = wide(logits.new_zeros(len(logits)))  # [M]
+    found = Targets(logits, temperature, nothing, b if real is None else b.masked_fill(~real, torch.inf))
+    for _ in range(rounds):
+        parts = [
+            (wide(logits[c]) / temperature - found.b[c, None]).logsumexp(0) for c in chunks(*logits.shape)
+        ]
+        a = gather(torch.stack([nothing, *parts]).logsumexp(0, keepdim=True)).logsumexp(0)  # [K]
+        found = Targets.normalised(
+            logits, temperature, a.masked_fill(a.isneginf(), 0), real
+        )  # -inf: no row anywhere
+    return found
+
+
+@torch.no_grad()
+def centred(logits: Tensor, temperature: float, centre: Tensor, real: Tensor | None = None) -> Targets:
+    """Targets softmax((logits - centre) / temperature) of logits [M, K] and a centre [K]."""
+    return Targets.normalised(logits, temperature, wide(centre) / temperature, real)

@@ -1,0 +1,20 @@
+"""SPR's distance of predicted latents from those that were seen.
+
+Schwarzer et al., ICLR 2021, arXiv 2007.05929, equation 4.
+Shapes: K steps, B samples on this rank, P projector width.  Collectives: none.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.precision import wide
+
+
+def spr_loss(p: Tensor, target: Tensor) -> Tensor:
+    """The mean of 2 - 2 cos between predictions and targets, each [K, B, P], in fp32."""
+    with torch.autocast(p.device.type, enabled=False):
+        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, target))
+        return (2 - 2 * (a * b).sum(-1)).mean()

@@ -1,0 +1,11 @@
+"""The precision in which losses, statistics and norms are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in fp32 at least: half precision is widened, fp64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
