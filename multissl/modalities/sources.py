@@ -14,6 +14,7 @@ import functools
 import glob
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,20 @@ def walk(root: str) -> Iterator[str]:
                 os.path.relpath(os.path.join(folder, f), root) for f in files if not f.startswith(".")
             )
         seen.add(real)
+
+
+def natural_key(name: str) -> tuple[list[Any], str]:
+    """Return a key that sorts the files of a sequence as people count: frame2.png before frame10.png.
+
+    Runs of decimal digits, of any script, compare as whole numbers, all else as text without case. The suffix is left
+    out, so that a plain name comes before its numbered ones; names equal so far, such as frame1 and frame01, compare as
+    they are written. The order is total and does not depend on the file system or the locale.
+    """
+    parts: list[Any] = re.split(r"(\d+)", os.path.splitext(name)[0].casefold())
+    for place in range(1, len(parts), 2):  # text and numbers take turns
+        digits = "".join(str(unicodedata.decimal(c)) for c in parts[place]).lstrip("0")
+        parts[place] = (len(digits), digits)  # as an int it would have a longest length
+    return parts, name
 
 
 def _table(path: str, kind: str) -> Listing:

@@ -23,7 +23,7 @@ from multissl import registry
 from multissl.modalities import readers
 from multissl.modalities.image_files import decode
 from multissl.modalities.readers import WORDS, Listing, Paths, Slice
-from multissl.modalities.sources import Source, open_source, source_of
+from multissl.modalities.sources import Source, natural_key, open_source, source_of
 from multissl.types import Sample, Unreadable
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
@@ -181,10 +181,11 @@ class PyAV:
 
 
 class Folder:
-    """A folder whose pictures, by name, are the frames."""
+    """A folder whose pictures are the frames, in the order of `natural_key`: frame2 before frame10."""
 
     def __init__(self, path: str) -> None:
-        self.paths = [os.path.join(path, n) for n in sorted(os.listdir(path)) if n.lower().endswith(FRAMES)]
+        names = sorted((n for n in os.listdir(path) if n.lower().endswith(FRAMES)), key=natural_key)
+        self.paths = [os.path.join(path, n) for n in names]
         self.times = np.arange(len(self.paths)) / RATE
 
     def read(self, index: Sequence[int]) -> np.ndarray:

@@ -147,6 +147,12 @@ def test_folders_of_frames_are_videos_of_classes(tmp_path: Path) -> None:
     assert brightness(read_frames(source[3].data, [3, 0])) == [3, 0]
 
 
+def test_frames_of_a_folder_come_as_their_names_are_counted(tmp_path: Path) -> None:
+    for t, pixels in enumerate(levels(12, 8)):
+        Pillow.fromarray(pixels).save(tmp_path / f"frame{t}.png")
+    assert brightness(read_frames(tmp_path, range(12))) == list(range(12))
+
+
 def test_a_folder_of_loose_pictures_is_refused(tmp_path: Path) -> None:
     Pillow.fromarray(levels(1)[0]).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="want a folder of frames for each video"):
