@@ -31,6 +31,7 @@ from multissl.modalities.audio_views import centres, silence, spectrograms, unif
 from multissl.modalities.bands import Band, draw_bands, fixed_count
 from multissl.modalities.base import Modality, Payloads
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.resampling import FASTEST, SLOWEST
 from multissl.modalities.sources import Source, open_source
 from multissl.random import RowRandom
 from multissl.types import (
@@ -49,7 +50,8 @@ from multissl.types import (
 
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
 LIMITS = {
-    **dict.fromkeys(("rate", "mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
+    "rate": (SLOWEST, FASTEST),
+    **dict.fromkeys(("mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
     **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
     "mixup": (0, 0.9),
     **dict.fromkeys(("gain", "equalise"), (0, 60)),
@@ -77,7 +79,7 @@ class Audio(Modality):
         hold_out: str = ""
         """The group that is the validation split, all others being trained on."""
         rate: int = 16_000
-        """Samples a second; files of other rates are resampled."""
+        """Samples a second, 100 to 10,000,000; files of other rates are resampled."""
         mels: int = 128
         frames: int = 1024
         """Length of clean and global views in frames of 10 ms."""

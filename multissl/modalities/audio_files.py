@@ -1,4 +1,4 @@
-"""Sound files to waveforms: soundfile decodes a stretch of a file, torchaudio resamples it.
+"""Sound files to waveforms: soundfile decodes a stretch of a file, `resampling` brings it to the wanted rate.
 
 Every format of libsndfile is read (wav of any width, flac, ogg, mp3, ...), by seeking, so that a view of an hour's
 recording costs no more than one of a short clip. Channels are averaged; amplitudes stay in [-1, 1].
@@ -7,7 +7,6 @@ Shapes: S samples at the wanted rate.  State: none.
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset
 
 from multissl import registry
 from multissl.modalities.readers import Listing, Slice
+from multissl.modalities.resampling import check_rate, resample
 from multissl.modalities.soundtrack import Track, is_film
 from multissl.modalities.spectrogram import fbank, num_frames, relative, window_of
 from multissl.types import Sample, Unreadable
@@ -57,6 +57,7 @@ class Clip:
         else:
             self._file = self._guarded(_open, data)
             self.native = self._file.samplerate
+            self._guarded(check_rate, self.native)
             self.length = self._file.frames * rate // self.native
         if self.length <= WHOLE * rate:
             self._array = self.cut(0, self.length)
@@ -122,16 +123,6 @@ def name_of(data: Any, index: int) -> str:
     if isinstance(data, str | Path):
         return str(data)
     return data.name if isinstance(data, Slice) else f"sample {index}"
-
-
-def resample(wave: Tensor, native: int, rate: int) -> Tensor:
-    """Sound [S'] at another rate, band-limited: [S]."""
-    return wave if native == rate else _resampler(native, rate)(wave)
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(native: int, rate: int) -> Any:
-    return registry.require("torchaudio").transforms.Resample(native, rate)
 
 
 def relabelled(listing: Listing, label: str, group: str, hold_out: str) -> Listing:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from multissl import registry
+from multissl.modalities.resampling import check_rate
 
 
 def is_film(data: bytes | bytearray) -> bool:
@@ -38,6 +39,7 @@ class Track:
             begin, length = _pictures(container)
         with opened() as container:
             stream = container.streams.audio[0]
+            check_rate(stream.rate)
             parts = [
                 (f.time, f.to_ndarray(), f.format.is_planar, f.layout.nb_channels)
                 for f in _frames(av, stream)

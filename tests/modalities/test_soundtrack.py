@@ -126,3 +126,15 @@ def test_a_film_without_sound_is_told(tmp_path: Path) -> None:
     made, rng = member(0.8)["audio"].build(), RowRandom((0, 0), 0, 1, 1)
     with pytest.raises(Unreadable, match=r"mute.mp4: no sound in it"):
         made.collate([Sample(str(path), 0)], {"audio": CLEAN}, rng)
+
+
+def test_a_film_whose_sound_has_no_possible_rate_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "slow.mkv"
+    with av.open(str(path), "w") as container:
+        voice = container.add_stream("pcm_s16le", rate=50)
+        voice.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.ones((1, 500), np.int16), "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = 50, 0, Fraction(1, 50)
+        container.mux(voice.encode(frame))
+    with pytest.raises(ValueError, match="its header says 50 samples a second: want 100 to 10,000,000"):
+        Track(str(path))
