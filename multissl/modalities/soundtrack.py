@@ -2,19 +2,22 @@
 
 A container may start its sound before or after its pictures, and end it earlier or later. Here both last as long: the
 first sample is heard when the first picture is shown, the last one when the last picture ends; where the file has no
-sound there is silence, what it has beyond is left out. So the middle of the one is the middle of the other.
+sound there is silence, what it has beyond is left out. So the middle of the one is the middle of the other. Where the
+clock of the pictures cannot be believed (`video_clock`), that of the sound is not read either: its parts are joined.
 Shapes: S samples at the rate of the file.  State: none.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from multissl import registry
 from multissl.modalities.resampling import check_rate
+from multissl.modalities.video_clock import PAUSE, read_clock
 
 
 def is_film(data: bytes | bytearray) -> bool:
@@ -47,12 +50,14 @@ class Track:
             self.samplerate: int = stream.rate
         if not parts:
             raise ValueError("its sound cannot be decoded")
-        waves = [(t, (a if planar else a.reshape(-1, n).T).mean(0)) for t, a, planar, n in parts]
-        begin = waves[0][0] if begin is None else begin
-        places = [round((t - begin) * self.samplerate) for t, _ in waves]
-        end = places[-1] + len(waves[-1][1])
+        waves = [(a if planar else a.reshape(-1, n).T).mean(0) for _, a, planar, n in parts]
+        counted = begin is None and length is not None
+        begin = next((t for t, *_ in parts if t is not None), 0.0) if begin is None else begin
+        offsets = [None if counted or t is None else t - begin for t, *_ in parts]
+        places = _places(offsets, waves, self.samplerate, PAUSE + (length or 0.0))
+        end = places[-1] + len(waves[-1])
         self.wave = np.zeros(end if length is None else round(length * self.samplerate), np.float32)
-        for place, (_, wave) in zip(places, waves, strict=True):
+        for place, wave in zip(places, waves, strict=True):
             low, high = max(place, 0), min(place + len(wave), len(self.wave))
             if low < high:
                 self.wave[low:high] = wave[low - place : high - place]
@@ -70,16 +75,33 @@ class Track:
 
 
 def _pictures(container: Any) -> tuple[float | None, float | None]:
-    """When the first picture is shown, and for how many seconds pictures are; None twice without any."""
+    """When the first picture is shown, and for how many seconds pictures are; None for what is not known."""
     if not container.streams.video:
         return None, None
     stream = container.streams.video[0]
-    stamps = np.unique([p.pts for p in container.demux(stream) if p.pts is not None and p.size])
-    if len(stamps) < 2:
+    times, stamps = read_clock(stream)
+    if len(times) < 2:
         return None, None
+    if stamps is None:
+        return None, float(times[-1] + times[1])
     gap = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
     base = float(stream.time_base)
     return float(stamps[0]) * base, float(stamps[-1] - stamps[0] + gap) * base
+
+
+def _places(
+    times: Sequence[float | None], waves: Sequence[np.ndarray], rate: int, farthest: float
+) -> list[int]:
+    """Return the first sample of each part of the sound, by the second when it is heard.
+
+    A part that has no time, or lies farther than so many seconds from the end of the part before it, follows that part.
+    """
+    places, end = [], 0
+    for time, wave in zip(times, waves, strict=True):
+        place = end if time is None else round(time * rate)
+        places.append(place if abs(place - end) <= farthest * rate else end)
+        end = places[-1] + len(wave)
+    return places
 
 
 def _frames(av: Any, stream: Any) -> Any:

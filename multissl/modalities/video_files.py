@@ -1,8 +1,8 @@
 """Videos as frames on demand: files by decord or PyAV, folders of frames, arrays of numpy.
 
 `open_clip` says how many frames a video has and when each is shown, `read_frames` decodes some of them. decord is
-asked first, it reaches any frame fast; it is not maintained, so PyAV reads where decord is missing or gives up.
-Times are those of the file: frames that come at an uneven rate keep their own.
+asked first, it reaches any frame fast; it is not maintained, so PyAV reads where decord is missing, fails or misreads.
+Times are those of the file, where they can be believed (`video_clock`): frames that come at an uneven rate keep theirs.
 Shapes: T frames, H, W pixels, 3 colours.  State: none.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +24,17 @@ from multissl.modalities import readers
 from multissl.modalities.image_files import decode
 from multissl.modalities.readers import WORDS, Listing, Paths, Slice
 from multissl.modalities.sources import Source, natural_key, open_source, source_of
+from multissl.modalities.video_clock import RATE, is_indexed, read_clock, runs_well
 from multissl.types import Sample, Unreadable
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
 FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-RATE = 25.0
-"""Frames a second of what has no clock of its own: folders of frames and arrays."""
+BACK = (0, 50, 500)
+"""Frames before the wanted one to which PyAV seeks, one after the other, where a seek leads past it."""
+LEAD = 8
+"""Frames decoded before the wanted one in formats without an index: the first after a seek may have wrong stamps."""
+PACKETS = ((0, 188), (4, 196))
+"""Places of the letter G, which begins every packet, in MPEG transport streams of packets of 188 and of 192 bytes."""
 
 
 class Clip(Protocol):
@@ -112,12 +117,14 @@ class Decord:
     """A file by decord; frames that it fails on are asked of PyAV."""
 
     def __init__(self, data: Any) -> None:
+        if _is_mpeg(data):
+            raise ValueError("an MPEG stream has no index, by which decord finds its frames")
         decord = _decord()
         source = io.BytesIO(data) if isinstance(data, bytes) else str(data)
         self.data, self.reader = data, decord.VideoReader(source, num_threads=1)
         self.times = self.reader.get_frame_timestamp(list(range(len(self.reader))))[:, 0].astype(np.float64)
-        if not np.isfinite(self.times).all() or (np.diff(self.times) < 0).any():
-            raise ValueError("times run backwards")
+        if not runs_well(self.times):
+            raise ValueError("its clock cannot be believed")
 
     def read(self, index: Sequence[int]) -> np.ndarray:
         """uint8 [T, H, W, 3]."""
@@ -125,6 +132,18 @@ class Decord:
             return self.reader.get_batch(list(index)).asnumpy()
         except Exception:
             return PyAV(self.data).read(index)
+
+
+def _is_mpeg(data: Any) -> bool:
+    """Return whether a file is an MPEG program or transport stream."""
+    if isinstance(data, bytes):
+        head = data[:200]
+    else:
+        with open(data, "rb") as file:
+            head = file.read(200)
+    return head[:4] == b"\0\0\1\xba" or any(
+        head[at : at + 1] == head[far : far + 1] == b"G" for at, far in PACKETS
+    )
 
 
 def _decord() -> Any:
@@ -143,7 +162,10 @@ def _decord() -> Any:
 
 
 class PyAV:
-    """A file by PyAV: packets are listed once, frames decoded from the key frame before the first one wanted."""
+    """A file by PyAV: packets are listed once, frames decoded from the key frame before the first one wanted.
+
+    Where the clock of the file cannot be believed, frames are counted, and decoded from the first one on.
+    """
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -151,12 +173,10 @@ class PyAV:
             if not container.streams.video:
                 raise ValueError("no video in it")
             stream = container.streams.video[0]
-            stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None and p.size)
-            self.base = float(stream.time_base or 1)
-        self.stamps = np.unique(np.array(stamps, dtype=np.int64))
-        if not len(self.stamps):
+            self.times, self.stamps = read_clock(stream)
+            self.lead = 0 if is_indexed(container) else LEAD
+        if not len(self.times):
             raise ValueError("no frames in it")
-        self.times = (self.stamps - self.stamps[0]) * self.base
 
     def _open(self) -> Any:
         av = registry.require("av")
@@ -164,20 +184,47 @@ class PyAV:
 
     def read(self, index: Sequence[int]) -> np.ndarray:
         """uint8 [T, H, W, 3]."""
-        wanted = {int(self.stamps[i]): n for n, i in enumerate(index)}
         found: dict[int, np.ndarray] = {}
-        last = int(self.stamps[index[-1]])
+        for start in self._starts(index[0]):
+            found = self._decode(index, start)
+            if index[0] in found:
+                break
+        if len(found) < len(index):
+            raise ValueError(f"{len(found)} of the {len(index)} frames asked for could be decoded")
+        return np.stack([found[i] for i in index])
+
+    def _starts(self, first: int) -> Iterator[int | None]:
+        """Yield the stamps from which to decode frame `first`, each further back; None is the beginning of the file."""
+        if self.stamps is not None:
+            yield from (int(self.stamps[first - back]) for back in BACK if self.lead <= back <= first)
+        yield None
+
+    def _decode(self, index: Sequence[int], start: int | None) -> dict[int, np.ndarray]:
+        """Return the frames of some numbers; none where the seek to `start` fails or leads past the first of them."""
+        stamps = [] if self.stamps is None else self.stamps.tolist()
+        numbers = {stamp: number for number, stamp in enumerate(stamps)}
+        found: dict[int, np.ndarray] = {}
+        at = -1 if start is None else None
         with self._open() as container:
             stream = container.streams.video[0]
-            container.seek(int(self.stamps[index[0]]), stream=stream, backward=True)
+            if start is not None:
+                try:
+                    container.seek(start, stream=stream, backward=True)
+                except OSError:
+                    return found
             for frame in container.decode(stream):
-                if frame.pts in wanted:
-                    found[wanted[frame.pts]] = frame.to_ndarray(format="rgb24")
-                if frame.pts is not None and frame.pts >= last:
+                before = at
+                # one without a stamp follows the one before it
+                at = numbers.get(frame.pts, None if at is None else at + 1)
+                if at is None:
+                    continue
+                if before is None and at + self.lead > index[0]:
                     break
-        if len(found) < len(wanted):
-            raise ValueError(f"{len(found)} of the {len(wanted)} frames asked for could be decoded")
-        return np.stack([found[n] for n in range(len(wanted))])
+                if at in index:
+                    found[at] = frame.to_ndarray(format="rgb24")
+                if at >= index[-1]:
+                    break
+        return found
 
 
 class Folder:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.modalities import soundtrack
 from multissl.modalities.audio import Audio
 from multissl.modalities.paired import Paired
 from multissl.modalities.soundtrack import Track
@@ -138,3 +139,38 @@ def test_a_film_whose_sound_has_no_possible_rate_is_told(tmp_path: Path) -> None
         container.mux(voice.encode(frame))
     with pytest.raises(ValueError, match="its header says 50 samples a second: want 100 to 10,000,000"):
         Track(str(path))
+
+
+def test_sound_of_films_put_together_follows_their_pictures(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.ts", 2.0, 1.1)
+    one = Track(str(path))
+    path.write_bytes(path.read_bytes() * 2)
+    two = Track(str(path))
+    assert two.frames == pytest.approx(2 * one.frames, abs=2)
+    half = two.frames // 2
+    for part in (two.wave[:half], two.wave[half:]):
+        assert click(part) == pytest.approx(1.1, abs=0.2)  # the codec adds a tenth of a second to each film
+
+
+@pytest.mark.parametrize("wrong", [None, -1e14, 1e14])
+def test_parts_of_the_sound_without_a_possible_time_follow_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float | None
+) -> None:
+    path = str(film(tmp_path / "a.mp4", 2.0, 1.1))
+    right = Track(path).wave
+    decoded = soundtrack._frames
+
+    def damaged(av: Any, stream: Any) -> Any:
+        for number, frame in enumerate(decoded(av, stream)):
+            if number in (0, 5, 6):
+                frame.pts = None if wrong is None else round(wrong / frame.time_base)
+            yield frame
+
+    monkeypatch.setattr(soundtrack, "_frames", damaged)
+    wave = Track(path).wave
+    assert len(wave) == len(right)
+    np.testing.assert_array_equal(
+        wave[2048:], right[2048:]
+    )  # the first parts are those the codec begins with
+    monkeypatch.setattr(soundtrack, "_pictures", lambda _: (None, None))
+    assert len(Track(path).wave) <= len(right) + 4096, "sound alone lasts longer than its parts"
