@@ -3,7 +3,8 @@
 Frames are stored once; a stack of k frames repeats the episode's first one where there were none before, as
 gymnasium's frame stacking does. Files: npz and HDF5 with one array a name (frames `observations`, `actions`, the ends
 of episodes as `terminals`, `timeouts`, `episode_ends` or `episode_ids`, and where known `states` and `state_names`),
-or a local Minari dataset.
+or a local Minari dataset. Colours may come first and frames be stacks, as `rl_pixels` says; a stack is read as its
+newest frame.
 Action t leads from frame t to frame t+1; the action of an episode's last frame leads nowhere and is never used.
 Shapes: S frames of all episodes, E episodes, H, W pixels, C colours, A numbers of an action, n values of a state.
 State: none but what was read.
@@ -21,7 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from multissl.modalities.rl_actions import encode_actions, num_choices
+from multissl.modalities.rl_pixels import RENDER, as_bytes, layout_of, newest, sight_of
 from multissl.random import RowRandom
+from multissl.registry import suggest
 from multissl.types import Sample, Unreadable
 
 NAMES = {
@@ -184,16 +188,19 @@ def split_episodes(count: int, split: str) -> np.ndarray:
     return episodes[chosen[split]]
 
 
-def read_replay(path: str) -> Replay:
-    """A replay from an .npz, .h5, .hdf5 or `minari:NAME`."""
+def read_replay(path: str, layout: str = "", entry: str = "") -> Replay:
+    """A replay from an .npz, .h5, .hdf5 or `minari:NAME`, its pictures in a layout, in the array or entry of a name."""
+    if layout == RENDER:
+        raise ValueError(f"modality.layout={RENDER}: only an environment, gym:NAME, draws pictures")
     if path.startswith("minari:"):
-        return _minari(path.removeprefix("minari:"))
+        return _minari(path.removeprefix("minari:"), layout, entry)
     if not Path(path).is_file():
         raise ValueError(
             "no such file; give .npz, .h5, gym:NAME, minari:NAME, or nothing for the built-in game"
         )
     try:
-        return from_arrays(_hdf5(path) if path.endswith((".h5", ".hdf5")) else _npz(path))
+        arrays = _hdf5(path) if path.endswith((".h5", ".hdf5")) else _npz(path)
+        return from_arrays(arrays, layout, entry)
     except ValueError as error:
         if "pickle" not in str(error):
             raise
@@ -218,27 +225,23 @@ def _hdf5(path: str) -> dict[str, np.ndarray]:
         return {k: np.asarray(v) for k, v in file.items() if hasattr(v, "shape")}
 
 
-def from_arrays(given: Mapping[str, Any]) -> Replay:
-    """A replay from arrays by name (`NAMES`); refuses what is missing or does not agree in length."""
+def from_arrays(given: Mapping[str, Any], layout: str = "", entry: str = "") -> Replay:
+    """A replay from arrays by name (`NAMES`); refuses what is missing or does not agree in length.
+
+    `layout` says how a picture lies in the frames, `entry` which array they are; empty: as shape and names say.
+    """
+    if entry and entry not in given:
+        raise ValueError(f"modality.entry={entry!r} is none of its arrays{suggest(entry, given)}")
+    names = {**NAMES, "frames": (entry,) if entry else NAMES["frames"]}
     found = {
-        k: np.asarray(given[n]) for k, ns in NAMES.items() if (n := next((n for n in ns if n in given), ""))
+        k: np.asarray(given[n]) for k, ns in names.items() if (n := next((n for n in ns if n in given), ""))
     }
     for need in ("frames", "actions"):
         if need not in found:
             raise ValueError(
                 f"holds no {need}: want an array called {' or '.join(NAMES[need])}, found {', '.join(given) or 'none'}"
             )
-    frames, actions = found["frames"], found["actions"]
-    if frames.dtype != np.uint8 or frames.ndim not in (3, 4):
-        raise ValueError(
-            f"frames are {frames.dtype} of shape {frames.shape}: want uint8 [S, H, W] or [S, H, W, C]"
-        )
-    if frames.ndim == 4 and frames.shape[-1] not in (1, 3) and frames.shape[1] in (1, 3):
-        frames = frames.transpose(0, 2, 3, 1)  # channels came first
-    if frames.ndim == 4 and frames.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"frames have shape {frames.shape}: want single frames of 1 or 3 colours, not stacks"
-        )
+    frames, actions = _single_frames(found["frames"], layout), found["actions"]
     for name, array in found.items():
         if name not in ("ends", "names") and len(array) != len(frames):
             raise ValueError(
@@ -258,13 +261,29 @@ def from_arrays(given: Mapping[str, Any]) -> Replay:
     if names and (states is None or len(names) != states.shape[1]):
         raise ValueError(f"{len(names)} state_names for {0 if states is None else states.shape[1]} states")
     return Replay(
-        frames=frames[..., 0] if frames.ndim == 4 and frames.shape[-1] == 1 else frames,
+        frames=frames,
         actions=actions if whole else actions.astype(np.float32),
         start=_starts(found, len(frames)),
         num_actions=int(actions.max()) + 1 if whole and len(actions) else 0,
         states=states,
         names=names,
     )
+
+
+def _single_frames(frames: np.ndarray, layout: str) -> np.ndarray:
+    """uint8 [S, H, W] or [S, H, W, 3] of recorded frames: bytes, or floats from 0 to 1, in any layout."""
+    unit = frames.dtype.kind == "f" and frames.size > 0 and 0 <= frames.min() <= frames.max() <= 1
+    if not (frames.dtype == np.uint8 or unit) or not 3 <= frames.ndim <= 5:
+        raise ValueError(
+            f"frames are {frames.dtype} of shape {frames.shape}: want uint8 [S, H, W] or [S, H, W, C], or floats from 0"
+            " to 1; save others as bytes, frames.astype(np.uint8) where 255 is the brightest"
+        )
+    try:
+        layout = layout or layout_of(frames.shape[1:])
+    except ValueError as error:
+        want = "want single frames of 1 or 3 colours, not stacks that may be colours"
+        raise ValueError(f"frames have shape {frames.shape}: {want}; {error}") from error
+    return as_bytes(newest(frames, layout), 0, 1 if unit else 255)
 
 
 def _starts(found: Mapping[str, np.ndarray], count: int) -> np.ndarray:
@@ -298,7 +317,7 @@ def _package(name: str) -> Any:
         ) from error
 
 
-def _minari(name: str) -> Replay:
+def _minari(name: str, layout: str, entry: str) -> Replay:
     """A Minari dataset that lies on this machine: episodes with one frame more than actions."""
     try:
         data = _package("minari").load_dataset(name)
@@ -306,11 +325,21 @@ def _minari(name: str) -> Replay:
         raise ValueError(
             f"no such Minari dataset on this machine: minari download {name} fetches it"
         ) from error
+    sight = sight_of(data.observation_space, layout, entry)
+    if sight is None:
+        raise ValueError(
+            f"its observations are {data.observation_space} and hold no pictures: take another one"
+        )
     frames, actions, ends = [], [], []
     for episode in data.iterate_episodes():
-        seen, done = np.asarray(episode.observations), np.asarray(episode.actions)
+        seen = sight.frames(sight.entry(episode.observations))
+        done = encode_actions(data.action_space, episode.actions)
         frames.append(seen)
         actions.append(np.concatenate([done, done[-1:]])[: len(seen)])  # the last one leads nowhere
         ends.append(len(seen))
     stacked = {"frames": np.concatenate(frames), "actions": np.concatenate(actions)}
-    return from_arrays({**stacked, "episode_ends": np.cumsum(ends)})
+    replay = from_arrays(
+        {**stacked, "episode_ends": np.cumsum(ends)}, "hw" + "c" * (stacked["frames"].ndim == 4)
+    )
+    replay.num_actions = num_choices(data.action_space)  # though the last ones may never have been taken
+    return replay

@@ -28,8 +28,9 @@ from multissl.modalities.image_crops import patchify, token_centres
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
-from multissl.modalities.rl_envs import Background, game, rollout, shrink
+from multissl.modalities.rl_envs import Background, game, rollout, shrink, stack_alone
 from multissl.modalities.rl_panels import grey, stack_panel
+from multissl.modalities.rl_pixels import check_layout
 from multissl.random import RowRandom
 from multissl.types import (
     Batch,
@@ -66,6 +67,11 @@ class RL(Modality):
         """Episodes to make, where they are made; steps is the most frames of one, and seed chooses them."""
         steps: int = 100
         seed: int = 0
+        layout: str = ""
+        """How a picture lies in the observations or recorded frames, a letter per axis: h, w, c (colours), s (a stack,
+        read as its newest frame), such as chw; `render`: take what the environment draws; empty: as the shape says."""
+        entry: str = ""
+        """Entry of a Dict observation, or array of a file, that holds the pictures; empty: the only one."""
         background: Background = "noise"
         """Of the built-in game: drawn anew every step, fixed for an episode, or plain."""
         size: int = 48
@@ -100,6 +106,7 @@ class RL(Modality):
         mask_group: int = 32
 
         def __post_init__(self) -> None:
+            check_layout(self.layout)
             for name, low in LEAST.items():
                 if getattr(self, name) < low:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
@@ -142,9 +149,10 @@ class RL(Modality):
                     found = game(cfg.episodes, cfg.steps, cfg.seed, cfg.background)
                 elif cfg.data.startswith("gym:"):
                     name = cfg.data.removeprefix("gym:")
-                    found = rollout(name, cfg.episodes, cfg.steps, cfg.seed, side, cfg.colours)
+                    shown = (side, cfg.colours, cfg.layout, cfg.entry)
+                    found = rollout(name, cfg.episodes, cfg.steps, cfg.seed, *shown)
                 else:
-                    found = read_replay(cfg.data)
+                    found = read_replay(cfg.data, cfg.layout, cfg.entry)
                 self._agree(found)
                 split_episodes(len(found.start) - 1, "train")  # refuses too few, with the file's name
             except ValueError as error:
@@ -253,7 +261,12 @@ class RL(Modality):
     def _moment(self, sample: Sample, span: int) -> Moment:
         """The sample's moment, moved back where its views would pass the end of the episode."""
         if not isinstance(sample.data, Moment):
-            return Moment(self._given(sample), 0, self.cfg.stack - 1)
+            side = self.cfg.frame or self.cfg.size
+            try:
+                alone = stack_alone(np.asarray(sample.data), self.cfg.stack, side, self.cfg.colours)
+            except ValueError as error:
+                raise Unreadable(sample.index, f"sample {sample.index} {error}") from error
+            return Moment(alone, 0, self.cfg.stack - 1)
         replay, episode, t = sample.data
         have, k = replay.length(episode), self.cfg.stack
         if have < k:
@@ -266,17 +279,6 @@ class RL(Modality):
                 f"episode {episode} has {have} frames, its views span {span + 1}: lower modality.horizon",
             )
         return Moment(replay, episode, min(t, have - 1 - span))
-
-    def _given(self, sample: Sample) -> Replay:
-        """A stack handed over as an array, uint8 [k, H, W] or [k, H, W, 3], as an episode of its own."""
-        frames, side = np.asarray(sample.data), self.cfg.frame or self.cfg.size
-        if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or len(frames) != self.cfg.stack:
-            want = f"want a stack of {self.cfg.stack} frames, uint8 [k, H, W] or [k, H, W, 3]"
-            raise Unreadable(sample.index, f"sample {sample.index} is {frames.dtype} {frames.shape}: {want}")
-        frames = np.stack([shrink(f, side, self.cfg.colours) for f in frames])
-        return Replay(
-            frames=frames, actions=np.zeros(len(frames), np.int64), start=np.array([0, len(frames)])
-        )
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Shift, crop, intensity and normalisation, on the device of the stacks."""

@@ -11,7 +11,6 @@ Shapes: E episodes, T steps of an episode, S = E*T frames of H*W pixels, n value
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -19,11 +18,11 @@ import torch
 
 from multissl import registry
 from multissl.modalities.replay import Replay
+from multissl.modalities.rl_actions import action_at, draw_actions, encode_actions, num_choices, policy
+from multissl.modalities.rl_pixels import RENDER, Sight, layout_of, newest, sight_of
 
 Background = Literal["plain", "noise", "fixed"]
 BACKGROUNDS: tuple[str, ...] = ("plain", "noise", "fixed")
-KEEP = 0.75
-"""Chance that an action is kept for another step."""
 SIDE = 48
 """Court of the built-in game in pixels."""
 PADDLE, BALL = 9, 3
@@ -54,13 +53,6 @@ def game(episodes: int, steps: int, seed: int, background: Background = "noise")
         states=states.reshape(-1, len(GAME)),
         names=GAME,
     )
-
-
-def policy(rng: np.random.Generator, choices: int, steps: int) -> np.ndarray:
-    """Uniform actions, each kept for 1 / (1 - KEEP) steps on average: int64 [T]."""
-    fresh, drawn = rng.random(steps) >= KEEP, rng.integers(choices, size=steps)
-    fresh[:1] = True
-    return drawn[np.maximum.accumulate(np.where(fresh, np.arange(steps), 0))]
 
 
 def _play(rng: np.random.Generator, actions: np.ndarray) -> np.ndarray:
@@ -106,78 +98,102 @@ def _draw(rng: np.random.Generator, states: np.ndarray, background: Background) 
 
 
 @functools.lru_cache(maxsize=4)
-def rollout(name: str, episodes: int, steps: int, seed: int, size: int, colours: int) -> Replay:
+def rollout(
+    name: str,
+    episodes: int,
+    steps: int,
+    seed: int,
+    size: int,
+    colours: int,
+    layout: str = "",
+    entry: str = "",
+) -> Replay:
     """Episodes of a gymnasium environment under the random policy, at most `steps` frames each.
 
-    Frames are [size, size] (or [size, size, 3]) averaged from the environment's. An Atari game is stepped 4 frames at a
-    time with sticky actions, as its v5 says, and its state is what is known of its memory; otherwise the state is the
-    observation, where this is a row of numbers.
+    Frames are [size, size] (or [size, size, 3]) averaged from the environment's: from the picture that it observes, or
+    else from what it renders. An Atari game is stepped 4 frames at a time with sticky actions, as its v5 says, and its
+    state is what is known of its memory; otherwise the state is the observation, where this is a row of numbers.
     """
-    env = _make(name, colours)
+    env, sight = _make(name, colours, layout, entry)
     atari = hasattr(env.unwrapped, "ale")
     frames: list[np.ndarray] = []
-    actions: list[Any] = []
+    actions: list[np.ndarray] = []
     states: list[np.ndarray] = []
     ends: list[int] = []
-    choices = int(getattr(env.action_space, "n", 0))
     known = RAM.get(str(getattr(env.unwrapped, "_game", "")).replace("_", "").lower(), {}) if atari else {}
     for episode in range(episodes):
         rng = np.random.default_rng(np.random.SeedSequence((seed, episode)))
         seen, _ = env.reset(seed=int(rng.integers(2**31)))
-        taken: Any = policy(rng, choices, steps) if choices else _continuous(rng, env.action_space, steps)
-        for action in taken:
-            frames.append(shrink(_picture(env, seen, name), size, colours))
+        drawn, first = draw_actions(env.action_space, rng, steps), len(frames)
+        for t in range(steps):
+            picture = sight.frames(sight.entry(seen)[None])[0] if sight else _drawn(env, name)
+            frames.append(shrink(picture, size, colours))
             states.append(_state(env, seen, known))
-            actions.append(action)
-            seen, _, terminated, truncated, _ = env.step(int(action) if choices else action)
+            seen, _, terminated, truncated, _ = env.step(action_at(env.action_space, drawn, t))
             if terminated or truncated:
                 break
+        actions.append(encode_actions(env.action_space, drawn)[: len(frames) - first])
         ends.append(len(frames))
     env.close()
     found = np.stack(states)
     return Replay(
         frames=np.stack(frames),
-        actions=np.asarray(actions, np.int64 if choices else np.float32),
+        actions=np.concatenate(actions),
         start=np.array([0, *ends], np.int64),
-        num_actions=choices,
+        num_actions=num_choices(env.action_space),
         states=found if found.shape[1] else None,
         names=tuple(known) if found.shape[1] else (),
     )
 
 
-def _make(name: str, colours: int) -> Any:
-    gym = registry.require("gymnasium")
-    options: dict[str, Any] = {"render_mode": "rgb_array"}
+def _make(name: str, colours: int, layout: str, entry: str) -> tuple[Any, Sight | None]:
+    """The environment, and where its observations hold a picture; None where it renders them."""
+    options: dict[str, Any] = {}
     if name.startswith("ALE/"):
-        gym.register_envs(registry.require("ale_py"))
+        registry.require("gymnasium").register_envs(registry.require("ale_py"))
         options = {"obs_type": "rgb" if colours == 3 else "grayscale"}
+    env = _opened(name, options)
+    if layout != RENDER and (sight := sight_of(env.observation_space, layout, entry, _single(env))):
+        return env, sight
+    modes = env.metadata.get("render_modes") or []
+    env.close()
+    if "rgb_array" not in modes:
+        had = f"it offers {', '.join(map(str, modes)) or 'no render mode'}"
+        raise ValueError(f"{name} cannot render pictures, {had}: take one with render_mode=rgb_array")
+    return _opened(name, {**options, "render_mode": "rgb_array"}), None
+
+
+def _opened(name: str, options: dict[str, Any]) -> Any:
+    gym = registry.require("gymnasium")
     try:
-        with warnings.catch_warnings():  # of a mode that is not offered: refused below, in one line
-            warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
-            env = gym.make(name, **options)
+        return gym.make(name, **options)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{name}: {error}; install it with: pip install 'multissl[rl]'") from error
     except gym.error.Error as error:
         raise ValueError(f"gymnasium does not know {name!r} ({error}); gym:CartPole-v1 is one") from error
-    except TypeError as error:  # an environment whose constructor takes no render_mode
-        raise ValueError(
-            f"{name} cannot render pictures ({error}): take one with render_mode=rgb_array"
-        ) from error
-    modes = env.metadata.get("render_modes") or []
-    if not name.startswith("ALE/") and "rgb_array" not in modes:
-        had = f"it offers {', '.join(map(str, modes)) or 'no render mode'}"
-        raise ValueError(f"{name} cannot render pictures, {had}: take one with render_mode=rgb_array")
-    return env
+    except TypeError as error:  # such as a constructor that takes no render_mode
+        given = ", ".join(f"{k}={v}" for k, v in options.items()) or "no options"
+        raise ValueError(f"{name} cannot be made with {given} ({error}): take another environment") from error
 
 
-def _picture(env: Any, seen: Any, name: str) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 3]: the observation where it is a picture, else what the environment renders."""
-    if isinstance(seen, np.ndarray) and seen.dtype == np.uint8 and seen.ndim in (2, 3):
-        return seen
+def _single(env: Any) -> Any:
+    """The space of what gymnasium's frame stack stacks; None where the environment has none."""
+    wrapper = registry.require("gymnasium").Wrapper
+    stack = registry.require("gymnasium.wrappers").FrameStackObservation
+    while isinstance(env, wrapper):
+        if isinstance(env, stack):
+            return env.env.observation_space
+        env = env.env
+    return None
+
+
+def _drawn(env: Any, name: str) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3]: what the environment renders."""
     drawn = env.render()
-    if not isinstance(drawn, np.ndarray):
-        raise ValueError(f"{name} renders a {type(drawn).__name__} and no picture: take another environment")
-    return drawn
+    if not isinstance(drawn, np.ndarray) or drawn.dtype != np.uint8:
+        kind = drawn.dtype if isinstance(drawn, np.ndarray) else type(drawn).__name__
+        raise ValueError(f"{name} renders {kind} and no picture of bytes: take another environment")
+    return newest(drawn[None], layout_of(drawn.shape, rgba=True))[0]
 
 
 def shrink(picture: np.ndarray, size: int, colours: int) -> np.ndarray:
@@ -190,6 +206,18 @@ def shrink(picture: np.ndarray, size: int, colours: int) -> np.ndarray:
     return (x.expand(3, -1, -1).movedim(0, -1) if colours == 3 else x[0]).numpy()
 
 
+def stack_alone(frames: np.ndarray, k: int, size: int, colours: int) -> Replay:
+    """A stack in memory as an episode of its own: uint8 [k, H, W], [k, H, W, 3] or [k, 3, H, W]."""
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or len(frames) != k:
+        want = f"want a stack of {k} frames, uint8 [k, H, W] or [k, H, W, 3]"
+        raise ValueError(f"is {frames.dtype} {frames.shape}: {want}")
+    layout = layout_of(frames.shape[1:], rgba=True)
+    if "s" in layout:
+        raise ValueError(f"is {frames.shape}: want {k} single frames of 1 or 3 colours")
+    frames = np.stack([shrink(f, size, colours) for f in newest(frames, layout)])
+    return Replay(frames=frames, actions=np.zeros(k, np.int64), start=np.array([0, k]))
+
+
 def _state(env: Any, seen: Any, known: dict[str, int]) -> np.ndarray:
     """float32 [n]; NaN while no ball is in play: its column is 0 before the first serve, its height after a point."""
     if hasattr(env.unwrapped, "ale"):
@@ -199,11 +227,3 @@ def _state(env: Any, seen: Any, known: dict[str, int]) -> np.ndarray:
         return np.full_like(found, np.nan) if out else found
     flat = isinstance(seen, np.ndarray) and seen.ndim == 1 and seen.dtype.kind == "f"
     return cast(np.ndarray, seen).astype(np.float32) if flat else np.zeros(0, np.float32)
-
-
-def _continuous(rng: np.random.Generator, space: Any, steps: int) -> np.ndarray:
-    """Actions uniform in a box, as a float array [T, A]; unbounded ones are refused."""
-    if not hasattr(space, "low") or not np.isfinite([space.low, space.high]).all():
-        raise ValueError(f"actions are {space}: want a choice (Discrete) or a bounded box")
-    held = policy(rng, steps, steps)  # which draw is in force at every step
-    return rng.uniform(space.low, space.high, (steps, *space.shape)).astype(np.float32)[held]
