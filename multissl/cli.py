@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multissl import registry
+from multissl.arguments import leave_out, spelled, take
 from multissl.registry import suggest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ Options of train
   --restart            set an old run in that folder aside and begin anew
   --epochs N           passes over the data, instead of --steps
   --objective NAME     another objective with its defaults; likewise --modality, --optim, --encoders.STREAM
+  --evals none         train without evaluators; --evals.NAME none leaves out one of them
   --a.b VALUE or a.b=VALUE   any option of the recipe; `multissl train NAME --help` lists them
 """
 SWAPS = ("objective", "modality", "optim")
@@ -168,8 +170,11 @@ def evaluate(args: list[str]) -> int:
     set_threads()
     from multissl import run
 
-    for name, value in run.evaluate(Path(folder)).items():
+    figures = run.evaluate(Path(folder))
+    for name, value in figures.items():
         print(f"{name:<32} {value:.4g}")
+    if not figures:
+        print("no evaluator gave a figure")
     return 0
 
 
@@ -251,6 +256,7 @@ def open_recipe(name: str, args: list[str]) -> tuple[Recipe, Recipe, list[str]]:
         kind, args = take(args, f"--encoders.{stream}")
         if kind:
             recipe.encoders[stream] = registry.resolve(kind, "encoders").Config()
+    args = leave_out(recipe, args)
     recipe = override(recipe, args)
     if epochs:
         recipe.steps = steps_of(recipe, epochs)
@@ -341,27 +347,6 @@ def named(args: list[str], command: str) -> tuple[str, list[str]]:
             raise SystemExit(0)
         raise ValueError(f"{command} wants a name first: multissl {command} NAME; see multissl list")
     return args[0], args[1:]
-
-
-def take(args: list[str], flag: str) -> tuple[str, list[str]]:
-    """The value of `flag` (its last one) and the arguments without it."""
-    value, rest, words = "", [], iter(args)
-    for word in words:
-        if word == flag or word.startswith(f"{flag}="):
-            value = word.partition("=")[2] if "=" in word else next(words, "")
-            if not value:
-                raise ValueError(f"{flag} wants a value")
-        else:
-            rest.append(word)
-    return value, rest
-
-
-def spelled(args: list[str]) -> Iterator[str]:
-    """Arguments as tyro reads them: a.b=c as --a.b c, true as True, --data as --modality.data."""
-    for word in args:
-        found = re.fullmatch(r"(?:--)?([A-Za-z][\w.-]*)=(.*)", word)
-        for part in (f"--{found[1]}", found[2]) if found else (word,):
-            yield {"true": "True", "false": "False", "--data": "--modality.data"}.get(part, part)
 
 
 def set_threads() -> None:

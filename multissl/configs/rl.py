@@ -1,7 +1,8 @@
 """Recipes for frames of reinforcement learning, sized for minutes on two processor cores.
 
 They share a Nature network with a code of 50 numbers, at which width principal components are compared, and run on the
-built-in game; `--data gym:ALE/Pong-v5 --modality.size 84` (extra `rl`) or a replay takes other frames.
+built-in game; `--data gym:ALE/Pong-v5 --modality.size 84` (extra `rl`), any other environment or a replay takes other
+frames. The state probe is judged by the values that the data aims at, such as the ball, or by all.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _small(objective: Objective.Config, encoder: Encoder.Config | None = None, *
         batch_size=128,
         steps=400,
         evals={
-            "state": StateProbe.Config(every=200, values=("ball_x", "ball_y")),
+            "state": StateProbe.Config(every=200),
             "knn": KNN.Config(every=200),
             "collapse": Collapse.Config(every=200),
         },

@@ -261,16 +261,21 @@ class Trainer:
             return 0.0
         self.learner.eval()
         figures: dict[str, float] = {}
+        idle: list[str] = []
         exported = self.learner.handle("exported", self.device)
         student = self.learner.handle("student", self.device)
         for name, evaluator in due.items():
             found = evaluator.run(exported, self.modality, progress)
             if first:
                 found |= evaluator.floors(self.modality)
+                idle += [] if found else [name]
             elif getattr(evaluator.cfg, "student", False) and self.learner.has_teacher():
                 other = evaluator.run(student, self.modality, progress)
                 found |= {f"student/{n}": v for n, v in other.items()}
             figures |= {f"{name}/{n}": v for n, v in found.items()}
+        if idle:
+            flags = " ".join(f"--evals.{name} none" for name in idle)
+            self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
         if figures:
             self.sinks.write("eval", step, figures)
             self.display.say(f"step {step}: " + ", ".join(f"{n} {v:.4g}" for n, v in figures.items()))

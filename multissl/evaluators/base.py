@@ -52,14 +52,15 @@ class Evaluator(Component):
         self.cfg = cfg
         self._told = False
 
-    def labelled(self, modality: Modality, split: str) -> bool:
-        """Whether a split has labels; where it has none, says so once. Looks at 64 samples."""
-        data = modality.dataset(split)
-        count = len(data)  # type: ignore[arg-type]
-        found = any(data[i * count // min(64, count)].label >= 0 for i in range(min(64, count)))
-        if not found:
-            self.nothing(f"the {split} split has no labels")
-        return found
+    def labelled(self, modality: Modality, *splits: str) -> bool:
+        """Whether all of the splits have labels; where one has none, says so once. Looks at 64 samples of each."""
+        for split in splits:
+            data = modality.dataset(split)
+            count = len(data)  # type: ignore[arg-type]
+            if not any(data[i * count // min(64, count)].label >= 0 for i in range(min(64, count))):
+                self.nothing(f"the {split} split has no labels")
+                return False
+        return True
 
     def nothing(self, why: str) -> None:
         """Warn, once, that there is nothing to measure."""

@@ -95,7 +95,7 @@ class FewLabels(Evaluator):
 
         After a call at step 0, `over_untrained` too: what was measured there is kept, by this object alone.
         """
-        if not self.labelled(modality, self.cfg.split):
+        if not self.labelled(modality, self.cfg.split, "train"):
             return {}
         device = device_of(encoders)
         with evaluating(encoders) as featurize:
@@ -127,7 +127,7 @@ class FewLabels(Evaluator):
 
     def floors(self, modality: Modality) -> dict[str, float]:
         """The classical models' figures."""
-        if not self.cfg.classical or not self.labelled(modality, self.cfg.split):
+        if not self.cfg.classical or not self.labelled(modality, self.cfg.split, "train"):
             return {}
         return {name: float(np.mean(scores)) for name, scores in self._classical(modality).items()}
 

@@ -58,7 +58,7 @@ class KNN(Evaluator):
 
     def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
-        if not self.labelled(modality, self.cfg.split):
+        if not self.labelled(modality, self.cfg.split, "train"):
             return {}
         device = device_of(encoders)
         with evaluating(encoders) as featurize:
@@ -68,7 +68,7 @@ class KNN(Evaluator):
 
     def floors(self, modality: Modality) -> dict[str, float]:
         """The same figure for each of the modality's classical features."""
-        if not self.labelled(modality, self.cfg.split):
+        if not self.labelled(modality, self.cfg.split, "train"):
             return {}
         floors = modality.floors()
         return {

@@ -70,7 +70,7 @@ class LinearProbe(Evaluator):
 
     def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
-        if not self.labelled(modality, self.cfg.split):
+        if not self.labelled(modality, self.cfg.split, "train"):
             return {}
         device = device_of(encoders)
         with evaluating(encoders) as featurize:
@@ -78,7 +78,7 @@ class LinearProbe(Evaluator):
 
     def floors(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features, where `classical` asks for it."""
-        if not self.cfg.classical or not self.labelled(modality, self.cfg.split):
+        if not self.cfg.classical or not self.labelled(modality, self.cfg.split, "train"):
             return {}
         return {name: self.accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,11 +28,21 @@ from multissl.evaluators.base import (
 from multissl.types import Encode, Modality, Progress
 
 
+@runtime_checkable
 class Stated(Protocol):
     """A modality that knows the state behind its samples."""
 
     def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
         """Values [S, n] of a split's samples, NaN where unknown, and their names."""
+        ...
+
+
+@runtime_checkable
+class Aimed(Stated, Protocol):
+    """A modality that knows which values of its state are worth finding."""
+
+    def aims(self) -> tuple[str, ...]:
+        """Return their names; empty: all."""
         ...
 
 
@@ -46,7 +56,8 @@ class StateProbe(Evaluator):
         """Options of the state probe."""
 
         values: tuple[str, ...] = ()
-        """Names of the values that r2 is the mean of; empty: all. The others are reported too."""
+        """Names of the values that r2 is the mean of; empty: those that the data aims at (the ball of a game with one),
+        or all. The others are reported too."""
         l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
         """Strengths to choose from, as shares of the number of training samples."""
         split: str = "val"
@@ -109,9 +120,7 @@ class StateProbe(Evaluator):
         for split, limit in (("train", self.cfg.train), (self.cfg.split, self.cfg.queries)):
             states, _ = cast(Stated, modality).states(split)
             data: Any = modality.dataset(split)
-            places = [i for i in drawn(len(data), limit) if bool(torch.isfinite(states[i]).all())]
-            if not places:
-                raise ValueError(f"state_probe: no sample of the {split} split has a complete state")
+            places = _complete(states, limit)
             x, _, kept = featurize_places(
                 featurize, modality, split, places, device=device, stream=self.cfg.stream
             )
@@ -120,11 +129,15 @@ class StateProbe(Evaluator):
         return x, y, groups, queries, truth
 
     def stated(self, modality: Modality) -> bool:
-        """Whether the data tells a state; where it does not, says so once."""
-        found = hasattr(modality, "states") and bool(cast(Stated, modality).states(self.cfg.split)[1])
-        if not found:
-            self.nothing("the data tells no state behind its samples")
-        return found
+        """Whether both splits tell complete states; where one does not, says so once."""
+        for split, limit in ((self.cfg.split, self.cfg.queries), ("train", self.cfg.train)):
+            if not isinstance(modality, Stated) or not modality.states(split)[1]:
+                self.nothing("the data tells no state behind its samples")
+                return False
+            if not _complete(modality.states(split)[0], limit):
+                self.nothing(f"no sample of the {split} split has a complete state")
+                return False
+        return True
 
     def _named(self, modality: Modality, each: Tensor, name: str) -> dict[str, float]:
         """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent."""
@@ -133,8 +146,15 @@ class StateProbe(Evaluator):
         if unknown:
             raise ValueError(f"values={self.cfg.values}: the states are {', '.join(names)}")
         by_name = dict(zip(names, (100 * each).tolist(), strict=True))
-        wanted = [by_name[n] for n in self.cfg.values or names]
+        aims = modality.aims() if isinstance(modality, Aimed) else ()
+        wanted = [by_name[n] for n in self.cfg.values or aims or names]
         return {name: sum(wanted) / len(wanted), **{f"{name}/{n}": v for n, v in by_name.items()}}
+
+
+def _complete(states: Tensor, limit: int) -> list[int]:
+    """Return the positions of complete states [S, n] among `limit` drawn ones (0: all)."""
+    known = torch.isfinite(states).all(1).tolist()
+    return [i for i in drawn(len(states), limit) if known[i]]
 
 
 def r2_of(

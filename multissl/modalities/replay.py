@@ -59,6 +59,8 @@ class Replay:
     """float32 [S, n], NaN where a value means nothing (the ball is out of play)."""
     names: tuple[str, ...] = ()
     """Of the values of a state."""
+    aims: tuple[str, ...] = ()
+    """Names of the values that are worth finding; empty: all."""
     bounds: tuple[tuple[float, ...], ...] = ()
     """Inner edges of the cells of the first two values: quartiles unless a checkpoint says otherwise."""
     labels: np.ndarray = field(init=False)

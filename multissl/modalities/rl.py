@@ -212,6 +212,10 @@ class RL(Modality):
             return torch.zeros(len(moments), 0), ()
         return torch.from_numpy(moments.replay.states[moments.rows()]), moments.replay.names
 
+    def aims(self) -> tuple[str, ...]:
+        """Return the names of the values of a state that are worth finding; empty: all."""
+        return self.replay().aims
+
     def _stack(self, moment: Moment, k: int) -> np.ndarray:
         """Frames t-k+1 to t as channels, uint8 [C, F, F]."""
         frames = moment.replay.stack(moment.episode, moment.t, k)

@@ -28,6 +28,8 @@ SIDE = 48
 PADDLE, BALL = 9, 3
 """Height of a paddle and side of the ball in pixels."""
 GAME = ("ball_x", "ball_y", "player_y", "enemy_y")
+AIMS = ("ball_x", "ball_y")
+"""The values worth finding in a game with a ball: paddles are large, and the actions tell where one of them is."""
 RAM: dict[str, dict[str, int]] = {
     "pong": {"ball_x": 49, "ball_y": 54, "player_y": 51, "enemy_y": 50},
     "breakout": {"ball_x": 99, "ball_y": 101, "player_x": 72},
@@ -52,6 +54,7 @@ def game(episodes: int, steps: int, seed: int, background: Background = "noise")
         num_actions=3,
         states=states.reshape(-1, len(GAME)),
         names=GAME,
+        aims=AIMS,
     )
 
 
@@ -143,6 +146,7 @@ def rollout(
         num_actions=num_choices(env.action_space),
         states=found if found.shape[1] else None,
         names=tuple(known) if found.shape[1] else (),
+        aims=AIMS if known else (),
     )
 
 
