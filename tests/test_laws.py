@@ -56,6 +56,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "export": ("encoders", "layers", *FOUNDATION),
     "run": ("*",),
     "features": ("*",),
+    "arguments": ("registry", "recipe"),
     "cli": ("*",),
     "__main__": ("cli",),
     "version": (),

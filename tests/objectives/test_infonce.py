@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.layers.heads import MLPHead
+from multissl.losses import infonce as module
 from multissl.losses.infonce import divergence, far_weights, infonce_terms
 from multissl.losses.nce import Relations, relations
-from multissl.losses import infonce as module
 from multissl.objectives.infonce import InfoNCE
 from multissl.types import ViewPlan
 from tests.objectives.contrast import START, batch_of, build, gradients, moved

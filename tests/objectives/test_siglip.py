@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.layers.heads import MLPHead
+from multissl.losses import siglip as module
 from multissl.losses.nce import relations
 from multissl.losses.siglip import pair_sigmoid
-from multissl.losses import siglip as module
 from multissl.objectives.siglip import SigLIP
 from tests.objectives.contrast import START, batch_of, build, gradients, moved
 from tests.ranks import run_ranks
