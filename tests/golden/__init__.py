@@ -1,12 +1,15 @@
 """Reads golden cases: inputs and outputs of other projects' code, compared with ours at the stated tolerance.
 
-The folder is named by MULTISSL_GOLDEN (default: ../shared/golden); without it these tests skip, visibly.
+A part of the cases lies in `cases`: the smallest ones, and none whose source is under a non-commercial licence or one
+of its own (`cases/NOTICE.md`). The whole folder is named by MULTISSL_GOLDEN, by default `shared/golden` beside the
+checkout; where it exists, all cases come from it. What lies in neither place skips with the reason.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,10 +20,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-FOLDER = Path(os.environ.get("MULTISSL_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(
-    not (FOLDER / "manifest.json").is_file(), reason=f"no golden folder at {FOLDER}"
-)
+from tests.ranks import run_ranks
+
+CASES = Path(__file__).parent / "cases"
+WHOLE = Path(os.environ.get("MULTISSL_GOLDEN") or Path(__file__).parents[2].parent / "shared" / "golden")
+FOLDER = WHOLE if (WHOLE / "manifest.json").is_file() else CASES
 
 
 @dataclass
@@ -33,21 +37,31 @@ class Case:
     rtol: float | None
     fp32_noise: float | None
     manifest: dict[str, Any]
-    file: str
+    family: str
 
     def tensors(self, role: str) -> dict[str, Tensor]:
-        """Fresh copies of the tensors of a role."""
-        found = self.manifest["tensors"].get(role, {})
-        with safe_open(FOLDER / self.file, "pt") as f:
-            return {n: f.get_tensor(m.get("key", f"{self.id}/{role}/{n}")).clone() for n, m in found.items()}
+        """Return fresh copies of the tensors of a role."""
+        entries = self.manifest["tensors"].get(role, {})
+        keys = {name: entry.get("key", f"{self.id}/{role}/{name}") for name, entry in entries.items()}
+        values: dict[str, Tensor] = {}
+        for path in find_files(self.family):
+            with safe_open(path, "pt") as file:
+                here = set(file.keys())
+                values |= {name: file.get_tensor(key).clone() for name, key in keys.items() if key in here}
+        assert values.keys() == keys.keys(), f"{self.id}: {keys.keys() - values.keys()} are in no file"
+        return {name: values[name] for name in keys}
 
     def check(self, actual: Tensor | None, role: str, name: str) -> None:
-        """Compare with a stored tensor: max|a-b| <= rtol * max|b| + 1e-7 (float32) or 1e-12 (float64)."""
-        close(actual, self.tensors(role)[name], self.rtol or 0.0, f"{self.id}/{role}/{name}")
+        """Compare with a stored tensor: max|a-b| <= rtol * max|b| + 1e-7 (float32) or 1e-12 (float64).
+
+        A case of several sources may lack what one of them computed, and names it: only the whole folder has that.
+        """
+        if f"{role}/{name}" not in self.manifest.get("left_out", ()):
+            close(actual, self.tensors(role)[name], self.rtol or 0.0, f"{self.id}/{role}/{name}")
 
 
 def close(actual: Tensor | None, expected: Tensor, rtol: float, what: str) -> None:
-    """The comparison of the golden README; integers and booleans must match exactly."""
+    """Compare as `Case.check` says; integers and booleans must match exactly."""
     if actual is None:
         assert not expected.any(), f"{what}: no gradient, expected one"
         return
@@ -66,24 +80,51 @@ def close(actual: Tensor | None, expected: Tensor, rtol: float, what: str) -> No
 
 @cache
 def manifest() -> dict[str, Any]:
-    """The manifest, or an empty one where the folder is absent."""
-    path = FOLDER / "manifest.json"
-    return json.loads(path.read_text()) if path.is_file() else {"families": {}}
+    """Return the manifest of the folder that cases come from."""
+    return json.loads((FOLDER / "manifest.json").read_text())
+
+
+def find_files(family: str) -> list[Path]:
+    """Return the files of a family: one, or several where it is large."""
+    entry = manifest()["families"][family]
+    return [FOLDER / name for name in entry.get("files") or [entry["file"]]]
 
 
 def cases(family: str, variant: str) -> list[Any]:
-    """The cases of a variant as pytest parameters; one skipped parameter where there are none."""
-    found = manifest()["families"].get(family)
-    picked = [c for c in found["cases"] if c["variant"] == variant] if found else []
-    if not found or not picked:
-        return [
-            pytest.param(
-                None, id="absent", marks=pytest.mark.skip(reason=f"no {family}/{variant} in {FOLDER}")
-            )
-        ]
+    """Return the cases of a variant as pytest parameters; one skipped parameter where there are none."""
+    entries = manifest()["families"].get(family, {"cases": []})["cases"]
+    picked = [c for c in entries if c["variant"] == variant]
+    if not picked:
+        return [pytest.param(None, id=variant, marks=pytest.mark.skip(reason=why_absent(family, variant)))]
     return [
         pytest.param(
-            Case(c["id"], variant, c["hyper"], c["rtol"], c.get("fp32_noise"), c, found["file"]), id=c["id"]
+            Case(c["id"], variant, c["hyper"], c["rtol"], c.get("fp32_noise"), c, family), id=c["id"]
         )
         for c in picked
     ]
+
+
+def why_absent(family: str, variant: str) -> str:
+    """Return why a variant has no cases here, and what to do; in the repository there must be a reason."""
+    if FOLDER != CASES:
+        return f"no {family}/{variant} in {FOLDER}"
+    sources = " and ".join(manifest()["left_out"][family][variant])
+    return (
+        f"{family}/{variant} is not in the repository: the licence of {sources} is non-commercial or its own; "
+        "set MULTISSL_GOLDEN to the whole folder"
+    )
+
+
+def cases_of(family: str, variants: Iterable[str]) -> list[Any]:
+    """Return the cases of several variants as pytest parameters."""
+    return [parameter for variant in variants for parameter in cases(family, variant)]
+
+
+def run_on_ranks(count: int, function: Callable[..., Any], parameters: list[Any]) -> dict[str, list[Any]]:
+    """Return what each of `count` processes makes of every case of so many processes, by the case's id.
+
+    `function(rank, work)` returns a list, one entry per (variant, options, inputs) of `work`.
+    """
+    picked = [c for p in parameters if (c := p.values[0]) is not None and c.hyper["world"] == count]
+    results = run_ranks(count, function, [(c.variant, c.hyper, c.tensors("in")) for c in picked])
+    return {case.id: [result[i] for result in results] for i, case in enumerate(picked)}

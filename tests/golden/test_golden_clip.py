@@ -20,9 +20,9 @@ from multissl.layers.heads import MLPHead
 from multissl.losses.nce import scores
 from multissl.objectives.clip import CLIP
 from multissl.types import Progress, StreamSpec, Views
-from tests.golden import Case, cases, needs_golden
+from tests.golden import Case, cases
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 EOS = 59
 """The text is read off at its first such id."""
 

@@ -7,6 +7,7 @@ moco_queue, moco_v3, nnclr, curl_bilinear}, distributed/{dist_clip, dist_siglip,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,10 +23,9 @@ from multissl.losses.moco import queue_loss
 from multissl.losses.nce import nce, one_way, relations, scores
 from multissl.losses.nnclr import neighbours, nnclr_loss
 from multissl.losses.siglip import pair_sigmoid
-from tests.golden import Case, cases, close, needs_golden
-from tests.ranks import run_ranks
+from tests.golden import Case, cases, cases_of, close, run_on_ranks
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 
 def test_golden_not_covered() -> None:
@@ -287,23 +287,24 @@ def all_on_rank(rank: int, work: Work) -> list[dict[str, Tensor]]:
     return found
 
 
+RANKS = cases_of("distributed", LOSSES)
+
+
+@cache
+def on_ranks(count: int) -> dict[str, list[dict[str, Tensor]]]:
+    return run_on_ranks(count, all_on_rank, RANKS)
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [2, 3])
-def test_golden_ranks(count: int) -> None:
-    found: list[Case | None] = [p.values[0] for v in LOSSES for p in cases("distributed", v)]
-    picked = [c for c in found if c is not None and c.hyper["world"] == count]
-    if not picked:
-        pytest.skip(f"no cases of {count} processes")
-    results = run_ranks(count, all_on_rank, [(c.variant, c.hyper, c.tensors("in")) for c in picked])
-    for i, case in enumerate(picked):
-        parts = [result[i] for result in results]
-        mean = torch.stack([p["loss"] for p in parts]).mean()
-        stored = [case.tensors("out")[f"loss_rank{r}"] for r in range(count)]
-        close(mean, torch.stack(stored).mean(), case.rtol or 0, f"{case.id}: loss")
-        if case.hyper.get(
-            "gather_with_grad", True
-        ):  # else the stored gradients are incomplete, by its options
-            check_rank_gradients(case, parts)
+@pytest.mark.parametrize("case", RANKS)
+def test_golden_ranks(case: Case) -> None:
+    count = case.hyper["world"]
+    parts = on_ranks(count)[case.id]
+    mean = torch.stack([p["loss"] for p in parts]).mean()
+    stored = [case.tensors("out")[f"loss_rank{r}"] for r in range(count)]
+    close(mean, torch.stack(stored).mean(), case.rtol or 0, f"{case.id}: loss")
+    if case.hyper.get("gather_with_grad", True):  # else the stored gradients are incomplete, by its options
+        check_rank_gradients(case, parts)
 
 
 def check_rank_gradients(case: Case, parts: list[dict[str, Tensor]]) -> None:

@@ -21,9 +21,9 @@ from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
 from multissl.schedules import constant
 from multissl.types import Batch, Progress, StreamSpec, Views
-from tests.golden import Case, cases, needs_golden
+from tests.golden import Case, cases
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 PATCH = 14
 

@@ -7,6 +7,7 @@ distributed/{dist_sinkhorn_center, dist_koleo}.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,10 +26,9 @@ from multissl.losses.swav import swav_loss
 from multissl.losses.targets import Targets, cross_entropy
 from multissl.schedules import ramp
 from multissl.types import Progress
-from tests.golden import Case, cases, close, needs_golden
-from tests.ranks import run_ranks
+from tests.golden import Case, cases, cases_of, close, run_on_ranks
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 LATER = ("dinov3_dino_loss", "dinov3_gram")
 
@@ -321,18 +321,19 @@ def all_on_rank(
     return [on_rank(rank, *each) for each in work]
 
 
+RANKS = cases_of("distributed", ("dist_sinkhorn_center", "dist_koleo"))
+
+
+@cache
+def on_ranks(count: int) -> dict[str, list[dict[str, Tensor]]]:
+    return run_on_ranks(count, all_on_rank, RANKS)
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [2, 3])
-def test_golden_ranks(count: int) -> None:
-    variants = ("dist_sinkhorn_center", "dist_koleo")
-    found: list[Case | None] = [p.values[0] for v in variants for p in cases("distributed", v)]
-    picked = [c for c in found if c is not None and c.hyper["world"] == count]
-    if not picked:
-        pytest.skip(f"no cases of {count} processes")
-    work = [(c.variant, c.hyper, c.tensors("in")) for c in picked]
-    for rank, parts in enumerate(run_ranks(count, all_on_rank, work)):
-        for case, part in zip(picked, parts, strict=True):
-            check_rank(case, rank, part)
+@pytest.mark.parametrize("case", RANKS)
+def test_golden_ranks(case: Case) -> None:
+    for rank, part in enumerate(on_ranks(case.hyper["world"])[case.id]):
+        check_rank(case, rank, part)
 
 
 def check_rank(case: Case, rank: int, part: dict[str, Tensor]) -> None:

@@ -20,9 +20,9 @@ from multissl.export import load_state, official
 from multissl.layers.positions import Position, resample, sincos
 from multissl.modalities.base import pack_masks
 from multissl.types import Features, StreamSpec, Views
-from tests.golden import Case, cases, close, needs_golden
+from tests.golden import Case, cases, close
 
-pytestmark = needs_golden
+pytestmark = pytest.mark.reference
 HEADS = 2
 """Of every encoders_dinov2 case; the manifest does not state it."""
 

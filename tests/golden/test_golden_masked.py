@@ -27,9 +27,9 @@ from multissl.modalities.image_crops import patchify
 from multissl.modalities.masks import num_hidden
 from multissl.types import Mask, StreamSpec, ViewPlan, Views
 
-from . import Case, cases, needs_golden
+from . import Case, cases
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], names: dict[str, str]) -> None:

@@ -12,9 +12,9 @@ from multissl.evaluators.collapse import alpha_req, rankme
 from multissl.evaluators.knn import knn_predict, votes
 from multissl.evaluators.neighbours import nearest
 from multissl.evaluators.retrieval import rank
-from tests.golden import Case, cases, close, needs_golden
+from tests.golden import Case, cases, close
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 
 @pytest.mark.parametrize("case", cases("metrics", "rankme"))

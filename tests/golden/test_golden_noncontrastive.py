@@ -6,6 +6,7 @@ dist_vicreg}.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,10 +19,9 @@ from multissl.losses.byol import byol_loss
 from multissl.losses.vicreg import vicreg_terms
 from multissl.losses.vicregl import global_terms, local_terms
 from multissl.losses.wmse import whiten, wmse_loss
-from tests.golden import Case, cases, needs_golden
-from tests.ranks import run_ranks
+from tests.golden import Case, cases, cases_of, run_on_ranks
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 OTHER_PAIRS = ~torch.eye(2, dtype=torch.bool)
 
@@ -124,7 +124,10 @@ def test_golden_wmse(case: Case) -> None:
 # ---------------------------------------------------------------------------------------------- ranks
 
 
-def on_rank(rank: int, work: list[tuple[str, dict[str, Any], dict[str, Tensor]]]) -> list[list[Tensor]]:
+Work = list[tuple[str, dict[str, Any], dict[str, Tensor]]]
+
+
+def all_on_rank(rank: int, work: Work) -> list[list[Tensor]]:
     """The loss and the gradients of both inputs, for every case."""
     found = []
     for variant, hyper, given in work:
@@ -139,17 +142,18 @@ def on_rank(rank: int, work: list[tuple[str, dict[str, Any], dict[str, Tensor]]]
     return found
 
 
+RANKS = cases_of("distributed", ("dist_barlow", "dist_vicreg"))
+
+
+@cache
+def on_ranks(count: int) -> dict[str, list[list[Tensor]]]:
+    return run_on_ranks(count, all_on_rank, RANKS)
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [2, 3])
-def test_golden_ranks(count: int) -> None:
-    found: list[Case | None] = [
-        p.values[0] for v in ("dist_barlow", "dist_vicreg") for p in cases("distributed", v)
-    ]
-    picked = [c for c in found if c is not None and c.hyper["world"] == count]
-    assert {c.variant for c in picked} == {"dist_barlow", "dist_vicreg"}
-    work = [(c.variant, c.hyper, c.tensors("in")) for c in picked]
-    for rank, parts in enumerate(run_ranks(count, on_rank, work)):
-        for case, (loss, *grads) in zip(picked, parts, strict=True):
-            case.check(loss, "out", f"loss_rank{rank}")
-            for name, grad in zip(("z0", "z1"), grads, strict=True):
-                case.check(grad, "grad", f"{name}_rank{rank}")
+@pytest.mark.parametrize("case", RANKS)
+def test_golden_ranks(case: Case) -> None:
+    for rank, (loss, *grads) in enumerate(on_ranks(case.hyper["world"])[case.id]):
+        case.check(loss, "out", f"loss_rank{rank}")
+        for name, grad in zip(("z0", "z1"), grads, strict=True):
+            case.check(grad, "grad", f"{name}_rank{rank}")

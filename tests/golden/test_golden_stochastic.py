@@ -24,9 +24,9 @@ from multissl.modalities.multiblock import ASPECT, as_masks, draw_multiblock
 from multissl.random import RowRandom
 from multissl.types import ViewPlan
 
-from . import Case, cases, needs_golden
+from . import Case, cases
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 LEVELS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
 

@@ -24,10 +24,10 @@ from multissl.modalities.text_spans import (
     t5_spans,
 )
 
-from . import Case, cases, needs_golden
+from . import Case, cases
 from .test_golden_stochastic import near
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 MASK, VOCABULARY = 0, 1000
 
 

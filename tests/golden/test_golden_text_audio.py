@@ -16,9 +16,9 @@ from multissl.modalities import spectrogram as ops
 from multissl.modalities.bands import either, fixed_count, kept
 from multissl.types import ViewPlan
 
-from . import Case, cases, close, needs_golden
+from . import Case, cases, close
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 
 @pytest.mark.parametrize("case", cases("text_audio", "kaldi_fbank"))

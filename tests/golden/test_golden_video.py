@@ -26,11 +26,11 @@ from multissl.modalities.video_masks import draw_clip_masks, hidden_each, union_
 from multissl.random import RowRandom
 from multissl.types import StreamSpec, ViewPlan
 
-from . import Case, cases, needs_golden
+from . import Case, cases
 from .test_golden_masked import fill
 from .test_golden_stochastic import near, summary
 
-pytestmark = [needs_golden, pytest.mark.reference]
+pytestmark = pytest.mark.reference
 
 
 @pytest.mark.parametrize("case", cases("stochastic", "videomae_tube_mask"))
