@@ -1,0 +1,74 @@
+"""One update by hand: the rate of every layer, and LARS's trust ratio (arXiv 1708.03888) of the decayed gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from multissl.encoders.base import Encoders
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.learner import Learner
+from multissl.engine.optim import LARS, AdamW
+from multissl.types import Progress, StreamSpec
+
+SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), patch=(4, 4), num_tokens=4)
+START = Progress(step=0, total=10)
+
+
+class Headed(nn.Module):
+    """What the optimizer sees of an objective: parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = nn.Linear(8, 3)
+
+
+def read_rates(cfg: AdamW.Config) -> dict[str, float]:
+    """The learning rate of every parameter in the first step; the layers' encoder has two blocks."""
+    net = TransformerEncoder.Config(dim=8, depth=2, heads=2, registers=1, layerscale=0.1).build(SPEC)
+    learner = Learner(Encoders({"image": net}), Headed())
+    optimizer = cfg.build(learner, [], 1)
+    optimizer.step(START)
+    by_id = {id(p): group["lr"] for group in optimizer.torch.param_groups for p in group["params"]}
+    return {name: by_id[id(p)] for name, p in learner.named_parameters()}
+
+
+def test_a_layer_learns_slower_by_one_factor_than_the_next() -> None:
+    rates = read_rates(AdamW.Config(lr=1.0, final_lr=1.0, layer_decay=0.5))
+    layers = {
+        "encoders.image.tokenizer.": 0.5**3, "encoders.image.trunk.blocks.0.": 0.5**2,
+        "encoders.image.trunk.blocks.1.": 0.5, "encoders.image.trunk.norm.": 1.0, "objective.": 1.0,
+    }  # fmt: skip
+    for name, rate in rates.items():
+        (expected,) = [factor for start, factor in layers.items() if name.startswith(start)]
+        assert rate == pytest.approx(expected), name
+    assert {start for start in layers if any(name.startswith(start) for name in rates)} == layers.keys()
+
+
+def test_the_patch_projection_alone_has_the_factor_of_patches() -> None:
+    slow = {
+        n for n, rate in read_rates(AdamW.Config(lr=1.0, final_lr=1.0, patch_lr=0.2)).items() if rate != 1.0
+    }
+    assert slow == {f"encoders.image.tokenizer.patch_embed.proj.{kind}" for kind in ("weight", "bias")}
+    both = read_rates(AdamW.Config(lr=1.0, final_lr=1.0, patch_lr=0.2, layer_decay=0.5))
+    assert both["encoders.image.tokenizer.patch_embed.proj.weight"] == pytest.approx(0.2 * 0.5**3)
+    assert both["encoders.image.tokenizer.cls_token"] == pytest.approx(0.5**3)
+
+
+def test_lars_divides_by_the_norm_of_the_decayed_gradient() -> None:
+    learner = nn.Linear(2, 2, bias=False)
+    learner.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))  # norm 5
+    learner.weight.grad = torch.tensor([[0.0, 0.6], [0.8, 0.0]])
+    cfg = LARS.Config(lr=2.0, final_lr=2.0, weight_decay=0.5, momentum=0.9, trust=0.01)
+    optimizer = cfg.build(learner, [], 1)
+    decayed = torch.tensor([[1.5, 0.6], [0.8, 2.0]])  # g + 0.5 p, norm sqrt(2.25 + 0.36 + 0.64 + 4)
+    update = 0.01 * 5 / 7.25**0.5 * decayed
+    expected = learner.weight.detach() - 2.0 * update
+    optimizer.step(START)
+    torch.testing.assert_close(learner.weight.detach(), expected)
+    learner.weight.grad = torch.zeros(2, 2)  # decay and momentum are left
+    size = expected.norm()
+    second = 0.9 * update + 0.01 * size / (0.5 * size) * 0.5 * expected
+    optimizer.step(Progress(step=1, total=10))
+    torch.testing.assert_close(learner.weight.detach(), expected - 2.0 * second)
