@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multissl.objectives.ijepa import latent_targets
-from multissl.objectives.rebuild import Norm, normalise
+from multissl.losses.ijepa import latent_targets
+from multissl.losses.rebuild import Norm, normalise
 
 
 @pytest.mark.parametrize("norm", ["token", "channel"])
