@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from multissl import registry
 from multissl.engine.data import Data
 from multissl.evaluators.base import collated, stream_of, views_of
+from multissl.files import replaced
 from multissl.modalities.base import Modality
 from multissl.run import Model
 from multissl.types import Raw, Sample
@@ -131,16 +131,12 @@ def splits_of(modality: Modality, split: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its place at the end, or goes where it did not come to that."""
-    part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, out)
+        with replaced(out) as part:
+            yield part
     except OSError as error:  # what cannot be read is told of its sample by the modality
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); give another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ A run's folder holds `recipe.json`, `metrics.jsonl`, `tensorboard/`, `checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -28,6 +29,7 @@ from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Trainer, alarm_of, verdicts
 from multissl.evaluators.base import clean_views, lone, readable_views
 from multissl.export import tower_streams
+from multissl.files import digest, replace_text, replaced
 from multissl.modalities.base import Modality
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
 from multissl.registry import suggest
@@ -36,6 +38,12 @@ from multissl.version import __version__
 
 FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
+SHIPPED = ("encoder.safetensors", "modality.json")
+"""What `load` needs besides the recipe."""
+
+
+class NotWritten(RuntimeError):
+    """A file that a run ends with could not be written; those of before are intact."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,6 +60,8 @@ class Result:
 def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> Result:
     """Run a recipe in a folder, from its newest checkpoint if there is one; a finished run tells its result again.
 
+    A run has finished when its summary says so, which is the last thing that is written. One that ended between its
+    last checkpoint and that moment writes what it ships from the checkpoint, without training.
     `default` is the recipe whose differences the report shows.
     """
     folder = Path(folder)
@@ -59,21 +69,21 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
         lines = prepare(folder, recipe)
         began = time.time()
         parts = build(recipe, device)
-        done = checkpoint.found(folder)
         trainer = Trainer(
             recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, folder, device
         )
-        if not lines or not done or checkpoint.step_of(done[-1]) < recipe.steps:
+        if distributed.share(distributed.is_main() and has_finished(folder, recipe.steps)):
+            trainer.display.say(f"{folder} has finished its {checkpoint.newest_step(folder)} steps already")
+        else:
             trainer.display.say(describe(recipe, parts, device))
             lines = trainer.fit()
             write_model(folder, parts)
-        else:
-            trainer.display.say(f"{folder} has finished its {recipe.steps} steps already")
         said = verdicts(parts.evaluators, lines)
         result = summarise(folder, recipe, default, said, lines, time.time() - began, device)
         distributed.barrier()  # from here on the first rank is alone
         if distributed.is_main():
             trainer.display.say(f"report: {report(folder)}")
+            record_finish(folder)
             trainer.display.say(result.verdict)
     return result
 
@@ -87,7 +97,7 @@ def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
             folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and checkpoint.found(folder):
                 compare(saved(path), text, folder)
-            path.write_text(json.dumps(text, indent=1))
+            replace_text(path, json.dumps(text, indent=1))
         except OSError as error:
             problem = f"--out {folder}: cannot be written ({error.strerror}); give another --out"
         except ValueError as error:
@@ -138,8 +148,32 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
     )
 
 
+def has_finished(folder: Path, steps: int) -> bool:
+    """Return whether a run took its steps and ships, by its own record, what the last of them left."""
+    if checkpoint.newest_step(folder) < steps:
+        return False
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        return summary["finished"] == shipped(folder)
+    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: then it is written again
+        return False
+
+
+def shipped(folder: Path) -> dict[str, Any]:
+    """Return the step of the newest checkpoint, and the digests of the files that a run ships."""
+    return {"step": checkpoint.newest_step(folder), "sha256": {n: digest(folder / n) for n in SHIPPED}}
+
+
+def record_finish(folder: Path) -> None:
+    """Add to `summary.json` of which step the run ships what: the last thing that a run does."""
+    path = folder / "summary.json"
+    with _writing(folder):
+        summary = json.loads(path.read_text()) | {"finished": shipped(folder)}
+        replace_text(path, json.dumps(summary, indent=1))
+
+
 def write_model(folder: Path, parts: Parts) -> None:
-    """`encoder.safetensors` and `modality.json`: what `load` needs besides the recipe."""
+    """Write the files of `SHIPPED`."""
     from safetensors.torch import save_file
 
     exported = parts.learner.shipped()
@@ -148,9 +182,26 @@ def write_model(folder: Path, parts: Parts) -> None:
     whole = {n: distributed.full(t).detach() for n, t in exported.state_dict().items()}
     state = {n: t.to("cpu", copy=True).contiguous() for n, t in whole.items()}
     if distributed.is_main():
-        save_file(state, folder / "encoder.safetensors.tmp")
-        (folder / "encoder.safetensors.tmp").rename(folder / "encoder.safetensors")
-        (folder / "modality.json").write_text(json.dumps(parts.modality.state()))
+        fitted = json.dumps(parts.modality.state())
+        with _writing(folder):
+            with replaced(folder / "encoder.safetensors") as aside:
+                save_file(state, aside)
+            replace_text(folder / "modality.json", fitted)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what to do where the files that a run ends with cannot be written."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise NotWritten(
+            f"{folder} could not be written to ({reason}); what was written before is intact. "
+            "Free some space, then repeat the command"
+        ) from error
 
 
 def summarise(
@@ -158,6 +209,7 @@ def summarise(
     lines: list[dict[str, Any]], seconds: float, device: torch.device,
 ) -> Result:  # fmt: skip
     """The verdict, the environment and the difference from the default, also as `summary.json`."""
+    steps = checkpoint.newest_step(folder)  # of a run that is asked for fewer than it took: those it took
     bad = [text for learned, text in said if not learned]
     verdict = (bad or [text for _, text in said] or ["no evaluator gave a verdict"])[0]
     alarm = alarm_of(lines)
@@ -172,11 +224,12 @@ def summarise(
     changes = difference(to_dict(default), to_dict(recipe)) if default else []
     summary = {
         "verdict": verdict, "alarm": alarm, "learned": bool(said) and not bad, "all_verdicts": [t for _, t in said],
-        "environment": environment, "difference": changes, "steps": recipe.steps, "seconds": round(seconds, 1),
+        "environment": environment, "difference": changes, "steps": steps, "seconds": round(seconds, 1),
         "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
     }  # fmt: skip
     if distributed.is_main():
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        with _writing(folder):
+            replace_text(folder / "summary.json", json.dumps(summary, indent=1))
     return Result(folder=folder, learned=summary["learned"], verdict=verdict, figures=last)
 
 
@@ -295,7 +348,8 @@ def report(run: Path | str, samples: int = 8) -> Path:
         evaluator = cfg.build()
         panels += evaluator.panels(handle, modality)
         titles |= {f"{name}/{figure}": title for figure, title in evaluator.titles.items()}
-    return write_report(Path(run), panels, titles)
+    with _writing(Path(run)):
+        return write_report(Path(run), panels, titles)
 
 
 def steps_for(epochs: float, samples: int, batch_size: int) -> int:

@@ -21,6 +21,7 @@ FOUNDATION = (
     "random",
     "distributed",
     "precision",
+    "files",
 )
 DOOR = "encoders.base"
 """The set of encoders that others are handed."""
@@ -34,6 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "random": (),
     "distributed": FOUNDATION,
     "precision": (),
+    "files": (),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),
     "modalities": FOUNDATION,

@@ -56,6 +56,11 @@ def found(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "meta.json").is_file())
 
 
+def newest_step(run: Path) -> int:
+    """Return the step of the newest whole checkpoint of a run, 0 without one."""
+    return max(map(step_of, found(run)), default=0)
+
+
 def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, cfg: Save) -> Path:
     """Write the state after `step` steps; called on every rank."""
     target = run / "checkpoints" / f"step_{step:08d}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from multissl.engine.charts import Points, chart, short
 from multissl.engine.metrics import read_metrics
+from multissl.files import replace_text
 from multissl.types import Panel
 
 Line = dict[str, Any]
@@ -74,8 +75,8 @@ def write_report(folder: Path, panels: Sequence[Panel] = (), titles: Mapping[str
         + "</body></html>\n"
     )
     path = folder / "report.html"
-    path.with_suffix(".tmp").write_text(page, encoding="utf-8")
-    return path.with_suffix(".tmp").replace(path)
+    replace_text(path, page)
+    return path
 
 
 def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:

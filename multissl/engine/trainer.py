@@ -126,7 +126,10 @@ class Trainer:
         self.stop = False
 
     def fit(self) -> list[dict[str, Any]]:
-        """Train from the newest checkpoint, or from the start, to the last step; the lines of `metrics.jsonl`."""
+        """Train from the newest checkpoint, or from the start, to the last step; the lines of `metrics.jsonl`.
+
+        A checkpoint of the last step or a later one is loaded, and nothing is trained.
+        """
         checkpoints = checkpoint.found(self.folder)
         start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
         if start:
@@ -137,7 +140,8 @@ class Trainer:
             with self._signals():
                 if start == 0:
                     self._evaluate(0, first=True)
-                self._loop(start)
+                if start < self.cfg.steps:
+                    self._loop(start)
         finally:
             self.sinks.close()
         return read_metrics(self.folder)

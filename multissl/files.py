@@ -1,0 +1,35 @@
+"""Files that are whole at any moment: written beside their place, then renamed.
+
+A process that is killed while it writes, or that fills the disk, leaves the file of before as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; the file takes the place of `path` at the end, unless writing failed."""
+    aside = path.with_name(f"{path.name}.tmp")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one go."""
+    with replaced(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
