@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import gather, sum_ranks, world
+from multissl.distributed import gather, rank, sum_ranks, world
 from multissl.encoders.base import Encoder, Encoders
 from multissl.engine.checkpoint import Save
 from multissl.engine.data import Data
@@ -134,11 +134,13 @@ class Spread(Objective):
 
 
 def pause(step: int) -> None:
-    """Wait to be killed where PAUSE_AT=step:file says so, after leaving that file as a sign."""
+    """Wait where PAUSE_AT=step:file says so, on the first rank, until the file that is left as a sign is removed."""
     stop, _, marker = os.environ.get("PAUSE_AT", "").partition(":")
-    if stop and int(stop) == step:
+    if stop and int(stop) == step and rank() == 0:
         Path(marker).touch()
-        time.sleep(60)
+        deadline = time.monotonic() + 60
+        while Path(marker).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def recipe() -> Recipe:

@@ -7,10 +7,15 @@ An unreadable sample is listed, and the next readable one takes its place.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator, Sized
+import weakref
+from collections.abc import Generator, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -18,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from multissl.config import Config
 from multissl.random import RowRandom
@@ -25,6 +31,8 @@ from multissl.types import Batch, Modality, Plans, Raw, Sample, Unreadable
 
 WORKER, DEVICE = 0, 1
 """The lines of random numbers of a step: what workers draw, and what is drawn on the device."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a run to end; they often reach its workers, too."""
 PATIENCE = 1000
 """Unreadable samples in a row after which the data is taken to be broken."""
 
@@ -126,8 +134,26 @@ class Steps(Dataset[Any]):
 
 def stream(
     steps: Steps, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
-) -> Iterator[Fetched]:
-    """The batches of steps start..stop-1 on a device, prepared ahead by workers."""
+) -> Generator[Fetched, None, None]:
+    """The batches of steps start..stop-1 on a device, prepared ahead by workers, which end when it is closed."""
+    batches = _batches(steps, start, stop, cfg, ranks, device)
+    _OPEN.add(batches)
+    return batches
+
+
+_OPEN: weakref.WeakSet[Generator[Fetched, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what was left open: at exit multiprocessing waits for workers, after a SIGTERM that they ignore."""
+    for batches in list(_OPEN):
+        batches.close()
+
+
+def _batches(
+    steps: Steps, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
+) -> Generator[Fetched, None, None]:
     workers = cfg.num_workers(ranks)
     loader = DataLoader(
         steps,
@@ -136,23 +162,56 @@ def stream(
         num_workers=workers,
         prefetch_factor=cfg.prefetch if workers else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_quiet if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
-    batches = iter(loader)
-    for step in range(start, stop):
-        before = time.perf_counter()
-        raw, skipped = next(batches)
-        waited = time.perf_counter() - before
-        if steps.final:
-            batch = [v.to(device) for v in raw]
-        else:
-            batch = steps.views(
-                tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), raw), step, device
-            )
-        yield Fetched(batch, skipped, waited)
+    with _held_back_signals():
+        batches = iter(loader)
+    try:
+        for step in range(start, stop):
+            before = time.perf_counter()
+            raw, skipped = next(batches)
+            waited = time.perf_counter() - before
+            if steps.final:
+                batch = [v.to(device) for v in raw]
+            else:
+                raw = tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), raw)
+                batch = steps.views(raw, step, device)
+            yield Fetched(batch, skipped, waited)
+    finally:
+        _end_workers(batches)
 
 
-def _quiet(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer decides when its workers end. One thread each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _held_back_signals() -> Iterator[None]:
+    """Hold back the signals of `ENDING`; processes that are started meanwhile hold them back for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(_worker: int) -> None:
+    """Prepare a worker: one thread, deaf to the signals of `ENDING`, which are the trainer's to answer."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the training process and end this worker, even one that waits for a full queue or a read."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def _end_workers(batches: Any) -> None:
+    """End the workers of a loader's iterator, also one that is stuck, for which torch has the SIGTERM they ignore."""
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        try:
+            batches._shutdown_workers()
+        finally:
+            for worker in batches._workers:
+                worker.kill()

@@ -81,7 +81,7 @@ class Display:
 
     def __init__(self, active: bool, seconds: float = 20.0) -> None:
         self.active, self.seconds = active, seconds
-        self.console = Console(stderr=True, soft_wrap=True, quiet=not active, highlight=False)
+        self.console = _Terminal(stderr=True, soft_wrap=True, quiet=not active, highlight=False)
         self.live = active and sys.stderr.isatty()
         self._last = time.monotonic()
         self._bar: Progress | None = None
@@ -112,5 +112,15 @@ class Display:
             self.say(f"step {step}/{total}  {figures}")
 
     def say(self, text: str) -> None:
-        """A line for the user."""
-        self.console.print(text, markup=False)
+        """Print a line for the user; without a terminal the run goes on in silence."""
+        try:
+            self.console.print(text, markup=False)
+        except OSError:  # it was closed
+            self.console.quiet = True
+
+
+class _Terminal(Console):
+    """A console that falls silent where rich would end the program: whoever read its lines is gone."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True

@@ -28,6 +28,8 @@ from multissl.engine import checkpoint
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.data import Data, Steps, stream
+from multissl.engine.checkpoint import Save
+from multissl.engine.data import ENDING, Data, Steps, stream
 from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
 from multissl.engine.optim import Optimizer
@@ -150,7 +152,7 @@ class Trainer:
         cfg, bad_in_a_row = self.cfg, 0
         window = Window()
         batches = stream(self.steps, start, cfg.steps, cfg.data, distributed.world(), self.device)
-        with self.display.running(start, cfg.steps), contextlib.closing(batches):  # type: ignore[type-var]
+        with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
                 progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
                 torch.manual_seed(hash_of(cfg.seed, step, distributed.rank()))
@@ -287,16 +289,23 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C ends it at once."""
+        """Let Ctrl-C, SIGTERM and SIGHUP end the run after the step at hand; a second Ctrl-C ends it at once.
+
+        Other signals may come twice, as torchrun and SLURM both pass them on.
+        """
 
         def ask(number: int, _frame: object) -> None:
-            if self.stop:
+            if self.stop and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stop = True
-            self.display.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+            if not self.stop:
+                self.stop = True
+                with contextlib.suppress(RuntimeError):  # it came in the middle of another line
+                    self.display.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
 
+        # under nohup a closed terminal is nothing to a run
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
         try:
-            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            before = {s: signal.signal(s, ask) for s in ENDING if s not in ignored}
         except ValueError:  # not in the main thread: the host program handles signals
             before = {}
         try:

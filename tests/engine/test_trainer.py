@@ -84,7 +84,7 @@ def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Pat
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +96,48 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 14
     monkeypatch.undo()
     assert run.train(recipe(), tmp_path).folder == tmp_path
+
+
+def stopped_by(*numbers: signal.Signals, step: int = 13) -> Any:
+    """What stands in for `stubs.pause`: the signals arrive in the middle of a step."""
+    return lambda now: [os.kill(os.getpid(), n) for n in numbers] if now == step else None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_a_launcher_passes_on_once_more_saves_a_checkpoint_too(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import stubs
+
+    monkeypatch.setattr(stubs, "pause", stopped_by(number, number))
+    with pytest.raises(Interrupted, match="checkpoint of step 14 "):
+        run.train(recipe(), tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ctrl_c_ends_a_run_at_once_that_was_asked_to_end(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import stubs
+
+    monkeypatch.setattr(stubs, "pause", stopped_by(number, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run.train(recipe(), tmp_path)
+    assert checkpoint.newest_step(tmp_path) == 10
+
+
+def test_under_nohup_a_closed_terminal_does_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import stubs
+
+    monkeypatch.setattr(stubs, "pause", stopped_by(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run.train(recipe(), tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoint.newest_step(tmp_path) == 40
 
 
 def test_only_the_last_and_the_marked_checkpoints_are_kept(tmp_path: Path) -> None:
