@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from multissl import registry
 from multissl.arguments import leave_out, spelled, take
+from multissl.files import set_aside
 from multissl.registry import suggest
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def train(args: list[str]) -> int:
     restart = "--restart" in rest
     recipe, default, rest = open_recipe(name, [a for a in rest if a != "--restart"])
     folder = Path(out or Path("runs") / re.sub(r"[^\w.]+", "-", name.removesuffix(".py")).strip("-"))
-    if restart:
-        set_aside(folder)
+    if restart and (old := set_aside(folder)):
+        print(f"{folder} is now {old.name}")
     from multissl import run
 
     result = run.train(recipe, folder, default)
@@ -357,11 +358,3 @@ def set_threads() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
-
-def set_aside(folder: Path) -> None:
-    """Rename an old run so that nothing is lost."""
-    if folder.exists():
-        number = next(i for i in range(1, 10_000) if not folder.with_name(f"{folder.name}.old{i}").exists())
-        folder.rename(folder.with_name(f"{folder.name}.old{number}"))
-        print(f"{folder} is now {folder.name}.old{number}")

@@ -29,6 +29,14 @@ def replace_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def set_aside(path: Path) -> Path | None:
+    """Rename a file or folder so that its name is free; return its new name, None where there is nothing."""
+    if not path.exists():
+        return None
+    number = next(i for i in range(1, 10_000) if not path.with_name(f"{path.name}.old{i}").exists())
+    return path.rename(path.with_name(f"{path.name}.old{number}"))
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multissl.files import digest, replace_text, replaced
+from multissl.files import digest, replace_text, replaced, set_aside
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -40,3 +40,15 @@ def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
     assert digest(path) == hashlib.sha256(b"content").hexdigest()
+
+
+def test_what_is_set_aside_takes_the_first_free_name(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert set_aside(path) is None
+    for number in (1, 2):
+        path.mkdir()
+        (path / "file").write_text(str(number))
+        old = tmp_path / f"run.old{number}"
+        assert set_aside(path) == old
+        assert (old / "file").read_text() == str(number)
+    assert not path.exists()

@@ -2,7 +2,7 @@
 
 A line of `metrics.jsonl` is {"kind": "train" | "eval" | "note" | "alarm", "step": ..., name: value}; an alarm without
 text ends the one before. On resume, lines past the resumed step are dropped, so an interrupted run leaves the file of
-an uninterrupted one.
+an uninterrupted one. A run that begins at step 0 sets the lines of an earlier start aside.
 """
 
 from __future__ import annotations
@@ -26,27 +26,46 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from multissl.files import replace_text, set_aside
+
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All lines of a run; a last line cut short by a crash is left out."""
-    path, lines = folder / "metrics.jsonl", []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    path = folder / "metrics.jsonl"
+    return [values for _, values in _whole_lines(path.read_text())] if path.is_file() else []
+
+
+def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each line that can be read, as it stands and as values."""
+    for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
+            yield line, json.loads(line)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Leave the lines up to a step, each of them whole, as they were written; at any moment the file is whole."""
+    text = path.read_text() if path.is_file() else ""
+    kept = "".join(f"{line}\n" for line, values in _whole_lines(text) if values["step"] <= step)
+    if kept != text:
+        replace_text(path, kept)
 
 
 class Sinks:
-    """Writes the figures of a run; silent on every rank but the first."""
+    """Writes the figures of a run; silent on every rank but the first.
+
+    `earlier` is the file to which the lines of an earlier start went, if there was one.
+    """
 
     def __init__(self, folder: Path, start: int, tensorboard: bool, active: bool) -> None:
-        self.active, self._events, self._file = active, None, None
+        self.active, self._events, self._file, self.earlier = active, None, None, None
         if not active:
             return
-        kept = [line for line in read_metrics(folder) if start and line["step"] <= start]
-        self._file = (folder / "metrics.jsonl").open("w")
-        for line in kept:
-            self._line(line)
+        path = folder / "metrics.jsonl"
+        if start:
+            _keep_until(path, start)
+        elif path.is_file() and path.stat().st_size:
+            self.earlier = set_aside(path)
+        self._file = path.open("a")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -137,6 +137,8 @@ class Trainer:
         if start:
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         self.sinks = Sinks(self.folder, start, self.cfg.tensorboard, self.main)
+        if self.sinks.earlier:
+            self.display.say(f"beginning anew: the figures of an earlier start are in {self.sinks.earlier}")
         self._remember(read_metrics(self.folder) if start and self.main else [])
         try:
             with self._signals():
