@@ -27,8 +27,6 @@ from multissl.distributed import Parallel
 from multissl.engine import checkpoint
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
-from multissl.engine.data import Data, Steps, stream
-from multissl.engine.checkpoint import Save
 from multissl.engine.data import ENDING, Data, Steps, stream
 from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
