@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multissl import distributed
 from multissl.configs import image as recipes
-from multissl.distributed import Parallel
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.trainer import hash_of
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.transformer import ffn_width
 from multissl.modalities.image import Image
+from multissl.parallel.gradients import clip_gradients
+from multissl.parallel.ranks import process_group
+from multissl.parallel.sharding import Parallel
 from multissl.random import RowRandom
 from multissl.recipe import Parts, Recipe, build
 from multissl.types import Progress
@@ -122,7 +123,7 @@ def stepper(parts: Parts, recipe: Recipe, device: torch.device) -> Callable[...,
         with count or nullcontext():
             losses = learner(batch, progress)
             learner.backward(losses)
-            norms = distributed.clip_gradients(groups, recipe.clip)
+            norms = clip_gradients(groups, recipe.clip)
             finite = torch.isfinite(torch.stack([losses.total.detach().float(), *norms.values()])).all()
             if finite:  # the one wait for the device in a step
                 parts.optimizer.step(progress)
@@ -216,7 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring for a row")
     options = parser.parse_args()
-    with distributed.process_group() as device:
+    with process_group() as device:
         peak = peak_rate(device, torch.bfloat16 if cuda else torch.float32)
         name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
         print(f"{name}, torch {torch.__version__}, matrix product {peak / 1e12:.2f} TFLOP/s\n")

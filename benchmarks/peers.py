@@ -62,20 +62,21 @@ def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
     """A run of our side on each rank: prints seconds and samples a second of the loop, as the peer counts them."""
     from safetensors.torch import save_file
 
-    from multissl import distributed
     from multissl import recipe as recipes
     from multissl.engine.trainer import Trainer
+    from multissl.parallel.ranks import is_main, process_group
+    from multissl.parallel.sharding import full
 
     made = recipe(objective, data, steps, seed)
-    with distributed.process_group() as device:
+    with process_group() as device:
         parts = recipes.build(made, device)
         trainer = Trainer(made, parts.modality, parts.learner, parts.optimizer, {}, out, device)
         began = time.perf_counter()
         trainer.fit()
         seconds = time.perf_counter() - began
         net: Any = parts.learner.encoders["image"]
-        state = {k: distributed.full(v).contiguous() for k, v in net.net.state_dict().items()}
-        if distributed.is_main():
+        state = {k: full(v).contiguous() for k, v in net.net.state_dict().items()}
+        if is_main():
             save_file(state, out / "net.safetensors")
             print(json.dumps({"seconds": seconds, "samples_per_s": steps * BATCH / seconds}))
 

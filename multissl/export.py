@@ -18,10 +18,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import full, is_main
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position, resample
 from multissl.layers.tokenizers import GridTokenizer, Patches
+from multissl.parallel.ranks import is_main
+from multissl.parallel.sharding import full
 
 log = logging.getLogger("multissl")
 

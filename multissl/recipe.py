@@ -9,7 +9,6 @@ from typing import cast
 
 import torch
 
-from multissl import distributed
 from multissl.config import config_name, from_dict
 from multissl.encoders.base import Encoder, Encoders, build_encoders
 from multissl.engine.learner import Learner
@@ -18,6 +17,8 @@ from multissl.engine.trainer import Loop
 from multissl.evaluators.base import Evaluator
 from multissl.modalities.base import Modality
 from multissl.objectives.base import Objective
+from multissl.parallel.ranks import world
+from multissl.parallel.sharding import parallelize
 from multissl.registry import suggest
 from multissl.types import Masking, ParamRule, Plans, ViewPlan
 
@@ -75,8 +76,8 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     """Compare what the objective asks for with what modality and encoders can do; says which pair fails and why."""
     objective, named = config_name(type(recipe.objective)), config_name(type(recipe.modality))
     specs = modality.streams()
-    if recipe.batch_size % distributed.world():
-        raise ValueError(f"batch_size={recipe.batch_size} does not divide over {distributed.world()} ranks")
+    if recipe.batch_size % world():
+        raise ValueError(f"batch_size={recipe.batch_size} does not divide over {world()} ranks")
     for stream, plan in plans.items():
         asked = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
@@ -145,7 +146,7 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     if recipe.locked:
         check_trainable(recipe, encoders, objective)
     learner = Learner(encoders, objective, recipe.chunk)
-    distributed.parallelize(learner, recipe.parallel, device)
+    parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(learner, [*objective.param_rules(), *recipe.rules()], recipe.batch_size)
     evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
     return Parts(modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators)

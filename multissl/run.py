@@ -19,9 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from multissl import distributed
 from multissl.config import config_name, difference, to_dict
-from multissl.distributed import Parallel
 from multissl.encoders.base import Encoder, Encoders, build_encoders, without_heads
 from multissl.engine import checkpoint
 from multissl.engine.learner import Handle
@@ -31,6 +29,9 @@ from multissl.evaluators.base import clean_views, lone, readable_views
 from multissl.export import tower_streams
 from multissl.files import digest, replace_text, replaced
 from multissl.modalities.base import Modality
+from multissl.parallel.collectives import share
+from multissl.parallel.ranks import barrier, is_main, process_group, world
+from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
 from multissl.registry import suggest
 from multissl.types import Features, Panel, Progress, Sample
@@ -65,14 +66,14 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
     `default` is the recipe whose differences the report shows.
     """
     folder = Path(folder)
-    with distributed.process_group() as device:
+    with process_group() as device:
         lines = prepare(folder, recipe)
         began = time.time()
         parts = build(recipe, device)
         trainer = Trainer(
             recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, folder, device
         )
-        if distributed.share(distributed.is_main() and has_finished(folder, recipe.steps)):
+        if share(is_main() and has_finished(folder, recipe.steps)):
             trainer.display.say(f"{folder} has finished its {checkpoint.newest_step(folder)} steps already")
         else:
             trainer.display.say(describe(recipe, parts, device))
@@ -80,8 +81,8 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
             write_model(folder, parts)
         said = verdicts(parts.evaluators, lines)
         result = summarise(folder, recipe, default, said, lines, time.time() - began, device)
-        distributed.barrier()  # from here on the first rank is alone
-        if distributed.is_main():
+        barrier()  # from here on the first rank is alone
+        if is_main():
             trainer.display.say(f"report: {report(folder)}")
             record_finish(folder)
             trainer.display.say(result.verdict)
@@ -92,7 +93,7 @@ def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Make the run's folder and its `recipe.json`, or compare with the one there; the metrics so far."""
     text = {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}
     path, problem = folder / "recipe.json", ""
-    if distributed.is_main():
+    if is_main():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and checkpoint.found(folder):
@@ -102,7 +103,7 @@ def prepare(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
             problem = f"--out {folder}: cannot be written ({error.strerror}); give another --out"
         except ValueError as error:
             problem = str(error)
-    problem = distributed.share(problem)  # what stops the first rank stops all of them
+    problem = share(problem)  # what stops the first rank stops all of them
     if problem:
         raise ValueError(problem)
     return read_metrics(folder)
@@ -132,7 +133,7 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
     trainable = sum(p.numel() for p in parts.learner.parameters() if p.requires_grad)
     count = len(cast(Any, parts.modality.dataset("train")))
     encoders = ", ".join(f"{s}={config_name(type(c))}" for s, c in recipe.encoders.items())
-    ranks = distributed.world()
+    ranks = world()
     epochs = recipe.steps * recipe.batch_size / count
     idle = torch.cuda.device_count() - 1 if device.type == "cuda" and ranks == 1 else 0
     tip = (
@@ -179,9 +180,9 @@ def write_model(folder: Path, parts: Parts) -> None:
     exported = parts.learner.shipped()
     checkpoint.check_finite(exported, folder)
     # copied, as towers may share a module and a file cannot hold one tensor under two names
-    whole = {n: distributed.full(t).detach() for n, t in exported.state_dict().items()}
+    whole = {n: full(t).detach() for n, t in exported.state_dict().items()}
     state = {n: t.to("cpu", copy=True).contiguous() for n, t in whole.items()}
-    if distributed.is_main():
+    if is_main():
         fitted = json.dumps(parts.modality.state())
         with _writing(folder):
             with replaced(folder / "encoder.safetensors") as aside:
@@ -219,7 +220,7 @@ def summarise(
     environment = {
         "multissl": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
-        "ranks": distributed.world(), "threads": torch.get_num_threads(),
+        "ranks": world(), "threads": torch.get_num_threads(),
     }  # fmt: skip
     changes = difference(to_dict(default), to_dict(recipe)) if default else []
     summary = {
@@ -227,7 +228,7 @@ def summarise(
         "environment": environment, "difference": changes, "steps": steps, "seconds": round(seconds, 1),
         "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
     }  # fmt: skip
-    if distributed.is_main():
+    if is_main():
         with _writing(folder):
             replace_text(folder / "summary.json", json.dumps(summary, indent=1))
     return Result(folder=folder, learned=summary["learned"], verdict=verdict, figures=last)

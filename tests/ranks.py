@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from multissl import distributed
+from multissl.parallel.ranks import barrier, process_group
 
 
 def run_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -37,9 +37,9 @@ def _one(
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    with distributed.process_group():
+    with process_group():
         torch.save(function(rank, *args), Path(folder) / f"{rank}.pt")
-        distributed.barrier()
+        barrier()
 
 
 def _free_port() -> int:

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import gather, rank, sum_ranks, world
 from multissl.encoders.base import Encoder, Encoders
 from multissl.engine.checkpoint import Save
 from multissl.engine.data import Data
 from multissl.engine.optim import AdamW
 from multissl.modalities.base import Modality
 from multissl.objectives.base import Objective, project, spread
+from multissl.parallel.collectives import gather, sum_ranks
+from multissl.parallel.ranks import rank, world
 from multissl.random import RowRandom
 from multissl.recipe import Recipe
 from multissl.types import (

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from multissl.distributed import Parallel, local, parallelize
 from multissl.encoders.base import Encoder, Encoders
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.engine.learner import Learner
@@ -16,6 +15,7 @@ from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.objectives.base import Objective
 from multissl.objectives.vicreg import VICReg
+from multissl.parallel.sharding import Parallel, local, parallelize
 from multissl.types import Batch, Losses, Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 

@@ -11,9 +11,10 @@ import torch._dynamo
 from torch import nn
 
 from benchmarks.dinov2_step import stepper, toy
-from multissl.distributed import Parallel, process_group, uncompiled
 from multissl.engine.learner import Learner
 from multissl.layers.transformer import MLP
+from multissl.parallel.ranks import process_group
+from multissl.parallel.sharding import Parallel, uncompiled
 from multissl.recipe import Parts, Recipe, build
 from multissl.run import begun
 from multissl.types import Views

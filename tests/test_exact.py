@@ -23,8 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl import distributed, registry
-from multissl.distributed import Parallel, full, local, rank, sum_ranks, world
+from multissl import registry
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Steps
@@ -35,6 +34,10 @@ from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
+from multissl.parallel import collectives
+from multissl.parallel.collectives import sum_ranks
+from multissl.parallel.ranks import rank, world
+from multissl.parallel.sharding import Parallel, full, local, parallelize
 from multissl.recipe import Recipe, check, maskings_of
 from multissl.types import Batch, Progress
 from tests.ranks import run_ranks
@@ -135,7 +138,7 @@ def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False)
     """Losses, gradients and state of a short run, by name; losses and gradients averaged over ranks."""
     learner, modality = make(case, chunk)
     if sharded:  # FSDP2, as in a run; it averages gradients itself
-        distributed.parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
+        parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
     objective = cast(Any, learner.objective)
     data = Steps(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
     found: dict[str, Tensor] = {}
@@ -223,7 +226,7 @@ PLANTS = [
 @contextlib.contextmanager
 def removed(collective: str, how: How) -> Iterator[None]:
     """The collective without its gradient, or as if every other rank held what this one does, wherever it is used."""
-    right: Callable[[Tensor], Tensor] = getattr(distributed, collective)
+    right: Callable[[Tensor], Tensor] = getattr(collectives, collective)
 
     def detached(x: Tensor) -> Tensor:
         return right(x).detach()

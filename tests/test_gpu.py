@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.dinov2_step import HostReads, stepper, toy
 from multissl import run
-from multissl.distributed import Parallel, process_group
 from multissl.engine.checkpoint import Save
 from multissl.engine.metrics import read_metrics
+from multissl.parallel.ranks import process_group
+from multissl.parallel.sharding import Parallel
 from multissl.recipe import build
 from tests.test_whole_step import recipe
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from multissl import cli, registry
-from multissl.distributed import Parallel
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Steps
@@ -34,6 +33,7 @@ from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.modalities.video import Video
 from multissl.objectives.base import Objective
+from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, build, check
 from multissl.types import Progress
 from tests import toys

@@ -19,7 +19,7 @@ FOUNDATION = (
     "registry",
     "schedules",
     "random",
-    "distributed",
+    "parallel",
     "precision",
     "files",
 )
@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "registry": (),
     "schedules": FOUNDATION,
     "random": (),
-    "distributed": FOUNDATION,
+    "parallel": FOUNDATION,
     "precision": (),
     "files": (),
     "losses": FOUNDATION,
@@ -71,7 +71,7 @@ def arrows(package: Path) -> list[str]:
 
 
 def ranks(package: Path) -> list[str]:
-    return laws.ranks(package, "distributed")
+    return laws.ranks(package, "parallel")
 
 
 def parameters(package: Path) -> list[str]:

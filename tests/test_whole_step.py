@@ -13,14 +13,15 @@ import torch
 from PIL import Image as Picture
 from torch import Tensor
 
-from multissl import distributed, run
+from multissl import run
 from multissl.configs import image
-from multissl.distributed import Parallel
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import Save
 from multissl.engine.data import Data, Steps
 from multissl.engine.metrics import read_metrics
+from multissl.parallel.ranks import rank, world
+from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import Recipe, build
 from multissl.types import Progress
 from tests.ranks import run_ranks
@@ -38,17 +39,17 @@ def recipe() -> Recipe:
     return made.replace(batch_size=BATCH, steps=10)
 
 
-def gradients(rank: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+def gradients(_number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     made = recipe()
     parts = build(made, torch.device("cpu"))
     objective: Any = parts.learner.objective
-    ranks = (distributed.rank(), distributed.world())
+    ranks = (rank(), world())
     steps = Steps(parts.modality, objective.plans(), BATCH, made.seed, *ranks, final=False)
     views = steps.views(steps[3][0], 3)
     parts.learner.train()
     losses = parts.learner(views, Progress(step=3, total=10))
     parts.learner.backward(losses)
-    found = {n: distributed.full(p.grad) for n, p in parts.learner.named_parameters() if p.grad is not None}
+    found = {n: full(p.grad) for n, p in parts.learner.named_parameters() if p.grad is not None}
     return found, [v.x for v in views]
 
 

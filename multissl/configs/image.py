@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from multissl.configs.common import watched
-from multissl.distributed import Parallel
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim import AdamW
@@ -16,6 +15,7 @@ from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
 from multissl.modalities.image import Image
 from multissl.objectives.dino import DINO
+from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe
 
 

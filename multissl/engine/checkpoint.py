@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from multissl import distributed
 from multissl.config import Config
+from multissl.parallel.collectives import all_true
+from multissl.parallel.ranks import barrier, is_main
+from multissl.parallel.sharding import local
+from multissl.parallel.state import load_state, optimizer_state, restore_optimizer, save_state
 
 FORMAT = 1
 
@@ -67,13 +70,13 @@ def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimi
     if (target / "meta.json").is_file():
         return target
     aside = target.with_name(f"writing_{target.name}")
-    if distributed.is_main():
+    if is_main():
         for leftover in target.parent.glob("writing_*"):  # of a process that was killed while it wrote
             shutil.rmtree(leftover)
-    distributed.barrier()
+    barrier()
     try:
-        distributed.save_state(_state(learner, optimizer), aside)
-        if distributed.is_main():
+        save_state(_state(learner, optimizer), aside)
+        if is_main():
             (aside / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step}))
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -85,12 +88,12 @@ def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimi
             f"the checkpoint of step {step} could not be written to {target.parent} ({_root(error)}); {kept}. "
             "Free some space or give another --out, then repeat the command to resume"
         ) from error
-    distributed.barrier()
-    if distributed.is_main():
+    barrier()
+    if is_main():
         shutil.rmtree(target, ignore_errors=True)  # what is there has no meta.json: it was never whole
         aside.rename(target)
         _thin_out(run, cfg)
-    distributed.barrier()
+    barrier()
     return target
 
 
@@ -100,11 +103,11 @@ def check_finite(shipped: nn.Module, run: Path) -> None:
     A buffer may hold -inf, as masks of attention do.
     """
     parameters = {name for name, _ in shipped.named_parameters(remove_duplicate=False)}
-    floating = {n: distributed.local(t) for n, t in shipped.state_dict().items() if t.is_floating_point()}
+    floating = {n: local(t) for n, t in shipped.state_dict().items() if t.is_floating_point()}
     fine = [
         (t.isfinite() if n in parameters else t.isfinite() | t.isneginf()).all() for n, t in floating.items()
     ]
-    agreed = distributed.all_true(torch.stack(fine)).tolist() if fine else []
+    agreed = all_true(torch.stack(fine)).tolist() if fine else []
     bad = [name for name, good in zip(floating, agreed, strict=True) if not good]
     if bad:
         checkpoints = found(run)
@@ -124,14 +127,14 @@ def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> 
             f"{folder} has checkpoint format {meta['format']}, this version reads up to {FORMAT}: upgrade"
         )
     state = _state(learner, optimizer)
-    distributed.load_state(state, folder)
+    load_state(state, folder)
     learner.load_state_dict(state["learner"])
-    distributed.restore_optimizer(learner, optimizer, state["optimizer"])
+    restore_optimizer(learner, optimizer, state["optimizer"])
     return meta["step"]
 
 
 def _state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"learner": learner.state_dict(), "optimizer": distributed.optimizer_state(learner, optimizer)}
+    return {"learner": learner.state_dict(), "optimizer": optimizer_state(learner, optimizer)}
 
 
 def _thin_out(run: Path, cfg: Save) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import uncompiled
+from multissl.parallel.sharding import uncompiled
 from multissl.types import Batch, Features, Losses, Masking, Progress, Views
 
 Which = Literal["exported", "student"]

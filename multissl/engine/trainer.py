@@ -21,9 +21,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from multissl import distributed
 from multissl.config import Config
-from multissl.distributed import Parallel
 from multissl.engine import checkpoint
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
@@ -31,6 +29,10 @@ from multissl.engine.data import ENDING, Data, Steps, stream
 from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
 from multissl.engine.optim import Optimizer
+from multissl.parallel.collectives import all_true, mean_ranks
+from multissl.parallel.gradients import clip_gradients, largest_gradient
+from multissl.parallel.ranks import is_main, rank, world
+from multissl.parallel.sharding import Parallel
 from multissl.types import Losses, Modality, Progress
 
 
@@ -106,11 +108,11 @@ class Trainer:
     ) -> None:
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
         self.evaluators, self.folder, self.device = evaluators, folder, device
-        self.main = distributed.is_main()
+        self.main = is_main()
         objective = cast(Any, learner.objective)
         self.plans = objective.plans()
         self.steps = Steps(
-            modality, self.plans, cfg.batch_size, cfg.seed, distributed.rank(), distributed.world(),
+            modality, self.plans, cfg.batch_size, cfg.seed, rank(), world(),
             cfg.data.views_on == "worker",
         )  # fmt: skip
         samples = len(cast(Any, self.steps.samples))
@@ -151,17 +153,17 @@ class Trainer:
     def _loop(self, start: int) -> None:
         cfg, bad_in_a_row = self.cfg, 0
         window = Window()
-        batches = stream(self.steps, start, cfg.steps, cfg.data, distributed.world(), self.device)
+        batches = stream(self.steps, start, cfg.steps, cfg.data, world(), self.device)
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
                 progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
-                torch.manual_seed(hash_of(cfg.seed, step, distributed.rank()))
+                torch.manual_seed(hash_of(cfg.seed, step, rank()))
                 self.learner.train()
                 self.buffers.keep()
                 with _memory_advice(cfg):
                     losses: Losses = self.learner(fetched.batch, progress)
                     self.learner.backward(losses)
-                norms = distributed.clip_gradients(self.groups, cfg.clip)
+                norms = clip_gradients(self.groups, cfg.clip)
                 finite, interrupted = self._agree(losses, norms)
                 if finite:
                     lr = self.optimizer.step(progress)
@@ -173,7 +175,7 @@ class Trainer:
                     self.buffers.restore()
                     self._dump(step, losses, norms, bad_in_a_row)
                 elif (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
-                    self._log(step + 1, window, distributed.largest_gradient(self.trainable))
+                    self._log(step + 1, window, largest_gradient(self.trainable))
                     window = Window()
                 self.optimizer.zero_grad()
                 self.display.step(step + 1, cfg.steps)
@@ -199,7 +201,7 @@ class Trainer:
             torch.stack([losses.total.detach().float(), *(n.float() for n in norms.values())])
         )
         going = torch.tensor(not self.stop, device=self.device)
-        flags = distributed.all_true(torch.stack([fine.all(), going]))
+        flags = all_true(torch.stack([fine.all(), going]))
         finite, going_on = flags.tolist()  # the one wait for the device in a step
         return finite, not going_on
 
@@ -209,7 +211,7 @@ class Trainer:
         culprits += [f"gradient of {n}" for n, v in norms.items() if not math.isfinite(v.item())]
         samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
         record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
-        path = self.folder / f"nonfinite_step_{step}_rank_{distributed.rank()}.json"
+        path = self.folder / f"nonfinite_step_{step}_rank_{rank()}.json"
         path.write_text(json.dumps({**record, "samples": samples}, indent=1))
         text = f"step {step} skipped: {', '.join(culprits) or 'another rank'} not finite; see {path}"
         self.display.say(text)
@@ -229,7 +231,7 @@ class Trainer:
 
     def _log(self, step: int, window: Window, largest: Tensor) -> None:
         figures, counts = window.summary()
-        figures = {n: v.item() for n, v in distributed.mean_ranks(figures).items()}
+        figures = {n: v.item() for n, v in mean_ranks(figures).items()}
         figures |= counts | {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
         if self.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -375,7 +377,7 @@ def _memory_advice(cfg: Loop) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        half = max(1, (cfg.chunk or cfg.batch_size // distributed.world()) // 2)
+        half = max(1, (cfg.chunk or cfg.batch_size // world()) // 2)
         raise OutOfMemory(
             f"out of memory: --chunk {half} encodes {half} samples at a time for the same gradient; "
             "--parallel.checkpoint-activations true and a smaller --batch-size help too"

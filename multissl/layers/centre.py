@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import sum_ranks
 from multissl.losses.sinkhorn import Weighting, centred
 from multissl.losses.targets import Targets, chunks
+from multissl.parallel.collectives import sum_ranks
 from multissl.precision import wide
 
 

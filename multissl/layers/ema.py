@@ -17,8 +17,8 @@ from torch import nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
-from multissl.distributed import local
 from multissl.layers.heads import RankBatchNorm
+from multissl.parallel.sharding import local
 from multissl.schedules import Schedule
 from multissl.types import Progress
 

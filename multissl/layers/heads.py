@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
-from multissl.distributed import sum_ranks, world
 from multissl.layers.init import init_linear
+from multissl.parallel.collectives import sum_ranks
+from multissl.parallel.ranks import world
 from multissl.precision import wide
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import local
+from multissl.parallel.sharding import local
 from multissl.precision import wide
 from multissl.types import ParamRule
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multissl.distributed import sum_ranks
+from multissl.parallel.collectives import sum_ranks
 from multissl.precision import wide
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import sum_ranks, world
+from multissl.parallel.collectives import sum_ranks
+from multissl.parallel.ranks import world
 from multissl.precision import wide
 
 

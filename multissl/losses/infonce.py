@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multissl.distributed import gather, row_labels
 from multissl.losses.nce import MultiPos, Relations, accuracy, blind, mean_of, nce, scores
+from multissl.parallel.collectives import gather, row_labels
 
 
 def infonce_terms(

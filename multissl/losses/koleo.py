@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import gather, rank, world
+from multissl.parallel.collectives import gather
+from multissl.parallel.ranks import rank, world
 from multissl.precision import wide
 
 EPS = 1e-8

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import sum_ranks, world
 from multissl.losses.sinkhorn import centred, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy
+from multissl.parallel.collectives import sum_ranks
+from multissl.parallel.ranks import world
 from multissl.precision import wide
 
 

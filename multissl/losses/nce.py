@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import gather, row_labels
 from multissl.losses.blocks import by_anchors, found_share
 from multissl.losses.common import mean_of
+from multissl.parallel.collectives import gather, row_labels
 from multissl.precision import wide
 
 MultiPos = Literal["outside", "inside"]

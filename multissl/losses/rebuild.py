@@ -15,7 +15,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import sum_ranks, world
+from multissl.parallel.collectives import sum_ranks
+from multissl.parallel.ranks import world
 from multissl.precision import wide
 
 Metric = Literal["mse", "l1", "smooth_l1"]

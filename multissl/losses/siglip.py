@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import gather
 from multissl.losses.blocks import by_anchors
 from multissl.losses.nce import Relations, hits, mean_of, scores
+from multissl.parallel.collectives import gather
 
 
 def pair_sigmoid(

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from multissl.distributed import gather
 from multissl.losses.targets import Targets, chunks
+from multissl.parallel.collectives import gather
 from multissl.precision import wide
 
 Weighting = Literal["count", "equal"]

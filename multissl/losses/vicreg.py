@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import gather
 from multissl.losses.common import mean_of
+from multissl.parallel.collectives import gather
 from multissl.precision import wide
 
 

@@ -17,7 +17,6 @@ from typing import Literal
 
 from torch import nn
 
-from multissl.distributed import world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
 from multissl.layers.scale import NO_DECAY, Scale
@@ -25,6 +24,7 @@ from multissl.losses.clip import clip_loss, modality_gap
 from multissl.losses.common import embedding_std
 from multissl.objectives.base import ONE_VIEW, Objective, presence, project, spread
 from multissl.objectives.pairing import relations_of
+from multissl.parallel.ranks import world
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 

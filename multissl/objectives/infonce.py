@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from multissl.distributed import world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
 from multissl.layers.scale import NO_DECAY, Scale
@@ -26,6 +25,7 @@ from multissl.losses.infonce import infonce_terms
 from multissl.losses.nce import MultiPos
 from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
 from multissl.objectives.pairing import relations_of
+from multissl.parallel.ranks import world
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
@@ -31,6 +30,8 @@ from multissl.losses.moco import queue_loss
 from multissl.losses.nce import one_way
 from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
 from multissl.objectives.pairing import ids_of, predict, relations_of
+from multissl.parallel.collectives import gather
+from multissl.parallel.ranks import world
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, Views
 
 

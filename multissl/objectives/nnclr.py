@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from multissl.distributed import gather, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
 from multissl.layers.queue import Queue
@@ -28,6 +27,8 @@ from multissl.losses.common import embedding_std
 from multissl.losses.nnclr import neighbours, nnclr_loss
 from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
 from multissl.objectives.pairing import predict, relations_of
+from multissl.parallel.collectives import gather
+from multissl.parallel.ranks import world
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 

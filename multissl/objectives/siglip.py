@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from multissl.distributed import world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
 from multissl.layers.scale import NO_DECAY, Scale
@@ -27,6 +26,7 @@ from multissl.losses.common import embedding_std
 from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.base import ONE_VIEW, Objective, presence, project, spread
 from multissl.objectives.pairing import relations_of
+from multissl.parallel.ranks import world
 from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 

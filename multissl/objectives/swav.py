@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.distributed import gather, local, rank, world
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
@@ -32,6 +31,9 @@ from multissl.losses.swav import swav_loss
 from multissl.losses.targets import describe
 from multissl.objectives.alarms import History, one_point
 from multissl.objectives.base import Objective, head, spread
+from multissl.parallel.collectives import gather
+from multissl.parallel.ranks import rank, world
+from multissl.parallel.sharding import local
 from multissl.precision import wide
 from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from multissl.distributed import gather
 from multissl.encoders.base import Encoders
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.wmse import groupings, wmse_loss
 from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.parallel.collectives import gather
 from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 

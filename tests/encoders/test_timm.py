@@ -3,12 +3,12 @@ from typing import Any
 import pytest
 import torch
 
-from multissl.distributed import Parallel, parallelize
 from multissl.encoders.base import Encoders
 from multissl.encoders.timm import TimmEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.objectives.vicreg import VICReg
+from multissl.parallel.sharding import Parallel, parallelize
 from multissl.types import Progress, StreamSpec, Views
 
 timm = pytest.importorskip("timm")

@@ -254,7 +254,7 @@ class Root(torch.nn.Module):
 
 def step(root: Root) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient of a weight, and attention."""
-    from multissl.distributed import full
+    from multissl.parallel.sharding import full
 
     torch.manual_seed(1)
     item = views(torch.randn(4, 3, 16, 16), torch.rand(4, 16) < 0.5)
@@ -268,7 +268,7 @@ def step(root: Root) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sharded(rank: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    from multissl.distributed import Parallel, parallelize
+    from multissl.parallel.sharding import Parallel, parallelize
 
     found = []
     for precision in ("fp32", "bf16"):

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multissl import run
-from multissl.distributed import clip_gradients
 from multissl.engine.optim import SGD
+from multissl.parallel.gradients import clip_gradients
 from tests.stubs import recipe
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from multissl.distributed import Parallel, full, parallelize, world
 from multissl.engine.optim import LARS, AdamW, TorchLARS, kinds_of, treatment
 from multissl.layers.scale import Scale
+from multissl.parallel.ranks import world
+from multissl.parallel.sharding import Parallel, full, parallelize
 from multissl.types import Progress
 from tests.ranks import run_ranks
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from multissl import distributed, run
+from multissl import run
 from multissl.engine import checkpoint
+from multissl.parallel.ranks import barrier
 from multissl.recipe import Recipe
 from tests.ranks import run_ranks
 from tests.stubs import recipe
@@ -159,5 +160,5 @@ def plain(rank: int, folder: str, shard: int) -> list[float]:
     made.parallel.shard = shard
     run.train(made, folder)
     lines = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    distributed.barrier()
+    barrier()
     return [x["loss"] for x in lines if x["kind"] == "train"]

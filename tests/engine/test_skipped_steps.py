@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from multissl import run
-from multissl.distributed import Parallel, full
 from multissl.engine import checkpoint
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite
 from multissl.engine.data import Steps
 from multissl.engine.learner import Learner
 from multissl.layers.heads import RankBatchNorm
+from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import Recipe, build
 from multissl.types import Batch, Features, Masking, Progress, StreamSpec, Views
 from tests.ranks import run_ranks

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from multissl.abilities import DeclaresParameters
-from multissl.distributed import Parallel, parallelize
 from multissl.encoders.base import Encoder, build_encoders
 from multissl.encoders.module import holding
 from multissl.encoders.timm import TimmEncoder
@@ -22,6 +21,7 @@ from multissl.layers.scale import Scale
 from multissl.objectives.cav_mae import CAVMAE
 from multissl.objectives.mae import MAE
 from multissl.objectives.vicreg import VICReg
+from multissl.parallel.sharding import Parallel, parallelize
 from multissl.types import StreamSpec
 from tests.ranks import run_ranks
 

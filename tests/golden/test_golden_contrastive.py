@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import world
 from multissl.layers.queue import Queue
 from multissl.losses.clip import clip_loss
 from multissl.losses.infonce import infonce_terms
@@ -23,6 +22,7 @@ from multissl.losses.moco import queue_loss
 from multissl.losses.nce import nce, one_way, relations, scores
 from multissl.losses.nnclr import neighbours, nnclr_loss
 from multissl.losses.siglip import pair_sigmoid
+from multissl.parallel.ranks import world
 from tests.golden import Case, cases, cases_of, close, run_on_ranks
 
 pytestmark = pytest.mark.reference

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 from torch import Tensor, nn
 
-from multissl.distributed import clip_gradients
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
@@ -19,6 +18,7 @@ from multissl.layers.heads import PrototypeHead
 from multissl.layers.positions import Position
 from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
+from multissl.parallel.gradients import clip_gradients
 from multissl.schedules import constant
 from multissl.types import Batch, Progress, StreamSpec, Views
 from tests.golden import Case, cases

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import world
 from multissl.layers.centre import Centre
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
@@ -24,6 +23,7 @@ from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.losses.sinkhorn import centred, sinkhorn
 from multissl.losses.swav import swav_loss
 from multissl.losses.targets import Targets, cross_entropy
+from multissl.parallel.ranks import world
 from multissl.schedules import ramp
 from multissl.types import Progress
 from tests.golden import Case, cases, cases_of, close, run_on_ranks

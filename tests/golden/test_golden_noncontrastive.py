@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.distributed import world
 from multissl.losses.barlow import barlow_terms, cross_correlation
 from multissl.losses.byol import byol_loss
 from multissl.losses.vicreg import vicreg_terms
 from multissl.losses.vicregl import global_terms, local_terms
 from multissl.losses.wmse import whiten, wmse_loss
+from multissl.parallel.ranks import world
 from tests.golden import Case, cases, cases_of, run_on_ranks
 
 pytestmark = pytest.mark.reference

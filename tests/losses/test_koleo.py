@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.distributed import world
 from multissl.losses.koleo import grouped_koleo, koleo
+from multissl.parallel.ranks import world
 from tests.ranks import run_ranks
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import world
 from multissl.encoders.base import Encoder, Encoders
+from multissl.parallel.ranks import world
 from multissl.types import Batch, Features, Progress, StreamSpec, Views
 
 ROWS = StreamSpec(kind="columns", shape=(6,), num_tokens=6)

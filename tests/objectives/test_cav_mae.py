@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import world
 from multissl.encoders.base import Encoder, Encoders, build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
 from multissl.modalities.base import pack_masks
 from multissl.objectives.cav_mae import CAVMAE
+from multissl.parallel.ranks import world
 from multissl.types import Batch, Features, Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.distributed import Parallel, clip_gradients, full, parallelize, world
 from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
@@ -19,6 +18,9 @@ from multissl.losses import koleo as koleo_module
 from multissl.losses import sinkhorn as sinkhorn_module
 from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
+from multissl.parallel.gradients import clip_gradients
+from multissl.parallel.ranks import world
+from multissl.parallel.sharding import Parallel, full, parallelize
 from multissl.types import Batch, Losses, Progress
 from tests.objectives.test_dino import HEAD, SPEC, START, batch_of, build
 from tests.ranks import run_ranks

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.distributed import rank, world
 from multissl.encoders.base import Encoder, Encoders
 from multissl.layers.heads import MLPHead
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.modalities.base import pack_masks
 from multissl.objectives.msn import MSN
+from multissl.parallel.ranks import rank, world
 from multissl.types import Batch, Features, Masking, Progress, StreamSpec, Views
 from tests.losses.test_sinkhorn import matrix_form
 from tests.ranks import run_ranks

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.distributed import rank
 from multissl.encoders.base import Encoders, build_encoders
 from multissl.encoders.mlp import MLPEncoder
 from multissl.layers.heads import MLPHead
 from multissl.losses.spr import spr_loss
 from multissl.objectives.spr import SPR
+from multissl.parallel.ranks import rank
 from multissl.types import Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 

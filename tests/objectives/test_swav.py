@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.distributed import rank, world
 from multissl.encoders.base import Encoders
 from multissl.engine.optim import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.losses.swav import swav_loss
 from multissl.objectives.base import head
 from multissl.objectives.swav import SwAV
+from multissl.parallel.ranks import rank, world
 from multissl.types import Batch, Progress, Views
 from tests.losses.test_sinkhorn import matrix_form
 from tests.objectives.test_dino import SPEC, Stub

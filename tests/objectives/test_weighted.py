@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from multissl.config import from_dict, to_dict
-from multissl.distributed import Parallel, full, parallelize, rank, world
 from multissl.encoders.base import Encoders, build_encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
@@ -22,6 +21,8 @@ from multissl.objectives.shared import Remembered, merge
 from multissl.objectives.swav import SwAV
 from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
+from multissl.parallel.ranks import rank, world
+from multissl.parallel.sharding import Parallel, full, parallelize
 from multissl.types import Batch, Features, Masking, ParamRule, Progress, ViewPlan, Views
 from tests.objectives.test_dino import SPEC, Stub, batch_of
 from tests.ranks import run_ranks

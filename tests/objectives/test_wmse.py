@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.distributed import gather
 from multissl.losses.wmse import groupings, whiten, wmse_loss
 from multissl.objectives.wmse import WMSE
+from multissl.parallel.collectives import gather
 from multissl.types import Progress
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of, rows
 from tests.ranks import run_ranks

@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl import distributed
+from multissl.parallel.collectives import gather, sum_ranks
+from multissl.parallel.ranks import is_main, process_group, rank, world
 from tests.ranks import run_ranks
 
 
 def both(rank: int, x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    mine = x.chunk(distributed.world())[rank].clone().requires_grad_()
-    everyone = distributed.gather(mine)
-    total = distributed.sum_ranks(mine.pow(2).sum(0))
+    mine = x.chunk(world())[rank].clone().requires_grad_()
+    everyone = gather(mine)
+    total = sum_ranks(mine.pow(2).sum(0))
     loss = (everyone.cos() * probe).sum() + total.pow(2).sum()
-    return everyone.detach(), total.detach(), torch.autograd.grad(loss, mine)[0] / distributed.world()
+    return everyone.detach(), total.detach(), torch.autograd.grad(loss, mine)[0] / world()
 
 
 @pytest.mark.ranks
@@ -30,5 +31,5 @@ def test_gather_and_sum_have_the_values_and_gradients_of_one_rank() -> None:
 def test_a_group_of_one_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
-    with distributed.process_group():
-        assert (distributed.world(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    with process_group():
+        assert (world(), rank(), is_main()) == (1, 0, True)

@@ -1,0 +1,85 @@
+"""Sums and gathers over ranks, with gradient where losses need it.
+
+As every rank differentiates its own loss and the trainer averages parameter gradients over ranks, the backward of a
+gather or a sum adds up what all ranks ask of a value.
+Shapes: B rows of this rank, W ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from multissl.parallel.ranks import rank, world
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world())[rank()]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def gather(x: Tensor) -> Tensor:
+    """x [B, ...] of every rank in rank order, [W*B, ...], with gradient. All ranks must hold equally many rows."""
+    return cast(Tensor, _Gather.apply(x)) if world() > 1 else x
+
+
+def sum_ranks(x: Tensor) -> Tensor:
+    """The sum of x over ranks, with gradient."""
+    return cast(Tensor, _Sum.apply(x)) if world() > 1 else x
+
+
+def row_labels(rows: int, device: torch.device | None = None) -> Tensor:
+    """The global numbers of this rank's rows, int64 [rows]."""
+    return torch.arange(rows, device=device) + rank() * rows
+
+
+def all_true(flags: Tensor) -> Tensor:
+    """Which of some flags (bool, any shape) hold on every rank."""
+    if world() == 1:
+        return flags
+    lowest = flags.float()
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return lowest > 0.5
+
+
+def mean_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars averaged over ranks in one message, for logs; every rank must hold the same names."""
+    if world() == 1 or not values:
+        return values
+    packed = torch.stack([v.detach().float().reshape(()) for v in values.values()])
+    dist.all_reduce(packed)
+    return dict(zip(values, packed / world(), strict=True))
+
+
+def share(value: Any) -> Any:
+    """A picklable value of rank 0, on every rank."""
+    box = [value]
+    if world() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,110 @@
+"""What a learner becomes on several devices: precision, activation checkpoints, compilation and FSDP2, by block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from multissl.config import Config
+from multissl.parallel.ranks import _group_of_one, world
+
+
+@dataclass(kw_only=True, slots=True)
+class Parallel(Config):
+    """How a run spreads over devices."""
+
+    shard: int = 1
+    """Ranks over which parameters, gradients and teacher are sharded (FSDP2); 1 is plain data parallel. Ranks beyond
+    it hold copies: 8 ranks with shard 4 are 2 copies."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the forward and backward pass; master weights, reductions and losses stay fp32. Auto: bf16 on CUDA."""
+    checkpoint_activations: bool = False
+    """Recompute blocks in the backward pass: less memory, about a third more compute."""
+    compile: bool = False
+    """torch.compile, one block at a time, of training steps; evaluation runs the blocks as they are written."""
+    fully_shard: Literal["auto", "always"] = "auto"
+    """Auto leaves FSDP2 out on a single CPU rank, where it only costs time."""
+
+    def __post_init__(self) -> None:
+        if self.shard < 1:
+            raise ValueError(f"parallel.shard={self.shard}: want 1 or more ranks")
+
+
+def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.Module:
+    """Move a learner to its device; then activation checkpointing, compile and FSDP2, in that order, block by block.
+
+    `learner.shard_units()` names the blocks and `learner.entry_points()` the methods besides `forward` that encode.
+    On CUDA ranks torch's batch norms become SyncBatchNorm; on CPU ranks, which have none, each normalises by its own
+    rows. Batch norm cannot run on sharded bf16 parameters: a learner that holds one keeps them in fp32, and its
+    encoders (whatever has `autocast`, a teacher's copies too) compute under torch.autocast.
+    """
+    if world() % cfg.shard:
+        raise ValueError(f"parallel.shard={cfg.shard} does not divide the {world()} ranks of this run")
+    learner.to(device)
+    if device.type == "cuda" and world() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    half = cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
+    if half and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in learner.modules()):
+        half = False
+        for module in learner.modules():
+            if hasattr(module, "autocast"):
+                cast(Any, module).autocast = torch.bfloat16
+    units = cast(Any, learner).shard_units()
+    if cfg.checkpoint_activations:
+        from torch.distributed._composable.checkpoint_activation import checkpoint
+
+        for unit in units:
+            checkpoint(unit)
+    if cfg.compile:
+        for unit in units:
+            unit.compile(dynamic=False)
+    if world() > 1 or half or cfg.fully_shard == "always":
+        _fully_shard(learner, units, cfg.shard, device, half)
+    return learner
+
+
+def _fully_shard(
+    learner: nn.Module, units: Sequence[nn.Module], shard: int, device: torch.device, half: bool
+) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    if not dist.is_initialized():
+        _group_of_one(device)
+    mesh = init_device_mesh(device.type, (world() // shard, shard), mesh_dim_names=("replicate", "shard"))
+    # gradients of half-precision passes are summed in fp32, others as they are
+    dtype, summed = (torch.bfloat16, torch.float32) if half else (None, None)
+    blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed)
+    # torch 2.10 would cast a batch's float targets along with the inputs, so the root leaves its inputs alone.
+    root = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=blocks, reshard_after_forward=True)
+    # The root is resharded too: between steps every parameter is a shard, so EMA and checkpoints see only shards.
+    fully_shard(learner, mesh=mesh, mp_policy=root, reshard_after_forward=True)
+    for name in cast(Any, learner).entry_points():
+        register_fsdp_forward_method(learner, name)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[None]:
+    """Run compiled blocks as they are written, for a `with`; what is compiled stays and is used again afterwards.
+
+    Dynamo keeps 8 variants of a block, one for each shape and mode. Shapes of an evaluation would take them, and steps
+    that find none left run uncompiled from then on, without a word.
+    """
+    return torch.compiler.set_stance("force_eager")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor; a plain tensor is its own shard."""
+    return cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together on every rank; a plain tensor as it is."""
+    return cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
