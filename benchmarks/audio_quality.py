@@ -25,12 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Featurize, evaluating, featurize_places
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
 from multissl.evaluators.knn import knn_accuracy
 from multissl.evaluators.linear_probe import probe_accuracy
 from multissl.evaluators.recording_probe import RecordingProbe
+from multissl.inference import Featurize, Pooled, featurize_places
 from multissl.registry import require
-from multissl.types import Progress, Views
 
 FOLDER = Path("runs/audio_quality")
 DIGITS = {"label_pattern": r"(\d)_[a-z]+_\d+", "group_pattern": r"\d_([a-z]+)_"}
@@ -73,7 +77,7 @@ def recipe(task: str, data: str, group: str) -> Any:
     return made
 
 
-def figures(featurize: Featurize, modality: Any) -> list[float]:
+def figures(featurize: Featurize, modality: Modality) -> list[float]:
     """Linear probe and k-NN of the group that was left out, in percent."""
     sides = []
     for split in ("train", "val"):
@@ -87,12 +91,12 @@ def figures(featurize: Featurize, modality: Any) -> list[float]:
     ]
 
 
-def encoded(encoders: Any, modality: Any, scenes: bool) -> list[float]:
+def encoded(encoders: Encoders, modality: Modality, scenes: bool) -> list[float]:
     """The figures of encoders, and how many recordings they recognise."""
-    with evaluating(encoders) as featurize:
-        found = figures(featurize, modality)
+    frozen = FrozenEncoders.of(encoders)
+    found = figures(Pooled(frozen), modality)
     probe = RecordingProbe(RecordingProbe.Config())
-    return found + ([probe.run(encoders, modality, Progress(step=0, total=1))["same"]] if scenes else [])
+    return found + ([probe.run(frozen, modality, Progress(step=0, total=1))["same"]] if scenes else [])
 
 
 def main() -> None:
@@ -121,8 +125,8 @@ def main() -> None:
         run.train(made, out)
         rows["trained"] = encoded(run.load(out).encoders, parts.modality, scenes)
         if args.classical:
-            floor = parts.modality.floors()["mean_std"] if scenes else cepstra
-            rows["classical"] = figures(floor, parts.modality)
+            baseline = parts.modality.baselines()["mean_std"] if scenes else cepstra
+            rows["classical"] = figures(baseline, parts.modality)
         for name, found in rows.items():
             table.setdefault(name, []).append(found)
             print(" | ".join([group, name, *(f"{f:.1f}" for f in found)]), flush=True)

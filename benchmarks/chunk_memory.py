@@ -19,12 +19,14 @@ import time
 
 import torch
 
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.objectives.clip import CLIP
-from multissl.types import Progress, StreamSpec, Views
 
 SPECS = {
     "image": StreamSpec(kind="grid", shape=(3, 32, 32), num_tokens=64, patch=(4, 4)),
@@ -47,11 +49,11 @@ def step(batch: int, chunk: int) -> dict[str, float]:
     objective = CLIP.Config(projector=MLPHead.Config(out=32, layers=1, norm="none")).build(encoders, SPECS)
     learner = Learner(encoders, objective, chunk)
 
-    def views(rows: int) -> list[Views]:
+    def views(rows: int) -> Batch:
         x = {"image": torch.randn(rows, 3, 32, 32), "text": torch.randint(4, 1000, (rows, 32))}
-        return [Views(x=x[s], stream=s, role="clean") for s in SPECS]
+        return Batch(Views(x=x[s], stream=s, role="clean") for s in SPECS)
 
-    def once(made: list[Views]) -> None:
+    def once(made: Batch) -> None:
         learner.backward(learner(made, Progress(step=0, total=1)))
 
     once(views(2))  # what a first step alone allocates: threads, kernels' workspaces, gradients

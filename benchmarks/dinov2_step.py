@@ -24,6 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multissl.configs import image as recipes
+from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.trainer import hash_of
 from multissl.layers.heads import PrototypeHead
@@ -34,7 +35,6 @@ from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
 from multissl.random import RowRandom
 from multissl.recipe import Parts, Recipe, build
-from multissl.types import Progress
 
 LOCALS = 8
 
@@ -98,14 +98,14 @@ def raw_batch(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[Any, 
     """A batch as a worker delivers it, of noise, on the device."""
     from torch.utils._pytree import tree_map_only
 
-    from multissl.types import Sample
+    from multissl.contract.data import Sample
 
     rows = recipe.batch_size
     rng = RowRandom((0, 0), 0, rows, rows)
     noise = torch.Generator().manual_seed(0)
     pictures = [torch.randint(256, (3, 256, 256), dtype=torch.uint8, generator=noise) for _ in range(4)]
     samples = [Sample(pictures[i % 4], i) for i in range(rows)]
-    raw = parts.modality.collate(samples, parts.learner.objective.plans(), rng)  # type: ignore[operator]
+    raw = parts.modality.collate(samples, parts.learner.objective.plans(), rng)
     return tree_map_only(torch.Tensor, lambda t: t.to(device), raw), rng.to(device)
 
 
@@ -113,7 +113,7 @@ def stepper(parts: Parts, recipe: Recipe, device: torch.device) -> Callable[...,
     """A function that makes the training step of a number as the trainer does, with `count` entered after the views."""
     learner, objective = parts.learner, parts.learner.objective
     raw, rng = raw_batch(parts, recipe, device)
-    plans, groups = objective.plans(), learner.clip_groups(recipe.clip_per)  # type: ignore[operator]
+    plans, groups = objective.plans(), learner.clip_groups(recipe.clip_per)
     learner.train()
 
     def step(number: int, count: AbstractContextManager[Any] | None = None) -> torch.Tensor:
@@ -127,7 +127,7 @@ def stepper(parts: Parts, recipe: Recipe, device: torch.device) -> Callable[...,
             finite = torch.isfinite(torch.stack([losses.total.detach().float(), *norms.values()])).all()
             if finite:  # the one wait for the device in a step
                 parts.optimizer.step(progress)
-                objective.after_step(learner.encoders, progress)  # type: ignore[operator]
+                objective.after_step(learner.encoders, progress)
             parts.optimizer.zero_grad()
         return losses.total.detach()
 
@@ -190,7 +190,7 @@ def toy(batch: int) -> Recipe:
     small = PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=64)
     made.modality = Image.Config(size=56, local_size=28, patch=14, blur_kernel=3, mask_group=min(batch, 32))
     made.encoders = {"image": TransformerEncoder.Config(dim=64, depth=2, heads=2, layerscale=1e-5)}
-    made.objective.head = made.objective.ibot_head = small  # type: ignore[attr-defined]
+    made.objective.head = made.objective.ibot_head = small
     made.parallel = Parallel()
     return made.replace(batch_size=batch)
 

@@ -27,9 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 import numpy as np
 import torch
 
+from multissl.contract.data import Sample
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.image import Image
 from multissl.random import RowRandom
-from multissl.types import Sample, ViewPlan
 
 PLAN = ViewPlan(num_global=2, num_local=8, mask_ratio=(0.1, 0.5), mask_share=0.5)
 BATCH = 16

@@ -40,9 +40,10 @@ import torch
 
 from benchmarks import loader_files as files
 from multissl import registry
+from multissl.contract.data import Sample
+from multissl.contract.plans import CLEAN
 from multissl.random import RowRandom
 from multissl.registry import require
-from multissl.types import CLEAN, Sample
 
 Read = Callable[[], list[np.ndarray]]
 """Reads everything once; the arrays."""

@@ -4,7 +4,7 @@
     python benchmarks/objectives.py --data "cifar10-train*.parquet" --resnet18 --epochs 50     (a GPU)
 
 Figures are those of each run's own evaluators on the validation split: k-NN and linear probe before and after, and the
-classical floors. A run that is already in runs/objectives is not repeated.
+classical baselines. A run that is already in runs/objectives is not repeated.
 """
 
 from __future__ import annotations

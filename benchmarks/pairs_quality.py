@@ -39,15 +39,18 @@ from PIL import Image as Pillow
 
 from multissl import run
 from multissl.configs import crossmodal
-from multissl.evaluators.base import Evaluator, Featurize, labelled_split
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
 from multissl.evaluators.linear_probe import LinearProbe, probe_accuracy
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
+from multissl.inference import Featurize, labelled_split
 from multissl.modalities.image import Image
+from multissl.modalities.paired import Paired
 from multissl.modalities.text import Text
 from multissl.recipe import Recipe, build
 from multissl.registry import require
-from multissl.types import Modality, Progress
 
 FOLDER = Path("runs/pairs_quality")
 DESCRIBED = Path(__file__).parent / "caltech101.csv"
@@ -165,6 +168,12 @@ def films_of(archive: str) -> Path:
     return folder / "list.csv"
 
 
+def members_of(made: Recipe) -> dict[str, Any]:
+    """The modalities of a recipe of pairs, by stream."""
+    assert isinstance(made.modality, Paired.Config)
+    return made.modality.members
+
+
 def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
     """The recipe of a task and its measures."""
     both: Measures = {"retrieval": lambda split: Retrieval.Config(split=split, candidates=0).build()}
@@ -183,13 +192,13 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         return made.replace(steps=1500, batch_size=64), both | probes("image", kind=NewClasses)
     if task in ("digits", "three"):
         made = crossmodal.image_audio__clip() if task == "digits" else crossmodal.image_text_audio__clip()
-        image, audio = (made.modality.members[n] for n in ("image", "audio"))  # type: ignore[attr-defined]
+        shown = members_of(made)
         members = {
-            "image": image.replace(data=data[0], size=28, local_size=16),
-            "audio": audio.replace(data=data[1], rate=8000, label_pattern=r"(\d)_[a-z]+_\d+"),
+            "image": shown["image"].replace(data=data[0], size=28, local_size=16),
+            "audio": shown["audio"].replace(data=data[1], rate=8000, label_pattern=r"(\d)_[a-z]+_\d+"),
         }
         if task == "three":
-            members["text"] = made.modality.members["text"]  # type: ignore[attr-defined]
+            members["text"] = shown["text"]
         made.modality = made.modality.replace(members=members)
         both["retrieval"] = lambda split: Retrieval.Config(split=split, candidates=500).build()
         return made.replace(steps=400), both | probes("image", "audio")
@@ -207,8 +216,11 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         return made.replace(steps=1200), both | probes("image", "text")
     made = crossmodal.audio_video__clip()
     # when speech begins and ends is most of what both streams tell
-    audio, video = (made.modality.members[n] for n in ("audio", "video"))  # type: ignore[attr-defined]
-    members = {"audio": audio.replace(frames=240), "video": video.replace(frames=12, seconds=2.4)}
+    shown = members_of(made)
+    members = {
+        "audio": shown["audio"].replace(frames=240),
+        "video": shown["video"].replace(frames=12, seconds=2.4),
+    }
     made.modality = made.modality.replace(data=(str(films_of(data[0])),), members=members)
     made.optim = made.optim.replace(lr=3e-4)
     return made.replace(steps=600, batch_size=16), both
@@ -222,13 +234,13 @@ def report(made: Recipe, out: Path, measures: Measures, split: str) -> None:
     model = run.load(out)
     for name, measure in measures.items():
         evaluator = measure(split)
-        for floor, value in evaluator.floors(model.modality).items():
-            print(f"{split} | {name} | {floor} input | {value:.3g}", flush=True)
-        for which, handle, modality in (
-            ("untrained", parts.learner.handle("exported", cpu), parts.modality),
-            ("trained", model.handle(), model.modality),
+        for baseline, value in evaluator.baselines(model.modality).items():
+            print(f"{split} | {name} | {baseline} input | {value:.3g}", flush=True)
+        for which, encoders, modality in (
+            ("untrained", parts.learner.frozen("exported", cpu), parts.modality),
+            ("trained", model.frozen(), model.modality),
         ):
-            found = evaluator.run(handle, modality, Progress(step=0, total=1))  # type: ignore[arg-type]
+            found = evaluator.run(encoders, modality, Progress(step=0, total=1))
             told = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
             print(f"{split} | {name} | {which} | {told}", flush=True)
 
@@ -257,9 +269,9 @@ def slip(seeds: int, steps: int) -> None:
             out = FOLDER / f"slip-{task}-{made.steps}-{seed}"
             seconds[name] = timed(made, out)
             model = run.load(out)
-            end = Progress(step=made.steps, total=made.steps)
-            found = Retrieval.Config().build().run(model.handle(), model.modality, end)
-            top1 = probe.build().run(model.handle(), model.modality, end)["top1"]
+            end, frozen = Progress(step=made.steps, total=made.steps), model.frozen()
+            found = Retrieval.Config().build().run(frozen, model.modality, end)
+            top1 = probe.build().run(frozen, model.modality, end)["top1"]
             table.setdefault(name, []).append((found["r1"], top1))
             told = f"{seconds[name]:.0f} | {found['r1']:.1f} | {found['p']:.3f} | {top1:.1f}"
             print(f"{seed} | {name} | {made.steps} | {told}", flush=True)

@@ -35,7 +35,7 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
     from multissl.encoders.resnet import ResNetEncoder
     from multissl.engine.checkpoint import Save
     from multissl.engine.data import Data
-    from multissl.engine.optim import AdamW
+    from multissl.engine.optim.adamw import AdamW
     from multissl.layers.ema import Teacher
     from multissl.layers.heads import MLPHead
 
@@ -74,8 +74,8 @@ def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
         began = time.perf_counter()
         trainer.fit()
         seconds = time.perf_counter() - began
-        net: Any = parts.learner.encoders["image"]
-        state = {k: full(v).contiguous() for k, v in net.net.state_dict().items()}
+        net = parts.learner.encoders["image"].get_submodule("net")
+        state = {k: full(v).contiguous() for k, v in net.state_dict().items()}
         if is_main():
             save_file(state, out / "net.safetensors")
             print(json.dumps({"seconds": seconds, "samples_per_s": steps * BATCH / seconds}))
@@ -87,14 +87,13 @@ def judged(file: Path, data: str) -> float:
     from safetensors.torch import load_file
 
     from multissl import recipe as recipes
+    from multissl.contract.learning import Progress
     from multissl.evaluators.knn import KNN
-    from multissl.types import Progress
 
     parts = recipes.build(recipe("simclr", data, 1, 0), torch.device("cpu"))
-    net: Any = parts.learner.encoders["image"]
-    net.net.load_state_dict(load_file(file))
-    handle = parts.learner.handle("student", torch.device("cpu"))
-    return KNN.Config().build().run(handle, parts.modality, Progress(step=1, total=1))["top1"]
+    parts.learner.encoders["image"].get_submodule("net").load_state_dict(load_file(file))
+    frozen = parts.learner.frozen("student", torch.device("cpu"))
+    return KNN.Config().build().run(frozen, parts.modality, Progress(step=1, total=1))["top1"]
 
 
 def environment() -> Path:

@@ -1,4 +1,4 @@
-"""What a run on frames of a game learned of its state: ridge regression R2 of its code beside floors of equal width.
+"""What a run on frames of a game learned of its state: ridge regression R2 of its code beside baselines of equal width.
 
     multissl train rl/pong --out RUN
     python benchmarks/rl_quality.py RUN [--split test] [--queries 0]
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multissl.evaluators.base import evaluating
 from multissl.evaluators.state_probe import StateProbe, principal, r2_of
+from multissl.inference import Pooled
 
 
 def main() -> None:
     """Print a line a feature."""
     from multissl import run
-    from multissl.encoders.base import build_encoders
-    from multissl.engine.learner import Handle
+    from multissl.contract.encoder import build_encoders
+    from multissl.contract.evaluator import FrozenEncoders
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run")
@@ -49,13 +49,12 @@ def main() -> None:
         print(f"{label} | " + " | ".join(f"{f:.1f}" for f in figures), flush=True)
 
     torch.manual_seed(model.recipe.seed)
-    untrained = Handle(build_encoders(model.recipe.encoders, modality.streams()).encode, model.device)
-    x, y, groups, queries, truth = probe.parts(modality.floors()["raw"], modality, "cpu")
+    untrained = build_encoders(model.recipe.encoders, modality.streams()).to(model.device)
+    x, y, groups, queries, truth = probe.parts(modality.baselines()["raw"], modality, "cpu")
     print(f"{len(y)} frames of {len(groups.unique())} episodes against {len(truth)} of {args.split}")
     print(f"R2, % | {' | '.join(balls)} | ball | {' | '.join(paddles)}")
-    for label, handle in (("untrained", untrained), ("trained", model.handle())):
-        with evaluating(handle) as featurize:
-            parts = probe.parts(featurize, modality, model.device)
+    for label, encoders in (("untrained", FrozenEncoders.of(untrained)), ("trained", model.frozen())):
+        parts = probe.parts(Pooled(encoders), modality, model.device)
         line(label, *parts)
     width = parts[0].shape[1]
     reduced = principal(x, queries, width)

@@ -30,10 +30,11 @@ def main() -> None:
 
     from multissl import run
     from multissl.configs import tabular
-    from multissl.encoders.base import build_encoders
+    from multissl.contract.encoder import build_encoders
+    from multissl.contract.evaluator import FrozenEncoders
     from multissl.encoders.leave_one_out import LeaveOneOutEncoder
-    from multissl.evaluators.base import evaluating
     from multissl.evaluators.few_labels import FewLabels, interval, linear, score, trees
+    from multissl.inference import Pooled
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -75,14 +76,14 @@ def main() -> None:
         return first, second
 
     plain = data.replace(scaling="standard").build()  # the same rows in the same splits
-    raw, both = trained.modality.floors()["raw"], "normal scores and standardised"
+    raw, both = trained.modality.baselines()["raw"], "normal scores and standardised"
     _, y, _ = evaluator._features(raw, trained.modality, "train", evaluator.cfg.pool, "cpu")
     _, truth, _ = evaluator._features(raw, trained.modality, args.split, 0, "cpu")
     inputs = {"normal scores": features(raw, trained.modality), "standardised": features(raw, plain)}
     inputs[both] = beside(inputs["normal scores"], inputs["standardised"])
     for name, encoders in (("untrained", untrained), ("trained", trained.encoders)):
-        with evaluating(encoders) as featurize:
-            inputs[f"frozen, {name}"] = features(featurize, trained.modality)
+        frozen = Pooled(FrozenEncoders.of(encoders))
+        inputs[f"frozen, {name}"] = features(frozen, trained.modality)
         inputs[f"raw + frozen, {name}"] = beside(inputs[both], inputs[f"frozen, {name}"])
 
     draws, scores = evaluator._draws(y), {}

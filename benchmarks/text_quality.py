@@ -105,9 +105,9 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
     import torch
 
     from multissl import run
+    from multissl.contract.learning import Progress
     from multissl.engine import checkpoint
     from multissl.recipe import build
-    from multissl.types import Progress
 
     run.train(recipe, out)
     parts, cpu = build(recipe, torch.device("cpu")), torch.device("cpu")
@@ -122,10 +122,10 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
             else:
                 modality.restore(parts.modality.state())
             found = evaluator.run(
-                parts.learner.handle("exported", cpu), modality, Progress(step=step, total=recipe.steps)
+                parts.learner.frozen("exported", cpu), modality, Progress(step=step, total=recipe.steps)
             )
             if not step:
-                found |= evaluator.floors(modality)
+                found |= evaluator.baselines(modality)
             figures[f"{name}, {'trained' if step else 'untrained'}"] = found
     return figures
 

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import evaluating, labelled_split
+from multissl.contract.data import Views
 from multissl.evaluators.knn import knn_accuracy
 from multissl.evaluators.linear_probe import LinearProbe, choose_l2, fit_logistic, standardised
-from multissl.types import Views
+from multissl.inference import Pooled, labelled_split
 
 
 def prepare(data: str, folder: Path, side: int) -> None:
@@ -71,26 +71,22 @@ def line(name: str, featurize: Callable[[Views], Tensor], modality: Any, split: 
 def measure(folder: str, data: str, split: str, pairs: bool) -> None:
     """Print a table for each kind of input."""
     from multissl import run
-    from multissl.encoders.base import build_encoders
-    from multissl.engine.learner import Handle
+    from multissl.contract.encoder import build_encoders
+    from multissl.contract.evaluator import FrozenEncoders
 
     model = run.load(folder)
     torch.manual_seed(model.recipe.seed)
-    untrained = build_encoders(model.recipe.encoders, model.modality.streams())
+    untrained = build_encoders(model.recipe.encoders, model.modality.streams()).to(model.device)
     for clean in ("clip", "frame", "shuffled"):
         cfg: Any = model.recipe.modality.replace(clean=clean)
         modality = (cfg.replace(data=data) if data else cfg).build()
         modality.restore(model.modality.state())
         print(f"\n{clean} | k-NN | linear" + (" | kind | way" if pairs else ""), flush=True)
-        for name, handle in (
-            ("untrained", Handle(untrained.encode, model.device)),
-            ("trained", model.handle()),
-        ):
-            with evaluating(handle) as featurize, torch.no_grad():
-                print(line(name, featurize, modality, split, pairs), flush=True)
+        for name, encoders in (("untrained", FrozenEncoders.of(untrained)), ("trained", model.frozen())):
+            print(line(name, Pooled(encoders), modality, split, pairs), flush=True)
         if clean == "clip":
-            for name, floor in modality.floors().items():
-                print(line(name, floor, modality, split, pairs), flush=True)
+            for name, baseline in modality.baselines().items():
+                print(line(name, baseline, modality, split, pairs), flush=True)
 
 
 def main() -> None:

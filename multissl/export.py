@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.encoder import Encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position, resample
 from multissl.layers.tokenizers import GridTokenizer, Patches
@@ -140,7 +141,7 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
     return name
 
 
-def load_weights(encoders: nn.ModuleDict, path: str | Path) -> None:
+def load_weights(encoders: Encoders, path: str | Path) -> None:
     """Fill encoders from a run's folder or the file it left, or a lone encoder from a file in any known naming.
 
     A run's file may lack streams, whose encoders stay as they are, which is said; of its towers the heads are left out,

@@ -13,19 +13,19 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from multissl import registry
+from multissl.contract.data import Raw, Sample, Samples
+from multissl.contract.modality import Modality
 from multissl.engine.data import Data
-from multissl.evaluators.base import collated, stream_of, views_of
 from multissl.files import replaced
-from multissl.modalities.base import Modality
+from multissl.inference import collated, stream_of, views_of
 from multissl.run import Model
-from multissl.types import Raw, Sample
 
 SUFFIXES = (".parquet", ".csv")
 PAUSE = 10.0
@@ -53,7 +53,7 @@ def encode(
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: want a file that ends in {' or '.join(SUFFIXES)}")
     device, modality = model.device, model.modality
-    stream = stream_of(cast(Any, modality), stream)
+    stream = stream_of(modality, stream)
     batches = Batches(modality, splits_of(modality, split), stream, batch_size)
     loader = DataLoader(batches, batch_size=None, num_workers=Data(workers=workers).num_workers(1))
     done, total, told = 0, batches.total, time.monotonic()
@@ -62,7 +62,7 @@ def encode(
         for raw, lines, bad in loader:
             skipped += bad
             if raw is not None:
-                views = views_of(cast(Any, modality), raw, len(lines), [stream], device)[stream]
+                views = views_of(modality, raw, len(lines), [stream], device)[stream]
                 with torch.inference_mode():
                     pooled = model.encoders.encode([views])[0].pooled.float().cpu()
                 here = [True] * len(lines) if views.present is None else views.present.tolist()
@@ -86,7 +86,7 @@ Batch = tuple[Raw | None, list[dict[str, Any]], list[str]]
 class Batches(Dataset[Batch]):
     """The samples of some splits, a few at a time."""
 
-    def __init__(self, modality: Modality, splits: dict[str, Any], stream: str, size: int) -> None:
+    def __init__(self, modality: Modality, splits: dict[str, Samples], stream: str, size: int) -> None:
         self.modality, self.splits, self.stream = modality, splits, stream
         self.pieces = [
             (s, i, min(i + size, len(d))) for s, d in splits.items() for i in range(0, len(d), size)
@@ -99,13 +99,13 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         split, start, stop = self.pieces[number]
         samples = [self.splits[split][i] for i in range(start, stop)]
-        raw, readable, problems = collated(cast(Any, self.modality), samples, [self.stream])
+        raw, readable, problems = collated(self.modality, samples, [self.stream])
         return raw, [self.line(split, s) for s in readable], [str(bad) for bad in problems]
 
     def line(self, split: str, sample: Sample) -> dict[str, Any]:
         """What is told of a sample."""
-        found = {"split": split, **self.modality.told(sample)}
-        classes = getattr(self.splits[split], "classes", ())
+        found = {"split": split, **self.modality.describe(sample)}
+        classes = self.splits[split].classes
         if sample.label >= 0:
             found["label"] = classes[sample.label] if classes else str(sample.label)
         if sample.group >= 0:
@@ -113,7 +113,7 @@ class Batches(Dataset[Batch]):
         return found
 
 
-def splits_of(modality: Modality, split: str) -> dict[str, Any]:
+def splits_of(modality: Modality, split: str) -> dict[str, Samples]:
     """The samples of a split by its name; without a name, those of all splits that the data has."""
     if split:
         return {split: modality.dataset(split)}

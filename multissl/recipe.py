@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from multissl.config import config_name, from_dict
-from multissl.encoders.base import Encoder, Encoders, build_encoders
+from multissl.contract.encoder import Encoder, Encoders, build_encoders
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.learning import ParamRule
+from multissl.contract.modality import Modality
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, ViewPlan
 from multissl.engine.learner import Learner
-from multissl.engine.optim import AdamW, Optimizer
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.base import Optimizer
 from multissl.engine.trainer import Loop
-from multissl.evaluators.base import Evaluator
-from multissl.modalities.base import Modality
-from multissl.objectives.base import Objective
 from multissl.parallel.ranks import world
 from multissl.parallel.sharding import parallelize
 from multissl.registry import suggest
-from multissl.types import Masking, ParamRule, Plans, ViewPlan
 
 FORMAT = 1
 """Of `recipe.json`."""
@@ -57,9 +58,9 @@ class Recipe(Loop):
             if stream in self.locked:
                 raise ValueError(f"lr_by_stream.{stream}={factor}: {stream} is locked and learns nothing")
 
-    def rules(self) -> list[ParamRule]:
-        """`lr_by_stream` as the optimizer reads it."""
-        return [ParamRule(match=f"encoders.{s}.", lr=factor) for s, factor in self.lr_by_stream.items()]
+    def rules(self, encoders: Encoders) -> list[ParamRule]:
+        """Return `lr_by_stream` as the optimizer reads it."""
+        return [ParamRule(of=encoders[s], lr=factor) for s, factor in self.lr_by_stream.items()]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,8 +85,8 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
             "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords,
             "drop": "drop" in maskings_of(recipe, plan),
         }  # fmt: skip
-        offers = modality.offered(stream)
-        for need in (n for n, wanted in asked.items() if wanted and n not in offers):
+        provided = modality.provides(stream)
+        for need in (n for n, wanted in asked.items() if wanted and n not in provided):
             raise ValueError(
                 f"{objective} asks {named} for {need} views, which it does not offer: {_way_out(need)}"
             )
@@ -106,7 +107,7 @@ def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:
 
 def check_trainable(recipe: Recipe, encoders: Encoders, objective: Objective) -> None:
     """Refuse locks that leave nothing to train of what the run ships: encoders and heads of towers."""
-    shipped = cast(Encoders, objective.exported(encoders))
+    shipped = objective.exported(encoders)
     if not any(p.requires_grad for m in (encoders, shipped) for p in m.parameters()):
         raise ValueError(
             f"locked={','.join(recipe.locked)} leaves nothing to train of what {config_name(type(recipe.objective))} "
@@ -132,22 +133,24 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
         raise ValueError(f"encoders has no {missing[0]!r}: the modality feeds {', '.join(specs)}")
     encoders = build_encoders(recipe.encoders, specs)
     for encoder in encoders.values():
-        cast(Encoder, encoder).start()
+        encoder.load_pretrained()
     if recipe.init:
         from multissl.export import load_weights
 
         load_weights(encoders, recipe.init)
     for stream in recipe.locked:
-        cast(Encoder, encoders[stream]).lock()
+        encoders[stream].lock()
     objective = recipe.objective.build(encoders, specs)
     check(recipe, modality, objective.plans())
     for stream, plan in objective.plans().items():
-        cast(Encoder, encoders[stream]).expect(maskings_of(recipe, plan))
+        encoders[stream].prepare_for(maskings_of(recipe, plan))
     if recipe.locked:
         check_trainable(recipe, encoders, objective)
     learner = Learner(encoders, objective, recipe.chunk)
     parallelize(learner, recipe.parallel, device)
-    optimizer = recipe.optim.build(learner, [*objective.param_rules(), *recipe.rules()], recipe.batch_size)
+    optimizer = recipe.optim.build(
+        learner, [*objective.param_rules(), *recipe.rules(encoders)], recipe.batch_size
+    )
     evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
     return Parts(modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators)
 

@@ -83,9 +83,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "xformers": "multissl.layers.kernels.xformers:XFormers",
     },
     "optimizers": {
-        "adamw": "multissl.engine.optim:AdamW",
-        "lars": "multissl.engine.optim:LARS",
-        "sgd": "multissl.engine.optim:SGD",
+        "adamw": "multissl.engine.optim.adamw:AdamW",
+        "lars": "multissl.engine.optim.lars:LARS",
+        "sgd": "multissl.engine.optim.sgd:SGD",
     },
 }
 RECIPES: dict[str, tuple[str, ...]] = {

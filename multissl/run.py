@@ -14,27 +14,28 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multissl.config import config_name, difference, to_dict
-from multissl.encoders.base import Encoder, Encoders, build_encoders, without_heads
+from multissl.contract.data import Batch, Sample
+from multissl.contract.encoder import Encoders, build_encoders, without_heads
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Features, Figure, Progress
+from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
-from multissl.engine.learner import Handle
 from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Trainer, alarm_of, verdicts
-from multissl.evaluators.base import clean_views, lone, readable_views
 from multissl.export import tower_streams
 from multissl.files import digest, replace_text, replaced
-from multissl.modalities.base import Modality
+from multissl.inference import clean_views, lone, readable_views
 from multissl.parallel.collectives import share
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import FORMAT, Parts, Recipe, build, read_recipe
 from multissl.registry import suggest
-from multissl.types import Features, Panel, Progress, Sample
 from multissl.version import __version__
 
 FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
@@ -131,7 +132,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
     """Two lines said at the start."""
     trainable = sum(p.numel() for p in parts.learner.parameters() if p.requires_grad)
-    count = len(cast(Any, parts.modality.dataset("train")))
+    count = len(parts.modality.dataset("train"))
     encoders = ", ".join(f"{s}={config_name(type(c))}" for s, c in recipe.encoders.items())
     ranks = world()
     epochs = recipe.steps * recipe.batch_size / count
@@ -240,9 +241,9 @@ class Model:
     def __init__(self, recipe: Recipe, modality: Modality, encoders: Encoders, device: torch.device) -> None:
         self.recipe, self.modality, self.encoders, self.device = recipe, modality, encoders, device
 
-    def handle(self) -> Handle:
-        """The encoders as evaluators want them."""
-        return Handle(self.encoders.encode, self.device)
+    def frozen(self) -> FrozenEncoders:
+        """Return the encoders as evaluators want them."""
+        return FrozenEncoders.of(self.encoders)
 
     def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256, stream: str = "") -> Tensor:
         """Pooled features [S, D] of samples as the modality reads them: paths, arrays, tensors, rows.
@@ -272,8 +273,8 @@ class Model:
             raise ValueError(f"stream={stream!r} is none of this run's{suggest(stream, streams)}")
         for start in range(0, len(samples), batch_size):
             places = range(start, min(start + batch_size, len(samples)))
-            some = [Sample(lone(cast(Any, self.modality), stream, samples[i]), i) for i in places]
-            views = clean_views(cast(Any, self.modality), some, stream, self.device)
+            some = [Sample(lone(self.modality, stream, samples[i]), i) for i in places]
+            views = clean_views(self.modality, some, stream, self.device)
             with torch.inference_mode():
                 yield self.encoders.encode([views])[0]
 
@@ -291,17 +292,17 @@ def load(run: Path | str, device: torch.device | str = "cpu", data: str = "") ->
             raise ValueError(f"{run} holds no {name}: give the folder of a finished run")
     recipe = read_recipe(run / "recipe.json")
     if data:
-        own = getattr(recipe.modality, "data", None)
+        own = to_dict(recipe.modality).get("data")
         if own is None:
             raise ValueError(f"--data {data}: {config_name(type(recipe.modality))} reads no data")
-        recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, tuple) else data)
+        recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, list) else data)
     modality = recipe.modality.build()
     modality.restore(json.loads((run / "modality.json").read_text()))
     encoders = build_encoders(recipe.encoders, modality.streams())
     state = load_file(run / "encoder.safetensors")
     if tower_streams(state):  # the heads of towers are the objective's; else it need not be built
         objective = recipe.objective.build(encoders, modality.streams())
-        encoders = cast(Encoders, objective.exported(encoders))
+        encoders = objective.exported(encoders)
     encoders.load_state_dict(state)
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device))
@@ -311,7 +312,7 @@ def begun(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
     """The encoders as the recipe starts with them: pretrained, given with --init, or untrained."""
     # As `load` has them: whole, in fp32 and uncompiled, since every size of batch would be compiled anew.
     parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device))
-    encoders = cast(Encoders, parts.learner.encoders).eval().requires_grad_(False)
+    encoders = parts.learner.encoders.eval().requires_grad_(False)
     return Model(recipe, parts.modality, encoders, torch.device(device))
 
 
@@ -320,10 +321,10 @@ def evaluate(run: Path | str) -> dict[str, float]:
     model = load(run)
     progress = Progress(step=model.recipe.steps, total=model.recipe.steps)
     figures: dict[str, float] = {}
-    handle = model.handle()
+    frozen = model.frozen()
     for name, cfg in model.recipe.evals.items():
         evaluator = cfg.build()
-        found = evaluator.run(handle, model.modality, progress) | evaluator.floors(model.modality)
+        found = evaluator.run(frozen, model.modality, progress) | evaluator.baselines(model.modality)
         figures |= {f"{name}/{n}": v for n, v in found.items()}
     return figures
 
@@ -334,23 +335,23 @@ def report(run: Path | str, samples: int = 8) -> Path:
     from multissl.engine.report import write_report
 
     model = load(run)
-    recipe, modality = model.recipe, cast(Any, model.modality)
+    recipe, modality = model.recipe, model.modality
     objective = recipe.objective.build(without_heads(model.encoders), modality.streams())
     steps = Steps(modality, objective.plans(), samples, recipe.seed, 0, 1, True)
-    panels: list[Panel] = modality.panels([v.samples(torch.arange(samples)) for v in steps[0][0]])
+    figures: list[Figure] = modality.figures(Batch(v.samples(torch.arange(samples)) for v in steps[0][0]))
     for stream, encoder in model.encoders.items():
         held_out = modality.dataset("val")
         some = [held_out[i] for i in range(min(samples, len(held_out)))]
         views, _ = readable_views(modality, some, stream, model.device)
         with torch.inference_mode():
-            panels += cast(Encoder, encoder).panels(views)
-    titles, handle = {}, model.handle()
+            figures += encoder.figures(views)
+    titles, frozen = {}, model.frozen()
     for name, cfg in recipe.evals.items():
         evaluator = cfg.build()
-        panels += evaluator.panels(handle, modality)
+        figures += evaluator.figures(frozen, modality)
         titles |= {f"{name}/{figure}": title for figure, title in evaluator.titles.items()}
     with _writing(Path(run)):
-        return write_report(Path(run), panels, titles)
+        return write_report(Path(run), figures, titles)
 
 
 def steps_for(epochs: float, samples: int, batch_size: int) -> int:

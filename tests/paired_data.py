@@ -19,13 +19,14 @@ import numpy as np
 from PIL import Image as Pillow
 from torch import Tensor
 
+from multissl.contract.data import Sample, Views
+from multissl.contract.plans import CLEAN, Plans
 from multissl.modalities.audio import Audio
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.text import Text
 from multissl.modalities.video import Video
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Plans, Sample, Views
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RATE = 16_000
@@ -143,7 +144,9 @@ def every(made: Paired, split: str = "all") -> list[Sample]:
 
 
 def written(views: Views, made: Paired) -> list[str]:
-    words = made.members["text"].vocabulary()  # type: ignore[attr-defined]
+    text = made.members["text"]
+    assert isinstance(text, Text)
+    words = text.vocabulary()
     return ["".join(words.pieces(row[row != words.pad].tolist())).strip() for row in views.x]
 
 

@@ -24,7 +24,7 @@ def run_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]
     with tempfile.TemporaryDirectory() as folder:
         # A server with torch already imported: a process starts in a tenth of the time.
         multiprocessing.set_forkserver_preload(
-            ["torch.distributed.fsdp", "torch._dynamo", "multissl.distributed"]
+            ["torch.distributed.fsdp", "torch._dynamo", "multissl.parallel.ranks"]
         )
         work = (count, _free_port(), folder, function, args)
         start_processes(_one, work, nprocs=count, start_method="forkserver")

@@ -14,31 +14,34 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.encoder import EncodeFunction, Encoder, Encoders
+from multissl.contract.learning import Features, Losses, Progress
+from multissl.contract.modality import Modality
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.engine.checkpoint import Save
 from multissl.engine.data import Data
-from multissl.engine.optim import AdamW
-from multissl.modalities.base import Modality
-from multissl.objectives.base import Objective, project, spread
+from multissl.engine.optim.adamw import AdamW
+from multissl.objectives.common import project, spread
 from multissl.parallel.collectives import gather, sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.random import RowRandom
 from multissl.recipe import Recipe
-from multissl.types import (
-    Batch,
-    Encode,
-    Features,
-    Losses,
-    Masking,
-    Plans,
-    Progress,
-    Raw,
-    Sample,
-    StreamSpec,
-    Unreadable,
-    ViewPlan,
-    Views,
-)
+
+
+class Listed(Samples):
+    """Samples in a list."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
 
 
 class Points(Modality):
@@ -53,9 +56,9 @@ class Points(Modality):
     def streams(self) -> dict[str, StreamSpec]:
         return {"points": StreamSpec(kind="columns", shape=(6,), num_tokens=6)}
 
-    def dataset(self, split: str) -> list[Sample]:  # type: ignore[override]
+    def dataset(self, split: str) -> Samples:
         centres = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 3
-        return [Sample(centres[i % 4] + i / 1000, i, i % 4) for i in range(self.cfg.count)]
+        return Listed([Sample(centres[i % 4] + i / 1000, i, i % 4) for i in range(self.cfg.count)])
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         for sample in samples:
@@ -65,15 +68,15 @@ class Points(Modality):
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         plan, x = plans["points"], raw["x"]
-        batch = []
+        views = []
         if plan.num_clean:
-            batch.append(Views(x=x, stream="points", role="clean", sample_id=raw["id"]))
+            views.append(Views(x=x, stream="points", role="clean", sample_id=raw["id"]))
         if plan.num_global:
             noisy = torch.cat([x + rng.randn(6) for _ in range(plan.num_global)])
-            batch.append(
+            views.append(
                 Views(x=noisy, stream="points", role="global", num_views=plan.num_global, sample_id=raw["id"])
             )
-        return batch
+        return Batch(views)
 
 
 class Net(Encoder):
@@ -112,14 +115,14 @@ class Spread(Objective):
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         self.cfg = cfg
-        self.heads = nn.ModuleDict({s: nn.Linear(encoders.widths()[s], 4) for s in streams})
+        self.heads = PerStream({s: nn.Linear(encoders.widths()[s], 4) for s in streams})
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(4))
 
     def plans(self) -> Plans:
         return spread(self.heads, ViewPlan(num_global=2))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         pause(progress.step)
         z = project(encoders, self.heads, batch)  # [V, B, 4]
         everyone = torch.stack([gather(v) for v in z])
@@ -130,7 +133,7 @@ class Spread(Objective):
             terms["pull"] = terms["pull"] * float("nan")
         return Losses.weigh(terms, {"pull": self.cfg.pull, "spread": 1.0}, {"centre": self.centre.norm()})
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         self.centre.lerp_(self.seen, 0.1)
 
 

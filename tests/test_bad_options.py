@@ -5,25 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from multissl import registry
 from multissl.config import Config
-from multissl.encoders.base import build_encoders
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.modality import Modality
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Steps
 from multissl.layers.heads import MLPHead, PrototypeHead
-from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.recipe import Recipe, build, check
-from multissl.types import Losses, Progress
 from tests.small import shrunk
 from tests.toys import Pairs
 
@@ -161,5 +161,5 @@ def test_masks_are_not_asked_of_an_encoder_that_cannot_hide_tokens() -> None:
 def test_streams_that_have_no_encoder_are_named(name: str) -> None:
     recipe = Recipe(modality=TINY, encoders={"picture": ENCODER}, objective=shrunk(default(name)))
     with pytest.raises(ValueError, match=r"encoders has no 'image': the modality feeds image") as found:
-        build(cast(Any, recipe), torch.device("cpu"))
+        build(recipe, torch.device("cpu"))
     one_line(found.value)

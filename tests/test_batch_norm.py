@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoder, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
-from multissl.objectives.base import Objective
 from multissl.objectives.vicreg import VICReg
 from multissl.parallel.sharding import Parallel, local, parallelize
-from multissl.types import Batch, Losses, Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 
 SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=1, patch=(8, 8))
 CPU, START = torch.device("cpu"), Progress(step=0, total=2)
 
 
-class Distance(nn.Module):
+class Distance(Objective):
     """An objective with a teacher: the distance of the student's features to the teacher's."""
 
     def __init__(self, encoders: Encoders) -> None:
@@ -34,12 +36,15 @@ class Distance(nn.Module):
     def shard_units(self) -> list[nn.Module]:
         return self.teacher.shard_units()
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
-        return self.teacher["encoders"]
+    def plans(self) -> Plans:
+        return {"image": ViewPlan(num_global=2)}
 
-    def forward(self, encoders: Any, batch: Batch, progress: Progress) -> Losses:
+    def exported(self, encoders: Encoders) -> Encoders:
+        return self.teacher.encoders
+
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         with torch.no_grad():
-            (target,) = self.teacher["encoders"].encode(batch)
+            (target,) = self.teacher.encoders.encode(batch)
         (found,) = encoders.encode(batch)
         assert found.pooled.dtype == found.tokens.dtype == target.pooled.dtype == torch.float32
         return Losses(total=(self.head(found.pooled) - self.head(target.pooled) - 1).square().mean())
@@ -57,7 +62,7 @@ def learner_of(objective: str) -> Learner:
 
 def batch_of(rows: slice = slice(None)) -> Batch:
     x = torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))[:, rows]
-    return [Views(x=x.flatten(0, 1), stream="image", role="global", num_views=2)]
+    return Batch([Views(x=x.flatten(0, 1), stream="image", role="global", num_views=2)])
 
 
 def gradients(learner: Learner, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -77,7 +82,8 @@ def test_bf16_keeps_fp32_weights_and_runs_every_encoder_under_autocast(objective
     assert all(e.autocast is torch.bfloat16 for e in encoders)
     seen: list[torch.dtype] = []
     for encoder in encoders:
-        cast(Any, encoder).net.layer4.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+        layer = encoder.get_submodule("net.layer4")
+        layer.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
     expected, reference = gradients(exact, batch_of())
     total, found = gradients(half, batch_of())
     assert seen == [torch.bfloat16] * len(encoders)
@@ -101,8 +107,7 @@ def two_ranks(rank: int, precision: Any) -> tuple[float, torch.Tensor]:
     parallelize(learner, Parallel(shard=2, precision=precision), CPU)
     total, found = gradients(learner, batch_of(slice(4 * rank, 4 * rank + 4)))
     assert all(torch.isfinite(g).all() for g in found.values())
-    encoder: Any = learner.encoders["image"]
-    return total, encoder.net.bn1.running_mean
+    return total, learner.encoders["image"].get_buffer("net.bn1.running_mean")
 
 
 @pytest.mark.ranks
@@ -112,5 +117,5 @@ def test_cpu_ranks_normalise_by_their_own_rows(precision: str) -> None:
     assert not torch.equal(a, b)
     whole = learner_of("vicreg")
     gradients(whole, batch_of())
-    encoder: Any = whole.encoders["image"]
-    torch.testing.assert_close((a + b) / 2, encoder.net.bn1.running_mean, rtol=0.05, atol=1e-3)
+    whole_mean = whole.encoders["image"].get_buffer("net.bn1.running_mean")
+    torch.testing.assert_close((a + b) / 2, whole_mean, rtol=0.05, atol=1e-3)

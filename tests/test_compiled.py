@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ import torch._dynamo
 from torch import nn
 
 from benchmarks.dinov2_step import stepper, toy
+from multissl.contract.data import Views
 from multissl.engine.learner import Learner
 from multissl.layers.transformer import MLP
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel, uncompiled
 from multissl.recipe import Parts, Recipe, build
 from multissl.run import begun
-from multissl.types import Views
 from tests.ranks import run_ranks
 
 # Dynamo looks at `.grad` of whatever enters a block, and torch warns of it.
@@ -46,7 +46,7 @@ def graphs() -> int:
 
 def compiled(**parallel: Any) -> Recipe:
     made = toy(4)
-    made.encoders["image"] = cast(Any, made.encoders["image"]).replace(drop_path=0.3)
+    made.encoders["image"] = made.encoders["image"].replace(drop_path=0.3)
     made.parallel = Parallel(compile=True, **parallel)
     return made
 
@@ -56,10 +56,10 @@ def evaluate(parts: Parts, mode: Callable[[], Any] = torch.no_grad) -> None:
     learner: Learner = parts.learner
     learner.eval()
     for which in ("exported", "student"):
-        handle = learner.handle(which, torch.device("cpu"))
+        encoders = learner.frozen(which, torch.device("cpu"))
         for rows in SIZES:
             with mode():
-                handle.encode([Views(x=torch.randn(rows, 3, 56, 56), stream="image", role="clean")])
+                encoders.encode([Views(x=torch.randn(rows, 3, 56, 56), stream="image", role="clean")])
     learner.train()
 
 
@@ -112,7 +112,7 @@ def test_features_outside_training_are_those_of_the_blocks_as_written() -> None:
         with torch.no_grad():
             (found,) = learner.encode("student", views)
             assert graphs() == 0
-            (right,) = cast(Any, learner.encoders).encode(views)
+            (right,) = learner.encoders.encode(views)
             assert graphs() > 0
         torch.testing.assert_close(found.pooled, right.pooled)
 

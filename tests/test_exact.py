@@ -17,19 +17,23 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from multissl import registry
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.contract.plans import StreamSpec
+from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Steps
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
-from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
@@ -39,7 +43,6 @@ from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full, local, parallelize
 from multissl.recipe import Recipe, check, maskings_of
-from multissl.types import Batch, Progress
 from tests.ranks import run_ranks
 from tests.small import shrunk
 from tests.toys import Pairs
@@ -119,19 +122,19 @@ def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
     objective = cfg.build(encoders, specs)
     check(recipe, modality, objective.plans())
     for stream, plan in objective.plans().items():
-        cast(Any, encoders[stream]).expect(maskings_of(recipe, plan))
+        encoders[stream].prepare_for(maskings_of(recipe, plan))
     return Learner(encoders, objective, chunk).double(), modality
 
 
 def doubled(batch: Batch) -> Batch:
     """The batch with its floats in fp64."""
     names = ("x", "target", "condition", "coords")
-    return [
+    return Batch(
         dataclasses.replace(
             v, **{n: t.double() for n in names if (t := getattr(v, n)) is not None and t.is_floating_point()}
         )
         for v in batch
-    ]
+    )
 
 
 def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False) -> dict[str, Tensor]:
@@ -139,7 +142,7 @@ def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False)
     learner, modality = make(case, chunk)
     if sharded:  # FSDP2, as in a run; it averages gradients itself
         parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
-    objective = cast(Any, learner.objective)
+    objective = learner.objective
     data = Steps(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
     found: dict[str, Tensor] = {}
     for step in range(steps):
@@ -327,6 +330,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(case: Case) -> None:
 
 def test_micro_batches_of_an_encoder_with_batch_norm_are_refused() -> None:
     learner, _ = make(Case("vicreg", "lone"))
-    learner.encoders["norm"] = torch.nn.BatchNorm1d(4)
+    learner.encoders["norm"] = ResNetEncoder.Config(depth=10, width=4).build(
+        StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=1)
+    )
     with pytest.raises(ValueError, match="chunk=2: an encoder holds batch norm"):
         Learner(learner.encoders, learner.objective, 2)

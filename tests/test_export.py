@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.export import (
     load_state,
@@ -16,7 +19,6 @@ from multissl.export import (
     to_huggingface,
 )
 from multissl.layers.positions import Position, resample
-from multissl.types import StreamSpec, Views
 
 
 def spec(side: int = 56) -> StreamSpec:
@@ -58,11 +60,11 @@ def test_round_trips_are_equal_to_the_bit(options: dict[str, Any], form: Any, tm
 
 def test_files_of_a_run_or_of_one_encoder_fill_the_encoders(tmp_path: Path) -> None:
     encoder = build()
-    streams = torch.nn.ModuleDict({"image": encoder, "depth": build(registers=2)})
+    streams = Encoders({"image": encoder, "depth": build(registers=2)})
     save_weights(tmp_path / "run.safetensors", streams.state_dict())
     save_weights(tmp_path / "one.safetensors", to_huggingface(encoder))
-    two = torch.nn.ModuleDict({"image": build(), "depth": build(registers=2)})
-    one = torch.nn.ModuleDict({"image": build()})
+    two = Encoders({"image": build(), "depth": build(registers=2)})
+    one = Encoders({"image": build()})
     for parameter in [*two.parameters(), *one.parameters()]:
         parameter.data.zero_()
     load_weights(two, tmp_path / "run.safetensors")

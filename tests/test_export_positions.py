@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from multissl.cli import override
 from multissl.configs import image
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.export import load_state, load_weights, save_weights, to_dinov2, to_huggingface
 from multissl.layers.positions import Position
 from multissl.recipe import Recipe, build
-from multissl.types import StreamSpec, Views
 
 OFFICIAL = Position(offset=0.1, antialias=False)
 PLAIN = Position(offset=0.0, antialias=False)
@@ -194,23 +196,23 @@ def written(path: Path, model: nn.Module, position: Position | None = None) -> P
 
 
 @pytest.mark.parametrize("position", [OFFICIAL, PLAIN, SMOOTH], ids=["official", "plain", "smooth"])
-@pytest.mark.parametrize("told", [True, False])
-def test_a_run_loads_at_another_size(tmp_path: Path, position: Position, told: bool) -> None:
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_loads_at_another_size(tmp_path: Path, position: Position, recorded: bool) -> None:
     large, small = encoder(NATIVE, position), encoder(56, position, seed=1)
-    run = written(tmp_path / "run", nn.ModuleDict({"image": large}), position if told else None)
+    run = written(tmp_path / "run", Encoders({"image": large}), position if recorded else None)
     for path in (run, run / "encoder.safetensors"):
-        load_weights(nn.ModuleDict({"image": small}), path)
+        load_weights(Encoders({"image": small}), path)
         x = torch.randn(2, 3, 56, 56)
         torch.testing.assert_close(features(small, x), features(large, x))
 
 
 def test_a_run_that_resampled_otherwise_is_refused(tmp_path: Path) -> None:
-    run = written(tmp_path / "run", nn.ModuleDict({"image": encoder(NATIVE, SMOOTH)}), SMOOTH)
+    run = written(tmp_path / "run", Encoders({"image": encoder(NATIVE, SMOOTH)}), SMOOTH)
     with pytest.raises(
         ValueError, match=r"--init .*the run that made it with 0\.0 and True: take --encoders\.image"
     ):
-        load_weights(nn.ModuleDict({"image": encoder(56)}), run)
-    load_weights(nn.ModuleDict({"image": encoder(NATIVE)}), run)  # on the same grid as ever
+        load_weights(Encoders({"image": encoder(56)}), run)
+    load_weights(Encoders({"image": encoder(NATIVE)}), run)  # on the same grid as ever
 
 
 def test_a_run_on_pictures_starts_one_on_clips_under_the_same_rule() -> None:

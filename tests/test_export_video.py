@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from multissl.contract.data import Views
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.export import inflate, load_state
-from multissl.types import StreamSpec, Views
 
 
 def spec(*space: int, patch: tuple[int, ...]) -> StreamSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 from multissl import cli, features, run
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.evaluators.base import Pooled, featurize_split
+from multissl.inference import Pooled, featurize_split
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.objectives.clip import CLIP
@@ -59,8 +59,8 @@ def test_every_sample_has_a_line_with_its_split_file_class_and_features(
     assert [t["split"] for t in told] == ["train"] * 18 + ["val"] * 2
     assert all(t["label"] == Path(t["file"]).parent.name for t in told)
     assert len({t["file"] for t in told}) == 20
-    pooled, modality = Pooled(model.handle()), cast(Any, model.modality)
-    expected = [featurize_split(pooled, modality, split)[0] for split in ("train", "val")]
+    pooled = Pooled(model.frozen())
+    expected = [featurize_split(pooled, model.modality, split)[0] for split in ("train", "val")]
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
     assert len(said) == 1
     assert "1 samples cannot be read" in said[0]

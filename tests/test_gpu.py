@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from benchmarks.dinov2_step import HostReads, stepper, toy
 from multissl import run
 from multissl.engine.checkpoint import Save
+from multissl.engine.data import Steps
 from multissl.engine.metrics import read_metrics
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
@@ -36,14 +37,12 @@ def test_half_precision_follows_full_precision(tmp_path: Path, compiled: bool) -
 
 def test_a_gpu_sees_the_views_of_a_processor() -> None:
     made = recipe()
-    modality: Any = made.modality.build()
-    from multissl.engine.data import Steps
-
+    modality = made.modality.build()
     objective = build(made, torch.device("cpu")).learner.objective
-    steps = Steps(modality, objective.plans(), made.batch_size, 0, 0, 1, final=False)  # type: ignore[operator]
+    steps = Steps(modality, objective.plans(), made.batch_size, 0, 0, 1, final=False)
     raw, _ = steps[3]
     here = steps.views(raw, 3)
-    there = steps.views({"image": {k: v.cuda() for k, v in raw["image"].items()}}, 3, "cuda")
+    there = steps.views(tree_map_only(torch.Tensor, lambda t: t.cuda(), raw), 3, "cuda")
     for a, b in zip(here, there, strict=True):
         torch.testing.assert_close(b.x.cpu(), a.x, rtol=1e-3, atol=2e-3)
 

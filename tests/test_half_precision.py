@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +20,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from multissl import registry
+from multissl.contract.data import Views
+from multissl.contract.encoder import EncodeFunction
+from multissl.contract.learning import Features, Losses, Progress
+from multissl.contract.plans import Masking
 from multissl.engine.data import Steps
-from multissl.types import Features, Losses, Masking, Progress, Views
 from tests.test_exact import BATCH, Case, fitting, make
 
 FRAGILE = {
@@ -38,14 +41,11 @@ PACKAGE = Path(registry.__file__).parent
 PROGRESS = Progress(step=0, total=10, epoch_steps=1)
 
 
-class Rounded:
+class Rounded(EncodeFunction):
     """Encoders whose features are rounded to bf16: kept so, or widened again for the reference."""
 
-    def __init__(self, encoders: Any, dtype: torch.dtype) -> None:
+    def __init__(self, encoders: EncodeFunction, dtype: torch.dtype) -> None:
         self.encoders, self.dtype = encoders, dtype
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.encoders, name)
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         with torch.autocast("cpu", enabled=False):
@@ -110,7 +110,7 @@ def run(case: Case, half: bool) -> tuple[Losses, Precisions]:
     except ValueError as error:
         pytest.skip(str(error))
     learner.float().train()
-    objective = cast(Any, learner.objective)
+    objective = learner.objective
     data = Steps(modality, objective.plans(), BATCH, 0, 0, 1, final=True)
     batch = data[0][0]
     torch.manual_seed(0)

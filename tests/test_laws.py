@@ -11,24 +11,9 @@ from multissl import registry
 from tests import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
-FOUNDATION = (
-    "contract",
-    "types",
-    "abilities",
-    "config",
-    "registry",
-    "schedules",
-    "random",
-    "parallel",
-    "precision",
-    "files",
-)
-DOOR = "encoders.base"
-"""The set of encoders that others are handed."""
+FOUNDATION = ("contract", "config", "registry", "schedules", "random", "parallel", "precision", "files")
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
-    "types": FOUNDATION,
-    "abilities": FOUNDATION,
     "config": FOUNDATION,
     "registry": (),
     "schedules": FOUNDATION,
@@ -40,8 +25,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "layers": ("losses", *FOUNDATION),
     "modalities": FOUNDATION,
     "encoders": ("layers", *FOUNDATION),
-    "objectives": ("losses", "layers", DOOR, *FOUNDATION),
-    "evaluators": ("layers", *FOUNDATION),
+    "objectives": ("losses", "layers", *FOUNDATION),
+    "inference": FOUNDATION,
+    "evaluators": ("inference", "layers", *FOUNDATION),
     "engine": FOUNDATION,
     # what stands above the parts
     "configs": (
@@ -92,7 +78,7 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     ),
     "an encoder imports a loss": (arrows, "encoders/sub/a.py", "from multissl.losses.nce import one_way"),
     "the engine imports an encoder": (arrows, "engine/sub/a.py", "from multissl.encoders.mlp import MLPEncoder"),
-    "the contract imports the engine": (arrows, "types.py", "from multissl.engine.learner import Learner"),
+    "the contract imports the engine": (arrows, "contract/sub/a.py", "from multissl.engine.learner import Learner"),
     "a loss imports a layer": (arrows, "losses/sub/a.py", "from multissl.layers.heads import MLPHead"),
     "a layer imports an encoder": (arrows, "layers/sub/a.py", "from multissl.encoders.mlp import MLPEncoder"),
     "a relative import hides where it leads": (arrows, "modalities/sub/a.py", "from ...objectives import dino"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multissl import cli
-from multissl.evaluators.base import Evaluator
+from multissl.contract.evaluator import Evaluator
 from multissl.evaluators.few_labels import FewLabels
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.linear_probe import LinearProbe
@@ -20,7 +20,7 @@ from multissl.evaluators.state_probe import StateProbe
 from multissl.modalities.audio import Audio
 from multissl.modalities.replay import from_arrays
 from multissl.modalities.rl import RL
-from tests.evaluators.clusters import START, Clusters, encoders
+from tests.evaluators.clusters import START, Clusters, frozen
 
 NAMES = [name for name, _ in cli.recipes()]
 NUMBER = itertools.count()
@@ -217,13 +217,13 @@ def test_labels_of_one_split_alone_measure_nothing(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(
-        "multissl.evaluators.base.log.warning", lambda text, *values: said.append(text % values)
+        "multissl.contract.evaluator.log.warning", lambda text, *values: said.append(text % values)
     )
     modality = HalfLabelled(HalfLabelled.Config())
     modality.bare = bare
     evaluator = config().build()
-    assert evaluator.run(encoders(), modality, START) == {}
-    assert evaluator.floors(modality) == {}
+    assert evaluator.run(frozen(), modality, START) == {}
+    assert evaluator.baselines(modality) == {}
     assert [text.partition(": ")[2] for text in said] == [
         f"the {bare} split has no labels, nothing to measure"
     ]
@@ -235,12 +235,12 @@ def test_recordings_without_two_readable_parts_measure_nothing(
     soundfile = pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
     said: list[str] = []
     monkeypatch.setattr(
-        "multissl.evaluators.base.log.warning", lambda text, *values: said.append(text % values)
+        "multissl.contract.evaluator.log.warning", lambda text, *values: said.append(text % values)
     )
     soundfile.write(tmp_path / "one.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
     probe: Any = RecordingProbe.Config(split="all").build()
     modality = Audio.Config(data=str(tmp_path)).build()
-    assert probe.run(encoders(), modality, START) == {}
+    assert probe.run(frozen(), modality, START) == {}
     assert said == [
         "recording_probe: 1 recordings of the all split have two readable parts, nothing to measure"
     ]

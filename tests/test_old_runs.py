@@ -15,7 +15,7 @@ import torch
 
 import multissl
 from multissl import cli, run
-from multissl.evaluators.base import readable_views
+from multissl.inference import readable_views
 
 FOLDERS = sorted(p.parent for p in (Path(__file__).parent / "old_runs").glob("*/*/recipe.json"))
 NEEDS = {"audio": "torchaudio", "video": "decord", "text": "tokenizers", "image_text": "tokenizers"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from multissl.encoders.base import Encoders
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.heads import MLPHead
-from multissl.modalities.base import Modality
 from multissl.objectives.vicreg import VICReg
 from multissl.random import RowRandom
-from multissl.types import Progress
 from tests.stubs import Points
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multissl.config import from_dict, to_dict
-from multissl.encoders.base import Encoder, Tower, build_encoders, without_heads
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoder, Tower, build_encoders, without_heads
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine.checkpoint import Save
+from multissl.engine.chunked import Chunked
 from multissl.engine.data import Data
 from multissl.engine.learner import Learner
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
 from multissl.export import load_weights
-from multissl.layers.ema import Teacher
+from multissl.inference import clean_streams
 from multissl.layers.heads import MLPHead
 from multissl.objectives.barlow import BarlowTwins
 from multissl.objectives.byol import BYOL
@@ -31,9 +35,8 @@ from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.siglip import SigLIP
 from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
-from multissl.recipe import Recipe, build
+from multissl.recipe import Parts, Recipe, build
 from multissl.run import evaluate, load, train
-from multissl.types import Features, Masking, Progress, StreamSpec, Views
 from tests.evaluators.pairs import NAMES, Facts
 from tests.small import shrunk
 from tests.stubs import Net, Points
@@ -99,7 +102,7 @@ def test_a_run_ships_towers_and_reads_them_back(finished: Path) -> None:
     said = [f"a {NAMES[n % 4]} {n}" for n in range(24)]
     z = model.embed(said, stream="text")
     torch.testing.assert_close(z.norm(dim=1), torch.ones(24))
-    numbers = [model.modality.dataset("val")[n].data["numbers"] for n in range(24)]  # type: ignore[index]
+    numbers = [model.modality.dataset("val")[n].data["numbers"] for n in range(24)]
     found = (model.embed(numbers, stream="numbers") @ z.T).argmax(1)
     assert (found == torch.arange(24)).float().mean() > 0.5
     assert model.encode(numbers).shape == (24, 8)
@@ -205,13 +208,15 @@ def test_slip_is_a_weighted_sum() -> None:
     assert shipped["numbers"].head is objective.terms["clip"].projectors["numbers"]
     again = from_dict(Weighted.Config, to_dict(slip))
     assert again == slip
-    batch = [
-        Views(x=torch.randn(6, 28), stream="numbers", role="clean"),
-        Views(x=torch.randn(12, 28), stream="numbers", role="global", num_views=2),
-        Views(x=torch.randint(99, (6, 8)), stream="text", role="clean"),
-    ]
+    batch = Batch(
+        [
+            Views(x=torch.randn(6, 28), stream="numbers", role="clean"),
+            Views(x=torch.randn(12, 28), stream="numbers", role="global", num_views=2),
+            Views(x=torch.randint(99, (6, 8)), stream="text", role="clean"),
+        ]
+    )
     losses = objective(encoders, batch, Progress(step=0, total=1))
-    alone = objective.terms["clip"](encoders.eval(), [batch[0], batch[2]], Progress(step=0, total=1))
+    alone = objective.terms["clip"](encoders.eval(), Batch([batch[0], batch[2]]), Progress(step=0, total=1))
     again = objective(encoders, batch, Progress(step=0, total=1))
     torch.testing.assert_close(again.terms["clip/nce"], alone.terms["nce"])
     assert {"clip/nce", "simclr/nce"} <= losses.terms.keys()
@@ -224,12 +229,13 @@ def test_slip_is_a_weighted_sum() -> None:
 
 def test_an_encoder_starts_from_a_tower_without_its_head(finished: Path) -> None:
     tower = load(finished).encoders["text"]
+    assert isinstance(tower, Tower)
     torch.manual_seed(5)
     specs = Facts.Config().build().streams()
     for folder_or_file in (finished, finished / "encoder.safetensors"):
         alone = build_encoders({"text": Normed.Config()}, {"text": specs["text"]})
         load_weights(alone, folder_or_file)
-        theirs = cast(Tower, tower).encoder.state_dict()
+        theirs = tower.encoder.state_dict()
         assert all(torch.equal(t, theirs[n]) for n, t in alone["text"].state_dict().items())
 
 
@@ -249,7 +255,8 @@ def test_a_tower_that_the_file_lacks_keeps_its_own_weights_and_that_is_said(
     load_weights(both, tmp_path / "one.safetensors")
     assert "no weights for text" in said[0]
     assert all(torch.equal(t, before[n]) for n, t in both["text"].state_dict().items())
-    assert torch.equal(cast(Any, both["numbers"]).out.weight, cast(Any, one["numbers"]).out.weight)
+    ours, theirs = (encoders["numbers"].get_parameter("out.weight") for encoders in (both, one))
+    assert torch.equal(ours, theirs)
 
 
 # ---------------------------------------------------------------------------------- locked and slowed
@@ -264,11 +271,9 @@ def weights_of(folder: Path, stream: str) -> dict[str, Tensor]:
 def test_a_locked_tower_is_the_same_to_the_byte_after_20_steps(tmp_path: Path, chunk: int) -> None:
     """Batch norm, dropout and weight decay are in it; the other tower and both heads learn (LiT)."""
     parts = build(recipe(locked=("text",)), CPU)
-    before = {
-        f"text.encoder.{n}": t.clone()
-        for n, t in cast(Any, parts.learner.encoders)["text"].state_dict().items()
-    }
-    others = {n: t.clone() for n, t in cast(Any, parts.learner.encoders)["numbers"].state_dict().items()}
+    encoders = parts.learner.encoders
+    before = {f"text.encoder.{n}": t.clone() for n, t in encoders["text"].state_dict().items()}
+    others = {n: t.clone() for n, t in encoders["numbers"].state_dict().items()}
     train(recipe(locked=("text",), chunk=chunk), tmp_path / "run")
     after = weights_of(tmp_path / "run", "text")
     assert after.keys() == before.keys()
@@ -281,18 +286,18 @@ def test_a_locked_tower_is_the_same_to_the_byte_after_20_steps(tmp_path: Path, c
 def test_without_the_lock_the_same_run_changes_every_byte(tmp_path: Path) -> None:
     """What the test above would miss if locking did nothing."""
     parts = build(recipe(), CPU)
-    before = {n: t.clone() for n, t in cast(Any, parts.learner.encoders)["text"].state_dict().items()}
+    before = {n: t.clone() for n, t in parts.learner.encoders["text"].state_dict().items()}
     train(recipe(), tmp_path / "run")
     after = weights_of(tmp_path / "run", "text")
     assert not any(torch.equal(after[f"text.encoder.{n}"], t) for n, t in before.items() if "weight" in n)
 
 
 def test_a_locked_encoder_has_no_gradient_and_stays_in_evaluation_mode() -> None:
-    encoder = build_encoders({"text": Normed.Config()}, {"text": Facts.Config().build().streams()["text"]})[
-        "text"
-    ]
-    cast(Encoder, encoder).lock()
-    nn.ModuleDict({"text": encoder}).train()
+    specs = Facts.Config().build().streams()
+    encoders = build_encoders({"text": Normed.Config()}, {"text": specs["text"]})
+    encoder = encoders["text"]
+    encoder.lock()
+    encoders.train()
     assert not any(m.training for m in encoder.modules())
     view = Views(x=torch.randint(99, (4, 8)), stream="text", role="clean")
     (features,) = encoder([view])
@@ -306,8 +311,9 @@ def test_a_stream_has_a_learning_rate_of_its_own() -> None:
     parts = build(recipe(lr_by_stream={"text": 0.1}), CPU)
     parts.optimizer.step(Progress(step=0, total=10))
     rates = {id(p): g["lr"] for g in parts.optimizer.torch.param_groups for p in g["params"]}
-    encoders, objective = cast(Any, parts.learner.encoders), cast(Any, parts.learner.objective)
-    full = rates[id(encoders["numbers"].out.weight)]
+    encoders, objective = parts.learner.encoders, parts.learner.objective
+    assert isinstance(objective, CLIP)
+    full = rates[id(encoders["numbers"].get_parameter("out.weight"))]
     assert all(rates[id(p)] == pytest.approx(0.1 * full) for p in encoders["text"].parameters())
     assert all(rates[id(p)] == full for p in objective.projectors.parameters())
 
@@ -346,14 +352,13 @@ def test_a_lock_that_leaves_nothing_to_train_is_refused() -> None:
 
 def test_a_teacher_of_a_locked_tower_stays_too() -> None:
     parts = build(recipe(objective=shrunk(BYOL.Config()), locked=("text",)), CPU)
-    objective = cast(Any, parts.learner.objective)
-    before = {n: t.clone() for n, t in objective.teacher["encoders"]["text"].state_dict().items()}
-    cast(Teacher, objective.teacher).update(
-        objective.students(parts.learner.encoders), Progress(step=0, total=9)
-    )
-    assert all(
-        torch.equal(t, before[n]) for n, t in objective.teacher["encoders"]["text"].state_dict().items()
-    )
+    objective = parts.learner.objective
+    assert isinstance(objective, BYOL)
+    assert objective.teacher is not None
+    teacher = objective.teacher.encoders["text"]
+    before = {n: t.clone() for n, t in teacher.state_dict().items()}
+    objective.teacher.update(objective.students(parts.learner.encoders), Progress(step=0, total=9))
+    assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------ large batches
@@ -376,19 +381,15 @@ def test_chunks_give_the_gradient_of_the_whole_batch_to_two_towers(chunk: int) -
         assert float((chunked[name] - grad).abs().max()) <= 1e-5 * float(grad.abs().max()), name
 
 
-def _batch(parts: Any) -> list[Views]:
-    from multissl.evaluators.base import clean_streams
-
+def _batch(parts: Parts) -> Batch:
     data = parts.modality.dataset("train")
     views = clean_streams(parts.modality, [data[i] for i in range(24)], [*parts.modality.streams()])
-    return [*views.values()]
+    return Batch(views.values())
 
 
 def test_chunks_of_an_objective_that_reads_no_tokens_hold_none() -> None:
-    from multissl.engine.learner import Chunked
-
     parts = build(recipe(), CPU)
-    encoders = cast(Any, parts.learner.encoders).eval()
+    encoders = parts.learner.encoders.eval()
     view = [_batch(parts)[0]]
     (lean,) = Chunked(encoders, 5, [], tokens=False).encode(view)
     (full,) = Chunked(encoders, 5, []).encode(view)

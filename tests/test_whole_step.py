@@ -15,6 +15,7 @@ from torch import Tensor
 
 from multissl import run
 from multissl.configs import image
+from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import Save
@@ -23,7 +24,6 @@ from multissl.engine.metrics import read_metrics
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import Recipe, build
-from multissl.types import Progress
 from tests.ranks import run_ranks
 from tests.test_grid import shrunk
 

@@ -11,29 +11,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
-from multissl.modalities.base import Modality
-from multissl.objectives.base import Objective, spread
+from multissl.contract.data import Batch, Raw, Sample, Samples, Views
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.modality import Modality
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
+from multissl.objectives.common import spread
 from multissl.random import RowRandom
-from multissl.types import (
-    Batch,
-    Encode,
-    Losses,
-    Masking,
-    Plans,
-    Progress,
-    Raw,
-    Sample,
-    StreamSpec,
-    ViewPlan,
-    Views,
-)
+from tests.stubs import Listed
 
 
 class Toy(Objective):
@@ -61,8 +53,8 @@ class Toy(Objective):
         return spread([self.stream], self.plan)
 
 
-def frozen(encoders: nn.Module) -> Encoders:
-    return cast(Encoders, copy.deepcopy(encoders).requires_grad_(False).eval())
+def frozen(encoders: Encoders) -> Encoders:
+    return copy.deepcopy(encoders).requires_grad_(False).eval()
 
 
 class ManyMasks(Toy):
@@ -72,7 +64,7 @@ class ManyMasks(Toy):
     maskings: frozenset[Masking] = frozenset({"replace"})
     teaches = True
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         (view,) = batch
         assert len(view.masks) == 3
         with torch.no_grad():
@@ -93,7 +85,7 @@ class InnerTargets(Toy):
     maskings: frozenset[Masking] = frozenset({"replace"})
     teaches = True
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         (view,) = batch
         assert view.mask is not None
         with torch.no_grad():
@@ -114,7 +106,7 @@ class OtherLength(Toy):
     def outputs(self) -> int:
         return self.spec.target_tokens * self.spec.target_dim
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         (view,) = batch
         assert view.target is not None
         pooled = encoders.encode([view], "causal")[0].pooled
@@ -131,7 +123,7 @@ class MaskIsTarget(Toy):
     def outputs(self) -> int:
         return 1
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         (view,) = batch
         assert view.mask is not None
         logits = self.head(encoders.encode([view], "none")[0].tokens)[..., 0]  # [R, N]
@@ -156,13 +148,13 @@ class OddTeacher(Toy):
         self.cfg = cfg
         self.fresh = frozen(encoders)  # what a student of the next stage starts from: state, so it is saved
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         with torch.no_grad():
             target = self.teacher.encode(batch)[0].pooled
         total = F.mse_loss(self.head(encoders.encode(batch)[0].pooled), target)
         return Losses(total=total, terms={"follow": total.detach()})
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         done = progress.step + 1
         if self.cfg.rule == "previous_epoch" and done % max(1, round(progress.epoch_steps)) == 0:
             self.teacher.load_state_dict(encoders.state_dict())
@@ -179,7 +171,7 @@ class Symbols(Modality):
         length: int = 12
         vocab: int = 10
 
-    offers = frozenset({"target"})
+    needs = frozenset({"target"})
 
     def streams(self) -> dict[str, StreamSpec]:
         n = self.cfg.length
@@ -190,10 +182,10 @@ class Symbols(Modality):
             )
         }  # fmt: skip
 
-    def dataset(self, split: str) -> list[Sample]:  # type: ignore[override]
+    def dataset(self, split: str) -> Samples:
         draw = torch.Generator().manual_seed(0)
         rows = torch.randint(self.cfg.vocab, (64, self.cfg.length), generator=draw)
-        return [Sample(row, i) for i, row in enumerate(rows)]
+        return Listed([Sample(row, i) for i, row in enumerate(rows)])
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         return {"x": torch.stack([s.data for s in samples])}
@@ -201,17 +193,17 @@ class Symbols(Modality):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         x: Tensor = raw["x"]
         plan, half = plans["symbols"], x.shape[1] // 2
-        batch: Batch = []
+        views = []
         if plan.num_clean:
-            batch.append(Views(x=x, stream="symbols", role="clean"))
+            views.append(Views(x=x, stream="symbols", role="clean"))
         if plan.num_global:
-            batch.append(
+            views.append(
                 Views(
                     x=x.repeat(plan.num_global, 1), stream="symbols", role="global",
                     num_views=plan.num_global, target=x[:, :half].sort(1).values.repeat(plan.num_global, 1),
                 )
             )  # fmt: skip
-        return batch
+        return Batch(views)
 
 
 class Pairs(Modality):
@@ -226,24 +218,24 @@ class Pairs(Modality):
             s: StreamSpec(kind="columns", shape=(n,), num_tokens=n) for s, n in (("left", 6), ("right", 5))
         }
 
-    def dataset(self, split: str) -> list[Sample]:  # type: ignore[override]
+    def dataset(self, split: str) -> Samples:
         points = torch.randn(self.cfg.count, 4, generator=torch.Generator().manual_seed(0))
-        return [Sample(point, i) for i, point in enumerate(points)]
+        return Listed([Sample(point, i) for i, point in enumerate(points)])
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         return {"x": torch.stack([s.data for s in samples]), "id": torch.tensor([s.index for s in samples])}
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         ids = {"sample_id": raw["id"] // 2, "group_id": raw["id"] // 8}
-        batch: Batch = []
+        views = []
         for seed, (stream, spec) in enumerate(self.streams().items()):
             plan, draw = plans[stream], torch.Generator().manual_seed(seed)
             x = (raw["x"] @ torch.randn(4, *spec.shape, generator=draw)).sin()
             if plan.num_clean:
-                batch.append(Views(x=x, stream=stream, role="clean", **ids))
+                views.append(Views(x=x, stream=stream, role="clean", **ids))
             if plan.num_global:
                 noisy = [x + 0.1 * rng.randn(*spec.shape) for _ in range(plan.num_global)]
-                batch.append(
+                views.append(
                     Views(x=torch.cat(noisy), stream=stream, role="global", num_views=plan.num_global, **ids)
                 )
-        return batch
+        return Batch(views)

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.common import batch_teacher, small_dino, watched
-from multissl.encoders.base import Encoder
+from multissl.contract.encoder import Encoder
+from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.modalities.audio import Audio
-from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE

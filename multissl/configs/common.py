@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.evaluators.base import Evaluator
+from multissl.contract.evaluator import Evaluator
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.linear_probe import LinearProbe

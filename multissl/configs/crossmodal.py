@@ -7,14 +7,16 @@ multissl train image_text/lit --encoders.image timm --encoders.image.pretrained 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from multissl.encoders.base import Encoder
+from multissl.contract.encoder import Encoder
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.modality import Modality
+from multissl.contract.objective import Objective
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.checkpoint import Save
-from multissl.engine.optim import AdamW
-from multissl.evaluators.base import Evaluator
+from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.retrieval import Retrieval
@@ -22,13 +24,11 @@ from multissl.evaluators.zero_shot import ZeroShot
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
 from multissl.modalities.audio import Audio
-from multissl.modalities.base import Modality
 from multissl.modalities.image import Image
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
 from multissl.modalities.text import Text
 from multissl.modalities.video import Video
-from multissl.objectives.base import Objective
 from multissl.objectives.cav_mae import CAVMAE
 from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
@@ -102,7 +102,7 @@ def audio_video__cav_mae() -> Recipe:
     objective = CAVMAE.Config(heads=4, decoder=Decoder.Config(dim=64, depth=2, heads=4))
     made = _recipe({"audio": _sound(), "video": _film()}, objective, batch_size=32)
     # what is hidden must not be seen through the convolutions before it
-    made.encoders["audio"] = cast(Any, made.encoders["audio"]).replace(conv_stem=False)
+    made.encoders["audio"] = made.encoders["audio"].replace(conv_stem=False)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from multissl.configs.common import watched
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
 from multissl.modalities.image import Image

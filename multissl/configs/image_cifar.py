@@ -9,17 +9,17 @@ teachers are faster and targets sharper because the runs are short.
 from __future__ import annotations
 
 from multissl.configs.common import batch_teacher, watched
-from multissl.encoders.base import Encoder
+from multissl.contract.encoder import Encoder
+from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.checkpoint import Save
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.image import Image
 from multissl.objectives.barlow import BarlowTwins
-from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
 from multissl.objectives.data2vec import Data2Vec
 from multissl.objectives.dino import DINO

@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.common import batch_teacher, watched
-from multissl.encoders.base import Encoder
+from multissl.contract.encoder import Encoder
+from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
-from multissl.engine.optim import LARS, SGD, AdamW, Optimizer
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.base import Optimizer
+from multissl.engine.optim.lars import LARS
+from multissl.engine.optim.sgd import SGD
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
 from multissl.modalities.image import Image
 from multissl.objectives.barlow import BarlowTwins
-from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
 from multissl.objectives.data2vec import Data2Vec
 from multissl.objectives.ijepa import IJEPA

@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.common import batch_teacher
-from multissl.encoders.base import Encoder
+from multissl.contract.encoder import Encoder
+from multissl.contract.objective import Objective
 from multissl.encoders.nature import NatureEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.state_probe import StateProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
 from multissl.modalities.rl import RL
-from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE

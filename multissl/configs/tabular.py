@@ -6,7 +6,7 @@ from multissl.configs.common import watched
 from multissl.encoders.leave_one_out import LeaveOneOutEncoder
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.modalities.tabular import Tabular
 from multissl.objectives.infonce import InfoNCE

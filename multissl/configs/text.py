@@ -8,15 +8,15 @@ that the papers report need their sizes.
 from __future__ import annotations
 
 from multissl.configs.common import small_dino, watched
+from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.layers.positions import Position
 from multissl.modalities.text import Text
-from multissl.objectives.base import Objective
 from multissl.objectives.data2vec import Data2Vec
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.infonce import InfoNCE

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.common import batch_teacher, small_dino, watched
+from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.decoder import Decoder
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.layers.positions import Position
 from multissl.modalities.video import Video
-from multissl.objectives.base import Objective
 from multissl.objectives.byol import BYOL
 from multissl.objectives.ijepa import IJEPA
 from multissl.objectives.infonce import InfoNCE

@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.published import change_config, describe_config, read_config
 from multissl.encoders.wrapped import Wrapped, by_size, mean_of, tokens_of
 from multissl.registry import require
-from multissl.types import Features, Masking, StreamSpec, Views
 
 UNSAID = {"model_type": "vit"}
 """`config` where nobody has changed it: beside a model it says nothing."""
@@ -78,7 +80,7 @@ class HuggingFaceEncoder(Wrapped):
             ):  # nothing is masked here: it would never learn
                 parameter.requires_grad_(False)
 
-    def start(self) -> None:
+    def load_pretrained(self) -> None:
         """Take the weights of `model` where `pretrained` asks for them."""
         if self.cfg.pretrained:
             loader: Any = require("transformers").AutoModel

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder
-from multissl.types import Features, Masking, StreamSpec, Views
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, StreamSpec
 
 
 class MLPEncoder(Encoder):

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.wrapped import TOKENS, Wrapped, by_size, mean_of, tokens_of
 from multissl.registry import load
-from multissl.types import Features, Masking, StreamSpec, Views
 
 MEMORY: dict[str, nn.Module | Callable[[StreamSpec], nn.Module]] = {}
 """What this process was handed, by the name that stands for it in a recipe file."""

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.types import Panel
+from multissl.contract.learning import Figure
 
 SIDE = 112
 """Pictures are enlarged to about this many pixels."""
 
 
-def draw(x: Tensor, tokens: Tensor, weights: Tensor, patch: Sequence[int]) -> list[Panel]:
+def draw(x: Tensor, tokens: Tensor, weights: Tensor, patch: Sequence[int]) -> list[Figure]:
     """Both panels of pictures [R, C, *space], their tokens [R, N, D] and attention [R, H, N].
 
     A grid that is not square is no photograph but has time as its first axis: it is turned to run to the right.
@@ -33,7 +33,7 @@ def draw(x: Tensor, tokens: Tensor, weights: Tensor, patch: Sequence[int]) -> li
     return [token_panel(x, tokens, patch), attention_panel(x, weights, patch)]
 
 
-def token_panel(x: Tensor, tokens: Tensor, patch: Sequence[int]) -> Panel:
+def token_panel(x: Tensor, tokens: Tensor, patch: Sequence[int]) -> Figure:
     """Pictures [R, C, *space] above the principal components of their tokens [R, N, D]."""
     flat = tokens.float().flatten(0, 1)
     flat = flat - flat.mean(0)
@@ -45,17 +45,17 @@ def token_panel(x: Tensor, tokens: Tensor, patch: Sequence[int]) -> Panel:
     low, high = colours.flatten(0, 1).quantile(torch.tensor([0.02, 0.98], device=x.device), dim=0)
     colours = (colours - low) / (high - low).clamp(min=1e-6)
     image = _tiles([_pictures(x), _enlarge(_on_grid(colours.mT, x, patch), x.shape[2:])])
-    return Panel(
+    return Figure(
         "Patch tokens", image, "The first three principal components of the tokens, joint over the pictures."
     )
 
 
-def attention_panel(x: Tensor, weights: Tensor, patch: Sequence[int]) -> Panel:
+def attention_panel(x: Tensor, weights: Tensor, patch: Sequence[int]) -> Figure:
     """Pictures [R, C, *space] above the class token's attention [R, H, N], one row a head."""
     light = weights.float() / weights.float().amax(2, keepdim=True).clamp(min=1e-12)  # [R, H, N]
     heads = _on_grid(light, x, patch).unbind(1)  # H times [R, h, w]
     image = _tiles([_pictures(x), *(_enlarge(h[:, None].expand(-1, 3, -1, -1), x.shape[2:]) for h in heads)])
-    return Panel("Attention of the class token", image, "Last block, one row a head, brightest token = 1.")
+    return Figure("Attention of the class token", image, "Last block, one row a head, brightest token = 1.")
 
 
 def _on_grid(values: Tensor, x: Tensor, patch: Sequence[int]) -> Tensor:

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from multissl import registry
+from multissl.contract.data import Views
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.wrapped import Wrapped, by_size
-from multissl.types import Features, Masking, StreamSpec, Views
 
 WIDEST = 50
 """Of the embedding of a category where a model asks for widths: half its levels, up to this."""

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.wrapped import by_size, mean_of, picture_only, tokens_of
-from multissl.types import Features, Masking, StreamSpec, Views
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Blocks of each stage by depth; 50 has bottleneck blocks."""
@@ -46,11 +48,13 @@ class ResNetEncoder(Encoder):
             if self.width < 1:
                 raise ValueError(f"width={self.width}: want 1 channel or more; 64 is the published width")
 
+    net: Any
+
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         picture_only("resnet", spec)
         self.net = resnet(cfg.depth, cfg.width, cfg.stem, spec.shape[0], cfg.zero_init_residual)
-        self.dim, self.depth = cast(int, self.net.num_features), 4
+        self.dim, self.depth = self.net.num_features, 4
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; items of one size share one call."""
@@ -63,7 +67,7 @@ class ResNetEncoder(Encoder):
 
     def _features(self, x: Tensor) -> Features:
         """x [R, C, H', W'] to pooled [R, D] and tokens [R, H*W, D]."""
-        net = cast(Any, self.net)
+        net = self.net
         # Channels last is a quarter faster on the CPU too; weights follow in the convolution (FSDP2 wants them plain).
         x = x.to(net.conv1.weight.dtype, memory_format=torch.channels_last)
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
@@ -74,7 +78,7 @@ class ResNetEncoder(Encoder):
 
     def shard_units(self) -> list[nn.Module]:
         """The four stages."""
-        return [cast(nn.Module, getattr(self.net, f"layer{i}")) for i in range(1, 5)]
+        return [getattr(self.net, f"layer{i}") for i in range(1, 5)]
 
     def layer_id(self, name: str) -> int:
         """0 for the stem, i for stage i."""
@@ -95,13 +99,13 @@ def resnet(
             return super()._make_layer(block, planes // 64 * width, *args, **kwargs)
 
     block = tv.Bottleneck if depth == 50 else tv.BasicBlock
-    net = Narrow(block, list(BLOCKS[depth]), zero_init_residual=zero_init_residual)
+    net: Any = Narrow(block, list(BLOCKS[depth]), zero_init_residual=zero_init_residual)
     kernel, stride = (3, 1) if stem == "small" else (7, 2)
     net.conv1 = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
     net.bn1 = nn.BatchNorm2d(width)
     if stem == "small":
-        cast(Any, net).maxpool = nn.Identity()
-    cast(Any, net).fc = nn.Identity()
-    cast(Any, net).num_features = 8 * width * block.expansion
+        net.maxpool = nn.Identity()
+    net.fc = nn.Identity()
+    net.num_features = 8 * width * block.expansion
     return net

@@ -15,10 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.wrapped import Wrapped, by_size, mean_of, picture_only, tokens_of
 from multissl.registry import require, suggest
-from multissl.types import Features, Masking, StreamSpec, Views
 
 
 class TimmEncoder(Wrapped):
@@ -56,7 +58,7 @@ class TimmEncoder(Wrapped):
                 f"the head of {cfg.name} makes {head} numbers of tokens of {self.dim}: use pooling=mean"
             )
 
-    def start(self) -> None:
+    def load_pretrained(self) -> None:
         """Take timm's published weights where `pretrained` asks for them."""
         if self.cfg.pretrained:
             self.net.load_state_dict(create(self.cfg, self.spec, pretrained=True).state_dict())

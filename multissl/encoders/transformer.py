@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from multissl import registry
-from multissl.encoders.base import Encoder
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features, Figure
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import tokenizer_for
 from multissl.layers.transformer import FFN, Trunk, ffn_width
 from multissl.registry import suggest
-from multissl.types import Features, Masking, Panel, StreamSpec, Views
 
 Pooling = Literal["cls", "mean", "last"]
 
@@ -174,7 +176,7 @@ class TransformerEncoder(Encoder):
         tokens, valid = self.tokenizer(views)
         return self.trunk.attention(tokens, valid)[:, :, self.tokenizer.prefix :]
 
-    def expect(self, maskings: frozenset[Masking]) -> None:
+    def prepare_for(self, maskings: frozenset[Masking]) -> None:
         """Train the mask token only where tokens are replaced; it stays among the weights either way."""
         self.tokenizer.mask_token.requires_grad_("replace" in maskings)
 
@@ -190,7 +192,7 @@ class TransformerEncoder(Encoder):
         return int(rest.partition(".")[0]) + 1 if found else self.depth + 1
 
     @torch.no_grad()
-    def panels(self, views: Views) -> list[Panel]:
+    def figures(self, views: Views) -> list[Figure]:
         """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D."""
         if self.spec.kind != "grid" or len(self.spec.patch) != 2 or self.spec.shape[0] not in (1, 3):
             return []

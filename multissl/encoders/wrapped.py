@@ -12,9 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from multissl.abilities import DeclaresParameters
-from multissl.encoders.base import Encoder
-from multissl.types import Features, StreamSpec, Views
+from multissl.contract.abilities import DeclaresParameters
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import Features
+from multissl.contract.plans import StreamSpec
 
 TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
 """What libraries call tokens and tables of positions, at times with more behind it (pos_embedding, cls_token_1)."""

@@ -15,9 +15,9 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sized
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from multissl.config import Config
+from multissl.contract.data import Batch, Raw, Sample, Unreadable
+from multissl.contract.modality import Modality
+from multissl.contract.plans import Plans
 from multissl.random import RowRandom
-from multissl.types import Batch, Modality, Plans, Raw, Sample, Unreadable
 
 WORKER, DEVICE = 0, 1
 """The lines of random numbers of a step: what workers draw, and what is drawn on the device."""
@@ -100,7 +102,7 @@ class Steps(Dataset[Any]):
 
     def index(self, position: int) -> int:
         """Which sample stands at a position of the endless stream."""
-        count = len(cast(Sized, self.samples))
+        count = len(self.samples)
         epoch, place = divmod(position, count)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -109,7 +111,7 @@ class Steps(Dataset[Any]):
 
     def readable(self, index: int, skipped: list[tuple[int, str]]) -> Sample:
         """The sample, or the next one that can be read; the unreadable ones join `skipped`."""
-        count = len(cast(Sized, self.samples))
+        count = len(self.samples)
         while True:
             if index not in self._broken:
                 try:
@@ -123,7 +125,7 @@ class Steps(Dataset[Any]):
 
     def give_up_if_all_broken(self) -> None:
         """Stop where it is not a matter of a few bad files."""
-        count = len(cast(Sized, self.samples))
+        count = len(self.samples)
         if len(self._broken) >= min(PATIENCE, count):
             index, reason = next(iter(self._broken.items()))
             raise ValueError(
@@ -158,7 +160,7 @@ def _batches(
     loader = DataLoader(
         steps,
         batch_size=None,
-        sampler=cast(Any, range(start, stop)),
+        sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=cfg.prefetch if workers else None,
         pin_memory=device.type == "cuda",
@@ -172,7 +174,7 @@ def _batches(
             raw, skipped = next(batches)
             waited = time.perf_counter() - before
             if steps.final:
-                batch = [v.to(device) for v in raw]
+                batch = raw.to(device)
             else:
                 raw = tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), raw)
                 batch = steps.views(raw, step, device)

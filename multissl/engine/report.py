@@ -13,10 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from multissl.contract.learning import Figure
 from multissl.engine.charts import Points, chart, short
 from multissl.engine.metrics import read_metrics
 from multissl.files import replace_text
-from multissl.types import Panel
 
 Line = dict[str, Any]
 """A line of `metrics.jsonl`."""
@@ -33,7 +33,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """The browser is told to load nothing, so a page that needs the network would show it at once."""
 
 
-def write_report(folder: Path, panels: Sequence[Panel] = (), titles: Mapping[str, str] | None = None) -> Path:
+def write_report(
+    folder: Path, figures: Sequence[Figure] = (), titles: Mapping[str, str] | None = None
+) -> Path:
     """Write `report.html` into a run's folder; works on an unfinished run too.
 
     `titles` says what evaluators call their figures in the page, by the name in `metrics.jsonl`.
@@ -59,7 +61,7 @@ def write_report(folder: Path, panels: Sequence[Panel] = (), titles: Mapping[str
         "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
         + EXPORTED * any("/student/" in n for x in evals for n in x),
         "Training": _wrapped("charts", _train_charts(train, titles)),
-        "Pictures": _wrapped("panels", map(_picture, panels)),
+        "Pictures": _wrapped("panels", map(_picture, figures)),
         "Notes": _notes(notes),
         "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
         "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
@@ -143,13 +145,13 @@ def _floors(evals: list[Line]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _picture(panel: Panel) -> str:
+def _picture(figure: Figure) -> str:
     from PIL.Image import fromarray
 
-    (title, pixels, caption), png = panel, io.BytesIO()
-    fromarray(pixels).save(png, "PNG", optimize=True)
+    png = io.BytesIO()
+    fromarray(figure.image).save(png, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-    title, caption = escape(title), f"<figcaption>{escape(caption)}</figcaption>"
+    title, caption = escape(figure.title), f"<figcaption>{escape(figure.caption)}</figcaption>"
     return f'<figure><b>{title}</b><img src="{source}" alt="{title}">{caption}</figure>'
 
 

@@ -16,24 +16,26 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from multissl.config import Config
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.data import ENDING, Data, Steps, stream
 from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
-from multissl.engine.optim import Optimizer
+from multissl.engine.optim.base import Optimizer
 from multissl.parallel.collectives import all_true, mean_ranks
 from multissl.parallel.gradients import clip_gradients, largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
 from multissl.parallel.sharding import Parallel
-from multissl.types import Losses, Modality, Progress
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,24 +69,6 @@ class Loop(Config):
                 raise ValueError(f"{name}={getattr(self, name)}: want 0 or more")
 
 
-class Evaluates(Protocol):
-    """What the trainer knows of an evaluator."""
-
-    cfg: Any
-
-    def run(self, encoders: Any, modality: Modality, progress: Progress) -> dict[str, float]:
-        """Figures by name."""
-        ...
-
-    def floors(self, modality: Modality) -> dict[str, float]:
-        """Figures of classical features."""
-        ...
-
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Whether the run learned, in a sentence."""
-        ...
-
-
 class Interrupted(RuntimeError):
     """A signal ended the run early; its checkpoint is written."""
 
@@ -102,21 +86,20 @@ class Trainer:
         modality: Modality,
         learner: Learner,
         optimizer: Optimizer,
-        evaluators: Mapping[str, Evaluates],
+        evaluators: Mapping[str, Evaluator],
         folder: Path,
         device: torch.device,
     ) -> None:
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
         self.evaluators, self.folder, self.device = evaluators, folder, device
         self.main = is_main()
-        objective = cast(Any, learner.objective)
-        self.plans = objective.plans()
+        self.plans = learner.objective.plans()
         self.steps = Steps(
             modality, self.plans, cfg.batch_size, cfg.seed, rank(), world(),
             cfg.data.views_on == "worker",
         )  # fmt: skip
-        samples = len(cast(Any, self.steps.samples))
-        objective.admit(samples)
+        samples = len(self.steps.samples)
+        learner.objective.check_dataset_size(samples)
         self.epoch_steps = samples / cfg.batch_size
         self.groups = learner.clip_groups(cfg.clip_per)
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
@@ -167,7 +150,7 @@ class Trainer:
                 finite, interrupted = self._agree(losses, norms)
                 if finite:
                     lr = self.optimizer.step(progress)
-                    cast(Any, self.learner.objective).after_step(self.learner.encoders, progress)
+                    self.learner.objective.after_step(self.learner.encoders, progress)
                     window.add(losses, norms, lr, fetched.waited, cfg.batch_size)
                 self._note_skipped(step, fetched.skipped)
                 bad_in_a_row = 0 if finite else bad_in_a_row + 1
@@ -251,7 +234,7 @@ class Trainer:
     def _alarm(self, step: int) -> None:
         """Say once what the objective finds wrong with the figures so far, and once when that is over."""
         progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
-        text = cast(Any, self.learner.objective).alarm(self.history, progress) or ""
+        text = self.learner.objective.alarm(self.history, progress) or ""
         if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # figures in it may move
             self.display.say(f"step {step}: {text or 'what raised the alarm is over'}")
             self.sinks.write("alarm", step, {"text": text})
@@ -270,14 +253,14 @@ class Trainer:
         self.learner.eval()
         figures: dict[str, float] = {}
         idle: list[str] = []
-        exported = self.learner.handle("exported", self.device)
-        student = self.learner.handle("student", self.device)
+        exported = self.learner.frozen("exported", self.device)
+        student = self.learner.frozen("student", self.device)
         for name, evaluator in due.items():
             found = evaluator.run(exported, self.modality, progress)
             if first:
-                found |= evaluator.floors(self.modality)
+                found |= evaluator.baselines(self.modality)
                 idle += [] if found else [name]
-            elif getattr(evaluator.cfg, "student", False) and self.learner.has_teacher():
+            elif evaluator.measures_student and self.learner.has_teacher():
                 other = evaluator.run(student, self.modality, progress)
                 found |= {f"student/{n}": v for n, v in other.items()}
             figures |= {f"{name}/{n}": v for n, v in found.items()}
@@ -346,7 +329,7 @@ class Window:
         return {n: v / max(self.steps, 1) for n, v in self.sums.items()}, counts
 
 
-def verdicts(evaluators: Mapping[str, Evaluates], lines: list[dict[str, Any]]) -> list[tuple[bool, str]]:
+def verdicts(evaluators: Mapping[str, Evaluator], lines: list[dict[str, Any]]) -> list[tuple[bool, str]]:
     """What the evaluators make of a run's figures, in recipe order."""
     histories: dict[str, list[dict[str, float]]] = defaultdict(list)
     for line in (x for x in lines if x["kind"] == "eval"):

@@ -16,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, device_of, evaluating, featurize_split, number
-from multissl.types import Encode, Modality, Progress
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.evaluators.verdicts import number
+from multissl.inference import Pooled, featurize_split
 
 
 class Collapse(Evaluator):
@@ -50,13 +53,13 @@ class Collapse(Evaluator):
 
     cfg: Config
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`rankme`, `std`, `cosine`, `alpha` and the `width` D they are to be read against."""
-        with evaluating(encoders) as featurize:
-            x, _ = featurize_split(
-                featurize, modality, self.cfg.split, self.cfg.samples, device=device_of(encoders),
-                stream=self.cfg.stream,
-            )  # fmt: skip
+        featurize = Pooled(encoders)
+        x, _ = featurize_split(
+            featurize, modality, self.cfg.split, self.cfg.samples, device=encoders.device,
+            stream=self.cfg.stream,
+        )  # fmt: skip
         if len(x) < 2:  # one sample has no spread
             return {}
         x = x.double()  # [S, D]

@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,17 +25,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from multissl import registry
-from multissl.evaluators.base import (
-    Evaluator,
+from multissl.contract.abilities import HasTargets
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.inference import (
     Pooled,
     clean_views,
-    device_of,
     drawn,
-    evaluating,
     featurize_places,
+    pooled,
     stream_of,
 )
-from multissl.types import Encode, Modality, Progress
 
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From labelled features [n, F], labels [n] and queries [Q, F] to scores [Q, C] or values [Q]."""
@@ -90,20 +91,20 @@ class FewLabels(Evaluator):
         self._floors: dict[str, list[float]] | None = None
         self._untrained: np.ndarray | None = None
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`score` and, where asked, `fine_tuned`; beside classical models `gain` and its interval. Percent.
 
         After a call at step 0, `over_untrained` too: what was measured there is kept, by this object alone.
         """
         if not self.labelled(modality, self.cfg.split, "train"):
             return {}
-        device = device_of(encoders)
-        with evaluating(encoders) as featurize:
-            x, y, places = self._features(featurize, modality, "train", self.cfg.pool, device)
-            q, truth, _ = self._features(featurize, modality, self.cfg.split, self.cfg.queries, device)
+        device = encoders.device
+        featurize = Pooled(encoders)
+        x, y, places = self._features(featurize, modality, "train", self.cfg.pool, device)
+        q, truth, _ = self._features(featurize, modality, self.cfg.split, self.cfg.queries, device)
         draws = self._draws(y)
         if self.cfg.with_raw:
-            raw = modality.floors()["raw"]
+            raw = modality.baselines()["raw"]
             x = np.concatenate([x, self._features(raw, modality, "train", self.cfg.pool, "cpu")[0]], 1)
             q = np.concatenate(
                 [q, self._features(raw, modality, self.cfg.split, self.cfg.queries, "cpu")[0]], 1
@@ -125,7 +126,7 @@ class FewLabels(Evaluator):
             found |= interval(ours - np.array(theirs[best]))
         return found
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """The classical models' figures."""
         if not self.cfg.classical or not self.labelled(modality, self.cfg.split, "train"):
             return {}
@@ -133,7 +134,7 @@ class FewLabels(Evaluator):
 
     def _classical(self, modality: Modality) -> dict[str, list[float]]:
         if self._floors is None:
-            raw = modality.floors()["raw"]
+            raw = modality.baselines()["raw"]
             x, y, _ = self._features(raw, modality, "train", self.cfg.pool, "cpu")
             q, truth, _ = self._features(raw, modality, self.cfg.split, self.cfg.queries, "cpu")
             draws = self._draws(y)
@@ -151,7 +152,7 @@ class FewLabels(Evaluator):
         x, y, kept = featurize_places(
             featurize, modality, split, places, device=device, stream=self.cfg.stream
         )
-        quantity = getattr(modality, "targets", lambda _: None)(split)
+        quantity = modality.targets(split) if isinstance(modality, HasTargets) else None
         labels = y if quantity is None else quantity[kept].double()
         known = (y >= 0) if quantity is None else labels.isfinite()
         at = [place for place, ok in zip(kept, known.tolist(), strict=True) if ok]
@@ -173,14 +174,19 @@ class FewLabels(Evaluator):
         return found
 
     def _tuned(
-        self, encoders: Encode, modality: Modality, places: list[int], y: np.ndarray, truth: np.ndarray
+        self,
+        encoders: FrozenEncoders,
+        modality: Modality,
+        places: list[int],
+        y: np.ndarray,
+        truth: np.ndarray,
     ) -> float:
         """The score of a copy of the encoder, trained with a linear head on clean views of some samples."""
-        if not isinstance(encoders, nn.Module):
+        if encoders.modules is None:
             raise ValueError(
                 "fine_tune needs the encoders themselves, this run hands out only their features"
             )
-        model, device = copy.deepcopy(encoders), device_of(encoders)
+        model, device = copy.deepcopy(encoders.modules), encoders.device
         stream, data = stream_of(modality, self.cfg.stream), modality.dataset("train")
         views = clean_views(modality, [data[i] for i in places], stream, device)
         quantity = y.dtype.kind == "f"
@@ -189,22 +195,20 @@ class FewLabels(Evaluator):
         want, classes = want.to(device), 1 if quantity else 1 + int(max(y.max(), truth.max()))
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        featurize = Pooled(cast(Encode, model))
-        featurize.memory = None
         with torch.no_grad():
-            width = featurize(views).shape[1]
+            width = pooled(model, views).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             head = nn.Linear(width, classes).to(device)
             solver = torch.optim.AdamW([*model.parameters(), *head.parameters()], self.cfg.fine_tune_lr)
             for _ in range(self.cfg.fine_tune):
-                out = head(featurize(views))
+                out = head(pooled(model, views))
                 loss = F.mse_loss(out[:, 0], want) if quantity else F.cross_entropy(out, want)
                 solver.zero_grad()
                 loss.backward()
                 solver.step()
-        with evaluating(cast(Encode, model)) as frozen:
-            q, _, _ = self._features(frozen, modality, self.cfg.split, self.cfg.queries, device)
+        tuned = Pooled(FrozenEncoders.of(model))
+        q, _, _ = self._features(tuned, modality, self.cfg.split, self.cfg.queries, device)
         with torch.no_grad():
             out = head.cpu()(torch.from_numpy(q).float()).double()
         return self._score((out[:, 0] * std + mean if quantity else out.softmax(1)).numpy(), truth)

@@ -1,39 +1,43 @@
 """How well a language model foretells held-out text, beside count models of the same training text.
 
 `MaskedWord`: one word of a row is hidden whole and all its pieces are predicted (objective mlm); in nats a word, the
-sum over its pieces. The floor interpolates counts of the word between the same two neighbours; see
+sum over its pieces. The baseline interpolates counts of the word between the same two neighbours; see
 modalities.text_counts. `BitsPerCharacter`: every token of running text from those before it (objective next_token); the
 sum over the tokens, over the characters they spell, so that tokenizers compare. The first token of a document costs as
-much as a uniform guess. The floor counts runs of six characters. Both need the objective, so they measure while a run
-trains, not a saved encoder.
+much as a uniform guess. The baseline counts runs of six characters. Both need the objective, so they measure while a
+run trains, not a saved encoder.
 Shapes: W words, R rows, N tokens, M hidden tokens.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, device_of, evaluating, first_and_last
-from multissl.types import Encode, Modality, Progress, Views
+from multissl.contract.abilities import HasText, HiddenWords, Running
+from multissl.contract.data import Views
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.evaluators.verdicts import first_and_last
 
 Errors = Callable[[Views], Tensor]
+COUNTS = "counts"
+"""The count model that a verdict compares with."""
 
 
 class HeldOut(Evaluator):
-    """What the two share: the objective's errors on what the modality asks, lower is better."""
+    """What the two share: the objective's errors on held-out text, lower is better."""
 
-    figure: ClassVar[str] = ""
-    floor: ClassVar[str] = ""
-    asks: ClassVar[str] = ""
-    """The modality's method."""
-    what: ClassVar[str] = ""
+    figure: ClassVar[str]
+    what: ClassVar[str]
+    """What the figure is called in verdicts."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):
@@ -51,36 +55,27 @@ class HeldOut(Evaluator):
 
     cfg: Config
 
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self._asked: Any = None
-
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """The figure; nothing where modality or objective have no such prediction, or the objective is not at hand."""
-        errors: Errors | None = getattr(encoders, "errors", None)
-        if errors is None or not hasattr(modality, self.asks):
-            self.nothing("the objective and the modality at hand cannot tell")
+        errors = encoders.part_errors
+        if errors is None or not isinstance(modality, HasText):
+            self.warn_nothing_to_measure("the objective and the modality at hand cannot tell")
             return {}
-        device = device_of(encoders)
-        with evaluating(encoders), torch.no_grad():
-            return self.measure(lambda views: errors(views.to(device)).double().cpu(), self._ask(modality))
+        device = encoders.device
+        with torch.no_grad():
+            return self.measure(lambda views: errors(views.to(device)).double().cpu(), modality)
 
-    def measure(self, errors: Errors, asked: Any) -> dict[str, float]:
-        """Figures by name."""
-        raise NotImplementedError
-
-    def _ask(self, modality: Modality) -> Any:
-        if self._asked is None:
-            self._asked = getattr(modality, self.asks)(self.cfg.split, self.cfg.count)
-        return self._asked
+    @abstractmethod
+    def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
+        """Return figures by name."""
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last figure is below that of the counts."""
         measured = first_and_last(self.figure, history)
-        if measured is None or self.floor not in measured[0]:
+        if measured is None or COUNTS not in measured[0]:
             return None
         first, last = measured
-        now, start, counts = last[self.figure], first[self.figure], first[self.floor]
+        now, start, counts = last[self.figure], first[self.figure], first[COUNTS]
         said = f"{self.what} {now:.2f} against {counts:.2f} of counts (untrained {start:.2f})"
         if now < counts:
             return True, f"learned: {said}"
@@ -91,7 +86,7 @@ class MaskedWord(HeldOut):
     """Nats that a hidden word costs."""
 
     titles: ClassVar[dict[str, str]] = {"nats": "a hidden word, nats", "gain": "nats below the counts"}
-    figure, floor, asks, what = "nats", "counts", "hidden_words", "nats a hidden word"
+    figure, what = "nats", "nats a hidden word"
 
     @dataclass(kw_only=True, slots=True)
     class Config(HeldOut.Config):
@@ -99,32 +94,42 @@ class MaskedWord(HeldOut):
 
         count: int = 2_000
 
-    def measure(self, errors: Errors, asked: tuple[list[Views], dict[str, np.ndarray]]) -> dict[str, float]:
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._words: HiddenWords | None = None
+
+    def words(self, text: HasText) -> HiddenWords:
+        """Return the words that are asked for, drawn once."""
+        if self._words is None:
+            self._words = text.hidden_words(self.cfg.split, self.cfg.count)
+        return self._words
+
+    def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
         """`nats` a word; `gain`, by how much the counts are above, with its 95 % interval over the words."""
-        found = []
-        for views in asked[0]:
-            mask = cast(Any, views.mask)
-            rows = mask.index // views.x.shape[1]
+        words, paid = self.words(text), []
+        for views in words.views:
+            assert views.mask is not None
+            rows = views.mask.index // views.x.shape[1]
             cost = errors(views)  # [M]
-            found.append(cost.new_zeros(len(views.x)).index_add_(0, rows, cost))
-        nats = torch.cat(found).numpy()  # [W]
-        gains = asked[1]["counts"] - nats
+            paid.append(cost.new_zeros(len(views.x)).index_add_(0, rows, cost))
+        nats = torch.cat(paid).numpy()  # [W]
+        gains = words.nats[COUNTS] - nats
         error = 1.96 * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
         gain = float(gains.mean())
         return {"nats": float(nats.mean()), "gain": gain, "gain_low": gain - error, "gain_high": gain + error}
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """Nats a word of the count models."""
-        if not hasattr(modality, self.asks):
+        if not isinstance(modality, HasText):
             return {}
-        return {name: float(paid.mean()) for name, paid in self._ask(modality)[1].items()}
+        return {name: float(paid.mean()) for name, paid in self.words(modality).nats.items()}
 
 
 class BitsPerCharacter(HeldOut):
     """Bits that a character of running text costs."""
 
     titles: ClassVar[dict[str, str]] = {"bits": "bits a character"}
-    figure, floor, asks, what = "bits", "counts", "running", "bits a character"
+    figure, what = "bits", "bits a character"
 
     @dataclass(kw_only=True, slots=True)
     class Config(HeldOut.Config):
@@ -132,14 +137,25 @@ class BitsPerCharacter(HeldOut):
 
         count: int = 200
 
-    def measure(self, errors: Errors, asked: Any) -> dict[str, float]:
-        """`bits` a character."""
-        nats = sum(
-            float((errors(views) * told).sum()) for views, told in zip(asked.views, asked.told, strict=True)
-        )
-        nats += asked.documents * math.log(asked.symbols)
-        return {"bits": nats / math.log(2) / asked.characters}
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._running: Running | None = None
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def running(self, text: HasText) -> Running:
+        """Return the documents that are asked for, drawn once."""
+        if self._running is None:
+            self._running = text.running(self.cfg.split, self.cfg.count)
+        return self._running
+
+    def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
+        """`bits` a character."""
+        rows = self.running(text)
+        nats = sum(
+            float((errors(views) * new).sum()) for views, new in zip(rows.views, rows.first_seen, strict=True)
+        )
+        nats += rows.documents * math.log(rows.symbols)
+        return {"bits": nats / math.log(2) / rows.characters}
+
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """Bits a character of the counts."""
-        return {"counts": self._ask(modality).floor} if hasattr(modality, self.asks) else {}
+        return {COUNTS: self.running(modality).baseline} if isinstance(modality, HasText) else {}

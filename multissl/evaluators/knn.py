@@ -15,9 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, Featurize, device_of, evaluating, labelled_split, learned
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Figure, Progress
+from multissl.contract.modality import Modality
 from multissl.evaluators.neighbours import centred, nearest, neighbour_strip
-from multissl.types import Encode, Modality, Panel, Progress
+from multissl.evaluators.verdicts import learned
+from multissl.inference import Featurize, Pooled, labelled_split
 
 
 class KNN(Evaluator):
@@ -56,30 +59,36 @@ class KNN(Evaluator):
 
     cfg: Config
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    @property
+    def measures_student(self) -> bool:
+        """As its option says."""
+        return self.cfg.student
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
         if not self.labelled(modality, self.cfg.split, "train"):
             return {}
-        device = device_of(encoders)
-        with evaluating(encoders) as featurize:
-            found = self._accuracies(featurize, modality, device)
+        device = encoders.device
+        featurize = Pooled(encoders)
+        found = self._accuracies(featurize, modality, device)
         first, *others = self.cfg.k
         return {"top1": found[first], **{f"top1_k{k}": found[k] for k in others}}
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for each of the modality's classical features."""
         if not self.labelled(modality, self.cfg.split, "train"):
             return {}
-        floors = modality.floors()
+        baselines = modality.baselines()
         return {
-            name: self._accuracies(floor, modality, "cpu")[self.cfg.k[0]] for name, floor in floors.items()
+            name: self._accuracies(baseline, modality, "cpu")[self.cfg.k[0]]
+            for name, baseline in baselines.items()
         }
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last top1 is above the untrained encoder and the raw input by the margin."""
         return learned("k-NN", "top1", history, self.cfg.margin)
 
-    def panels(self, encoders: Encode, modality: Modality) -> list[Panel]:
+    def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
         """Some queries, each with its nearest training samples; none where samples are no pictures."""
         strip = neighbour_strip(encoders, modality, self.cfg.split, stream=self.cfg.stream)
         return [] if strip is None else [strip]

@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import (
-    Evaluator,
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.evaluators.verdicts import learned
+from multissl.inference import (
     Featurize,
-    device_of,
+    Pooled,
     drawn,
-    evaluating,
     featurize_places,
     labelled_split,
-    learned,
 )
-from multissl.types import Encode, Modality, Progress
 
 
 class LinearProbe(Evaluator):
@@ -68,19 +68,21 @@ class LinearProbe(Evaluator):
 
     cfg: Config
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
         if not self.labelled(modality, self.cfg.split, "train"):
             return {}
-        device = device_of(encoders)
-        with evaluating(encoders) as featurize:
-            return {"top1": self.accuracy(featurize, modality, device)}
+        device = encoders.device
+        featurize = Pooled(encoders)
+        return {"top1": self.accuracy(featurize, modality, device)}
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features, where `classical` asks for it."""
         if not self.cfg.classical or not self.labelled(modality, self.cfg.split, "train"):
             return {}
-        return {name: self.accuracy(floor, modality, "cpu") for name, floor in modality.floors().items()}
+        return {
+            name: self.accuracy(baseline, modality, "cpu") for name, baseline in modality.baselines().items()
+        }
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last top1 is above the untrained encoder (and the raw input) by the margin."""

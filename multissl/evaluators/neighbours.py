@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import (
-    device_of,
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality
+from multissl.inference import (
+    Pooled,
     drawn,
-    evaluating,
     featurize_places,
     readable_views,
     stream_of,
 )
-from multissl.types import Encode, Modality, Panel
 
 SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
 """Frames in colours that the colour-blind tell apart: same class, another class, no labels."""
@@ -40,14 +41,14 @@ def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[T
 
 
 def neighbour_strip(
-    encoders: Encode,
+    encoders: FrozenEncoders,
     modality: Modality,
     split: str,
     bank: int = 2000,
     queries: int = 6,
     k: int = 5,
     stream: str = "",
-) -> Panel | None:
+) -> Figure | None:
     """Some queries of `split`, each with its k nearest of `bank` training samples; None for no pictures."""
     stream = stream_of(modality, stream)
     train: Any = modality.dataset("train")
@@ -55,12 +56,12 @@ def neighbour_strip(
     places = drawn(len(asked), queries)
     if _pictures(modality, split, places[:1], stream) is None:
         return None
-    device = device_of(encoders)
-    with evaluating(encoders) as featurize:
-        stored, classes, kept = featurize_places(
-            featurize, modality, "train", drawn(len(train), bank), device=device, stream=stream
-        )
-        x, truth, places = featurize_places(featurize, modality, split, places, device=device, stream=stream)
+    device = encoders.device
+    featurize = Pooled(encoders)
+    stored, classes, kept = featurize_places(
+        featurize, modality, "train", drawn(len(train), bank), device=device, stream=stream
+    )
+    x, truth, places = featurize_places(featurize, modality, split, places, device=device, stream=stream)
     _, index = nearest(*centred(stored, x), k)  # [Q, k]
     rows = []
     for query, found in enumerate(index):
@@ -78,7 +79,7 @@ def neighbour_strip(
     )
     if bool((truth >= 0).any()):
         caption += " Blue frame: same class; orange: another class."
-    return Panel("Nearest neighbours", np.concatenate(rows), caption)
+    return Figure("Nearest neighbours", np.concatenate(rows), caption)
 
 
 def _pictures(modality: Modality, split: str, places: list[int], stream: str) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 Two parts of each recording are featurised apart. For each second part the nearest first part is sought, by cosine after
 the mean of the first parts is taken out of both; it should be of the same recording in `same` percent. Views of one
-recording share its noise floor, which a contrastive objective can recognise instead of the sound. The figure should
+recording share its noise baseline, which a contrastive objective can recognise instead of the sound. The figure should
 not be far above the untrained encoder's and the classical features' while accuracy on classes rises. Parts that the
 modality cannot read (silence) leave the recording out. There is no verdict: content is similar within a recording too.
 Shapes: n recordings, F features.
@@ -11,29 +11,18 @@ Shapes: n recordings, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import (
-    Evaluator,
-    Featurize,
-    clean_views,
-    device_of,
-    drawn,
-    evaluating,
-)
-from multissl.types import Encode, Modality, Progress, Sample, Unreadable
-
-
-class Recorded(Protocol):
-    """A modality whose samples are recordings."""
-
-    def parts(self, sample: Sample) -> tuple[Sample, Sample]:
-        """Two parts of a recording that do not overlap, as samples; raises `Unreadable` where there are none."""
-        ...
+from multissl.contract.abilities import HasRecordings
+from multissl.contract.data import Sample, Unreadable
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.inference import Featurize, Pooled, clean_views, drawn
 
 
 class RecordingProbe(Evaluator):
@@ -57,34 +46,36 @@ class RecordingProbe(Evaluator):
 
     cfg: Config
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`same` of the pooled features and the figure of `chance`; nothing where samples have no parts."""
         pairs = self._pairs(modality)
         if not pairs:
             return {}
-        with evaluating(encoders) as featurize:
-            first, second = self._features(featurize, modality, pairs, device_of(encoders))
+        featurize = Pooled(encoders)
+        first, second = self._features(featurize, modality, pairs, encoders.device)
         return {"same": recognised(first, second), "chance": 100 / len(first)}
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features."""
         pairs = self._pairs(modality)
-        floors = modality.floors().items() if pairs else ()
-        return {name: recognised(*self._features(f, modality, pairs, "cpu")) for name, f in floors}
+        baselines = modality.baselines().items() if pairs else ()
+        return {name: recognised(*self._features(f, modality, pairs, "cpu")) for name, f in baselines}
 
     def _pairs(self, modality: Modality) -> list[tuple[Sample, Sample]]:
         """The two parts of the recordings that have them, numbered alike."""
-        if not hasattr(modality, "parts"):
-            self.nothing("the data is no recordings")
+        if not isinstance(modality, HasRecordings):
+            self.warn_nothing_to_measure("the data is no recordings")
             return []
         data, pairs = modality.dataset(self.cfg.split), []
         for i in drawn(len(data), self.cfg.recordings):  # type: ignore[arg-type]
             try:
-                pairs.append(cast(Recorded, modality).parts(data[i]))
+                pairs.append(modality.parts(data[i]))
             except Unreadable:
                 continue
         if len(pairs) < 2:
-            self.nothing(f"{len(pairs)} recordings of the {self.cfg.split} split have two readable parts")
+            self.warn_nothing_to_measure(
+                f"{len(pairs)} recordings of the {self.cfg.split} split have two readable parts"
+            )
             return []
         return pairs
 

@@ -19,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, drawn, first_and_last, readable_views
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Figure, Progress
+from multissl.contract.modality import Modality
 from multissl.evaluators.neighbours import OTHER, PLAIN, SAME, framed
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
-from multissl.types import Encode, Modality, Panel, Progress
+from multissl.evaluators.verdicts import first_and_last
+from multissl.inference import drawn, readable_views
 
 
 class Retrieval(Evaluator):
@@ -66,7 +69,7 @@ class Retrieval(Evaluator):
 
     cfg: Config
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`r1`, `chance`, `p` and the figures of every direction; nothing where streams share no space."""
         found = self._embedded(encoders, modality)
         return {} if found is None else retrieval_figures(found, self.cfg.k, self.cfg.shuffles)
@@ -83,18 +86,18 @@ class Retrieval(Evaluator):
             f"chance {last['chance']:.1f} %, p {last['p']:.2g}"
         )
 
-    def panels(self, encoders: Encode, modality: Modality) -> list[Panel]:
+    def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
         """Some questions in every direction, each with its nearest answers; none where streams are no pictures."""
         found = self._embedded(encoders, modality)
         return [] if found is None else nearest_pairs(found, modality)
 
-    def _embedded(self, encoders: Encode, modality: Modality) -> Embedded | None:
+    def _embedded(self, encoders: FrozenEncoders, modality: Modality) -> Embedded | None:
         data: Any = modality.dataset(self.cfg.split)
         streams = [*modality.streams()]
         samples = [data[i] for i in drawn(len(data), self.cfg.candidates)]
         found = embed(encoders, modality, samples, streams) if len(streams) > 1 and len(samples) > 1 else None
         if found is None:
-            self.nothing(NO_SPACE)
+            self.warn_nothing_to_measure(NO_SPACE)
         if found is not None and self.cfg.distinct:
             found = only(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
         return found
@@ -196,7 +199,7 @@ def shuffled_recalls(nearest: Tensor, right: Tensor, times: int, seed: int = 0) 
     return right[deals, nearest].double().mean(1)
 
 
-def nearest_pairs(found: Embedded, modality: Modality, queries: int = 6, k: int = 4) -> list[Panel]:
+def nearest_pairs(found: Embedded, modality: Modality, queries: int = 6, k: int = 4) -> list[Figure]:
     """A panel a direction: questions at the left, their nearest answers at the right, right ones in a blue frame."""
     panels = []
     for a, b in permutations(found.z, 2):
@@ -219,7 +222,7 @@ def nearest_pairs(found: Embedded, modality: Modality, queries: int = 6, k: int 
                 f"Left: {a}. Right: the {near.shape[1]} nearest {b} of {len(both.samples)}, nearest first. "
                 "Blue frame: its own; orange: another's."
             )
-            panels.append(Panel(f"Nearest pairs, {a} to {b}", page, caption))
+            panels.append(Figure(f"Nearest pairs, {a} to {b}", page, caption))
     return panels
 
 

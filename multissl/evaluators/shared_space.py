@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import device_of, evaluating, readable_streams
-from multissl.types import Encode, Modality, Sample
+from multissl.contract.data import Sample
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.modality import Modality
+from multissl.inference import readable_streams
 
 NO_SPACE = "these encoders share no space between streams"
 """Why there is nothing to measure where no objective made one."""
@@ -42,32 +44,29 @@ class Embedded:
 
 @torch.no_grad()
 def embed(
-    encoders: Encode,
+    encoders: FrozenEncoders,
     modality: Modality,
     samples: Sequence[Sample],
     streams: Sequence[str],
     batch_size: int = 256,
 ) -> Embedded | None:
     """The readable ones of some samples in the shared space; None where the encoders lead into none."""
-    device = device_of(encoders)
+    device = encoders.device
     z: dict[str, list[Tensor]] = {s: [] for s in streams}
     here: dict[str, list[Tensor]] = {s: [] for s in streams}
     ids: dict[str, list[Tensor]] = {}
     kept: list[Sample] = []
-    with evaluating(encoders):
-        for start in range(0, len(samples), batch_size):
-            views, readable = readable_streams(
-                modality, [*samples[start : start + batch_size]], streams, device
-            )
-            kept += readable
-            for features, v in zip(encoders.encode([*views.values()]), views.values(), strict=True):
-                if features.embedding is None:
-                    return None
-                z[v.stream].append(F.normalize(features.embedding.float(), dim=1).cpu())
-                present = torch.ones(v.batch, dtype=torch.bool) if v.present is None else v.present.cpu()
-                here[v.stream].append(present)
-                if v.sample_id is not None:
-                    ids.setdefault(v.stream, []).append(v.sample_id.cpu())
+    for start in range(0, len(samples), batch_size):
+        views, readable = readable_streams(modality, [*samples[start : start + batch_size]], streams, device)
+        kept += readable
+        for features, v in zip(encoders.encode([*views.values()]), views.values(), strict=True):
+            if features.embedding is None:
+                return None
+            z[v.stream].append(F.normalize(features.embedding.float(), dim=1).cpu())
+            present = torch.ones(v.batch, dtype=torch.bool) if v.present is None else v.present.cpu()
+            here[v.stream].append(present)
+            if v.sample_id is not None:
+                ids.setdefault(v.stream, []).append(v.sample_id.cpu())
     return Embedded(
         z={s: torch.cat(parts) for s, parts in z.items()},
         here={s: torch.cat(parts) for s, parts in here.items()},

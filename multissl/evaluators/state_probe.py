@@ -11,39 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from multissl.evaluators.base import (
-    Evaluator,
-    Featurize,
-    device_of,
-    drawn,
-    evaluating,
-    featurize_places,
-    learned,
-)
-from multissl.types import Encode, Modality, Progress
-
-
-@runtime_checkable
-class Stated(Protocol):
-    """A modality that knows the state behind its samples."""
-
-    def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
-        """Values [S, n] of a split's samples, NaN where unknown, and their names."""
-        ...
-
-
-@runtime_checkable
-class Aimed(Stated, Protocol):
-    """A modality that knows which values of its state are worth finding."""
-
-    def aims(self) -> tuple[str, ...]:
-        """Return their names; empty: all."""
-        ...
+from multissl.contract.abilities import HasStates
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.evaluators.verdicts import learned
+from multissl.inference import Featurize, Pooled, drawn, featurize_places
 
 
 class StateProbe(Evaluator):
@@ -84,25 +62,25 @@ class StateProbe(Evaluator):
         super().__init__(cfg)
         self._width = 0  # of the encoder last measured, for components of equal width
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`r2` and `r2/NAME` of the pooled features, in percent; nothing on data without states."""
-        if not self.stated(modality):
+        if (stated := self.stated(modality)) is None:
             return {}
-        with evaluating(encoders) as featurize:
-            parts = self.parts(featurize, modality, device_of(encoders))
+        featurize = Pooled(encoders)
+        parts = self.parts(featurize, stated, encoders.device)
         self._width = parts[0].shape[1]
-        return self._named(modality, r2_of(*parts, self.cfg.l2), "r2")
+        return self._named(stated, r2_of(*parts, self.cfg.l2), "r2")
 
-    def floors(self, modality: Modality) -> dict[str, float]:
+    def baselines(self, modality: Modality) -> dict[str, float]:
         """`pca`: as many principal components of the raw features as the encoder is wide; `wide`: all of them."""
-        if not self.stated(modality):
+        if (stated := self.stated(modality)) is None:
             return {}
-        x, y, groups, queries, truth = self.parts(modality.floors()["raw"], modality, "cpu")
+        x, y, groups, queries, truth = self.parts(modality.baselines()["raw"], stated, "cpu")
         found = {"wide": r2_of(x, y, groups, queries, truth, self.cfg.l2)}
         if self._width:
             reduced = principal(x, queries, self._width)
             found["pca"] = r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2)
-        return {name: self._named(modality, each, name)[name] for name, each in found.items()}
+        return {name: self._named(stated, each, name)[name] for name, each in found.items()}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last r2 is above the untrained encoder and the principal components by the margin."""
@@ -113,13 +91,13 @@ class StateProbe(Evaluator):
         return said and (said[0], said[1].replace("the raw input's", "the principal components'"))
 
     def parts(
-        self, featurize: Featurize, modality: Modality, device: torch.device | str
+        self, featurize: Featurize, modality: HasStates, device: torch.device | str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Training features and states and groups, features and states of the split; complete states only."""
         found: list[Tensor] = []
         for split, limit in (("train", self.cfg.train), (self.cfg.split, self.cfg.queries)):
-            states, _ = cast(Stated, modality).states(split)
-            data: Any = modality.dataset(split)
+            states, _ = modality.states(split)
+            data = modality.dataset(split)
             places = _complete(states, limit)
             x, _, kept = featurize_places(
                 featurize, modality, split, places, device=device, stream=self.cfg.stream
@@ -128,26 +106,28 @@ class StateProbe(Evaluator):
         x, y, groups, queries, truth, _ = found
         return x, y, groups, queries, truth
 
-    def stated(self, modality: Modality) -> bool:
-        """Whether both splits tell complete states; where one does not, says so once."""
+    def stated(self, modality: Modality) -> HasStates | None:
+        """Return the modality where both splits tell complete states; where one does not, warn once."""
+        if not isinstance(modality, HasStates):
+            self.warn_nothing_to_measure("the data tells no state behind its samples")
+            return None
         for split, limit in ((self.cfg.split, self.cfg.queries), ("train", self.cfg.train)):
-            if not isinstance(modality, Stated) or not modality.states(split)[1]:
-                self.nothing("the data tells no state behind its samples")
-                return False
+            if not modality.states(split)[1]:
+                self.warn_nothing_to_measure("the data tells no state behind its samples")
+                return None
             if not _complete(modality.states(split)[0], limit):
-                self.nothing(f"no sample of the {split} split has a complete state")
-                return False
-        return True
+                self.warn_nothing_to_measure(f"no sample of the {split} split has a complete state")
+                return None
+        return modality
 
-    def _named(self, modality: Modality, each: Tensor, name: str) -> dict[str, float]:
+    def _named(self, modality: HasStates, each: Tensor, name: str) -> dict[str, float]:
         """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent."""
-        names = cast(Stated, modality).states(self.cfg.split)[1]
+        names = modality.states(self.cfg.split)[1]
         unknown = [v for v in self.cfg.values if v not in names]
         if unknown:
             raise ValueError(f"values={self.cfg.values}: the states are {', '.join(names)}")
         by_name = dict(zip(names, (100 * each).tolist(), strict=True))
-        aims = modality.aims() if isinstance(modality, Aimed) else ()
-        wanted = [by_name[n] for n in self.cfg.values or aims or names]
+        wanted = [by_name[n] for n in self.cfg.values or modality.aims() or names]
         return {name: sum(wanted) / len(wanted), **{f"{name}/{n}": v for n, v in by_name.items()}}
 
 

@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.evaluators.base import Evaluator, drawn, first_and_last, lone, stream_of
+from multissl.contract.data import Sample
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
+from multissl.evaluators.verdicts import first_and_last
+from multissl.inference import drawn, lone, stream_of
 from multissl.registry import suggest
-from multissl.types import Encode, Modality, Progress, Sample
 
 
 class ZeroShot(Evaluator):
@@ -70,16 +74,18 @@ class ZeroShot(Evaluator):
 
     cfg: Config
 
-    def run(self, encoders: Encode, modality: Modality, progress: Progress) -> dict[str, float]:
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1`, `chance`, `shuffled` and `p`; nothing without labels or a shared space."""
         if not self.labelled(modality, self.cfg.split):
             return {}
         text = stream_of(modality, self.cfg.text)
         stream = self.cfg.stream or next(s for s in modality.streams() if s != text)
         data: Any = modality.dataset(self.cfg.split)
-        names, place = self.chosen([str(c) for c in getattr(data, "classes", [])])
+        names, place = self.chosen(list(data.classes))
         if not names:
-            self.nothing("the data does not name its classes (name them in order, classes=a b c)")
+            self.warn_nothing_to_measure(
+                "the data does not name its classes (name them in order, classes=a b c)"
+            )
             return {}
         samples = [data[i] for i in drawn(len(data), self.cfg.samples)]
         samples = [s for s in samples if s.label in place]
@@ -87,7 +93,7 @@ class ZeroShot(Evaluator):
             raise ValueError(f"zero_shot: no sample of the {self.cfg.split} split is of any of its classes")
         found = embed(encoders, modality, samples, [stream])
         if found is None:
-            self.nothing(NO_SPACE)
+            self.warn_nothing_to_measure(NO_SPACE)
             return {}
         here = found.here[stream]
         truth = torch.tensor([place[s.label] for s in found.samples])[here]
@@ -128,7 +134,7 @@ class ZeroShot(Evaluator):
 
 
 def class_embeddings(
-    encoders: Encode, modality: Modality, stream: str, names: Sequence[str], templates: Sequence[str]
+    encoders: FrozenEncoders, modality: Modality, stream: str, names: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
     """Unit vectors [C, P] of classes by name: the mean over templates of the unit embeddings of their descriptions."""
     texts = [t.replace("{}", name.replace("_", " ")) for name in names for t in templates]

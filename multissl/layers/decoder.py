@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.abilities import DeclaresParameters
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
+from multissl.contract.abilities import DeclaresParameters
+from multissl.contract.data import Mask
+from multissl.contract.plans import StreamSpec
 from multissl.layers.init import init_linear
 from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import visible
 from multissl.layers.transformer import Trunk
-from multissl.types import Mask, StreamSpec
 
 
 class Places(DeclaresParameters, nn.Module):

@@ -10,17 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.per_stream import PerStream
 from multissl.layers.heads import RankBatchNorm
 from multissl.parallel.sharding import local
 from multissl.schedules import Schedule
-from multissl.types import Progress
 
 
 class Teacher(Component, nn.Module):
@@ -56,8 +58,10 @@ class Teacher(Component, nn.Module):
         super().__init__()
         self.cfg = cfg
         self.momentum = Schedule(base=cfg.ema, final=cfg.final_ema, shape=cfg.ema_shape)
-        self.now = nn.ModuleDict(copy.deepcopy(dict(students)))
-        self.next = nn.ModuleDict(copy.deepcopy(dict(students)) if cfg.rule == "previous_step" else {})
+        self.now: PerStream[nn.Module] = PerStream(copy.deepcopy(dict(students)))
+        self.next: PerStream[nn.Module] = PerStream(
+            copy.deepcopy(dict(students)) if cfg.rule == "previous_step" else {}
+        )
         for name, parameter in self.now.named_parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 raise ValueError(
@@ -67,6 +71,13 @@ class Teacher(Component, nn.Module):
 
     def __getitem__(self, name: str) -> Any:
         return self.now[name]
+
+    @property
+    def encoders(self) -> Encoders:
+        """The copies of the encoders, where they are among what it follows."""
+        encoders = self.now["encoders"]
+        assert isinstance(encoders, Encoders)
+        return encoders
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever is asked; only batch norms may train, to take each batch's statistics."""
@@ -79,7 +90,7 @@ class Teacher(Component, nn.Module):
     def shard_units(self) -> list[nn.Module]:
         """The blocks of the encoders among the copies, and every other copy as a whole."""
         copies = [m for d in (self.now, self.next) for m in d.values()]
-        return [u for m in copies for u in (m.shard_units() if hasattr(m, "shard_units") else [m])]  # type: ignore[operator]
+        return [unit for m in copies for unit in (m.shard_units() if isinstance(m, Encoders) else [m])]
 
     @torch.no_grad()
     def update(self, students: Mapping[str, nn.Module], progress: Progress) -> None:
@@ -90,7 +101,7 @@ class Teacher(Component, nn.Module):
             case "copy":
                 self._follow(self.now, students, 1.0)
             case "previous_step":
-                self._follow(self.now, cast(Mapping[str, nn.Module], self.next), 1.0)
+                self._follow(self.now, self.next, 1.0)
                 self._follow(self.next, students, 1.0)
             case "previous_epoch":
                 if replace(progress, step=progress.step + 1).epoch > progress.epoch:
@@ -98,7 +109,12 @@ class Teacher(Component, nn.Module):
             case "frozen":
                 pass
 
-    def _follow(self, copies: nn.ModuleDict, students: Mapping[str, nn.Module], share: float) -> None:
+    def _follow(
+        self,
+        copies: PerStream[nn.Module],
+        students: Mapping[str, nn.Module] | PerStream[nn.Module],
+        share: float,
+    ) -> None:
         """Move `share` of the way from the copies to the students."""
         pairs = [(copy_, students[name]) for name, copy_ in copies.items()]
         ours, theirs = (

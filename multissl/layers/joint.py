@@ -45,8 +45,6 @@ class JointBlock(nn.Module):
 class Alone(nn.Module):
     """The head of a tower: the joint block over one stream's tokens, and their mean."""
 
-    reads_tokens = True
-
     def __init__(self, joint: JointBlock, stream: str) -> None:
         super().__init__()
         self.joint, self.stream = joint, stream

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.contract.plans import StreamSpec
 from multissl.layers.init import init_linear
 from multissl.losses.rebuild import Metric, Norm, mean_of_columns, normalise, values_loss
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
 from multissl.precision import wide
-from multissl.types import StreamSpec
 
 
 class Readout(nn.Module):

@@ -12,10 +12,6 @@ from torch import Tensor, nn
 
 from multissl.parallel.sharding import local
 from multissl.precision import wide
-from multissl.types import ParamRule
-
-NO_DECAY = [ParamRule(match=name, decay=0.0) for name in ("logit_scale", "logit_bias", "bilinear")]
-"""Learned scales, biases and similarities are no weights to shrink."""
 
 
 class Scale(nn.Module):

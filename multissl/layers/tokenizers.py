@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.abilities import DeclaresParameters
+from multissl.contract.abilities import DeclaresParameters
+from multissl.contract.data import Mask, Views
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.positions import Position, resample, sincos
-from multissl.types import Mask, Masking, StreamSpec, Views
 
 CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """By the number of axes of a grid, less one."""

@@ -15,38 +15,29 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from multissl.contract.abilities import HasRecordings
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio_files import FILMS, SUFFIXES, Clip, measure, relabelled
 from multissl.modalities.audio_panels import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio_views import centres, silence, spectrograms, uniform
 from multissl.modalities.bands import Band, draw_bands, fixed_count
-from multissl.modalities.base import Modality, Payloads
+from multissl.modalities.base import Payloads
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.resampling import FASTEST, SLOWEST
 from multissl.modalities.sources import Source, open_source
 from multissl.random import RowRandom
-from multissl.types import (
-    Batch,
-    Mask,
-    Panel,
-    Plans,
-    Raw,
-    Role,
-    Sample,
-    StreamSpec,
-    Unreadable,
-    ViewPlan,
-    Views,
-)
 
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
 LIMITS = {
@@ -61,7 +52,7 @@ LIMITS = {
 }
 
 
-class Audio(Modality):
+class Audio(HasRecordings):
     """Sound files as spectrograms."""
 
     @dataclass(kw_only=True, slots=True)
@@ -162,7 +153,7 @@ class Audio(Modality):
             """Tokens along time and frequency of a view."""
             return frames // self.patch[0], self.mels // self.patch[1]
 
-    offers = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES + FILMS
     columns = ("audio", "sound", "audio_bytes", "audio_path")
 
@@ -183,7 +174,7 @@ class Audio(Modality):
         )  # fmt: skip
         return {"audio": spec}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """The recordings of a split: "train", "val", "test", or "all" of the user's data."""
         cfg = self.cfg
         if split not in self._sources:
@@ -281,7 +272,7 @@ class Audio(Modality):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Spectrograms of the segments, on their device."""
         given, plan = raw["audio"], plans["audio"]
-        batch: Batch = []
+        batch: list[Views] = []
         for line, role in enumerate(ROLES):
             if role not in given:
                 continue
@@ -303,7 +294,7 @@ class Audio(Modality):
                 views.masks = self._masks(given, plan)
                 views.target = ops.patchify(x, self.cfg.patch) if plan.target else None
             batch.append(views)
-        return batch
+        return Batch(batch)
 
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
         grid = self.cfg.grid(self.cfg.frames)
@@ -318,16 +309,23 @@ class Audio(Modality):
 
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation of log-mel values; measured once where they are not given."""
-        if self._statistics is None:
-            self._statistics = self._measured(self.dataset("train"))
+        self.fit()
+        assert self._statistics is not None
         return self._statistics
 
-    def fit(self, data: Sequence[Any]) -> None:
-        """Measure these recordings, where mean and deviation are not given."""
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Measure mean and deviation of the training recordings, where they are not given."""
         if self._statistics is None:
-            self._statistics = self._measured(Payloads(data))
+            data = self.dataset("train") if payloads is None else Payloads(payloads)
+            self._statistics = self._measured(data)
+        return self
 
-    def _measured(self, data: Dataset[Sample]) -> tuple[float, float]:
+    @property
+    def mixing_option(self) -> str:
+        """`mixup`, where it is on."""
+        return "mixup" if self.cfg.mixup else ""
+
+    def _measured(self, data: Samples) -> tuple[float, float]:
         return measure(data, self.cfg.rate, self.cfg.mels, self.cfg.trim, self.cfg.dynamics)
 
     def parts(self, sample: Sample) -> tuple[Sample, Sample]:
@@ -342,11 +340,11 @@ class Audio(Modality):
             Clip(part, self.cfg.rate)
         return halves[0], halves[1]
 
-    def floors(self) -> dict[str, Callable[[Views], Tensor]]:
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""
         return {"raw": mel_floor, "mean_std": functools.partial(statistics_floor, patch=self.cfg.patch)}
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """The spectrograms of some samples with their masks."""
         return sound_panel([v for v in batch if v.stream == "audio"], self.cfg.patch)
 
@@ -359,7 +357,7 @@ class Audio(Modality):
         mean, std = self.statistics()
         return {"mean": mean, "std": std, "pad": (silence(self.cfg.dynamics) - mean) / (2 * std)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Normalise as in training."""
         self._statistics = (state["mean"], state["std"])
 

@@ -13,19 +13,18 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from multissl import registry
+from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.readers import Listing, Slice
 from multissl.modalities.resampling import check_rate, resample
 from multissl.modalities.soundtrack import Track, is_film
 from multissl.modalities.spectrogram import fbank, num_frames, relative, window_of
-from multissl.types import Sample, Unreadable
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf")
 FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -154,13 +153,13 @@ def _matches(names: Sequence[str], pattern: str, option: str) -> list[str]:
 
 
 def measure(
-    data: Dataset[Sample], rate: int, mels: int, trim: float = 0.0, dynamics: float = 0.0
+    data: Samples, rate: int, mels: int, trim: float = 0.0, dynamics: float = 0.0
 ) -> tuple[float, float]:
     """Mean and deviation of log-mel over up to 500 evenly spaced sounds that can be read.
 
     `trim` and `dynamics` are decibels, 0 for none, that views are trimmed and limited by.
     """
-    count = len(cast(Any, data))
+    count = len(data)
     sums = []
     for i in range(min(count, MEASURED)):
         sample = data[i * count // min(count, MEASURED)]

@@ -5,6 +5,7 @@ Shapes: R rows, B samples, V views, T frames, F mel bins.  State: none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.types import Batch, Panel, Views
+from multissl.contract.data import Views
+from multissl.contract.learning import Figure
 
 SAMPLES, WIDTH, HEIGHT, GAP = 6, 160, 80, 4
 SCALE = ((0.05, 0.04, 0.20), (0.50, 0.12, 0.48), (0.93, 0.41, 0.30), (0.99, 0.90, 0.64))
@@ -42,7 +44,7 @@ def drawn(x: Tensor) -> np.ndarray:
     return _bytes(coloured(x))
 
 
-def sound_panel(batch: Batch, patch: tuple[int, int]) -> list[Panel]:
+def sound_panel(batch: Sequence[Views], patch: tuple[int, int]) -> list[Figure]:
     """One panel with the views of the first samples, or none without views."""
     if not batch:
         return []
@@ -63,7 +65,7 @@ def sound_panel(batch: Batch, patch: tuple[int, int]) -> list[Panel]:
         parts.append("Grey tiles are hidden from the encoder that learns; it has to say what belongs there.")
     if any(v.valid is not None and not bool(v.valid.all()) for v in batch):
         parts.append("White ends are padding of short recordings, which nothing looks at.")
-    return [Panel("What the encoder is shown", _bytes(page), " ".join(parts))]
+    return [Figure("What the encoder is shown", _bytes(page), " ".join(parts))]
 
 
 def _tiles(views: Views, patch: tuple[int, int]) -> list[Tensor]:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Mask
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import block_mask, group_size, requests
 from multissl.random import RowRandom
-from multissl.types import Mask, ViewPlan
 
 Band = Literal["random", "block", "time", "frequency", "time_frequency"]
 Grid = tuple[int, int]

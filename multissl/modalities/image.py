@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities import image_ops as ops
-from multissl.modalities.base import Modality, Payloads
+from multissl.modalities.base import Payloads
 from multissl.modalities.image_crops import (
     TRIES,
     centre,
@@ -39,7 +42,6 @@ from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.sources import Source, open_source
 from multissl.random import RowRandom
-from multissl.types import Batch, Mask, Panel, Plans, Raw, Role, Sample, StreamSpec, ViewPlan, Views
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLUR = {
@@ -137,7 +139,7 @@ class Image(Modality):
                 given = f"modality.mean={self.mean} modality.std={self.std}"
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
 
-    offers = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 
@@ -159,7 +161,7 @@ class Image(Modality):
         )  # fmt: skip
         return {"image": spec}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """The images of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._sources:
             data = self.cfg.data
@@ -221,7 +223,7 @@ class Image(Modality):
         """Everything photometric, on the device of the crops."""
         given, plan = raw["image"], plans["image"]
         mean, std = self.statistics()
-        batch: Batch = []
+        batch: list[Views] = []
         for line, role in enumerate(ROLES):
             if role not in given:
                 continue
@@ -239,7 +241,7 @@ class Image(Modality):
                 views.masks = self._masks(given, plan)
                 views.target = patchify(x, self.cfg.patch) if plan.target else None
             batch.append(views)
-        return batch
+        return Batch(batch)
 
     def _recolour(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> tuple[Tensor, Tensor]:
         """Flip, jitter, grey, blur and solarise, each by its own probability; x [V*B, C, S, S] is written into.
@@ -286,22 +288,22 @@ class Image(Modality):
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel, values 0 to 1; measured once where they are not given."""
-        if self._statistics is None:
-            self._measure(self.dataset("train"))
+        self.fit()
         assert self._statistics
         return self._statistics
 
-    def fit(self, data: Sequence[Any]) -> None:
-        """Measure the channels on these images, where that is not given."""
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Measure the channels of the training images, where their statistics are not given."""
         if self._statistics is None:
-            self._measure(Payloads(data))
+            self._measure(self.dataset("train") if payloads is None else Payloads(payloads))
+        return self
 
-    def _measure(self, data: Dataset[Sample]) -> None:
+    def _measure(self, data: Samples) -> None:
         known = IMAGENET if self.cfg.channels == 3 and not self.cfg.measure else None
         given = (self.cfg.mean, self.cfg.std) if self.cfg.mean else known
         self._statistics = given or channel_statistics(data, self.cfg.channels)
 
-    def floors(self) -> dict[str, Callable[[Views], Tensor]]:
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels, and histograms of gradients and colours."""
         mean, std = self.statistics()
         return {
@@ -309,7 +311,7 @@ class Image(Modality):
             "hog": functools.partial(histogram_floor, mean=mean, std=std),
         }
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """The views of some samples with their masks."""
         return crop_panel([v for v in batch if v.stream == "image"], *self.statistics(), self.cfg.patch)
 
@@ -322,7 +324,7 @@ class Image(Modality):
         mean, std = self.statistics()
         return {"mean": list(mean), "std": list(std)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Normalise as in training."""
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
 
@@ -331,8 +333,8 @@ class Image(Modality):
 def _demo(split: str) -> Source:
     from multissl.modalities.image_demo import CLASSES, motifs
 
-    images, labels = motifs(cast(Any, "train" if split == "all" else split))
-    return Source(cast(Any, images), labels, np.full(len(labels), -1), list(CLASSES), np.arange(len(labels)))
+    images, labels = motifs("train" if split == "all" else split)
+    return Source(images, labels, np.full(len(labels), -1), list(CLASSES), np.arange(len(labels)))
 
 
 def _num(plan: ViewPlan, role: Role) -> int:

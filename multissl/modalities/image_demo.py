@@ -17,11 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Split = Literal["train", "val", "test"]
 Pixels = np.ndarray  # int32 [n, h, w]
 Column = np.ndarray  # int32 [n, 1, 1], one value a picture
 
@@ -150,7 +149,7 @@ def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> t
     return np.clip(image, 0, 255).astype(np.uint8), colours
 
 
-def motifs(split: Split, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def motifs(split: str, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of one split, uint8 [n, size, size, 3], and their classes, int64 [n], in mixed order."""
     drawn = drawings(split, size)
     return drawn.images, drawn.labels
@@ -169,7 +168,7 @@ class Drawings(NamedTuple):
     """int32 [n]: 1200 to 2999; across a picture a motif is repeated about scale / 512 times."""
 
 
-def drawings(split: Split, size: int = 32) -> Drawings:
+def drawings(split: str, size: int = 32) -> Drawings:
     """The pictures of one split with their colours and scales."""
     n, seed = _SPLITS[split]
     rng = np.random.RandomState(seed)

@@ -12,15 +12,14 @@ import contextlib
 import io
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.readers import Slice
-from multissl.types import Sample, Unreadable
 
 MEASURED = 1000
 """Images that channel statistics are taken from."""
@@ -156,9 +155,9 @@ def fit_channels(image: Tensor, channels: int) -> Tensor:
     raise ValueError(f"{have} channels, modality.channels={channels}: set it to what the files hold")
 
 
-def channel_statistics(data: Dataset[Sample], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(data: Samples, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel over up to 1,000 evenly spaced images that can be read."""
-    count = len(cast(Any, data))
+    count = len(data)
     sums = []
     for i in range(min(count, MEASURED)):
         with contextlib.suppress(Unreadable):

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Views
 from multissl.modalities.image_ops import luminance
-from multissl.types import Views
 
 BINS, CELLS, LEVELS = 9, 8, 4
 

@@ -5,17 +5,22 @@ Shapes: B samples, V views, C channels, S pixels a side.  State: none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.types import Batch, Panel, Views
+from multissl.contract.data import Views
+from multissl.contract.learning import Figure
 
 SAMPLES, TILE, GAP = 6, 96, 4
 
 
-def crop_panel(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...], patch: int) -> list[Panel]:
+def crop_panel(
+    batch: Sequence[Views], mean: tuple[float, ...], std: tuple[float, ...], patch: int
+) -> list[Figure]:
     """One panel with the views of the first samples, or none without views."""
     views = [v for v in batch if v.x.dim() == 4]
     if not views:
@@ -23,7 +28,7 @@ def crop_panel(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...], pa
     columns = [tile for v in views for tile in _tiles(v, mean, std, patch)]  # each [b, 3, TILE, TILE]
     framed = [F.pad(c, (GAP, GAP, GAP, GAP), value=1.0) for c in columns]
     page = torch.cat([torch.cat(list(line), 2) for line in torch.stack(framed, 1)], 1)  # [3, H, W]
-    return [Panel("What the encoder is shown", to_bytes(page), _caption(views))]
+    return [Figure("What the encoder is shown", to_bytes(page), _caption(views))]
 
 
 def _tiles(views: Views, mean: tuple[float, ...], std: tuple[float, ...], patch: int) -> list[Tensor]:
@@ -54,7 +59,7 @@ def to_bytes(x: Tensor) -> np.ndarray:
     return (x.movedim(-3, -1) * 255).round().to(torch.uint8).numpy()
 
 
-def _caption(views: Batch) -> str:
+def _caption(views: Sequence[Views]) -> str:
     parts = ["Each line is one picture of the training set, seen several times."]
     roles = {v.role: v for v in views}
     if "clean" in roles:

@@ -18,9 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from multissl.contract.data import Mask
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.base import pack_masks
 from multissl.random import RowRandom
-from multissl.types import Mask, ViewPlan
 
 Kind = Literal["block", "random"]
 Drawn = Kind | Literal["tube"]

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Mask
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.masks import Grid, Kind
 from multissl.random import RowRandom
-from multissl.types import Mask, ViewPlan
 
 ASPECT = (0.75, 1.5)
 """Height over width of a target."""

@@ -16,14 +16,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from multissl.modalities.base import Modality
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import CLEAN, Plans, StreamSpec
 from multissl.modalities.image import Image
 from multissl.modalities.paired_parts import Bad
 from multissl.modalities.paired_rows import Record, Rows
@@ -31,7 +33,6 @@ from multissl.modalities.paired_same import Same
 from multissl.modalities.readers import Slice
 from multissl.modalities.text import Text
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreadable, Views
 
 PLACE = 98
 """The line of random numbers that settles where in a file its streams' views lie, beside those of the members."""
@@ -112,12 +113,11 @@ class Paired(Modality):
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.members: dict[str, Modality] = {name: member.build() for name, member in cfg.members.items()}
-        self.offers = frozenset.intersection(*(m.offers for m in self.members.values()))
-        for name, member in cfg.members.items():
-            if getattr(member, "mixup", 0) and cfg.join == "row":
+        for name, member in self.members.items():
+            if member.mixing_option and cfg.join == "row":
                 raise ValueError(
-                    f"modality.members.{name}.mixup mixes with samples of the member's own data, which pairs do not "
-                    "read: set it to 0"
+                    f"modality.members.{name}.{member.mixing_option} mixes with samples of the member's own data, "
+                    "which pairs do not read: set it to 0"
                 )
         self._pairs: Rows | Same | None = None
         self._fitted = False
@@ -128,9 +128,9 @@ class Paired(Modality):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pairs": None}  # a worker lists its samples by itself
 
-    def offered(self, stream: str) -> frozenset[str]:
+    def provides(self, stream: str) -> frozenset[Need]:
         """What the member of that name offers."""
-        return self.members[stream].offered(self._native(stream))
+        return self.members[stream].provides(self._native(stream))
 
     def pairs(self) -> Rows | Same:
         """The samples of all splits, listed once."""
@@ -170,7 +170,7 @@ class Paired(Modality):
             self._fit()
         return {name: self._spec(name) for name in self.members}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """The samples of a split: "train", "val", "test" or "all"; of join=label the splits of the first member."""
         self._learn()
         return self.pairs().split(split)
@@ -218,12 +218,12 @@ class Paired(Modality):
     def _record(self, sample: Sample, plans: Plans) -> Record:
         data = sample.data
         if not isinstance(data, Record):
-            by_stream = isinstance(data, Mapping) and bool(data) and set(data) <= set(self.members)
+            by_stream = data if isinstance(data, Mapping) and set(data) <= set(self.members) else None
             if not by_stream and len(plans) > 1:
                 raise Unreadable(
                     sample.index, f"want a mapping with {' and '.join(plans)}, got {type(data).__name__}"
                 )
-            parts = dict(cast(Any, data)) if by_stream else {next(iter(plans)): data}
+            parts = dict(by_stream) if by_stream else {next(iter(plans)): data}
             data = Record(parts, sample.index, sample.index)
         for part in data.parts.values():
             if isinstance(part, Bad):
@@ -249,18 +249,18 @@ class Paired(Modality):
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """The members' views under the names of their streams."""
-        batch: Batch = []
+        batch: list[Views] = []
         for number, (name, member) in enumerate(self.members.items()):
             if name not in plans:
                 continue
             found = member.views(raw["streams"][name], {self._native(name): plans[name]}, rng.fork(number))
             ids = {"sample_id": raw["sample_id"], "group_id": raw.get("group_id")}
             batch += [replace(v, stream=name, present=raw["present"].get(name), **ids) for v in found]
-        return batch
+        return Batch(batch)
 
-    def told(self, sample: Sample) -> dict[str, str]:
+    def describe(self, sample: Sample) -> dict[str, str]:
         """The texts of a row, by stream, so that features of one stream can be paired with them again."""
-        parts = getattr(sample.data, "parts", {})
+        parts = sample.data.parts if isinstance(sample.data, Record) else {}
         return {
             n: parts[n] for n in self.members if self._form(n) == "text" and isinstance(parts.get(n), str)
         }
@@ -268,10 +268,10 @@ class Paired(Modality):
     def _own(self, views: Views) -> Views:
         return replace(views, stream=self._native(views.stream))
 
-    def floors(self) -> dict[str, Any]:
+    def baselines(self) -> dict[str, Any]:
         """Those that all members have: the raw input, and what else is called alike."""
         self._fit()
-        own = {name: member.floors() for name, member in self.members.items()}
+        own = {name: member.baselines() for name, member in self.members.items()}
         shared = [n for n in next(iter(own.values())) if all(n in found for found in own.values())]
 
         def floor(kind: str, views: Views) -> Tensor:
@@ -279,7 +279,7 @@ class Paired(Modality):
 
         return {n: functools.partial(floor, n) for n in shared}
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """Some samples, a line each, and the members' own pictures of other views."""
         from multissl.modalities.paired_panels import side_by_side
 
@@ -288,7 +288,7 @@ class Paired(Modality):
         found = side_by_side([(s, p, here) for s, p, here in drawn if p is not None])
         for name, member in self.members.items():
             if other := [self._own(v) for v in batch if v.stream == name and v.role != "clean"]:
-                found += [p._replace(title=f"{p.title}: {name}") for p in member.panels(other)]
+                found += [replace(f, title=f"{f.title}: {name}") for f in member.figures(Batch(other))]
         return found
 
     def pictures(self, views: Views) -> np.ndarray | None:
@@ -304,7 +304,7 @@ class Paired(Modality):
             "grouped": self._grouped,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Read new samples as the training's were."""
         for name, member in self.members.items():
             member.restore(state["members"][name])

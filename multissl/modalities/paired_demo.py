@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multissl.modalities.image_demo import CLASSES, Split, drawings
+from multissl.modalities.image_demo import CLASSES, drawings
 
 HUES = ("red", "yellow", "green", "turquoise", "blue", "purple")
 GREY = 36
@@ -50,7 +50,7 @@ def hue(colour: np.ndarray) -> int:
     return (around + span) // (2 * span) % len(HUES)
 
 
-def captioned(split: Split, size: int = 32) -> Captioned:
+def captioned(split: str, size: int = 32) -> Captioned:
     """The pairs of one split."""
     drawn = drawings(split, size)
     texts, contents = [], []

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.types import Panel
+from multissl.contract.learning import Figure
 
 SAMPLES, HEIGHT, GAP = 6, 110, 6
 
 
-def side_by_side(drawn: Sequence[tuple[str, np.ndarray, Tensor | None]]) -> list[Panel]:
+def side_by_side(drawn: Sequence[tuple[str, np.ndarray, Tensor | None]]) -> list[Figure]:
     """One panel of streams' pictures, uint8 [B, H, W, 3] each; what a sample lacks stays grey. None of no pictures."""
     if not drawn:
         return []
@@ -34,4 +34,4 @@ def side_by_side(drawn: Sequence[tuple[str, np.ndarray, Tensor | None]]) -> list
     said = f"Each line is one sample of the training set: {', '.join(name for name, _, _ in drawn)}, as seen."
     if any(here is not None and not here[:SAMPLES].all() for _, _, here in drawn):
         said += " Grey is what a sample does not have."
-    return [Panel("Pairs", page.round().to(torch.uint8).movedim(0, -1).numpy(), said)]
+    return [Figure("Pairs", page.round().to(torch.uint8).movedim(0, -1).numpy(), said)]

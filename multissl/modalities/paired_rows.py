@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from multissl.modalities.base import Modality
+from multissl.contract.data import Sample, Samples
+from multissl.contract.modality import Modality
 from multissl.modalities.paired_files import read_pairs
 from multissl.modalities.paired_parts import Options, Pairs, Some, Wanted, joined, spread
-from multissl.modalities.readers import Label, Listing
+from multissl.modalities.readers import Joined, Label, Listing
+from multissl.modalities.readers import Rows as ParquetRows
 from multissl.modalities.sources import classes_of, numbered, split_rows
-from multissl.types import Sample
 
 log = logging.getLogger("multissl")
 FILE_NAME = re.compile(
@@ -145,7 +145,7 @@ class Rows:
         return Some(self.parts[name], rows[self.has[name][rows]])
 
 
-class RowsOf(Dataset[Sample]):
+class RowsOf(Samples):
     """Some of the rows."""
 
     def __init__(self, source: Rows, rows: np.ndarray) -> None:
@@ -276,5 +276,6 @@ def groups_of(given: Sequence[Label], files: np.ndarray) -> np.ndarray:
 
 def _lazy(values: Any) -> bool:
     """Whether items are read from a file when they are asked for."""
-    inside = getattr(values, "parts", None) or [getattr(values, "data", None)]
-    return hasattr(values, "groups") or any(v is not None and v is not values and _lazy(v) for v in inside)
+    if isinstance(values, Joined):
+        return any(map(_lazy, values.parts))
+    return _lazy(values.data) if isinstance(values, Some) else isinstance(values, ParquetRows)

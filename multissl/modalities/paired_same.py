@@ -5,18 +5,17 @@ State: none but what was read, and which partners could not be.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from multissl.modalities.base import Modality
+from multissl.contract.data import Raw, Sample, Samples, Unreadable
+from multissl.contract.modality import Modality
+from multissl.contract.plans import Plans
 from multissl.modalities.paired_rows import Record, called, say_twins
 from multissl.random import RowRandom
-from multissl.types import Plans, Raw, Sample, Unreadable
 
 log = logging.getLogger("multissl")
 CHOICE = 99
@@ -111,7 +110,7 @@ class Same:
         log.warning("%s %d cannot be read and is no partner of others: %s", name, bad.index, bad.reason)
 
 
-class SameOf(Dataset[Sample]):
+class SameOf(Samples):
     """The first member's samples of some classes."""
 
     def __init__(self, source: Same, split: str, classes: set[str]) -> None:
@@ -136,16 +135,7 @@ class SameOf(Dataset[Sample]):
         return Sample(record, index, label)
 
 
-def _class_names(data: Any) -> list[str]:
+def _class_names(data: Samples) -> list[str]:
     """The class of every sample by its name, "" without one."""
-    labels, rows = getattr(data, "labels", None), getattr(data, "rows", None)
-    if labels is not None:
-        known = (labels if rows is None else labels[rows]).tolist()
-    else:
-        known = []
-        for place in range(len(data)):
-            known.append(-1)
-            with contextlib.suppress(Unreadable):
-                known[-1] = data[place].label
-    classes = getattr(data, "classes", None)
-    return ["" if k < 0 else classes[k] if classes else str(k) for k in known]
+    numbers = data.class_numbers()
+    return ["" if k < 0 else data.classes[k] if data.classes else str(k) for k in numbers]

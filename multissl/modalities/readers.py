@@ -14,7 +14,7 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -98,7 +98,9 @@ def tar(path: str, suffixes: tuple[str, ...]) -> tuple[Sequence[Any], Sequence[L
                     continue
                 key, suffix = f"{folder}/{stem}".lstrip("/"), f".{suffix.lower()}"
                 if suffix in (".cls", ".json"):
-                    label = _label(cast(Any, tar.extractfile(member)).read(), suffix, member.name)
+                    file = tar.extractfile(member)
+                    assert file is not None  # it is a file
+                    label = _label(file.read(), suffix, member.name)
                     given.update({key: label} if label is not None else {})
                 elif suffix in suffixes:
                     found = Slice(path, member.offset_data, member.size, member.name)

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.rl_actions import encode_actions, num_choices
 from multissl.modalities.rl_pixels import RENDER, as_bytes, layout_of, newest, sight_of
 from multissl.random import RowRandom
 from multissl.registry import suggest
-from multissl.types import Sample, Unreadable
 
 NAMES = {
     "frames": ("frames", "observations", "observation", "obs", "images"),
@@ -121,7 +120,7 @@ class Moment(NamedTuple):
     t: int
 
 
-class Moments(Dataset[Sample]):
+class Moments(Samples):
     """All frames of some episodes; a sample's group is its episode."""
 
     def __init__(self, replay: Replay, episodes: np.ndarray) -> None:

@@ -13,17 +13,20 @@ State: mean and deviation of the pixels, width of an action, edges of the label'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from multissl.modalities.base import Modality
+from multissl.contract.abilities import HasStates
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities.image_crops import patchify, token_centres
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
@@ -32,19 +35,6 @@ from multissl.modalities.rl_envs import Background, game, rollout, shrink, stack
 from multissl.modalities.rl_panels import grey, stack_panel
 from multissl.modalities.rl_pixels import check_layout
 from multissl.random import RowRandom
-from multissl.types import (
-    Batch,
-    Mask,
-    Panel,
-    Plans,
-    Raw,
-    Role,
-    Sample,
-    StreamSpec,
-    Unreadable,
-    ViewPlan,
-    Views,
-)
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
          "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
@@ -53,7 +43,7 @@ FLOOR = 21
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
-class RL(Modality):
+class RL(HasStates):
     """Episodes of frames with actions."""
 
     @dataclass(kw_only=True, slots=True)
@@ -130,7 +120,9 @@ class RL(Modality):
                     f" local_size={self.local_size}"
                 )
 
-    offers = frozenset({"local", "mask", "masks", "drop", "target", "condition", "coords"})
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"local", "mask", "masks", "drop", "target", "condition", "coords"}
+    )
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -200,7 +192,7 @@ class RL(Modality):
             )
         }  # fmt: skip
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """Every frame of the split's episodes; whole episodes are in one split."""
         self.fitted()
         return Moments(self.replay(), split_episodes(self._episodes(), split))
@@ -287,7 +279,7 @@ class RL(Modality):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Shift, crop, intensity and normalisation, on the device of the stacks."""
         given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
-        batch: Batch = []
+        batch: list[Views] = []
         for line, role in enumerate(ROLES):
             if role not in given:
                 continue
@@ -318,7 +310,7 @@ class RL(Modality):
                 views.condition, views.masks = given.get("condition"), self._masks(given, plan)
                 views.target = patchify(x, cfg.patch) if plan.target else None
             batch.append(views)
-        return batch
+        return Batch(batch)
 
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
         side = self.cfg.size // self.cfg.patch
@@ -331,7 +323,7 @@ class RL(Modality):
         parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
         return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 
-    def floors(self) -> dict[str, Callable[[Views], Tensor]]:
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the whole stack, averaged down."""
         return {
             "raw": lambda views: F.adaptive_avg_pool2d(
@@ -339,7 +331,7 @@ class RL(Modality):
             ).flatten(1)
         }
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """Stacks of some samples with the actions between them."""
         fitted = self.fitted()
         shown = [v for v in batch if v.stream == "rl"]
@@ -356,9 +348,9 @@ class RL(Modality):
         """Statistics of the pixels, width of an action, edges of the label's cells."""
         return self.fitted()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Read other episodes as the training episodes were read."""
-        self._fitted = state
+        self._fitted = dict(state)
         if self._replay is not None:
             self._agree(self._replay)
 

@@ -6,9 +6,12 @@ State: none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from multissl.types import Batch, Panel, Views
+from multissl.contract.data import Views
+from multissl.contract.learning import Figure
 
 SAMPLES, TILE, GAP, CELL, HEAD = 5, 104, 3, 16, 18
 LIT, UNLIT, INK = (0, 114, 178), (225, 225, 225), (90, 90, 90)
@@ -21,7 +24,9 @@ def grey(x: object, mean: float, std: float, colours: int) -> np.ndarray:
     return np.broadcast_to((frames.clip(0, 1) * 255).round().astype(np.uint8), (*frames.shape[:4], 3)).copy()
 
 
-def stack_panel(batch: Batch, mean: float, std: float, patch: int, colours: int, horizon: int) -> list[Panel]:
+def stack_panel(
+    batch: Sequence[Views], mean: float, std: float, patch: int, colours: int, horizon: int
+) -> list[Figure]:
     """One panel of the views of the first samples, or none without views."""
     if not batch:
         return []
@@ -42,7 +47,7 @@ def stack_panel(batch: Batch, mean: float, std: float, patch: int, colours: int,
         if not lines:
             lines.append(_head(names, [part.shape[1] for part in parts]))
         lines.append(np.concatenate(parts, 1))
-    return [Panel("What the encoder is shown", np.concatenate(lines), _caption(batch, horizon))]
+    return [Figure("What the encoder is shown", np.concatenate(lines), _caption(batch, horizon))]
 
 
 def _hidden(frames: np.ndarray, views: Views, sample: int, patch: int) -> np.ndarray:
@@ -96,7 +101,7 @@ def _space(width: int) -> np.ndarray:
     return np.full((TILE + GAP, width, 3), 255, np.uint8)
 
 
-def _caption(batch: Batch, horizon: int) -> str:
+def _caption(batch: Sequence[Views], horizon: int) -> str:
     parts = [
         "Each line is one moment t of an episode; frames side by side are one stack, the newest to the right."
     ]

@@ -20,21 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from multissl.contract.data import Sample, Samples
 from multissl.modalities import readers
 from multissl.modalities.readers import LABELS, PATHS, WORDS, Joined, Label, Listing, Paths, pick
-from multissl.types import Sample
 
 TABLES, SHARDS = (".txt", ".csv", ".tsv"), (".tar", ".parquet")
 
 
-class Source(Dataset[Sample]):
+class Source(Samples):
     """The samples of one split; `classes` names the labels where they have names."""
 
     def __init__(
         self,
-        data: Sequence[Any],
+        data: Sequence[Any] | np.ndarray,
         labels: np.ndarray,
         groups: np.ndarray,
         classes: list[str],
@@ -44,6 +43,10 @@ class Source(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def class_numbers(self) -> list[int]:
+        """Return the label of every sample, -1 without one."""
+        return self.labels[self.rows].tolist()
 
     def __getitem__(self, index: int) -> Sample:
         row = int(self.rows[index])

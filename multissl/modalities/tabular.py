@@ -17,22 +17,24 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from multissl.contract.abilities import HasTargets
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.modalities import schema as schemas
 from multissl.modalities import tabular_views as draws
-from multissl.modalities.base import Modality
 from multissl.modalities.schema import Scaling, Schema
 from multissl.modalities.tables import Table, appended, beside, read_table
 from multissl.modalities.tabular_labels import Labels
 from multissl.random import RowRandom
 from multissl.registry import suggest
-from multissl.types import Batch, Panel, Plans, Raw, Sample, StreamSpec, Unreadable, Views
 
 log = logging.getLogger("multissl")
 STREAM = "tabular"
@@ -40,7 +42,7 @@ UNNAMED = "target"
 """The label's column where no option names it; a table may lack it."""
 
 
-class Tabular(Modality):
+class Tabular(HasTargets):
     """Rows of a file, of one of scikit-learn's tables, or of a DataFrame."""
 
     @dataclass(kw_only=True, slots=True)
@@ -92,7 +94,7 @@ class Tabular(Modality):
                 if getattr(self, name) < low:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
 
-    offers = frozenset({"local", "mask", "masks", "drop", "corrupt", "target"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "corrupt", "target"})
     suffixes = (".json",)
 
     def __init__(self, cfg: Config) -> None:
@@ -134,11 +136,11 @@ class Tabular(Modality):
         told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
         log.info("modality.data: of the cells drawn anew, these change by column: %s", told)
 
-    def fit(self, data: Sequence[Any]) -> None:
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
         """Take these rows, mappings from column to cell, for the training rows: of the schema and of the bank."""
-        if self._given:
-            return
-        cfg = self.cfg
+        if self._given or payloads is None:
+            return self
+        cfg, data = self.cfg, payloads
         names = dict.fromkeys(name for row in data for name in row)
         own = {cfg.label, cfg.group, *cfg.ignore}
         columns = {n: _column([row.get(n) for row in data]) for n in names if n not in own}
@@ -150,6 +152,7 @@ class Tabular(Modality):
             self.schema = schemas.fit(self.table, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
             self.labels = Labels.fit(None, everyone)
         self._encode(log.info)
+        return self
 
     def _encode(self, tell: Callable[..., None]) -> None:
         """All rows as cells by the schema; the bank is what corruption draws from."""
@@ -182,7 +185,7 @@ class Tabular(Modality):
             )
         }  # fmt: skip
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """Rows of a split."""
         return Rows(self, self.splits[split])
 
@@ -229,7 +232,7 @@ class Tabular(Modality):
             draws.local_views(plan, rows, self.bank(rows.device), self.cfg, rng),
         ]
         ids = {n: raw[n] for n in ("sample_id", "group_id") if n in raw}
-        return [Views(stream=STREAM, **fields, **ids) for fields in made if fields]
+        return Batch(Views(stream=STREAM, **fields, **ids) for fields in made if fields)
 
     def effective_rates(self, share: float) -> dict[str, float]:
         """By column, the share of cells that really change where `share` of them is drawn anew from the column."""
@@ -239,11 +242,11 @@ class Tabular(Modality):
             found[column.name] = share * (1 - float((counts / len(bank)).square().sum()))
         return found
 
-    def floors(self) -> dict[str, Any]:
+    def baselines(self) -> dict[str, Any]:
         """The cells, categories one-hot."""
         return {"raw": functools.partial(draws.one_hot, cardinalities=self.schema.cardinalities)}
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """The table with its corrupted and hidden cells."""
         from multissl.modalities.tabular_panels import cell_panel
 
@@ -255,7 +258,7 @@ class Tabular(Modality):
         state = {"schema": self.schema.to_json(), "label": self.labels.to_json()}
         return {**state, "given": True} if self._given or self._restored else state
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Read all rows by the schema of the training data."""
         self.schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
         if state.get("given") and not self._given:  # the schema is not of this source; rows come by `fit`
@@ -271,7 +274,7 @@ class Broken(NamedTuple):
     reason: str
 
 
-class Rows(Dataset[Sample]):
+class Rows(Samples):
     """Some rows of a table."""
 
     def __init__(self, table: Tabular, rows: np.ndarray) -> None:

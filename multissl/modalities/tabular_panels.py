@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from multissl.contract.data import Views
+from multissl.contract.learning import Figure
 from multissl.modalities.schema import Column
-from multissl.types import Panel, Views
 
 SAMPLES, COLUMNS = 6, 8
 WIDE, HIGH, SIDE, TEXT = 130, 22, 72, 19
@@ -33,7 +34,7 @@ class _Rows(NamedTuple):
 
 def cell_panel(
     views: Sequence[Views], columns: Sequence[Column], rates: Mapping[str, float], by: str
-) -> list[Panel]:
+) -> list[Figure]:
     """The first rows of the batch, view under view, with what was done to them; none without views.
 
     `rates` says by column how many cells change where all of them are drawn anew.
@@ -56,7 +57,7 @@ def cell_panel(
         f"A cell drawn anew ({by}) often gets the value it had: {usual:.0%} of them change, "
         f"fewest in {least} ({rates[least]:.0%})."
     )
-    return [Panel("The table as the encoder sees it", np.asarray(page), caption)]
+    return [Figure("The table as the encoder sees it", np.asarray(page), caption)]
 
 
 def _first(shown: Views, truth: Tensor | None) -> _Rows:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Mask, Views
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks, group_size
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.random import RowRandom
-from multissl.types import Mask, ViewPlan, Views
 
 MASKS, DONORS = 1, 2
 """Lines of random numbers."""

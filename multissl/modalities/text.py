@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from multissl.contract.abilities import HasText, HiddenWords, Running
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need, flatten
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities import text_masks, text_probes, tokenizer
-from multissl.modalities.base import Modality, flatten
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.text_files import COLUMNS, FILES, Bad, Documents, Passage, read_texts
 from multissl.modalities.text_floors import rarity, tfidf
@@ -31,25 +34,12 @@ from multissl.modalities.text_rows import Rows
 from multissl.modalities.text_spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
 from multissl.modalities.tokenizer import Tokens, Vocabulary
 from multissl.random import RowRandom
-from multissl.types import (
-    Batch,
-    Mask,
-    Panel,
-    Plans,
-    Raw,
-    Role,
-    Sample,
-    StreamSpec,
-    Unreadable,
-    ViewPlan,
-    Views,
-)
 
 SMALLEST_VOCABULARY = tokenizer.BYTES + tokenizer.SPECIAL
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
-class Text(Modality):
+class Text(HasText):
     """Documents of text files and tables."""
 
     @dataclass(kw_only=True, slots=True)
@@ -114,7 +104,9 @@ class Text(Modality):
             if self.infill and not self.pack:
                 raise ValueError(f"modality.infill={self.infill} needs full rows: set modality.pack=True")
 
-    offers = frozenset({"local", "mask", "masks", "drop", "target", "corrupt", "coords"})
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"local", "mask", "masks", "drop", "target", "corrupt", "coords"}
+    )
     suffixes = FILES
     columns = (*COLUMNS, "caption", "transcript")
 
@@ -124,10 +116,6 @@ class Text(Modality):
         self._splits: dict[str, Documents] = {}
         self._rarity: Tensor | None = None
         self._given: Sequence[Any] = ()
-        if cfg.infill:  # targets and views are of different lengths: there is no mask over both
-            self.offers = frozenset({"local", "target"})
-        elif not cfg.pack:  # places of padding would match, and short rows hide fewer tokens
-            self.offers = Text.offers - {"coords", "drop"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_splits": {}, "_given": ()}  # a worker gets its samples by itself
@@ -146,10 +134,21 @@ class Text(Modality):
                 )
         return self._vocabulary
 
-    def fit(self, data: Sequence[Any]) -> None:
-        """Take these texts for the training texts: of the vocabulary, where it is not known, and of the floors."""
-        self._given = data
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Train the vocabulary, where it is not known, on the training texts.
+
+        Texts that are handed over are those of the baselines too.
+        """
+        if payloads is not None:
+            self._given = payloads
         self.vocabulary()
+        return self
+
+    def provides(self, stream: str) -> frozenset[Need]:
+        """Without a mask over views and targets of different lengths, without places and equal counts on padding."""
+        if self.cfg.infill:
+            return frozenset({"local", "target"})
+        return self.needs if self.cfg.pack else self.needs - {"coords", "drop"}
 
     def streams(self) -> dict[str, StreamSpec]:
         """One sequence of ids, the sentinels of `infill` above those of the vocabulary."""
@@ -162,7 +161,7 @@ class Text(Modality):
         )  # fmt: skip
         return {"text": spec}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """The documents of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._splits:
             texts = read_texts(self.cfg.data, split, self.cfg.column, self.cfg.label)
@@ -307,7 +306,7 @@ class Text(Modality):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Nothing is left to draw: ids are settled in the worker."""
         given, plan = raw["text"], plans["text"]
-        batch: Batch = []
+        batch: list[Views] = []
         for role in ROLES:
             if role not in given:
                 continue
@@ -322,7 +321,7 @@ class Text(Modality):
                 views.masks = self._masks(given, plan)
                 views.target = given.get("target") if plan.target else None
             batch.append(views)
-        return batch
+        return Batch(batch)
 
     def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
         cfg = self.cfg
@@ -335,7 +334,7 @@ class Text(Modality):
         parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
         return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 
-    def floors(self) -> dict[str, Callable[[Views], Tensor]]:
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Ids as they are, and counts of tokens weighted by how rare they are (TF-IDF)."""
         if self._rarity is None and self._given:
             self._rarity = rarity(t.ids for t in self.vocabulary().encode(list(self._given)))
@@ -344,12 +343,12 @@ class Text(Modality):
             self._rarity = rarity(train.tokens(n).ids for n in range(len(train.ends)))
         return {"raw": flatten, "tfidf": functools.partial(tfidf, rarity=self._rarity)}
 
-    def hidden_words(self, split: str, count: int) -> tuple[list[Views], dict[str, np.ndarray]]:
+    def hidden_words(self, split: str, count: int) -> HiddenWords:
         """Some words of a split, each hidden whole in a row of its own, and what count models pay for them."""
         data, train = self._documents(split), self._documents("train")
         return text_probes.hidden_words(data, train, self.vocabulary(), self.cfg.length, count)
 
-    def running(self, split: str, count: int) -> text_probes.Running:
+    def running(self, split: str, count: int) -> Running:
         """Some documents of a split as rows in which every token is told once."""
         texts, train = self._texts(split), self._texts("train")
         return text_probes.running(
@@ -366,7 +365,7 @@ class Text(Modality):
         texts = [t for t in listed if isinstance(t, str)]
         return [t.lower() for t in texts] if cfg.lower and not cfg.tokenizer else texts
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """The words of some samples, hidden ones struck."""
         from multissl.modalities.text_panels import text_panel
 
@@ -382,7 +381,7 @@ class Text(Modality):
         """The vocabulary."""
         return {"vocabulary": tokenizer.as_json(self.vocabulary())}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Read new texts by the vocabulary of the training."""
         self._vocabulary = tokenizer.from_json(state["vocabulary"])
         self._splits, self._rarity = {}, None

@@ -12,18 +12,17 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from multissl import registry
+from multissl.contract.data import Sample, Samples
 from multissl.modalities.readers import LABELS, WORDS, Label, Listing, Slice, pick
 from multissl.modalities.sources import classes_of, open_source, split_rows
 from multissl.modalities.tokenizer import Tokens
-from multissl.types import Sample
 
 FILES = (".txt", ".md", ".rst")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -44,7 +43,7 @@ class Texts(NamedTuple):
     texts: list[str | Bad]
     labels: np.ndarray
     groups: np.ndarray
-    classes: list[str]
+    classes: Sequence[str]
 
 
 def read_texts(data: str, split: str, column: str = "", label: str = "") -> Texts:
@@ -71,7 +70,7 @@ def _demo() -> Listing:
     return Listing(texts, fields, [""] * len(texts))
 
 
-def _cut(texts: list[str | Bad], labels: np.ndarray, groups: np.ndarray, classes: list[str]) -> Texts:
+def _cut(texts: list[str | Bad], labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> Texts:
     """Documents of `LONGEST` characters at most."""
     out: list[str | Bad] = []
     rows = []
@@ -217,7 +216,7 @@ class Passage(NamedTuple):
     following: tuple[Tokens, ...] = ()
 
 
-class Documents(Dataset[Sample]):
+class Documents(Samples):
     """The documents of a split as tokens."""
 
     def __init__(self, texts: Texts, tokens: list[Tokens], length: int) -> None:
@@ -235,6 +234,10 @@ class Documents(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.place)
+
+    def class_numbers(self) -> list[int]:
+        """Return the label of every document, -1 without one."""
+        return self.labels.tolist()
 
     def tokens(self, number: int) -> Tokens:
         """The tokens of a readable document."""

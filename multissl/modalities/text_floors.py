@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.types import Views
+from multissl.contract.data import Views
 
 WIDTH = 4096
 """F; larger ids are folded in."""

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Mask
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import group_size, requests
 from multissl.modalities.text_spans import GEOMETRIC, Kind, budget, hide, replace_hidden
 from multissl.random import RowRandom
-from multissl.types import Mask, ViewPlan
 
 
 class Spans(NamedTuple):

@@ -6,13 +6,15 @@ Shapes: R rows, L tokens.  State: none.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from multissl.contract.data import Views
+from multissl.contract.learning import Figure
 from multissl.modalities.tokenizer import Vocabulary
-from multissl.types import Batch, Panel, Views
 
 WIDTH, MARGIN, LINE, SIZE = 900, 10, 20, 14
 SAMPLES, LINES = 5, 4
@@ -30,7 +32,7 @@ class Word(NamedTuple):
     """What stands in its place, where something does."""
 
 
-def text_panel(views: Batch, vocabulary: Vocabulary) -> list[Panel]:
+def text_panel(views: Sequence[Views], vocabulary: Vocabulary) -> list[Figure]:
     """One panel with the first samples, each as every view shows it."""
     if not views:
         return []
@@ -46,7 +48,7 @@ def text_panel(views: Batch, vocabulary: Vocabulary) -> list[Panel]:
     )
     if any(v.mask is not None for v in views):
         said += " Struck words are hidden from the encoder; an orange word is what it sees in place of the struck one."
-    return [Panel("What the encoder is shown", np.concatenate(drawn), said)]
+    return [Figure("What the encoder is shown", np.concatenate(drawn), said)]
 
 
 def cards(views: Views, vocabulary: Vocabulary) -> np.ndarray:

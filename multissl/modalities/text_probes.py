@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from multissl.contract.abilities import HiddenWords, Running
+from multissl.contract.data import Views
 from multissl.modalities.base import pack_masks
 from multissl.modalities.text_counts import Neighbours, characters, words_of
 from multissl.modalities.text_files import Documents
 from multissl.modalities.text_rows import Rows
 from multissl.modalities.tokenizer import Tokens, Vocabulary
-from multissl.types import Views
 
 ROWS = 256
 """Rows of a batch."""
@@ -29,7 +28,7 @@ ROWS = 256
 
 def hidden_words(
     data: Documents, train: Documents, vocabulary: Vocabulary, length: int, count: int
-) -> tuple[list[Views], dict[str, np.ndarray]]:
+) -> HiddenWords:
     """Hide `count` words of held-out documents (0: all), one in each row, and say what count models pay for each.
 
     Returns views of rows of `length` tokens, and nats [W] by count model. `counts`, fitted to the documents `train`,
@@ -66,7 +65,7 @@ def hidden_words(
             rows.put(0, row, data.tokens(document), start, min(length, high - low - start))
             hidden[row, at - start : at - start + size] = True
         views.append(_views(rows, hidden, vocabulary.mask))
-    return views, paid
+    return HiddenWords(views, paid)
 
 
 def _views(rows: Rows, hidden: np.ndarray, mask: int) -> Views:
@@ -76,21 +75,6 @@ def _views(rows: Rows, hidden: np.ndarray, mask: int) -> Views:
         x=whole.masked_fill(under, mask), stream="text", role="global", masks=(pack_masks(under),), target=whole,
         valid=torch.from_numpy(rows.valid[0]),
     )  # fmt: skip
-
-
-class Running(NamedTuple):
-    """Documents as rows that overlap by half, so that a token has half a row before it, or all of its document."""
-
-    views: list[Views]
-    told: list[Tensor]
-    """bool [R, L-1], True where a token, from the second of its row on, is told for the first time."""
-    documents: int
-    """Their first tokens are told by no row."""
-    symbols: int
-    """Ids that a first token may be."""
-    characters: int
-    floor: float
-    """Bits a character of counts of the characters before it, in the training documents."""
 
 
 def running(

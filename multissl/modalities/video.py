@@ -12,17 +12,19 @@ order time, row, column, D = 3*t*p*p values of a tubelet, colour fastest.  State
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities import image_ops as ops
-from multissl.modalities.base import Modality
 from multissl.modalities.image_crops import TRIES, crop_box, share_of
 from multissl.modalities.sources import Source
 from multissl.modalities.video_clips import (
@@ -44,7 +46,6 @@ from multissl.modalities.video_masks import (
 )
 from multissl.modalities.video_panels import clip_panel, pixels
 from multissl.random import RowRandom
-from multissl.types import Batch, Mask, Panel, Plans, Raw, Role, Sample, StreamSpec, ViewPlan, Views
 
 LIMITS = {
     **dict.fromkeys(("size", "local_size", "frames", "patch", "tubelet", "stride"), (1, math.inf)),
@@ -147,7 +148,7 @@ class Video(Modality):
                     f"modality.mean={self.mean} modality.std={self.std}: want 3 of each, std above 0"
                 )
 
-    offers = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
     columns = ("video", "clip", "video_bytes", "video_path")
 
@@ -171,7 +172,7 @@ class Video(Modality):
         )  # fmt: skip
         return {"video": spec}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """The videos of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._sources:
             data = self.cfg.data
@@ -280,7 +281,7 @@ class Video(Modality):
         """Everything photometric, on the device of the clips."""
         given, plan = raw["video"], plans["video"]
         mean, std = self._statistics
-        batch: Batch = []
+        batch: list[Views] = []
         for line, role in enumerate(ROLES):
             if role not in given:
                 continue
@@ -301,7 +302,7 @@ class Video(Modality):
                 views.masks = self._masks(given, plan)
                 views.target = tubelets(x, self.patch) if plan.target else None
             batch.append(views)
-        return batch
+        return Batch(batch)
 
     def _recolour(
         self, x: Tensor, frames: int, role: Role, count: int, rng: RowRandom
@@ -326,11 +327,11 @@ class Video(Modality):
         x = ops.apply_to(x, draw() < chance.repeat_interleave(len(x) // count), ops.solarise)
         return x, flipped[::frames]
 
-    def floors(self) -> dict[str, Callable[[Views], Tensor]]:
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the clip, of one frame, and how patches move."""
         return {"raw": clip_floor, "frame": frame_floor, "flow": flow_floor}
 
-    def panels(self, batch: Batch) -> list[Panel]:
+    def figures(self, batch: Batch) -> list[Figure]:
         """The clips of some videos as strips, with their masks."""
         return clip_panel([v for v in batch if v.stream == "video"], *self._statistics, self.patch)
 
@@ -345,7 +346,7 @@ class Video(Modality):
         mean, std = self._statistics
         return {"mean": list(mean), "std": list(std)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Normalise as in training."""
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
 

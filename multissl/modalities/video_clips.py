@@ -8,6 +8,7 @@ State: none.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
+
+
+class Clip(ABC):
+    """A video that is open."""
+
+    times: np.ndarray
+    """float64 [T], ascending: the second at which each frame is shown."""
+
+    @abstractmethod
+    def read(self, index: Sequence[int]) -> np.ndarray:
+        """Return the frames of ascending, distinct numbers, uint8 [T, H, W, 3]."""
 
 
 class Span(NamedTuple):

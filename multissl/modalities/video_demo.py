@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from multissl.modalities.image_demo import ONE, TURN, sine
+from multissl.modalities.video_clips import Clip
 
 CLASSES = ("left", "right", "up", "down", "in", "out", "turn left", "turn right")
 SHOTS, LENGTH, SIZE = 3, 8, 32
@@ -33,7 +34,7 @@ STEP = 64
 """Length units of a pixel."""
 
 
-class Scene:
+class Scene(Clip):
     """One video: its motion and the seed of its shots."""
 
     times = np.arange(SHOTS * LENGTH) / RATE

@@ -13,19 +13,20 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from multissl import registry
+from multissl.contract.data import Sample, Unreadable
 from multissl.modalities import readers
 from multissl.modalities.image_files import decode
 from multissl.modalities.readers import WORDS, Listing, Paths, Slice
 from multissl.modalities.sources import Source, natural_key, open_source, source_of
+from multissl.modalities.video_clips import Clip
 from multissl.modalities.video_clock import RATE, is_indexed, read_clock, runs_well
-from multissl.types import Sample, Unreadable
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
 FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -35,17 +36,6 @@ LEAD = 8
 """Frames decoded before the wanted one in formats without an index: the first after a seek may have wrong stamps."""
 PACKETS = ((0, 188), (4, 196))
 """Places of the letter G, which begins every packet, in MPEG transport streams of packets of 188 and of 192 bytes."""
-
-
-class Clip(Protocol):
-    """A video that is open."""
-
-    times: np.ndarray
-    """float64 [T], ascending: the second at which each frame is shown."""
-
-    def read(self, index: Sequence[int]) -> np.ndarray:
-        """The frames of ascending, distinct numbers, uint8 [T, H, W, 3]."""
-        ...
 
 
 def read_frames(data: Any, index: Sequence[int]) -> Tensor:
@@ -94,9 +84,9 @@ def open_clip(data: Any) -> Clip:
     """A path, a member of a shard, the bytes of a file, a folder of frames, an array [T, H, W(, 3)] or a `Clip`."""
     if isinstance(data, np.ndarray):
         return Array(data)
-    if hasattr(data, "times"):
+    if isinstance(data, Clip):
         return data
-    name = str(data) if isinstance(data, str | Path) else getattr(data, "name", "")
+    name = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
     if isinstance(data, Slice):
         data = data.read()
     if isinstance(data, str | Path):
@@ -113,7 +103,7 @@ def open_clip(data: Any) -> Clip:
     return PyAV(data)
 
 
-class Decord:
+class Decord(Clip):
     """A file by decord; frames that it fails on are asked of PyAV."""
 
     def __init__(self, data: Any) -> None:
@@ -161,7 +151,7 @@ def _decord() -> Any:
     return decord
 
 
-class PyAV:
+class PyAV(Clip):
     """A file by PyAV: packets are listed once, frames decoded from the key frame before the first one wanted.
 
     Where the clock of the file cannot be believed, frames are counted, and decoded from the first one on.
@@ -227,7 +217,7 @@ class PyAV:
         return found
 
 
-class Folder:
+class Folder(Clip):
     """A folder whose pictures are the frames, in the order of `natural_key`: frame2 before frame10."""
 
     def __init__(self, path: str) -> None:
@@ -250,7 +240,7 @@ class Folder:
         return np.stack(frames)
 
 
-class Array:
+class Array(Clip):
     """Frames in memory: uint8 [T, H, W], [T, H, W, 1] or [T, H, W, 3]."""
 
     def __init__(self, frames: np.ndarray) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Mask
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks, group_size, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target, sizes
 from multissl.random import RowRandom
-from multissl.types import Mask, ViewPlan
 
 Hiding = Literal["tube", "block", "random"]
 Grid3 = tuple[int, int, int]

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Views
+from multissl.contract.learning import Figure
 from multissl.modalities.image_panels import to_bytes
-from multissl.types import Batch, Panel, Views
 
 SAMPLES, FRAMES, TILE, GAP = 3, 8, 64, 3
 CAPTION = {
@@ -23,8 +24,8 @@ CAPTION = {
 
 
 def clip_panel(
-    batch: Batch, mean: Sequence[float], std: Sequence[float], patch: Sequence[int]
-) -> list[Panel]:
+    batch: Sequence[Views], mean: Sequence[float], std: Sequence[float], patch: Sequence[int]
+) -> list[Figure]:
     """One panel: for each of some samples the strips of all its views, time from left to right."""
     views = [v for v in batch if v.x.dim() == 5]
     if not views:
@@ -41,7 +42,7 @@ def clip_panel(
     text = f"Each block is one video, each line one clip of it, time runs to the right: {roles}."
     if any(v.mask is not None for v in views):
         text += " Greyed places are hidden from the encoder that learns; where they stay over time they are tubes."
-    return [Panel("What the encoder is shown", to_bytes(torch.cat(lines[:-1], 1)), text)]
+    return [Figure("What the encoder is shown", to_bytes(torch.cat(lines[:-1], 1)), text)]
 
 
 def _strip(v: Views, row: int, mean: Sequence[float], std: Sequence[float], patch: Sequence[int]) -> Tensor:

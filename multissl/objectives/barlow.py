@@ -17,14 +17,17 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
-from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.barlow import barlow_terms, cross_correlation
 from multissl.losses.common import embedding_std
-from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
+from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
 
 
 class BarlowTwins(Objective):
@@ -52,13 +55,13 @@ class BarlowTwins(Objective):
         super().__init__()
         self.weights = {"invariance": cfg.scale, "redundancy": cfg.scale * cfg.redundancy}
         self.plan = views_per_stream(streams, 2)
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
 
     def plans(self) -> Plans:
         """Two global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of the whole batch, the same on every rank."""
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         there = presence(batch)  # [V, B]
@@ -70,3 +73,7 @@ class BarlowTwins(Objective):
         terms = {name: torch.stack([e[name] for e in each]).mean() for name in self.weights}
         same = torch.stack([c.diagonal().mean() for c in found]).mean()
         return Losses.weigh(terms, self.weights, {"std": embedding_std(z), "correlation": same})
+
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)

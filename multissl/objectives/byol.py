@@ -16,19 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders, towers
+from multissl.contract.alarms import History, point_alarm
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.losses.byol import byol_loss
 from multissl.losses.common import embedding_std
-from multissl.objectives.alarms import History, point_alarm
-from multissl.objectives.base import Objective, head, presence, project, views_per_stream
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, Views
+from multissl.objectives.common import head, presence, project, shared_space, views_per_stream
 
 
 class BYOL(Objective):
@@ -79,9 +83,9 @@ class BYOL(Objective):
             raise ValueError(
                 "objective.use_predictor=False leaves nobody to read the actions between views: set it to True"
             )
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         dim = cfg.projector.out + self.condition
-        self.predictors = nn.ModuleDict({s: cfg.predictor.build(dim) for s in streams if cfg.use_predictor})
+        self.predictors = PerStream({s: cfg.predictor.build(dim) for s in streams if cfg.use_predictor})
         teaches = cfg.target == "teacher"
         self.teacher: Teacher | None = cfg.teacher.build(self.students(encoders)) if teaches else None
 
@@ -93,7 +97,7 @@ class BYOL(Objective):
         """Two global views of a lone stream, or one clean view of each of several."""
         return dict.fromkeys(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         target, there = self.targets(z, batch), presence(batch)  # [V, B, P], [V, B]
@@ -115,7 +119,7 @@ class BYOL(Objective):
         if self.teacher is None:
             return z.detach() if self.cfg.stop_gradient else z
         with torch.no_grad():
-            return project(self.teacher["encoders"], self.teacher["projectors"], batch, apart=True)
+            return project(self.teacher.encoders, self.teacher["projectors"], batch, apart=True)
 
     def actions(self, batch: Batch) -> Tensor:
         """What leads from every view to the next, [V-1, B, A]."""
@@ -133,7 +137,7 @@ class BYOL(Objective):
         narrow = next(predictor.parameters()).dtype  # z was widened; in mixed precision the weights were not
         return head(predictor, x.flatten(0, 1).to(narrow), len(x), apart=True)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""
         if self.teacher is not None:
             self.teacher.update(self.students(encoders), progress)
@@ -143,18 +147,25 @@ class BYOL(Objective):
         guards = {n: getattr(self.cfg, n) for n in ("use_predictor", "stop_gradient")}
         return point_alarm("byol", history, "lower optim.lr, or raise objective.teacher.ema", **guards)
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+    def exported(self, encoders: Encoders) -> Encoders:
         """The student's encoders, as the official code ships, or the teacher's; towers where nothing predicts."""
         if self.cfg.export == "student":
             return super().exported(encoders)
-        teacher = cast(Teacher, self.teacher)
-        copies, heads = teacher["encoders"], teacher["projectors"]
-        return towers(copies, heads) if len(heads) > 1 and not self.predictors else copies
+        assert self.teacher is not None
+        space = None if self.predictors else shared_space(self.teacher["projectors"])
+        return self.teacher.encoders if space is None else space.towers(self.teacher.encoders)
+
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams and no predictor behind them.
+
+        With one a prediction, not the projection itself, comes to lie beside another stream's projection.
+        """
+        return None if self.predictors else shared_space(self.projectors)
 
     def param_rules(self) -> list[ParamRule]:
         """The predictor keeps its learning rate where that is asked for."""
-        return [ParamRule(match="objective.predictors.", constant=True)] * self.cfg.constant_predictor_lr
+        return [ParamRule(of=self.predictors, constant=True)] if self.cfg.constant_predictor_lr else []
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks; heads are small and called once a view."""
-        return [] if self.teacher is None else self.teacher["encoders"].shard_units()
+        return [] if self.teacher is None else self.teacher.encoders.shard_units()

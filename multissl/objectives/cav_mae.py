@@ -21,16 +21,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders, towers
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, Places, places
 from multissl.layers.joint import TOGETHER, Alone, JointBlock, mean_token
 from multissl.layers.readout import Readout
 from multissl.layers.transformer import Trunk
 from multissl.losses.common import embedding_std
 from multissl.losses.nce import one_way
-from multissl.objectives.base import Objective, presence, spread
+from multissl.objectives.common import presence, spread
 from multissl.objectives.pairing import relations_of
-from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan
 
 
 class CAVMAE(Objective):
@@ -84,26 +88,25 @@ class CAVMAE(Objective):
             raise ValueError(f"objective.heads={cfg.heads} does not divide the encoders' dim={width}")
         kernel = encoders.kernel(next(iter(streams)))  # of the block over all streams the first one's counts
         self.joint = JointBlock(width, cfg.heads, [*streams], kernel)
-        self.places = nn.ModuleDict(
+        self.places = PerStream(
             {s: Places(d, cfg.decoder.init_std, width, spec) for s, spec in streams.items()}
         )
         self.kinds = nn.ParameterDict({s: 0.02 * torch.randn(1, 1, d) for s in streams})
         decoder = cfg.decoder
         self.trunk = Trunk(d, decoder.depth, decoder.heads, init_std=decoder.init_std, backend=kernel)
-        self.readouts = nn.ModuleDict(
-            {s: Readout(d, spec, cfg.decoder.init_std) for s, spec in streams.items()}
-        )
+        self.readouts = PerStream({s: Readout(d, spec, cfg.decoder.init_std) for s, spec in streams.items()})
 
     def plans(self) -> Plans:
         """One global view of each stream under a mask of fixed ratio, with its target."""
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
         return spread(self.places, ViewPlan(num_global=1, mask_ratio=ratio, target=True))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's samples."""
-        if any(v.mask is None or v.target is None for v in batch):
+        masks = [v.mask for v in batch if v.mask is not None and v.target is not None]
+        if len(masks) < len(batch):
             raise ValueError("cav_mae wants global views with masks and targets, as its plan says")
-        at = [places(cast(Any, v.mask)) for v in batch]  # [R, K], [R, Q] each
+        at = [places(m) for m in masks]  # [R, K], [R, Q] each
         found = [f.tokens for f in encoders.encode(batch, "drop")]  # [R, K, D] each
         z = []
         for v, x, (seen, _) in zip(batch, found, at, strict=True):
@@ -150,9 +153,9 @@ class CAVMAE(Objective):
                 hits.append(hit)
         return torch.stack(losses).mean(), torch.stack(hits).mean()
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
-        """Towers: the encoder, the joint block alone with its stream's norms, the mean of the tokens."""
-        return towers(encoders, nn.ModuleDict({s: Alone(self.joint, s) for s in self.places}))
+    def shared_space(self) -> SharedSpace:
+        """Return the way into it: the joint block alone with its stream's norms, and the mean of the tokens."""
+        return SharedSpace({s: Alone(self.joint, s) for s in self.places}, reads_tokens=True)
 
     def shard_units(self) -> list[nn.Module]:
         """The decoder's blocks."""
@@ -163,5 +166,5 @@ def real_tokens(batch: Batch) -> list[Tensor] | None:
     """Which tokens are real, bool [R, N] of every item: no padding, and the sample has the stream; None: all."""
     if all(v.valid is None and v.present is None for v in batch):
         return None
-    whole = [torch.ones_like(cast(Any, v.mask).hidden) if v.valid is None else v.valid for v in batch]
+    whole = [v.valid if v.valid is not None else torch.ones_like(v.masks[0].hidden) for v in batch]
     return [w if v.present is None else w & v.present[:, None] for v, w in zip(batch, whole, strict=True)]

@@ -15,17 +15,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
-
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
-from multissl.layers.scale import NO_DECAY, Scale
+from multissl.layers.scale import Scale
 from multissl.losses.clip import clip_loss, modality_gap
 from multissl.losses.common import embedding_std
-from multissl.objectives.base import ONE_VIEW, Objective, presence, project, spread
+from multissl.objectives.common import ONE_VIEW, presence, project, shared_space, spread
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
 class CLIP(Objective):
@@ -66,14 +68,14 @@ class CLIP(Objective):
                 "use infonce, which compares views of one stream"
             )
         self.cfg = cfg
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.scale = Scale(cfg.temperature, cfg.largest_scale) if cfg.learn_temperature else None
 
     def plans(self) -> Plans:
         """One view of every stream."""
         return spread(self.projectors, ONE_VIEW[self.cfg.view])
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [S, B, P]
         if z.shape[1] * world() < 2:
@@ -83,11 +85,11 @@ class CLIP(Objective):
         stats |= {"std": embedding_std(z), "gap": modality_gap(z), "scale": 1 / temperature.squeeze()}
         return Losses.weigh({"nce": loss}, {"nce": 1.0}, stats)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)
+
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The learned scale goes back into its limits."""
         if self.scale:
             self.scale.clamp()
-
-    def param_rules(self) -> list[ParamRule]:
-        """No decay on the scale."""
-        return NO_DECAY

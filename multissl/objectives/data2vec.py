@@ -15,20 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import places, take
 from multissl.layers.ema import Teacher
 from multissl.layers.init import init_linear
 from multissl.losses.common import embedding_std
 from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
-from multissl.objectives.base import Objective, lone, spread
+from multissl.objectives.common import lone, spread
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 
 class Data2Vec(Objective):
@@ -76,7 +78,7 @@ class Data2Vec(Objective):
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         self.cfg, self.stream = cfg, lone("data2vec", streams)
-        depth, width = cast(Any, encoders[self.stream]).depth, encoders.widths()[self.stream]
+        depth, width = encoders[self.stream].depth, encoders.widths()[self.stream]
         if (
             0 < depth < cfg.top_k
         ):  # an encoder without blocks is refused with its reason by the check of masks
@@ -92,7 +94,7 @@ class Data2Vec(Objective):
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
         return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, inner=self.cfg.top_k))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens."""
         cfg = self.cfg
         views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
@@ -100,7 +102,7 @@ class Data2Vec(Objective):
             raise ValueError("data2vec wants a global view with a mask, as its plan says")
         _, hidden = places(views.mask)  # [R, Q]
         with torch.no_grad():
-            teacher = cast(Any, self.teacher["encoders"])
+            teacher = self.teacher.encoders
             (whole,) = teacher.encode([views.with_mask(None)], "none", cfg.top_k)
             target = take(average_layers(whole.inner, cfg.layer_norm, cfg.final_norm), hidden)  # [R, Q, D]
         (features,) = encoders.encode([views], "replace")
@@ -114,7 +116,7 @@ class Data2Vec(Objective):
         }
         return Losses.weigh({"regress": loss}, {"regress": 1.0}, stats)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""
         self.teacher.update({"encoders": encoders}, progress)
 

@@ -24,7 +24,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.alarms import History, no_choice, one_point, one_prototype
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.centre import Centre
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
@@ -33,11 +38,9 @@ from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo
 from multissl.losses.sinkhorn import Weighting, centred, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy, describe
-from multissl.objectives.alarms import History, no_choice, one_point, one_prototype
-from multissl.objectives.base import Objective, lone, spread
+from multissl.objectives.common import lone, spread
 from multissl.precision import wide
 from multissl.schedules import ramp
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan, Views
 
 
 class DINO(Objective):
@@ -149,7 +152,7 @@ class DINO(Objective):
         plan = ViewPlan(num_global=2, num_local=num_local, mask_ratio=mask_ratio, mask_share=cfg.mask_share)
         return spread([self.stream], plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; the mean of the ranks' gradients is that of the global batch."""
         cfg, sides = self.cfg, self.sides(batch)
         mask = sides[0].mask
@@ -196,7 +199,7 @@ class DINO(Objective):
     @torch.no_grad()
     def teach(self, views: Views, temperature: float) -> dict[str, Targets]:
         """Targets from the global views without a mask: dino of 2*B views, ibot of M hidden tokens."""
-        (features,) = cast(Any, self.teacher["encoders"]).encode([views], "none")
+        (features,) = self.teacher.encoders.encode([views], "none")
         tokens, mask = features.tokens.flatten(0, 1), views.mask  # [2*B*N, D]
         every = "ibot" in self.centres and self.cfg.centre_tokens == "all"
         hidden = None if mask is None else tokens if every else tokens[mask.index]
@@ -227,7 +230,7 @@ class DINO(Objective):
         found = {"dino": heads["dino_head"](pooled)} if self.cfg.dino_weight else {}
         return found if hidden is None else {**found, "ibot": heads["ibot_head"](hidden)}
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Teacher and centres follow."""
         self.teacher.update(self.students(encoders), progress)
         for centre in self.centres.values():
@@ -259,14 +262,15 @@ class DINO(Objective):
             return f"dino: features have become one point (std {std:.3f} of 1): lower optim.lr or objective.teacher.ema"
         return None
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+    def exported(self, encoders: Encoders) -> Encoders:
         """The teacher's encoders, unless the teacher never learns."""
-        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher["encoders"]
+        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher.encoders
 
     def param_rules(self) -> list[ParamRule]:
         """The prototypes rest for the first steps."""
-        rule = ParamRule(match="last_layer.", frozen_steps=self.cfg.freeze_last_layer)
-        return [rule] if rule.frozen_steps else []
+        heads = [head for head in (self.dino_head, self.ibot_head) if head is not None]
+        steps = self.cfg.freeze_last_layer
+        return [ParamRule(of=head.last_layer, frozen_steps=steps) for head in heads] if steps else []
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and all heads."""

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.ema import Teacher
 from multissl.layers.init import init_linear
 from multissl.losses.common import embedding_std
 from multissl.losses.ijepa import Metric, latent_loss, latent_targets
-from multissl.objectives.base import Objective, lone, spread
+from multissl.objectives.common import lone, spread
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 
 class IJEPA(Objective):
@@ -82,7 +85,7 @@ class IJEPA(Objective):
         )
         return spread([self.stream], plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's targets."""
         views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
         if views is None or len(views.masks) != 1 + self.cfg.targets:
@@ -108,7 +111,7 @@ class IJEPA(Objective):
     @torch.no_grad()
     def teach(self, views: Any) -> Tensor:
         """The teacher's layer-normed tokens of the whole view [R, N, D]."""
-        (features,) = cast(Any, self.teacher["encoders"]).encode([views.with_mask(None)], "none")
+        (features,) = self.teacher.encoders.encode([views.with_mask(None)], "none")
         return latent_targets(features.tokens)
 
     def predict(self, context: Tensor, seen: Tensor, wanted: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -120,13 +123,13 @@ class IJEPA(Objective):
         )  # [T*R, Q, d]
         return self.out(tokens.to(self.out.weight.dtype))
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""
         self.teacher.update({"encoders": encoders}, progress)
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+    def exported(self, encoders: Encoders) -> Encoders:
         """The teacher's encoders, unless the teacher never learns."""
-        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher["encoders"]
+        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher.encoders
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's and the predictor's blocks."""

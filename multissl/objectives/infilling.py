@@ -17,15 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder
 from multissl.layers.init import init_linear
 from multissl.layers.transformer import Trunk
 from multissl.losses.language import constant
-from multissl.objectives.base import Objective, spread
+from multissl.objectives.common import spread
 from multissl.objectives.language import one_view, sequence
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 
 class Infilling(Objective):
@@ -65,7 +68,7 @@ class Infilling(Objective):
         """One global view with its target."""
         return spread([self.stream], ViewPlan(num_global=1, target=True))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's targets; every row has equally many symbols."""
         views = one_view(batch, self.stream)
         assert views.target is not None

@@ -17,16 +17,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
-from multissl.layers.scale import NO_DECAY, Scale
+from multissl.layers.scale import Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.infonce import infonce_terms
 from multissl.losses.nce import MultiPos
-from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
 class InfoNCE(Objective):
@@ -81,7 +85,7 @@ class InfoNCE(Objective):
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         self.cfg, self.plan = cfg, views_per_stream(streams, cfg.num_views, cfg.clean)
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.scale = Scale(cfg.temperature) if cfg.learn_temperature else None
         self.bilinear = nn.Parameter(torch.eye(cfg.projector.out)) if cfg.bilinear else None
 
@@ -89,7 +93,7 @@ class InfoNCE(Objective):
         """Global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [V, B, P]
         if z.shape[1] * world() < 2:
@@ -103,11 +107,15 @@ class InfoNCE(Objective):
             stats["temperature"] = self.scale.temperature().squeeze()
         return Losses.weigh(terms, {"nce": 1.0, "relic": cfg.relic}, {"std": embedding_std(z), **stats})
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)
+
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """A learned temperature goes back into its limits."""
         if self.scale:
             self.scale.clamp()
 
     def param_rules(self) -> list[ParamRule]:
-        """No decay on what is learned of the similarity."""
-        return NO_DECAY
+        """No decay on a learned similarity, which is no weight to shrink."""
+        return [] if self.bilinear is None else [ParamRule(of=self.bilinear, decay=0.0)]

@@ -19,19 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.abilities import PredictsParts
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.layers.init import init_linear
 from multissl.losses.common import mean_of
 from multissl.losses.language import constant
-from multissl.objectives.base import Objective, lone, spread
+from multissl.objectives.common import lone, spread
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan, Views
 
 PLACES, PLACE_DIM = 20, 200
 """SpanBERT's places in a run, and the width of their embedding; later places share the last one."""
 
 
-class MLM(Objective):
+class MLM(PredictsParts):
     """Predicts the hidden tokens of a sequence from a view in which they are replaced."""
 
     @dataclass(kw_only=True, slots=True)
@@ -67,7 +71,7 @@ class MLM(Objective):
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
         return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, corrupt=True, target=True))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of all ranks' hidden tokens."""
         views = one_view(batch, self.stream)
         tokens, logits, asked, real = self.predict(encoders, views)
@@ -81,7 +85,7 @@ class MLM(Objective):
         stats = {"constant": constant(asked, real, logits.shape[1]), "accuracy": right}
         return Losses.weigh(terms, {"masked": 1.0, "boundary": self.cfg.boundary_weight}, stats)
 
-    def predict(self, encoders: Encode, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def predict(self, encoders: EncodeFunction, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The encoder's tokens [R, N, D]; of the hidden ones logits [M, T], their ids [M] and which are real [M]."""
         assert views.mask is not None
         assert views.target is not None
@@ -91,7 +95,7 @@ class MLM(Objective):
         logits = wide(self.readout(self.transform(found)))
         return tokens, logits, views.target.flatten()[views.mask.index], views.mask.weight > 0
 
-    def errors(self, encoders: Encode, views: Views) -> Tensor:
+    def part_errors(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """What each hidden token costs, in nats, [M]; 0 on padding."""
         _, logits, asked, real = self.predict(encoders, views)
         return F.cross_entropy(logits, asked, reduction="none") * real
@@ -108,7 +112,7 @@ class MLM(Objective):
         return torch.cat([*sides, place], 2).flatten(0, 1)
 
 
-class NextToken(Objective):
+class NextToken(PredictsParts):
     """Predicts every token of a sequence from those before it."""
 
     maskings: frozenset[Masking] = frozenset({"causal"})
@@ -127,7 +131,7 @@ class NextToken(Objective):
         """One global view."""
         return spread([self.stream], ViewPlan(num_global=1))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of all ranks' tokens but the first of each row."""
         views = one_view(batch, self.stream)
         logits = self.predict(encoders, views)
@@ -140,12 +144,12 @@ class NextToken(Objective):
             {"next": loss}, {"next": 1.0}, {"constant": constant(asked, real, logits.shape[2])}
         )
 
-    def predict(self, encoders: Encode, views: Views) -> Tensor:
+    def predict(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """Logits of every token but the first, [R, N-1, T]."""
         (features,) = encoders.encode([views], "causal")
         return wide(self.readout(features.tokens[:, :-1].to(self.readout.weight.dtype)))
 
-    def errors(self, encoders: Encode, views: Views) -> Tensor:
+    def part_errors(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """What each token but the first of its row costs, in nats, [R, N-1]; 0 on padding."""
         costs = F.cross_entropy(self.predict(encoders, views).mT, views.x[:, 1:], reduction="none")
         return costs if views.valid is None else costs * views.valid[:, 1:]

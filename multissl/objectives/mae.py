@@ -18,12 +18,15 @@ from typing import Literal
 
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.readout import Readout
 from multissl.losses.rebuild import Metric, Norm
-from multissl.objectives.base import Objective, lone, spread
-from multissl.types import Batch, Encode, Losses, Masking, Plans, Progress, StreamSpec, ViewPlan
+from multissl.objectives.common import lone, spread
 
 
 class MAE(Objective):
@@ -79,7 +82,7 @@ class MAE(Objective):
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
         return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, target=True))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens; padding does not count."""
         views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
         if views is None or views.mask is None or views.target is None:

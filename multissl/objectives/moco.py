@@ -13,26 +13,30 @@ Collectives: gathers of keys (without gradient) and of ids.  State: projectors, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.layers.queue import MISSING, Queue, strangers
 from multissl.losses.common import embedding_std
 from multissl.losses.moco import queue_loss
 from multissl.losses.nce import one_way
-from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
 from multissl.objectives.pairing import ids_of, predict, relations_of
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import world
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, Views
 
 
 class MoCo(Objective):
@@ -81,13 +85,13 @@ class MoCo(Objective):
                 f"moco with one direction would train only the encoder of {next(iter(streams))}: "
                 "set objective.symmetric=True for several streams"
             )
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
-        self.predictors = nn.ModuleDict(
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.predictors = PerStream(
             {s: cfg.predictor.build(cfg.projector.out) for s in streams} if cfg.predictor else {}
         )
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
         sizes = dict.fromkeys(streams, cfg.queue) if cfg.queue else {}
-        self.queues = nn.ModuleDict({s: Queue(k, cfg.projector.out, labels=2) for s, k in sizes.items()})
+        self.queues = PerStream({s: Queue(k, cfg.projector.out, labels=2) for s, k in sizes.items()})
 
     def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
         """What the teacher has a copy of, by name."""
@@ -97,7 +101,7 @@ class MoCo(Objective):
         """Two global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         cfg, relation, flags, ids = self.cfg, relations_of(batch), presence(batch), ids_of(batch)
         if len(ids) * world() < 2 and not self.queues:
@@ -132,20 +136,27 @@ class MoCo(Objective):
         return Losses.weigh({"nce": losses.mean()}, {"nce": factor}, stats)
 
     @torch.no_grad()
-    def keys(self, views: Batch) -> Tensor:
+    def keys(self, views: Sequence[Views]) -> Tensor:
         """The teacher's projections of some views, [.., B, P]."""
-        heads = cast(nn.ModuleDict, {s: self.teacher[f"{s}_projector"] for s in self.projectors})
-        return project(cast(Any, self.teacher["encoders"]), heads, views, apart=True)
+        heads = {s: self.teacher[f"{s}_projector"] for s in self.projectors}
+        return project(self.teacher.encoders, heads, views, apart=True)
 
     def queue(self, stream: str) -> Queue:
         """The keys of a stream."""
         return cast(Queue, self.queues[stream])
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows, and the step's keys enter the queues."""
         self.teacher.update(self.students(encoders), progress)
         for queue in self.queues.values():
             cast(Queue, queue).after_step()
+
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams and no predictor behind them.
+
+        With one a prediction, not the projection itself, comes to lie beside another stream's projection.
+        """
+        return None if self.predictors else shared_space(self.projectors)
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and heads."""

@@ -16,22 +16,25 @@ Across ranks: the sum of p, with gradient; Sinkhorn's potentials.  State: projec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.losses.targets import describe
-from multissl.objectives.base import Objective, lone, spread
+from multissl.objectives.common import lone, spread
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
 class MSN(Objective):
@@ -96,7 +99,7 @@ class MSN(Objective):
         masks = (ratio, ratio) if ratio else None
         return spread([self.stream], ViewPlan(num_global=2, num_local=self.cfg.num_local, mask_ratio=masks))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The terms of this rank's anchors."""
         cfg, by_role = self.cfg, {v.role: v for v in batch if v.stream == self.stream}
         full = by_role.get("global")
@@ -118,22 +121,22 @@ class MSN(Objective):
         return Losses.weigh(terms, {"ce": 1.0, "me_max": cfg.me_max_weight}, stats)
 
     @torch.no_grad()
-    def teach(self, views: Batch) -> Tensor:
+    def teach(self, views: Sequence[Views]) -> Tensor:
         """The teacher's scores of one whole view, [B, K]."""
-        (features,) = self.teacher["encoders"].encode(views, "none")
+        (features,) = self.teacher.encoders.encode(views, "none")
         return cosines(self.teacher["projector"](features.pooled), self.prototypes.weight)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""
         self.teacher.update(self.students(encoders), progress)
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+    def exported(self, encoders: Encoders) -> Encoders:
         """The teacher's encoders, unless the teacher never learns."""
-        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher["encoders"]
+        return encoders if self.cfg.teacher.rule == "frozen" else self.teacher.encoders
 
     def param_rules(self) -> list[ParamRule]:
         """No weight decay on prototypes."""
-        return [ParamRule(match="prototypes.", decay=0.0)]
+        return [ParamRule(of=self.prototypes, decay=0.0)]
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and projector, and the student's projector."""

@@ -18,18 +18,21 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.layers.queue import Queue
 from multissl.losses.common import embedding_std
 from multissl.losses.nnclr import neighbours, nnclr_loss
-from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.objectives.common import presence, project, spread, views_per_stream
 from multissl.objectives.pairing import predict, relations_of
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import world
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 
 class NNCLR(Objective):
@@ -67,15 +70,15 @@ class NNCLR(Objective):
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         self.cfg, self.plan = cfg, views_per_stream(streams, 2)
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
-        self.predictors = nn.ModuleDict({s: cfg.predictor.build(cfg.projector.out) for s in streams})
-        self.queues = nn.ModuleDict({s: Queue(cfg.queue, cfg.projector.out) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.predictors = PerStream({s: cfg.predictor.build(cfg.projector.out) for s in streams})
+        self.queues = PerStream({s: Queue(cfg.queue, cfg.projector.out) for s in streams})
 
     def plans(self) -> Plans:
         """Two global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def admit(self, samples: int) -> None:
+    def check_dataset_size(self, samples: int) -> None:
         """A queue that outlasts an epoch would hand samples their own past as neighbours."""
         if self.cfg.queue > samples:
             raise ValueError(
@@ -83,7 +86,7 @@ class NNCLR(Objective):
                 f"would be themselves; set objective.queue to {samples} or less"
             )
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         cfg, relation = self.cfg, relations_of(batch)
         if presence(batch) is not None:
@@ -106,7 +109,7 @@ class NNCLR(Objective):
         stats = {"std": embedding_std(z), "accuracy": right.mean(), "queue_hits": torch.stack(hits).mean()}
         return Losses.weigh({"nce": losses.mean()}, {"nce": 1.0}, stats)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The step's embeddings enter the queues."""
         for queue in self.queues.values():
             cast(Queue, queue).after_step()

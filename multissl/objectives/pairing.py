@@ -6,14 +6,16 @@ Shapes: V views, B samples on this rank, W ranks, P projector width.  Collective
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from multissl.contract.data import Batch
+from multissl.contract.per_stream import PerStream
 from multissl.layers.queue import NOBODY
 from multissl.losses.nce import Relations, relations
-from multissl.objectives.base import head
-from multissl.types import Batch
+from multissl.objectives.common import head
 
 
 def relations_of(batch: Batch) -> Relations:
@@ -23,7 +25,7 @@ def relations_of(batch: Batch) -> Relations:
     return relations(batch[0].batch, samples, groups, batch[0].x.device)
 
 
-def predict(predictors: nn.ModuleDict, streams: Sequence[str], z: Tensor) -> Tensor:
+def predict(predictors: PerStream[Any], streams: Sequence[str], z: Tensor) -> Tensor:
     """Each view's projections z [V, B, P] through the predictor of its stream, one view at a time; fp32 again."""
     parts = []
     for stream, each in zip(streams, z, strict=True):

@@ -12,7 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from multissl.types import Batch, Encode, Features, Masking, Plans, ViewPlan, Views
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking, Plans, ViewPlan
 
 MASKS = ("mask_ratio", "mask_share", "context_ratio", "corrupt")
 """What all terms that mask a stream must agree on: a view has one set of masks."""
@@ -65,17 +68,17 @@ def handed(batch: Batch, plans: Plans) -> Batch:
         if count:
             masks = views.masks[: plan.num_masks + bool(plan.context_ratio)] if plan.mask_ratio else ()
             found.append(replace(views, masks=masks).part(0, min(count, views.num_views)))
-    return found
+    return Batch(found)
 
 
-class Remembered:
+class Remembered(EncodeFunction):
     """Encoders that run equal encodes once; lives for one forward pass, or it would hold that pass's features.
 
     Equal are the same rows of the same tensors, treated in the same way, with or without gradient alike; rows of a
     longer item are found in it. What a call lacks goes through the encoders in one call.
     """
 
-    def __init__(self, encoders: Encode) -> None:
+    def __init__(self, encoders: EncodeFunction) -> None:
         self.encoders = encoders
         self.known: dict[Hashable, list[tuple[int, Views, Features]]] = {}
 

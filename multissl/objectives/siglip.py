@@ -19,16 +19,20 @@ from typing import Literal
 import torch
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
-from multissl.layers.scale import NO_DECAY, Scale
+from multissl.layers.scale import Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.siglip import pair_sigmoid
-from multissl.objectives.base import ONE_VIEW, Objective, presence, project, spread
+from multissl.objectives.common import ONE_VIEW, presence, project, shared_space, spread
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec
 
 
 class SigLIP(Objective):
@@ -65,7 +69,7 @@ class SigLIP(Objective):
                 "use infonce, which compares views of one stream"
             )
         self.cfg = cfg
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.scale = Scale(1 / cfg.scale, cfg.largest_scale)
         self.logit_bias = nn.Parameter(torch.full((1,), cfg.bias))
 
@@ -73,7 +77,7 @@ class SigLIP(Objective):
         """One view of every stream."""
         return spread(self.projectors, ONE_VIEW[self.cfg.view])
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [S, B, P]
         if z.shape[1] * world() < 2:
@@ -90,10 +94,10 @@ class SigLIP(Objective):
         stats["bias"] = self.logit_bias.squeeze()
         return Losses.weigh({"sigmoid": losses.mean()}, {"sigmoid": 1.0}, stats)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)
+
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The scale goes back into its limits."""
         self.scale.clamp()
-
-    def param_rules(self) -> list[ParamRule]:
-        """No decay on scale and bias."""
-        return NO_DECAY

@@ -20,15 +20,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.alarms import History, point_alarm
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.spr import spr_loss
-from multissl.objectives.alarms import History, point_alarm
-from multissl.objectives.base import Objective, head, lone, spread
+from multissl.objectives.common import head, lone, spread
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan, Views
 
 
 class SPR(Objective):
@@ -97,7 +100,7 @@ class SPR(Objective):
         """One view and the K that follow."""
         return spread([self.stream], ViewPlan(num_global=1 + self.cfg.steps))
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         views = next(v for v in batch if v.stream == self.stream and v.role == "global")
         actions = self.actions(views)  # [K, B, A]
@@ -105,7 +108,7 @@ class SPR(Objective):
         z = self.latents(encoders, seen)  # [V or 1, B, D]
         p = self.head(self.predictor, self.head(self.projector, self.roll(z[0], actions)))  # [K, B, P]
         with torch.no_grad():
-            ahead = self.latents(self.teacher["encoders"], views.part(1, self.cfg.steps))
+            ahead = self.latents(self.teacher.encoders, views.part(1, self.cfg.steps))
             target = self.head(self.teacher["projector"], ahead)  # [K, B, P]
         terms = {"prediction": spr_loss(p, target)}
         if self.inverse is not None:
@@ -126,7 +129,7 @@ class SPR(Objective):
             raise ValueError(f"{views.stream} promises conditions of {self.condition} values and gives none")
         return views.condition.unflatten(0, (views.num_views, -1))[1:]
 
-    def latents(self, encoders: Encode, views: Views) -> Tensor:
+    def latents(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """Pooled features, scaled where asked, [V, B, D]."""
         (features,) = encoders.encode([views])
         return self.scaled(wide(features.pooled)).unflatten(0, (views.num_views, -1))
@@ -151,7 +154,7 @@ class SPR(Objective):
         narrow = next(module.parameters()).dtype  # x was widened; in mixed precision the weights were not
         return head(module, x.flatten(0, 1).to(narrow), len(x), apart=True)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""
         self.teacher.update(self.students(encoders), progress)
 
@@ -163,4 +166,4 @@ class SPR(Objective):
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks."""
-        return self.teacher["encoders"].shard_units()
+        return self.teacher.encoders.shard_units()

@@ -18,24 +18,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.alarms import History, one_point
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.swav import swav_loss
 from multissl.losses.targets import describe
-from multissl.objectives.alarms import History, one_point
-from multissl.objectives.base import Objective, head, spread
+from multissl.objectives.common import head, shared_space, spread
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import local
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, ParamRule, Plans, Progress, StreamSpec, ViewPlan
 
 
 class SwAV(Objective):
@@ -78,7 +81,7 @@ class SwAV(Objective):
         self.cfg, alone = cfg, len(streams) == 1
         self.plan = ViewPlan(num_global=2, num_local=cfg.num_local) if alone else ViewPlan(num_clean=1)
         self.coded = 2 if alone else len(streams)
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
         self.prototypes.weight.data = F.normalize(self.prototypes.weight.data)
         size = (self.coded, cfg.queue, cfg.projector.out)
@@ -90,7 +93,7 @@ class SwAV(Objective):
         """Two global views of a lone stream and its local ones, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         cfg, waiting, full = self.cfg, None, None
         if any(v.present is not None for v in batch):
@@ -114,7 +117,7 @@ class SwAV(Objective):
         stats["std"] = embedding_std(unit[: self.coded])
         return Losses.weigh({"swap": loss}, {"swap": 1.0}, stats)
 
-    def project(self, encoders: Encode, batch: Batch) -> Tensor:
+    def project(self, encoders: EncodeFunction, batch: Batch) -> Tensor:
         """Every view projected, coded ones first: [V, B, P]; a projector is called once for all views of a stream."""
         features = encoders.encode(batch)
         coded, rest = [], []
@@ -133,9 +136,13 @@ class SwAV(Objective):
         return F.linear(unit.to(weight.dtype), weight / weight.detach().norm(dim=1, keepdim=True))
 
     @torch.no_grad()
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)
+
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Prototypes become unit vectors again, the batch enters the queue."""
-        rows = local(cast(Any, self.prototypes.weight))  # this rank's whole rows
+        rows = local(self.prototypes.weight)  # this rank's whole rows
         rows.copy_(F.normalize(rows, dim=1))
         if self.fresh is not None:
             newest = self.fresh.transpose(0, 1).to(self.queue.dtype)  # [A, W*B, P]
@@ -150,5 +157,5 @@ class SwAV(Objective):
 
     def param_rules(self) -> list[ParamRule]:
         """The prototypes rest for the first steps."""
-        rule = ParamRule(match="prototypes.", frozen_steps=self.cfg.freeze_prototypes)
-        return [rule] if rule.frozen_steps else []
+        steps = self.cfg.freeze_prototypes
+        return [ParamRule(of=self.prototypes, frozen_steps=steps)] if steps else []

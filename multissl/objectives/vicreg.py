@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
-
-from multissl.encoders.base import Encoders
+from multissl.contract.alarms import History, lasting, point_alarm
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.vicreg import vicreg_terms
-from multissl.objectives.alarms import History, lasting, point_alarm
-from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
+from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
 
 
 class VICReg(Objective):
@@ -47,16 +49,20 @@ class VICReg(Objective):
         super().__init__()
         self.weights = {"invariance": cfg.invariance, "variance": cfg.variance, "covariance": cfg.covariance}
         self.plan = views_per_stream(streams, 2)
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
 
     def plans(self) -> Plans:
         """Two global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         return Losses.weigh(vicreg_terms(z, presence(batch)), self.weights, {"std": embedding_std(z)})
+
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)
 
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Embeddings in one point, or around one so closely that the hinge is all but wholly due."""

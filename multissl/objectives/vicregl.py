@@ -19,13 +19,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.vicregl import TERMS, global_terms, local_terms
-from multissl.objectives.base import Objective, head, lone, spread
+from multissl.objectives.common import head, lone, spread
 from multissl.objectives.vicreg import check_weights
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 
 class VICRegL(Objective):
@@ -72,7 +75,7 @@ class VICRegL(Objective):
         plan = ViewPlan(num_global=2, num_local=self.cfg.num_local, coords=self.cfg.alpha < 1)
         return spread([self.stream], plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
         cfg, features = self.cfg, encoders.encode(batch)
         terms: dict[str, Tensor] = {}

@@ -21,14 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.init import init_linear
 from multissl.layers.readout import Readout
 from multissl.losses.common import embedding_std
 from multissl.losses.vime import auc
-from multissl.objectives.base import Objective, lone, spread
+from multissl.objectives.common import lone, spread
 from multissl.precision import wide
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec, ViewPlan
 
 
 class VIME(Objective):
@@ -88,7 +91,7 @@ class VIME(Objective):
         )
         return spread([self.stream], plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; every row has equally many cells."""
         views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
         if views is None or views.target is None:

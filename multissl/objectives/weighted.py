@@ -10,20 +10,22 @@ Shapes: V views of B samples, R = V*B rows, view-major.  Across ranks and in sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from multissl.encoders.base import Encoders
-from multissl.objectives.base import Objective
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.shared import Remembered, handed, merge
 from multissl.objectives.vicreg import VICReg
 from multissl.registry import suggest
-from multissl.types import Batch, Encode, Losses, Masking, ParamRule, Plans, Progress, StreamSpec
 
 
 def _default() -> dict[str, Objective.Config]:
@@ -85,25 +87,20 @@ class Weighted(Objective):
                     raise ValueError(f"objective.streams.{name} names {stream!r}{suggest(stream, streams)}")
             mine = self.streams[name]
             built[name] = term.build(encoders.only(mine), {s: streams[s] for s in mine})
-        self.terms = nn.ModuleDict(built)
+        self.terms: PerStream[Objective] = PerStream(built)  # whatever the terms are called
         self.asked = {name: dict(term.plans()) for name, term in built.items()}
         self.merged = merge(self.asked)
         self.reads_tokens = any(term.reads_tokens for term in built.values())
-        self.names = [f"encoders.{n}" for n, _ in encoders.named_parameters()]
-
-    def each(self) -> Iterator[tuple[str, Objective]]:
-        """The terms by name, in the order of the config."""
-        return iter(cast(Any, self.terms.items()))
 
     def plans(self) -> Plans:
         """What the terms ask for together."""
         return self.merged
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The terms' losses; the one with most views goes first."""
         shared = Remembered(encoders)
         found: dict[str, Losses] = {}
-        for name, term in sorted(self.each(), key=lambda item: -self.views_of(item[0])):
+        for name, term in sorted(self.terms.items(), key=lambda item: -self.views_of(item[0])):
             found[name] = term(shared, handed(batch, self.asked[name]), progress)
         parts = [self.cfg.weights.get(name, 1.0) * found[name].total for name in self.terms]
         stats = {f"{name}/total": found[name].total.detach() for name in self.terms}
@@ -120,51 +117,52 @@ class Weighted(Objective):
         """How many views a term asks for."""
         return sum(p.num_clean + p.num_global + p.num_local for p in self.asked[name].values())
 
-    def admit(self, samples: int) -> None:
+    def check_dataset_size(self, samples: int) -> None:
         """Every term is told."""
-        for _, term in self.each():
-            term.admit(samples)
+        for _, term in self.terms.items():
+            term.check_dataset_size(samples)
 
-    def after_step(self, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Every term moves its slow state."""
-        for name, term in self.each():
+        for name, term in self.terms.items():
             term.after_step(self.only(encoders, name), progress)
 
-    def only(self, encoders: nn.ModuleDict, name: str) -> nn.ModuleDict:
+    def only(self, encoders: Encoders, name: str) -> Encoders:
         """The encoders that a term was built with."""
-        return Encoders({s: encoders[s] for s in self.streams[name]})
+        return encoders.only(self.streams[name])
 
     def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
         """The first term's that has one, its options named as they are typed here."""
-        for name, term in self.each():
+        for name, term in self.terms.items():
             said = term.alarm([own_figures(entry, name) for entry in history], progress)
             if said is not None:
                 return f"{name}: {said.replace('objective.', f'objective.terms.{name}.')}"
         return None
 
-    def exported(self, encoders: nn.ModuleDict) -> nn.ModuleDict:
+    def exported(self, encoders: Encoders) -> Encoders:
         """Those of the term that `export` names, or of the first with a teacher or towers; else the student's."""
         for name in [self.cfg.export] if self.cfg.export else self.terms:
             mine = self.only(encoders, name)
-            shipped = cast(Objective, self.terms[name]).exported(mine)
+            shipped = self.terms[name].exported(mine)
             if shipped is not mine:
-                return Encoders({**encoders, **shipped})
+                return Encoders({**dict(encoders.items()), **dict(shipped.items())})
         return encoders
 
     def param_rules(self) -> list[ParamRule]:
-        """The terms' rules, each for its own parameters and the encoders'."""
-        rules = []
-        for name, term in self.each():
-            own = {f"objective.{n}": f"objective.terms.{name}.{n}" for n, _ in term.named_parameters()}
-            for rule in term.param_rules():
-                hits = [full for n, full in own.items() if rule.match in n]
-                hits += [n for n in self.names if rule.match in n]
-                rules += [replace(rule, match=hit) for hit in hits]
-        return rules
+        """Those of all terms."""
+        return [rule for term in self.terms.values() for rule in term.param_rules()]
+
+    def clip_modules(self) -> dict[str, nn.Module]:
+        """Those of all terms: the heads of each term are clipped as they are without the others."""
+        return {
+            f"terms.{name}.{part}": module
+            for name, term in self.terms.items()
+            for part, module in term.clip_modules().items()
+        }
 
     def shard_units(self) -> list[nn.Module]:
         """Those of all terms."""
-        return [unit for _, term in self.each() for unit in term.shard_units()]
+        return [unit for _, term in self.terms.items() for unit in term.shard_units()]
 
 
 def own_figures(entry: Mapping[str, float], name: str) -> dict[str, float]:

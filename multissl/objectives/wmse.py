@@ -16,15 +16,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
-
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.wmse import groupings, wmse_loss
-from multissl.objectives.base import Objective, presence, project, spread, views_per_stream
+from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
 from multissl.parallel.collectives import gather
-from multissl.types import Batch, Encode, Losses, Plans, Progress, StreamSpec
 
 
 class WMSE(Objective):
@@ -62,13 +64,13 @@ class WMSE(Objective):
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         self.cfg, self.plan = cfg, views_per_stream(streams, 2)
-        self.projectors = nn.ModuleDict({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
+        self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
 
     def plans(self) -> Plans:
         """Two global views of a lone stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
-    def forward(self, encoders: Encode, batch: Batch, progress: Progress) -> Losses:
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of the whole batch, the same on every rank."""
         there = presence(batch)
         if there is not None and not there.all():
@@ -80,3 +82,7 @@ class WMSE(Objective):
         orders = groupings(everyone.shape[1], self.cfg.group, self.cfg.draws, progress.step)
         loss = wmse_loss(everyone, orders.to(z.device), self.cfg.eps)
         return Losses.weigh({"distance": loss}, {"distance": 1.0}, {"std": embedding_std(z)})
+
+    def shared_space(self) -> SharedSpace | None:
+        """Return the space of the projections, where there are several streams."""
+        return shared_space(self.projectors)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multissl.config import Config
+from multissl.contract.abilities import Shardable
+from multissl.contract.encoder import Encoder
 from multissl.parallel.ranks import _group_of_one, world
 
 
@@ -36,13 +38,12 @@ class Parallel(Config):
             raise ValueError(f"parallel.shard={self.shard}: want 1 or more ranks")
 
 
-def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.Module:
+def parallelize(learner: Shardable, cfg: Parallel, device: torch.device) -> None:
     """Move a learner to its device; then activation checkpointing, compile and FSDP2, in that order, block by block.
 
-    `learner.shard_units()` names the blocks and `learner.entry_points()` the methods besides `forward` that encode.
     On CUDA ranks torch's batch norms become SyncBatchNorm; on CPU ranks, which have none, each normalises by its own
     rows. Batch norm cannot run on sharded bf16 parameters: a learner that holds one keeps them in fp32, and its
-    encoders (whatever has `autocast`, a teacher's copies too) compute under torch.autocast.
+    encoders (a teacher's copies too) compute under torch.autocast.
     """
     if world() % cfg.shard:
         raise ValueError(f"parallel.shard={cfg.shard} does not divide the {world()} ranks of this run")
@@ -53,9 +54,9 @@ def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.M
     if half and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in learner.modules()):
         half = False
         for module in learner.modules():
-            if hasattr(module, "autocast"):
-                cast(Any, module).autocast = torch.bfloat16
-    units = cast(Any, learner).shard_units()
+            if isinstance(module, Encoder):
+                module.autocast = torch.bfloat16
+    units = learner.shard_units()
     if cfg.checkpoint_activations:
         from torch.distributed._composable.checkpoint_activation import checkpoint
 
@@ -66,11 +67,10 @@ def parallelize(learner: nn.Module, cfg: Parallel, device: torch.device) -> nn.M
             unit.compile(dynamic=False)
     if world() > 1 or half or cfg.fully_shard == "always":
         _fully_shard(learner, units, cfg.shard, device, half)
-    return learner
 
 
 def _fully_shard(
-    learner: nn.Module, units: Sequence[nn.Module], shard: int, device: torch.device, half: bool
+    learner: Shardable, units: Sequence[nn.Module], shard: int, device: torch.device, half: bool
 ) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -87,7 +87,7 @@ def _fully_shard(
         fully_shard(unit, mesh=mesh, mp_policy=blocks, reshard_after_forward=True)
     # The root is resharded too: between steps every parameter is a shard, so EMA and checkpoints see only shards.
     fully_shard(learner, mesh=mesh, mp_policy=root, reshard_after_forward=True)
-    for name in cast(Any, learner).entry_points():
+    for name in learner.entry_points():
         register_fsdp_forward_method(learner, name)
 
 

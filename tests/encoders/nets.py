@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from multissl.types import StreamSpec
+from multissl.contract.plans import StreamSpec
 
 
 class Maps(nn.Module):

@@ -10,12 +10,14 @@ import torch
 
 from multissl import registry
 from multissl.config import from_dict, to_dict
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.engine.learner import Learner
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.objectives.vicreg import VICReg
-from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
 SMALL: dict[str, dict[str, Any]] = {
@@ -37,9 +39,9 @@ def config(name: str) -> Encoder.Config:
     return registry.resolve(name, "encoders").Config(**SMALL[name])
 
 
-def views(num_views: int = 2) -> list[Views]:
+def views(num_views: int = 2) -> Batch:
     x = torch.randn(num_views * 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return [Views(x=x, stream="image", role="global", num_views=num_views)]
+    return Batch([Views(x=x, stream="image", role="global", num_views=num_views)])
 
 
 # these read columns alone: test_pytorch_tabular.py, test_leave_one_out.py
@@ -52,7 +54,7 @@ def test_every_encoder_gives_features_and_trains(name: str) -> None:
     cfg = config(name)
     assert from_dict(Encoder.Config, to_dict(cfg)) == cfg
     encoder: Encoder = cfg.build(SPEC)
-    encoder.expect(frozenset({"none"}))
+    encoder.prepare_for(frozenset({"none"}))
     first, second = encoder([*views(), *views(1)])
     assert first.pooled.shape == (8, encoder.dim)
     assert first.tokens.shape == (8, TOKENS[name], encoder.dim)

@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 import torch
 
+from multissl.contract.data import Views
+from multissl.contract.learning import Features
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
-from multissl.types import Features, StreamSpec, Views
 
 transformers = pytest.importorskip("transformers")
 PICTURES = StreamSpec(kind="grid", shape=(1, 16, 16), num_tokens=16, patch=(4, 4))
@@ -84,7 +86,7 @@ def test_a_folder_gives_the_model_and_its_weights(tmp_path: Path) -> None:
     saved = build(PICTURES, "vit", patch_size=4).net
     saved.save_pretrained(tmp_path)
     plain = HuggingFaceEncoder.Config(model=str(tmp_path)).build(PICTURES)
-    plain.start()
+    plain.load_pretrained()
     assert plain.dim == 12
     weight = saved.embeddings.cls_token
     assert not torch.equal(plain.net.embeddings.cls_token, weight)
@@ -92,7 +94,7 @@ def test_a_folder_gives_the_model_and_its_weights(tmp_path: Path) -> None:
         model=str(tmp_path), config={"hidden_dropout_prob": 0.5}, pretrained=True
     )
     filled = encoder.build(PICTURES)
-    filled.start()
+    filled.load_pretrained()
     assert filled.net.config.hidden_dropout_prob == 0.5
     assert torch.equal(filled.net.embeddings.cls_token, weight)
 

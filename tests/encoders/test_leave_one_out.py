@@ -10,13 +10,15 @@ import torch
 
 from multissl import run
 from multissl.configs import tabular
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.leave_one_out import LeaveOneOutEncoder
 from multissl.engine.metrics import read_metrics
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.modalities.tabular import Tabular
 from multissl.objectives.vime import VIME
-from multissl.types import Progress, StreamSpec, Views
 
 LEVELS = (0, 3, 0, 4, 0)
 
@@ -77,7 +79,7 @@ def test_the_pooled_feature_is_the_mean_and_every_parameter_learns() -> None:
     assert features.pooled.shape == (6, encoder.dim)
     objective = VIME.Config(corrupt=0.0, mask_weight=0.0, reads="tokens").build(encoders, {"t": spec()})
     views = Views(x=rows(), target=rows(), stream="t", role="global")
-    objective(encoders, [views], Progress(step=0, total=1)).total.backward()
+    objective(encoders, Batch([views]), Progress(step=0, total=1)).total.backward()
     assert not [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from multissl.contract.data import Views
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.mlp import MLPEncoder
-from multissl.types import StreamSpec, Views
 
 
 def test_categories_enter_one_hot_and_the_token_is_the_pooled_one() -> None:

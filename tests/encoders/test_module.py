@@ -8,6 +8,8 @@ from torch import nn
 
 from multissl import run
 from multissl.config import to_dict
+from multissl.contract.data import Views
+from multissl.contract.plans import StreamSpec
 from multissl.encoders import module
 from multissl.encoders.module import ModuleEncoder, holding
 from multissl.evaluators.collapse import Collapse
@@ -15,7 +17,6 @@ from multissl.layers.heads import MLPHead
 from multissl.modalities.tabular import Tabular
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe, read_recipe
-from multissl.types import StreamSpec, Views
 from tests.encoders import nets
 
 PICTURES = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4))

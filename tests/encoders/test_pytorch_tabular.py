@@ -10,14 +10,16 @@ import torch
 
 from multissl import run
 from multissl.configs import tabular
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.pytorch_tabular import PytorchTabularEncoder
 from multissl.engine.metrics import read_metrics
-from multissl.engine.optim import AdamW
-from multissl.evaluators.base import clean_views
+from multissl.engine.optim.adamw import AdamW
+from multissl.inference import clean_views
 from multissl.modalities.tabular import Tabular
 from multissl.objectives.vime import VIME
-from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(
     kind="columns", shape=(5,), num_tokens=5, cardinalities=(0, 3, 0, 4, 0), target_dim=1, target_kind="cells"
@@ -47,7 +49,7 @@ def test_models_train_behind_the_contract(model: str) -> None:
     encoder = cfg.build(SPEC)
     encoders = Encoders({"t": encoder})
     objective = VIME.Config(corrupt=0.0).build(encoders, {"t": SPEC})
-    objective(encoders, [views()], Progress(step=0, total=1)).total.backward()
+    objective(encoders, Batch([views()]), Progress(step=0, total=1)).total.backward()
     trainable = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
     assert trainable
     assert not [n for n, p in trainable.items() if p.grad is None]

@@ -1,19 +1,22 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder, resnet
 from multissl.export import load_state, load_weights
-from multissl.types import StreamSpec, Views
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=4, patch=(8, 8))
 
 
-def small(**options: object) -> ResNetEncoder:
-    return ResNetEncoder.Config(**{"depth": 10, "width": 4, "stem": "small"} | options).build(SPEC)  # type: ignore[arg-type]
+def small(**options: Any) -> ResNetEncoder:
+    return ResNetEncoder.Config(**{"depth": 10, "width": 4, "stem": "small"} | options).build(SPEC)
 
 
 def pictures(size: int, rows: int, num_views: int = 1) -> Views:
@@ -58,7 +61,7 @@ def test_released_weights_start_a_run(tmp_path: Path) -> None:
     encoders = Encoders({"image": ResNetEncoder.Config().build(SPEC)})
     load_weights(encoders, tmp_path / "resnet18.safetensors")
     found = encoders["image"].state_dict()
-    assert torch.equal(found["net.layer4.1.conv2.weight"], reference.layer4[1].conv2.weight)  # type: ignore[index]
+    assert torch.equal(found["net.layer4.1.conv2.weight"], reference.get_parameter("layer4.1.conv2.weight"))
     load_state(encoders["image"], encoders["image"].state_dict())
     with pytest.raises(ValueError, match=r"net\.conv1\.weight is \(64, 3, 7, 7\) where the encoder has"):
         load_state(small(depth=18, width=64), reference.state_dict())
@@ -66,7 +69,8 @@ def test_released_weights_start_a_run(tmp_path: Path) -> None:
 
 def test_width_scales_every_stage_and_the_small_stem_keeps_the_size() -> None:
     encoder = small(depth=18, width=6)
-    assert [stage[-1].bn2.num_features for stage in encoder.shard_units()] == [6, 12, 24, 48]  # type: ignore[index]
+    norms = [m for stage in encoder.shard_units() for n, m in stage.named_modules() if n == "1.bn2"]
+    assert [m.num_features for m in norms if isinstance(m, nn.BatchNorm2d)] == [6, 12, 24, 48]
     assert encoder.dim == 48
     assert small(depth=50, width=2).dim == 64
     (features,) = encoder([pictures(16, 3)])

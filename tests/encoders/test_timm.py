@@ -3,13 +3,15 @@ from typing import Any
 import pytest
 import torch
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.timm import TimmEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.objectives.vicreg import VICReg
 from multissl.parallel.sharding import Parallel, parallelize
-from multissl.types import Progress, StreamSpec, Views
 
 timm = pytest.importorskip("timm")
 SPEC = StreamSpec(kind="grid", shape=(2, 32, 32), num_tokens=4, patch=(16, 16))
@@ -71,11 +73,12 @@ def test_checkpointed_and_sharded_blocks_give_the_same_loss() -> None:
         torch.manual_seed(0)
         encoders = Encoders({"image": vit()})
         objective = VICReg.Config(projector=MLPHead.Config(hidden=8, out=8)).build(encoders, {"image": SPEC})
-        learner = parallelize(Learner(encoders, objective), parallel, torch.device("cpu"))
+        learner = Learner(encoders, objective)
+        parallelize(learner, parallel, torch.device("cpu"))
         x = pictures(rows=8).x
-        batch = [Views(x=x, stream="image", role="global", num_views=2)]
+        batch = Batch([Views(x=x, stream="image", role="global", num_views=2)])
         found = learner(batch, Progress(step=0, total=1))
-        learner.backward(found)  # type: ignore[operator]
+        learner.backward(found)
         losses.append(found.total.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -92,7 +95,7 @@ def test_pretrained_weights_are_taken_at_the_start_only(monkeypatch: pytest.Monk
     encoder = TimmEncoder.Config(name="resnet10t", pretrained=True).build(SPEC)
     before = encoder.net.conv1[0].weight.clone()
     assert not any(asked)
-    encoder.start()
+    encoder.load_pretrained()
     assert asked[-1]
     assert not torch.equal(before, encoder.net.conv1[0].weight)
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.abilities import Shardable
+from multissl.contract.data import Views
+from multissl.contract.encoder import build_encoders
+from multissl.contract.plans import StreamSpec
 from multissl.encoders import panels
-from multissl.encoders.base import build_encoders
 from multissl.encoders.transformer import SIZES, TransformerEncoder, vit
 from multissl.layers.positions import Position
 from multissl.modalities.base import pack_masks
-from multissl.types import StreamSpec, Views
 from tests.ranks import run_ranks
 
 IMAGE = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
@@ -129,10 +131,10 @@ def test_maskings_are_told_before_and_refused_in_words() -> None:
 
 def test_a_mask_token_that_is_never_used_is_frozen_but_stays_among_the_weights() -> None:
     encoder = build()
-    encoder.expect(frozenset({"none"}))
+    encoder.prepare_for(frozenset({"none"}))
     assert not encoder.tokenizer.mask_token.requires_grad
     assert "tokenizer.mask_token" in encoder.state_dict()
-    encoder.expect(frozenset({"replace"}))
+    encoder.prepare_for(frozenset({"replace"}))
     assert encoder.tokenizer.mask_token.requires_grad
 
 
@@ -141,7 +143,7 @@ def test_a_mask_token_that_is_never_used_is_frozen_but_stays_among_the_weights()
 )
 def test_every_trainable_tensor_gets_a_gradient(options: dict[str, Any]) -> None:
     encoder = build(**options)
-    encoder.expect(frozenset({"none"}))
+    encoder.prepare_for(frozenset({"none"}))
     (features,) = encoder([views(torch.randn(2, 3, 16, 16))])
     (features.pooled.square().sum() + features.tokens.square().sum()).backward()
     without = {n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None}
@@ -187,16 +189,16 @@ def test_layer_ids_follow_dinov2() -> None:
 def test_panels_show_pictures_and_leave_the_mode(channels: int) -> None:
     spec = StreamSpec(kind="grid", shape=(channels, 16, 16), num_tokens=16, patch=(4, 4))
     encoder = build(spec, drop_path=0.5).train()
-    tokens, attention = encoder.panels(views(torch.randn(10, channels, 16, 16)))
+    tokens, attention = encoder.figures(views(torch.randn(10, channels, 16, 16)))
     assert encoder.training
     assert tokens.image.dtype == attention.image.dtype == np.uint8
     assert tokens.image.shape == (2 * 114, 8 * 114, 3)  # 8 pictures and their tokens, with gaps of 2
     assert attention.image.shape == (3 * 114, 8 * 114, 3)
     assert len(np.unique(tokens.image[114:].reshape(-1, 3), axis=0)) > 50
     np.testing.assert_array_equal(
-        encoder.eval().panels(views(torch.zeros(2, channels, 16, 16)))[0].image.shape, [228, 228, 3]
+        encoder.eval().figures(views(torch.zeros(2, channels, 16, 16)))[0].image.shape, [228, 228, 3]
     )
-    assert build(TEXT).panels(views(torch.zeros(1, 6, dtype=torch.long))) == []
+    assert build(TEXT).figures(views(torch.zeros(1, 6, dtype=torch.long))) == []
 
 
 @pytest.mark.parametrize(
@@ -227,12 +229,13 @@ def test_limits_name_the_option() -> None:
     for name, bad in {"dim": 0, "heads": 5, "drop_path": 1.0, "registers": -1, "layerscale": -1.0}.items():
         with pytest.raises(ValueError, match=f"{name}={bad}"):
             TransformerEncoder.Config(**{name: bad})
+    misspelt: Any = {"register": 4}
     with pytest.raises(TypeError, match="did you mean registers"):
-        TransformerEncoder.Config(register=4)  # type: ignore[call-arg]
+        TransformerEncoder.Config(**misspelt)
     assert TransformerEncoder.Config().position == Position()
 
 
-class Root(torch.nn.Module):
+class Root(Shardable):
     def __init__(self, encoder: TransformerEncoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -273,7 +276,7 @@ def sharded(rank: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     found = []
     for precision in ("fp32", "bf16"):
         root = Root(build(registers=1, layerscale=0.5, drop_path=0.5))
-        cfg = Parallel(shard=2, precision=precision, checkpoint_activations=True)  # type: ignore[arg-type]
+        cfg = Parallel(shard=2, precision=precision, checkpoint_activations=True)
         parallelize(root, cfg, torch.device("cpu"))
         found.append(step(root))
     return found
@@ -293,8 +296,8 @@ def test_panels_of_sound_run_to_the_right_with_low_tones_below() -> None:
     x[:, :, :3, 0] = 1.0  # a low tone at the beginning
     shown = x.unflatten(2, (6, 2)).unflatten(4, (2, 2)).amax((1, 3, 5)).flatten(1)  # [R, 6 * 2 tokens]
     tokens, attention = panels.draw(x, shown[..., None] * torch.ones(3), shown[:, None], (2, 2))
-    for panel in (tokens, attention):
-        for part in np.split(panel.image.max(2), 2):
+    for figure in (tokens, attention):
+        for part in np.split(figure.image.max(2), 2):
             high, width = part.shape[0], part.shape[1] // 2
             assert width > 2 * high
             below, early, late = int(0.9 * high), int(0.1 * width), int(0.9 * width)

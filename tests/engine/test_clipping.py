@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multissl import run
-from multissl.engine.optim import SGD
+from multissl.engine.optim.sgd import SGD
 from multissl.parallel.gradients import clip_gradients
 from tests.stubs import recipe
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,8 +12,8 @@ PLANS = {"points": ViewPlan(num_global=2)}
 CPU = torch.device("cpu")
 
 
-def steps(count: int = 96, batch: int = 16, rank: int = 0, world: int = 1, **options: object) -> Steps:
-    modality = Points.Config(count=count, **options).build()  # type: ignore[arg-type]
+def steps(count: int = 96, batch: int = 16, rank: int = 0, world: int = 1, **options: Any) -> Steps:
+    modality = Points.Config(count=count, **options).build()
     return Steps(modality, PLANS, batch, 0, rank, world, final=False)
 
 

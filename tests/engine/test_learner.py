@@ -4,23 +4,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.data import Batch
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Losses, Progress
+from multissl.contract.plans import StreamSpec
 from multissl.engine.learner import Learner
-from multissl.types import Losses, Progress
-from tests.stubs import Net, Points, RowRandom, Spread
+from multissl.random import RowRandom
+from tests.stubs import Net, Points, Spread
 
 PROGRESS = Progress(step=0, total=10)
 
 
-def learner(chunk: int, dropout: float = 0.0) -> tuple[Learner, list]:
+class Normed(Net):
+    """Has batch norm."""
+
+    def __init__(self, cfg: Net.Config, spec: StreamSpec) -> None:
+        super().__init__(cfg, spec)
+        self.norm = nn.BatchNorm1d(3)
+
+
+def learner(chunk: int, dropout: float = 0.0) -> tuple[Learner, Batch]:
     torch.manual_seed(0)
     modality = Points.Config().build()
     specs = modality.streams()
-    from multissl.encoders.base import build_encoders
-
     encoders = build_encoders({"points": Net.Config(dropout=dropout)}, specs)
     objective = Spread.Config().build(encoders, specs)
     rng = RowRandom((0, 0), 0, 10, 10)
-    raw = modality.collate(modality.dataset("train")[:10], objective.plans(), rng)
+    samples = modality.dataset("train")
+    raw = modality.collate([samples[i] for i in range(10)], objective.plans(), rng)
     return Learner(encoders, objective, chunk), modality.views(raw, objective.plans(), rng)
 
 
@@ -56,7 +67,7 @@ def test_a_replay_draws_what_the_first_pass_drew() -> None:
 
 def test_batch_norm_in_an_encoder_refuses_chunks() -> None:
     made, _ = learner(0)
-    encoders = nn.ModuleDict({"points": nn.BatchNorm1d(3)})
+    encoders = build_encoders({"points": Normed.Config()}, Points.Config().build().streams())
     with pytest.raises(ValueError, match=r"chunk=2: an encoder holds batch norm"):
         Learner(encoders, made.objective, 2)
 

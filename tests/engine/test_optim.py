@@ -1,14 +1,22 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from multissl.engine.optim import LARS, AdamW, TorchLARS, kinds_of, treatment
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoder, Encoders
+from multissl.contract.learning import Features, Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, ViewPlan
+from multissl.engine.learner import Learner
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.lars import LARS, TorchLARS
+from multissl.engine.optim.treatment import kinds_of, treatment
 from multissl.layers.scale import Scale
 from multissl.parallel.ranks import world
 from multissl.parallel.sharding import Parallel, full, parallelize
-from multissl.types import Progress
 from tests.ranks import run_ranks
 
 
@@ -46,12 +54,11 @@ def test_vectors_are_plain_sgd_unless_asked() -> None:
 
 def test_vectors_without_a_telling_name_have_no_decay() -> None:
     cfg = AdamW.Config(decay_tokens=True)
-    kinds = kinds_of(
-        nn.ModuleDict({"bn1": nn.BatchNorm2d(2), "conv1": nn.Conv2d(2, 2, 1), "scale": Scale(0.1)})
-    )
-    assert treatment("encoders.image.net.bn1.weight", kinds["bn1.weight"], 0, 4, cfg, []).decay == 0
-    assert treatment("encoders.image.net.conv1.weight", kinds["conv1.weight"], 0, 4, cfg, []).decay == 1
-    assert treatment("objective.log_scale", kinds["scale.logit_scale"], 1, 0, cfg, []).decay == 0
+    norm, convolution, scale = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), Scale(0.1)
+    kinds = kinds_of(nn.ModuleList([norm, convolution, scale]))
+    assert treatment(kinds[id(norm.weight)], 0, 4, cfg).decay == 0
+    assert treatment(kinds[id(convolution.weight)], 0, 4, cfg).decay == 1
+    assert treatment(kinds[id(scale.logit_scale)], 1, 0, cfg).decay == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("trust", 0.0), ("momentum", 1.0), ("lr", -1.0)])
@@ -61,33 +68,44 @@ def test_limits_are_named(name: str, value: float) -> None:
         LARS.Config(**options)
 
 
-class Small(nn.Module):
-    """Two linears, as the optimizer and `parallelize` want a learner."""
+class Linears(Encoder):
+    """Two linears, the first of them a block."""
+
+    dim = 3
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        outputs = [self.net(v.x) for v in views]
+        return [Features(pooled=y, tokens=y[:, None]) for y in outputs]
 
     def shard_units(self) -> list[nn.Module]:
         return [self.net[0]]
 
-    def entry_points(self) -> list[str]:
-        return []
+
+class Squares(Objective):
+    """The sum of the squared features."""
+
+    def plans(self) -> Plans:
+        return {"rows": ViewPlan(num_clean=1)}
+
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
+        return Losses(total=encoders.encode(batch)[0].pooled.pow(2).sum())
 
 
 def lars_run(_rank: int, sharded: bool) -> dict[str, torch.Tensor]:
-    learner = Small()
+    torch.manual_seed(0)
+    learner = Learner(Encoders({"rows": Linears()}), Squares())
     if sharded:
         parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
     optimizer = LARS.Config(lr=1.0, weight_decay=0.1, trust=0.01).build(learner, [], 4)
     for step in range(3):
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
-        learner(x).pow(2).sum().backward()
-        optimizer.step(Progress(step=step, total=3))
+        progress = Progress(step=step, total=3)
+        learner.backward(learner(Batch([Views(x=x, stream="rows", role="clean")]), progress))
+        optimizer.step(progress)
         optimizer.zero_grad()
     return {name: full(p.detach()).clone() for name, p in learner.named_parameters()}
 

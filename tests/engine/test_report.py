@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from multissl.contract.learning import Figure
 from multissl.engine.charts import apart, chart, nice_ticks, short, stretched, tick_labels
 from multissl.engine.report import MOST_NOTES, write_report
-from multissl.types import Panel
 
 LINES: list[dict[str, Any]] = [
     {"kind": "eval", "step": 0, "knn/top1": 30.0, "knn/raw": 34.0, "knn/hog": 52.0, "collapse/width": 192},
@@ -47,8 +47,8 @@ def texts(svg: ElementTree.Element) -> list[str]:
 
 
 def test_the_page_tells_everything_and_the_verdict_first(tmp_path: Path) -> None:
-    panel = Panel("Views", np.full((4, 6, 3), 200, np.uint8), "four samples")
-    path = write_report(run_folder(tmp_path, LINES, SUMMARY), [panel])
+    figure = Figure("Views", np.full((4, 6, 3), 200, np.uint8), "four samples")
+    path = write_report(run_folder(tmp_path, LINES, SUMMARY), [figure])
     page = path.read_text()
     assert path == tmp_path / "report.html"
     headings = re.findall(r"<h2>(.*?)</h2>", page)
@@ -65,8 +65,8 @@ def test_the_page_tells_everything_and_the_verdict_first(tmp_path: Path) -> None
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
-    panel = Panel("Views", np.zeros((2, 2, 3), np.uint8))
-    page = write_report(run_folder(tmp_path, LINES, SUMMARY), [panel]).read_text()
+    figure = Figure("Views", np.zeros((2, 2, 3), np.uint8))
+    page = write_report(run_folder(tmp_path, LINES, SUMMARY), [figure]).read_text()
     assert "http:" not in page
     assert "https:" not in page
     assert "@import" not in page
@@ -98,8 +98,8 @@ def test_gradient_norms_share_a_chart_and_terms_have_their_own(tmp_path: Path) -
 
 def test_what_the_run_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     summary = {**SUMMARY, "verdict": "<script>alert(1)</script>"}
-    panel = Panel('"><script>', np.zeros((2, 2, 3), np.uint8), "<i>")
-    page = write_report(run_folder(tmp_path, LINES, summary), [panel]).read_text()
+    figure = Figure('"><script>', np.zeros((2, 2, 3), np.uint8), "<i>")
+    page = write_report(run_folder(tmp_path, LINES, summary), [figure]).read_text()
     assert "<script" not in page
     assert "<i>" not in page
     assert "sample &lt;b&gt;7&lt;/b&gt; &amp; co cannot be read" in page

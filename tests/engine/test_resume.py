@@ -98,7 +98,7 @@ def test_another_recipe_stops_with_its_difference(whole: Path) -> None:
 
 def changed() -> Recipe:
     made = recipe()
-    made.objective.pull = 2.0  # type: ignore[attr-defined]
+    made.objective.pull = 2.0
     return made
 
 
@@ -156,7 +156,7 @@ def test_sharded_and_unsharded_runs_have_the_same_losses(tmp_path: Path, shard: 
 
 def plain(rank: int, folder: str, shard: int) -> list[float]:
     made = recipe().replace(steps=20)
-    made.encoders["points"].dropout = 0.0  # type: ignore[attr-defined]
+    made.encoders["points"].dropout = 0.0
     made.parallel.shard = shard
     run.train(made, folder)
     lines = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]

@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch.utils.data import _utils
 
+from multissl.contract.data import Raw, Sample
+from multissl.contract.plans import Plans, ViewPlan
 from multissl.engine import checkpoint, data
 from multissl.engine.data import Data, Steps, stream
 from multissl.random import RowRandom
-from multissl.types import Plans, Raw, Sample, ViewPlan
 from tests.stubs import Points
 
 ROOT = Path(__file__).parents[2]

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from multissl import run
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine import checkpoint
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite
 from multissl.engine.data import Steps
 from multissl.engine.learner import Learner
 from multissl.layers.heads import RankBatchNorm
-from multissl.parallel.sharding import Parallel, full
+from multissl.parallel.sharding import Parallel, full, local
 from multissl.recipe import Recipe, build
-from multissl.types import Batch, Features, Masking, Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 from tests.stubs import Net, Spread, recipe
 from tests.test_exact import BATCH, Case, alone, cases, doubled, make, named
@@ -44,10 +47,17 @@ class Normed(Net):
 
 
 def made(spoil: int = -1, shard: int = 1) -> Recipe:
-    cfg = recipe().replace(steps=12, parallel=Parallel(shard=shard), chunk=0)
-    cfg.encoders = {"points": Normed.Config()}
-    cfg.objective.spoil = (spoil,)  # type: ignore[attr-defined]
-    return cfg
+    return recipe().replace(
+        steps=12, parallel=Parallel(shard=shard), chunk=0, encoders={"points": Normed.Config()},
+        objective=Spread.Config(spoil=(spoil,)),
+    )  # fmt: skip
+
+
+def net_of(encoders: Encoders) -> Net:
+    """The encoder of points."""
+    net = encoders["points"]
+    assert isinstance(net, Net)
+    return net
 
 
 def with_nan(views: Callable[..., Batch], step: int) -> Callable[..., Batch]:
@@ -111,7 +121,7 @@ def ruined(x: Tensor, spec: StreamSpec) -> Tensor:
 def states(case: Case, bad: bool) -> dict[str, Tensor]:
     """Everything a learner holds after two good steps, with or without a skipped one between them."""
     learner, modality = make(case)
-    objective = cast(Any, learner.objective)
+    objective = learner.objective
     data = Steps(modality, objective.plans(), BATCH, 0, 0, 1, final=True)
     buffers = Buffers(learner)
     losses: dict[str, Tensor] = {}
@@ -121,7 +131,7 @@ def states(case: Case, bad: bool) -> dict[str, Tensor]:
         learner.train()
         progress, batch = Progress(step=step, total=10, epoch_steps=1), doubled(data[step][0])
         if step == 1:
-            batch = [replace(v, x=ruined(v.x, specs[v.stream])) for v in batch]
+            batch = Batch(replace(v, x=ruined(v.x, specs[v.stream])) for v in batch)
         buffers.keep()
         total = learner(batch, progress)
         learner.backward(total)
@@ -194,10 +204,10 @@ def test_an_encoder_that_is_not_finite_is_neither_saved_nor_written_over_a_good_
     run.train(recipe().replace(steps=20), tmp_path)
     before, after_step = (tmp_path / "encoder.safetensors").read_bytes(), Spread.after_step
 
-    def spoil(self: Spread, encoders: nn.ModuleDict, progress: Progress) -> None:
+    def spoil(self: Spread, encoders: Encoders, progress: Progress) -> None:
         after_step(self, encoders, progress)
         if progress.step == 39:
-            cast(Any, encoders["points"]).out.weight.data[0, 0] = torch.inf
+            net_of(encoders).out.weight.data[0, 0] = torch.inf
 
     monkeypatch.setattr(Spread, "after_step", spoil)
     with pytest.raises(
@@ -210,12 +220,13 @@ def test_an_encoder_that_is_not_finite_is_neither_saved_nor_written_over_a_good_
 
 def test_statistics_count_and_masks_of_attention_do_not(tmp_path: Path) -> None:
     parts = build(made(), CPU)
-    encoder = cast(Any, parts.learner.encoders["points"])
+    encoder = net_of(parts.learner.encoders)
+    assert isinstance(encoder, Normed)
     encoder.register_buffer("mask", torch.full((2, 2), -torch.inf))
     run.write_model(tmp_path, parts)
     good = (tmp_path / "encoder.safetensors").read_bytes()
-    encoder.norms[0].running_var.fill_(torch.inf)
-    encoder.norms[1].running_mean.fill_(torch.nan)
+    encoder.norms[0].get_buffer("running_var").fill_(torch.inf)
+    encoder.norms[1].get_buffer("running_mean").fill_(torch.nan)
     names = r"points\.norms\.0\.running_var, points\.norms\.1\.running_mean"
     with pytest.raises(NonFinite, match=rf"2 tensors .*\({names}\).* start of the run"):
         run.write_model(tmp_path, parts)
@@ -224,9 +235,8 @@ def test_statistics_count_and_masks_of_attention_do_not(tmp_path: Path) -> None:
 
 def one_rank_is_not_finite(rank: int, folder: str) -> str:
     parts = build(made(shard=2), CPU)
-    weight: Any = cast(Any, parts.learner.encoders["points"]).out.weight
     if rank == 1:
-        weight.to_local().data.fill_(torch.nan)
+        local(net_of(parts.learner.encoders).out.weight).data.fill_(torch.nan)
     try:
         run.write_model(Path(folder), parts)
     except NonFinite as error:

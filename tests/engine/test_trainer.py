@@ -24,7 +24,7 @@ from tests.stubs import recipe
 
 def spoilt(steps: tuple[int, ...], **changes: Any) -> Any:
     made = recipe().replace(**changes)
-    made.objective.spoil = steps  # type: ignore[attr-defined]
+    made.objective.spoil = steps
     return made
 
 

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoder, Encoders
+from multissl.contract.learning import Features, Losses, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
-from multissl.engine.optim import LARS, AdamW
-from multissl.types import Progress, StreamSpec
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.lars import LARS
 
 SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), patch=(4, 4), num_tokens=4)
 START = Progress(step=0, total=10)
 
 
-class Headed(nn.Module):
+class Headed(Objective):
     """What the optimizer sees of an objective: parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.projector = nn.Linear(8, 3)
+
+    def plans(self) -> Plans:
+        return {}
+
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
+        raise NotImplementedError
+
+
+class Matrix(Encoder):
+    """One weight, whose gradient is set by hand."""
+
+    dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2, bias=False)
+
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        raise NotImplementedError
 
 
 def read_rates(cfg: AdamW.Config) -> dict[str, float]:
@@ -57,18 +82,19 @@ def test_the_patch_projection_alone_has_the_factor_of_patches() -> None:
 
 
 def test_lars_divides_by_the_norm_of_the_decayed_gradient() -> None:
-    learner = nn.Linear(2, 2, bias=False)
-    learner.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))  # norm 5
-    learner.weight.grad = torch.tensor([[0.0, 0.6], [0.8, 0.0]])
+    encoder = Matrix()
+    weight = encoder.linear.weight
+    weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))  # norm 5
+    weight.grad = torch.tensor([[0.0, 0.6], [0.8, 0.0]])
     cfg = LARS.Config(lr=2.0, final_lr=2.0, weight_decay=0.5, momentum=0.9, trust=0.01)
-    optimizer = cfg.build(learner, [], 1)
+    optimizer = cfg.build(Learner(Encoders({"rows": encoder}), Headed()), [], 1)
     decayed = torch.tensor([[1.5, 0.6], [0.8, 2.0]])  # g + 0.5 p, norm sqrt(2.25 + 0.36 + 0.64 + 4)
     update = 0.01 * 5 / 7.25**0.5 * decayed
-    expected = learner.weight.detach() - 2.0 * update
+    expected = weight.detach() - 2.0 * update
     optimizer.step(START)
-    torch.testing.assert_close(learner.weight.detach(), expected)
-    learner.weight.grad = torch.zeros(2, 2)  # decay and momentum are left
+    torch.testing.assert_close(weight.detach(), expected)
+    weight.grad = torch.zeros(2, 2)  # decay and momentum are left
     size = expected.norm()
     second = 0.9 * update + 0.01 * size / (0.5 * size) * 0.5 * expected
     optimizer.step(Progress(step=1, total=10))
-    torch.testing.assert_close(learner.weight.detach(), expected - 2.0 * second)
+    torch.testing.assert_close(weight.detach(), expected - 2.0 * second)

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from multissl.encoders.base import Encoders
-from multissl.modalities.base import Modality
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.modality import Modality
+from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.random import RowRandom
-from multissl.types import (
-    Batch,
-    Features,
-    Masking,
-    Plans,
-    Progress,
-    Raw,
-    Sample,
-    StreamSpec,
-    Unreadable,
-    Views,
-)
+from tests.stubs import Listed
 
 START = Progress(step=0, total=10)
 
@@ -44,17 +35,18 @@ class Clusters(Modality):
     def streams(self) -> dict[str, StreamSpec]:
         return {"points": StreamSpec(kind="columns", shape=(2,), num_tokens=2)}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         generator = torch.Generator().manual_seed(sum(map(ord, split)))
         label = torch.arange(120 if split == "train" else 60) % self.cfg.classes
         angle = 2 * torch.pi * label / self.cfg.classes
         x = torch.stack([angle.cos(), angle.sin()], 1)
         x = 5 + x + self.cfg.noise * torch.randn(len(x), 2, generator=generator)
-        samples: Any = [
-            Sample(data=row, index=i, label=int(y) if self.cfg.labels else -1)
-            for i, (row, y) in enumerate(zip(x, label, strict=True))
-        ]
-        return samples
+        return Listed(
+            [
+                Sample(data=row, index=i, label=int(y) if self.cfg.labels else -1)
+                for i, (row, y) in enumerate(zip(x, label, strict=True))
+            ]
+        )
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         for sample in samples:
@@ -63,7 +55,7 @@ class Clusters(Modality):
         return {"x": torch.stack([s.data for s in samples])}
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        return [Views(x=raw["x"], stream="points", role="clean")]
+        return Batch([Views(x=raw["x"], stream="points", role="clean")])
 
     def pictures(self, views: Views) -> np.ndarray | None:
         """A grey square, the lighter the further to the right."""
@@ -73,8 +65,11 @@ class Clusters(Modality):
         return np.broadcast_to(grey[:, :, None, None], (len(grey), 8, 8, 3)).copy()
 
 
-class Pointwise(nn.Module):
+class Pointwise(Encoder):
     """Applies a module to every row; remembers whether it was ever used in training mode."""
+
+    dim = 2
+    """Of the identity; what evaluators measure is as wide as it is."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -97,3 +92,7 @@ class Constant(nn.Module):
 
 def encoders(inner: nn.Module | None = None) -> Encoders:
     return Encoders({"points": Pointwise(inner or nn.Identity())})
+
+
+def frozen(inner: nn.Module | None = None) -> FrozenEncoders:
+    return FrozenEncoders.of(encoders(inner))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.modalities.base import Modality
+from multissl.contract.data import Batch, Raw, Sample, Samples, Views
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Features
+from multissl.contract.modality import Modality
+from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.random import RowRandom
-from multissl.types import Batch, Features, Plans, Raw, Sample, StreamSpec, Views
 
 NAMES = ("red_fox", "owl", "bee", "toad")
 
@@ -35,7 +37,7 @@ class Facts(Modality):
             "text": StreamSpec(kind="sequence", shape=(8,), num_tokens=8, vocab=256),
         }
 
-    def dataset(self, split: str) -> Any:
+    def dataset(self, split: str) -> Samples:
         return Rows(self.cfg)
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
@@ -57,20 +59,20 @@ class Facts(Modality):
         return torch.tensor([kind[0] if kind else 99, number[0] if number else 99, *[0] * 6])
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        batch: Batch = []
+        views = []
         if "numbers" in plans:
-            batch.append(Views(x=raw["numbers"], stream="numbers", role="clean"))
+            views.append(Views(x=raw["numbers"], stream="numbers", role="clean"))
         if "text" in plans:
-            batch.append(
+            views.append(
                 Views(x=raw["text"], stream="text", role="clean", present=raw["present"], sample_id=raw["id"])
             )
-        return batch
+        return Batch(views)
 
     def pictures(self, views: Views) -> np.ndarray:
         return np.zeros((len(views.x), 20, 10 if views.stream == "text" else 30, 3), np.uint8)
 
 
-class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Rows(Samples):
     def __init__(self, cfg: Facts.Config) -> None:
         self.cfg = cfg
         self.classes = list(NAMES) if cfg.named else []
@@ -89,13 +91,14 @@ def hash_of(text: str) -> int:
     return sum(ord(c) * 31**i for i, c in enumerate(text)) % 2**40
 
 
-class Knows:
+class Knows(FrozenEncoders):
     """Encoders that read class and number from either stream: the embedding is what `Facts` says of it."""
 
     def __init__(self, count: int = 24, blind: bool = False, wrong: bool = False) -> None:
+        super().__init__(self.read, torch.device("cpu"))
         self.count, self.blind, self.wrong = count, blind, wrong
 
-    def encode(self, views: Sequence[Views], masking: object = "none", inner: int = 0) -> list[Features]:
+    def read(self, views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
         return [self.features(v) for v in views]
 
     def features(self, v: Views) -> Features:
@@ -109,8 +112,3 @@ class Knows:
         if self.wrong and v.stream == "text":
             z = z.flip(1)
         return Features(pooled=z, tokens=z[:, None], embedding=None if self.blind else z)
-
-
-def shared(encoders: Mapping[str, Any]) -> bool:
-    """Whether every one is a tower."""
-    return all(hasattr(e, "head") for e in encoders.values())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.evaluators.collapse import Collapse, alpha_req, mean_cosine, rankme, spread
-from tests.evaluators.clusters import START, Clusters, Constant, encoders
+from tests.evaluators.clusters import START, Clusters, Constant, frozen
 
 
 class Scattered(nn.Module):
@@ -25,7 +25,7 @@ class Broken(nn.Module):
 
 
 def figures(inner: nn.Module) -> dict[str, float]:
-    return Collapse(Collapse.Config()).run(encoders(inner), Clusters(Clusters.Config()), START)
+    return Collapse(Collapse.Config()).run(frozen(inner), Clusters(Clusters.Config()), START)
 
 
 def test_rankme_counts_directions() -> None:
@@ -102,7 +102,7 @@ def test_features_that_are_no_numbers_are_a_collapse() -> None:
 
 def test_no_labels_are_needed() -> None:
     modality = Clusters(Clusters.Config(labels=False))
-    assert Collapse(Collapse.Config(samples=10)).run(encoders(), modality, START)["width"] == 2
+    assert Collapse(Collapse.Config(samples=10)).run(frozen(), modality, START)["width"] == 2
 
 
 def test_nothing_measured_is_no_verdict() -> None:

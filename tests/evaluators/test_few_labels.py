@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from multissl.contract.abilities import HasTargets
+from multissl.contract.learning import Progress
 from multissl.evaluators.few_labels import FewLabels, area, interval, score
-from multissl.types import Progress
-from tests.evaluators.clusters import START, Clusters, Constant, encoders
+from tests.evaluators.clusters import START, Clusters, Constant, frozen
 
 
-class Quantity(Clusters):
+class Quantity(Clusters, HasTargets):
     """The same points; the number to predict is the first coordinate."""
 
-    @dataclass(kw_only=True, slots=True)
-    class Config(Clusters.Config):
-        pass
-
     def targets(self, split: str) -> torch.Tensor:
-        return torch.tensor([s.data[0] for s in self.dataset(split)])  # type: ignore[attr-defined]
+        samples = self.dataset(split)
+        return torch.tensor([samples[i].data[0] for i in range(len(samples))])
 
 
 def test_the_area_is_that_of_scikit_learn() -> None:
@@ -50,10 +45,10 @@ def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
     pytest.importorskip("sklearn")
     modality = Clusters.Config(noise=0.3).build()
     evaluator = FewLabels.Config(labels=8, draws=3, classical=False).build()
-    good = evaluator.run(encoders(), modality, START)
-    assert good == evaluator.run(encoders(), modality, START)
+    good = evaluator.run(frozen(), modality, START)
+    assert good == evaluator.run(frozen(), modality, START)
     assert good["score"] > 90
-    assert evaluator.run(encoders(Constant()), modality, START)["score"] < 75
+    assert evaluator.run(frozen(Constant()), modality, START)["score"] < 75
     y = np.arange(120) % 4
     first, second = evaluator._draws(y), evaluator._draws(y)
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
@@ -62,30 +57,30 @@ def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
 
 def test_classical_models_see_the_same_rows() -> None:
     pytest.importorskip("sklearn")
-    modality: Any = Clusters.Config(noise=0.3, classes=2).build()
+    modality = Clusters.Config(noise=0.3, classes=2).build()
     evaluator = FewLabels.Config(labels=10, draws=2).build()
-    floors = evaluator.floors(modality)
-    assert set(floors) == {"linear", "forest", "boosting"}
+    baselines = evaluator.baselines(modality)
+    assert set(baselines) == {"linear", "forest", "boosting"}
     found = evaluator.run(
-        encoders(), modality, START
+        frozen(), modality, START
     )  # the encoder is the identity: it equals the linear model
-    assert found["score"] == pytest.approx(floors["linear"])
-    assert found["gain"] == pytest.approx(floors["linear"] - max(floors.values()))
+    assert found["score"] == pytest.approx(baselines["linear"])
+    assert found["gain"] == pytest.approx(baselines["linear"] - max(baselines.values()))
     assert found["gain_low"] <= found["gain"] <= found["gain_high"]
 
 
 def test_a_quantity_is_measured_by_r2_and_unlabelled_data_by_nothing() -> None:
     pytest.importorskip("sklearn")
     evaluator = FewLabels.Config(labels=20, draws=2, classical=False).build()
-    assert evaluator.run(encoders(), Quantity.Config().build(), START)["score"] > 99
-    assert evaluator.run(encoders(), Clusters.Config(labels=False).build(), START) == {}
+    assert evaluator.run(frozen(), Quantity.Config().build(), START)["score"] > 99
+    assert evaluator.run(frozen(), Clusters.Config(labels=False).build(), START) == {}
 
 
 def test_fine_tuning_moves_a_copy_only() -> None:
     pytest.importorskip("sklearn")
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(2, 8), nn.Tanh())
-    made = encoders(inner)
+    made = frozen(inner)
     before = [p.clone() for p in inner.parameters()]
     modality = Clusters.Config(noise=0.1).build()
     evaluator = FewLabels.Config(
@@ -101,13 +96,13 @@ def test_the_gain_over_the_untrained_encoder_is_paired() -> None:
     modality = Clusters.Config(noise=0.3).build()
     evaluator = FewLabels.Config(labels=20, draws=5, classical=False, metric="accuracy").build()
     later = Progress(step=5, total=10)
-    assert "over_untrained" not in evaluator.run(encoders(), modality, later)  # nothing to compare with
-    start = evaluator.run(encoders(Constant()), modality, START)
-    found = evaluator.run(encoders(), modality, later)
+    assert "over_untrained" not in evaluator.run(frozen(), modality, later)  # nothing to compare with
+    start = evaluator.run(frozen(Constant()), modality, START)
+    found = evaluator.run(frozen(), modality, later)
     assert found["over_untrained"] == pytest.approx(found["score"] - start["score"])
     assert 10 < found["over_untrained_low"] < found["over_untrained"] < found["over_untrained_high"]
-    evaluator.run(encoders(), modality, START)
-    same = evaluator.run(encoders(), modality, later)
+    evaluator.run(frozen(), modality, START)
+    same = evaluator.run(frozen(), modality, later)
     assert same["over_untrained_low"] == same["over_untrained_high"] == 0
 
 

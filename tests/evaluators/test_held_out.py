@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Views
+from multissl.contract.encoder import build_encoders
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.learner import Handle, Learner
+from multissl.engine.learner import Learner
 from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.modalities.text import Text
 from multissl.objectives.language import MLM, NextToken
-from multissl.types import Progress, Views
-from tests.evaluators.clusters import Clusters, encoders
+from tests.evaluators.clusters import Clusters, frozen
 
 pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
 
@@ -36,23 +40,22 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
     return Text.Config(data=str(path), vocab=280, length=16, local_length=8).build()
 
 
-def handle(text: Text, objective: Any) -> Handle:
+def predicting(text: Text, objective: Any) -> FrozenEncoders:
     torch.manual_seed(0)
     config = TransformerEncoder.Config(dim=16, depth=1, heads=2, pooling="mean", init_std=0.0)
     specs = text.streams()
     made = build_encoders({"text": config}, specs)
-    return Learner(made, objective.build(made, specs)).eval().handle("exported", CPU)
+    return Learner(made, objective.build(made, specs)).eval().frozen("exported", CPU)
 
 
-def answering(errors: Any) -> Any:
-    """Encoders of the identity whose objective answers as told."""
-    made: Any = encoders()
-    made.errors = errors
-    return made
+def answering(errors: Callable[[Views], Tensor]) -> FrozenEncoders:
+    """Encoders of the identity whose objective gives these errors."""
+    return replace(frozen(), part_errors=errors)
 
 
 def test_each_row_hides_one_whole_word_that_training_knows(text: Text) -> None:
-    views, paid = text.hidden_words("val", 0)
+    hidden_words = text.hidden_words("val", 0)
+    views, paid = hidden_words.views, hidden_words.nats
     train: Any = text.dataset("train")
     pieces = text.vocabulary().pieces
     known = set("".join(pieces(train.ids.tolist())).split())
@@ -73,12 +76,12 @@ def test_each_row_hides_one_whole_word_that_training_knows(text: Text) -> None:
     assert any(int(v.mask.hidden.sum(1).max()) > 1 for v in views if v.mask)  # several pieces
     assert paid["counts"].shape == paid["unigram"].shape == (len(words),)
     assert np.isfinite(paid["counts"]).all()
-    again, _ = text.hidden_words("val", 7)
-    assert sum(len(v.x) for v in again) == 7
+    again = text.hidden_words("val", 7)
+    assert sum(len(v.x) for v in again.views) == 7
 
 
 def test_nats_are_summed_over_the_pieces_of_a_word(text: Text) -> None:
-    views, paid = text.hidden_words("val", 50)
+    words = text.hidden_words("val", 50)
 
     def errors(views: Views) -> Tensor:
         assert views.mask is not None
@@ -86,21 +89,23 @@ def test_nats_are_summed_over_the_pieces_of_a_word(text: Text) -> None:
 
     evaluator = MaskedWord.Config(count=50).build()
     found = evaluator.run(answering(errors), text, START)
-    assert found["nats"] == pytest.approx(2 * np.mean([int(h.sum()) for v in views for h in v.mask.hidden]))  # type: ignore[union-attr]
-    floors = evaluator.floors(text)
-    assert floors["counts"] == pytest.approx(paid["counts"].mean())
-    assert found["gain"] == pytest.approx(floors["counts"] - found["nats"])
+    pieces = [int(hidden.sum()) for v in words.views if v.mask for hidden in v.mask.hidden]
+    assert len(pieces) == 50
+    assert found["nats"] == pytest.approx(2 * np.mean(pieces))
+    baselines = evaluator.baselines(text)
+    assert baselines["counts"] == pytest.approx(words.nats["counts"].mean())
+    assert found["gain"] == pytest.approx(baselines["counts"] - found["nats"])
     assert found["gain_low"] < found["gain"] < found["gain_high"]
 
 
 def test_running_text_tells_every_token_once(text: Text) -> None:
-    asked = text.running("val", 0)
+    running = text.running("val", 0)
     data: Any = text.dataset("val")
-    told = sum(int(t.sum()) for t in asked.told)
-    assert told == len(data.ids) - len(data.ends)  # all but the first of each document
-    assert asked.documents == len(data.ends)
-    rows = [row for v in asked.views for row in v.x]
-    new = [row for t in asked.told for row in t]
+    predicted = sum(int(t.sum()) for t in running.first_seen)
+    assert predicted == len(data.ids) - len(data.ends)  # all but the first of each document
+    assert running.documents == len(data.ends)
+    rows = [row for v in running.views for row in v.x]
+    new = [row for t in running.first_seen for row in t]
     spelled = [int(i) for row, fresh in zip(rows, new, strict=True) for i in row[1:][fresh]]
     firsts = set(np.append(0, data.ends[:-1]).tolist())
     assert spelled == [int(i) for n, i in enumerate(data.ids) if n not in firsts]
@@ -108,25 +113,25 @@ def test_running_text_tells_every_token_once(text: Text) -> None:
         int(fresh.nonzero()[0]) for row, fresh in zip(rows, new, strict=True) if fresh.any() and not fresh[0]
     ]
     assert late
-    assert min(late) >= 16 // 2 - 1  # what is told late has half a row before it
-    assert 0 < asked.floor < 8
+    assert min(late) >= 16 // 2 - 1  # what is predicted late has half a row before it
+    assert 0 < running.baseline < 8
     assert text.running("val", 3).documents == 3
 
 
 def test_bits_are_those_of_a_uniform_guess(text: Text) -> None:
     size = text.vocabulary().size
-    asked = text.running("val", 0)
-    tokens = sum(int(t.sum()) for t in asked.told) + asked.documents
+    running = text.running("val", 0)
+    tokens = sum(int(t.sum()) for t in running.first_seen) + running.documents
 
     def errors(views: Views) -> Tensor:
         return torch.full((len(views.x), views.x.shape[1] - 1), math.log(size))
 
     evaluator = BitsPerCharacter.Config(count=0).build()
     found = evaluator.run(answering(errors), text, START)
-    assert found["bits"] == pytest.approx(tokens * math.log2(size) / asked.characters)
-    assert evaluator.floors(text) == {"counts": asked.floor}
+    assert found["bits"] == pytest.approx(tokens * math.log2(size) / running.characters)
+    assert evaluator.baselines(text) == {"counts": running.baseline}
     raw = [json.loads(line)["text"] for line in Path(text.cfg.data).read_text().splitlines()]
-    assert asked.characters == sum(len(t) for i, t in enumerate(raw) if i % 10 == 9)
+    assert running.characters == sum(len(t) for i, t in enumerate(raw) if i % 10 == 9)
 
 
 @pytest.mark.parametrize(
@@ -140,25 +145,24 @@ def test_an_untrained_model_guesses_uniformly(
     text: Text, objective: Any, evaluator: Any, figure: str
 ) -> None:
     made = evaluator.build()
-    found = made.run(handle(text, objective), text, START)
-    floors = made.floors(text)
-    assert found[figure] > floors["counts"]
-    history = [{**found, **floors}, {**found, figure: floors["counts"] - 0.1}]
+    found = made.run(predicting(text, objective), text, START)
+    baselines = made.baselines(text)
+    assert found[figure] > baselines["counts"]
+    history = [{**found, **baselines}, {**found, figure: baselines["counts"] - 0.1}]
     learned, said = made.verdict(history)
     assert learned
-    assert f"{floors['counts']:.2f} of counts" in said
+    assert f"{baselines['counts']:.2f} of counts" in said
     learned, said = made.verdict([history[0], found])
     assert not learned
     assert made.verdict(history[:1]) is None
 
 
 def test_nothing_is_measured_without_the_objective(text: Text) -> None:
-    silent: Any = encoders()
     for evaluator in (MaskedWord.Config().build(), BitsPerCharacter.Config().build()):
-        assert evaluator.run(silent, text, START) == {}
+        assert evaluator.run(frozen(), text, START) == {}
         points = Clusters.Config().build()
         assert evaluator.run(answering(lambda views: views.x), points, START) == {}
-        assert evaluator.floors(points) == {}
+        assert evaluator.baselines(points) == {}
 
 
 def test_limits_are_named() -> None:

@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from multissl.evaluators.base import device_of, evaluating, featurize_split
+from multissl.contract.data import Views
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Features
+from multissl.contract.plans import Masking
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN, knn_accuracy, knn_predict
 from multissl.evaluators.neighbours import centred, nearest
-from multissl.types import Features, Masking, Views
-from tests.evaluators.clusters import START, Clusters, Pointwise, encoders
+from multissl.inference import featurize_split
+from tests.evaluators.clusters import START, Clusters, Pointwise, encoders, frozen
 
 DATA = Path(os.environ.get("MULTISSL_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
 
 def knn(**options: object) -> KNN:
-    return KNN(KNN.Config(**{"k": (5,), **options}))  # type: ignore[arg-type]
+    return KNN(KNN.Config(**{"k": (5,), **options}))
 
 
 def test_votes_are_those_of_a_plain_loop() -> None:
@@ -57,27 +60,27 @@ def test_a_common_offset_of_all_features_changes_nothing() -> None:
 
 def test_clear_clusters_are_told_apart_and_features_without_information_are_not() -> None:
     modality = Clusters(Clusters.Config())
-    assert knn().run(encoders(), modality, START) == {"top1": 100.0}
+    assert knn().run(frozen(), modality, START) == {"top1": 100.0}
     blind = nn.Linear(2, 3)
     nn.init.zeros_(blind.weight)
-    assert knn().run(encoders(blind), modality, START)["top1"] <= 40
+    assert knn().run(frozen(blind), modality, START)["top1"] <= 40
 
 
 def test_every_k_gets_its_figure_and_the_first_is_top1() -> None:
-    found = knn(k=(5, 1)).run(encoders(), Clusters(Clusters.Config(noise=1.0)), START)
+    found = knn(k=(5, 1)).run(frozen(), Clusters(Clusters.Config(noise=1.0)), START)
     assert found.keys() == {"top1", "top1_k1"}
     assert found["top1"] != found["top1_k1"]
 
 
-def test_floors_come_from_the_same_function() -> None:
+def test_baselines_come_from_the_same_function() -> None:
     modality = Clusters(Clusters.Config(noise=0.6))
     evaluator = knn()
-    assert evaluator.floors(modality) == {"raw": evaluator.run(encoders(), modality, START)["top1"]}
+    assert evaluator.baselines(modality) == {"raw": evaluator.run(frozen(), modality, START)["top1"]}
 
 
 def test_encoders_are_measured_in_evaluation_mode_and_left_as_they_were() -> None:
     measured = encoders(nn.Dropout(0.5)).train()
-    knn().run(measured, Clusters(Clusters.Config()), START)
+    knn().run(FrozenEncoders.of(measured), Clusters(Clusters.Config()), START)
     encoder = measured["points"]
     assert isinstance(encoder, Pointwise)
     assert not encoder.seen_training
@@ -85,22 +88,30 @@ def test_encoders_are_measured_in_evaluation_mode_and_left_as_they_were() -> Non
     assert encoder.inner.training
 
 
-def test_modes_come_back_after_an_error() -> None:
-    measured = encoders().train()
-    with pytest.raises(KeyError), evaluating(measured):
+class Unfinished(nn.Module):
+    """Gives an error, and that in evaluation mode alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training
         raise KeyError
-    assert measured.training
+
+
+def test_modes_come_back_after_an_error() -> None:
+    measured = encoders(Unfinished()).train()
+    with pytest.raises(KeyError):
+        FrozenEncoders.of(measured).encode([Views(x=torch.zeros(3, 2), stream="points", role="clean")])
+    assert all(module.training for module in measured.modules())
 
 
 def test_evaluators_of_one_moment_share_the_features_of_a_split() -> None:
-    class Counting:
-        device, memory, calls = "cpu", {}, 0
+    class Counting(FrozenEncoders):
+        calls = 0
 
         def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
             self.calls += 1
             return encoders().encode(views, masking, inner)
 
-    measured, modality = Counting(), Clusters(Clusters.Config())
+    measured, modality = Counting(encoders().encode, torch.device("cpu")), Clusters(Clusters.Config())
     first = knn().run(measured, modality, START)
     assert measured.calls == 2  # train and val
     assert knn().run(measured, modality, START) == first
@@ -114,7 +125,7 @@ def test_unreadable_samples_are_left_out() -> None:
     modality = Clusters(Clusters.Config(broken=(0, 3)))
     x, y = featurize_split(lambda v: v.x, modality, "val", batch_size=16)
     assert (len(x), len(y)) == (58, 58)
-    assert knn().run(encoders(), modality, START)["top1"] == 100.0
+    assert knn().run(frozen(), modality, START)["top1"] == 100.0
 
 
 def test_a_limit_takes_the_same_samples_of_all_classes_every_time() -> None:
@@ -132,18 +143,23 @@ def test_data_without_labels_is_said_once_and_measured_never(monkeypatch: pytest
         logging.getLogger("multissl"), "warning", lambda text, *values: said.append(text % values)
     )
     evaluator, modality = knn(), Clusters(Clusters.Config(labels=False))
-    assert evaluator.run(encoders(), modality, START) == {}
-    assert evaluator.floors(modality) == {}
+    assert evaluator.run(frozen(), modality, START) == {}
+    assert evaluator.baselines(modality) == {}
     assert said == ["knn: the val split has no labels, nothing to measure"]
 
 
-def test_the_device_is_that_of_the_parameters_or_the_stand_ins() -> None:
-    class StandIn:
-        device = "meta"
+def test_views_are_encoded_where_the_parameters_lie_or_where_stand_ins_say() -> None:
+    assert frozen(nn.Linear(2, 2, device="meta")).device == torch.device("meta")
+    assert frozen().device == torch.device("cpu")
+    devices = []
 
-    assert device_of(encoders(nn.Linear(2, 2, device="meta"))) == torch.device("meta")
-    assert device_of(StandIn()) == torch.device("meta")  # type: ignore[arg-type]
-    assert device_of(encoders()) == torch.device("cpu")
+    def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+        devices.append(views[0].x.device)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        knn().run(FrozenEncoders(encode, torch.device("meta")), Clusters(Clusters.Config()), START)
+    assert devices == [torch.device("meta")]
 
 
 @pytest.mark.parametrize(
@@ -196,18 +212,18 @@ def test_options_out_of_range_are_named(options: dict[str, object]) -> None:
 
 def test_the_strip_shows_queries_beside_their_neighbours() -> None:
     modality = Clusters(Clusters.Config(pictures=True))
-    (panel,) = knn().panels(encoders(), modality)
+    (figure,) = knn().figures(frozen(), modality)
     tile = 64 + 4 * 3
-    assert panel.image.shape == (6 * tile, 6 * tile + 12, 3)
-    assert panel.image.dtype == np.uint8
+    assert figure.image.shape == (6 * tile, 6 * tile + 12, 3)
+    assert figure.image.dtype == np.uint8
     same, other = (0, 114, 178), (213, 94, 0)
-    colours = {tuple(c) for c in panel.image[3].tolist()}  # the frames' row of pixels
+    colours = {tuple(c) for c in figure.image[3].tolist()}  # the frames' row of pixels
     assert same in colours
     assert other not in colours  # clear clusters: all neighbours are of the query's class
 
 
 def test_samples_that_are_no_pictures_give_no_strip() -> None:
-    assert knn().panels(encoders(), Clusters(Clusters.Config())) == []
+    assert knn().figures(frozen(), Clusters(Clusters.Config())) == []
 
 
 @pytest.mark.slow

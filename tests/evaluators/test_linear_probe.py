@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from multissl.evaluators.linear_probe import (
     probe_accuracy,
     standardised,
 )
-from tests.evaluators.clusters import START, Clusters, encoders
+from tests.evaluators.clusters import START, Clusters, frozen
 
 
 def problem(samples: int = 120, width: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -77,26 +79,26 @@ def test_too_few_samples_to_choose_a_strength_are_refused() -> None:
 
 def test_clear_clusters_are_told_apart_the_same_way_twice() -> None:
     evaluator, modality = LinearProbe(LinearProbe.Config()), Clusters(Clusters.Config(noise=0.5))
-    first = evaluator.run(encoders(), modality, START)
-    assert first == evaluator.run(encoders(), modality, START)
+    first = evaluator.run(frozen(), modality, START)
+    assert first == evaluator.run(frozen(), modality, START)
     assert 60 < first["top1"] < 100
     blind = nn.Linear(2, 3)
     nn.init.zeros_(blind.weight)
-    assert evaluator.run(encoders(blind), modality, START)["top1"] == 25.0  # four classes of equal size
+    assert evaluator.run(frozen(blind), modality, START)["top1"] == 25.0  # four classes of equal size
 
 
-def test_floors_are_fitted_on_request_by_the_same_function() -> None:
+def test_baselines_are_fitted_on_request_by_the_same_function() -> None:
     modality = Clusters(Clusters.Config(noise=0.5))
-    assert LinearProbe(LinearProbe.Config()).floors(modality) == {}
+    assert LinearProbe(LinearProbe.Config()).baselines(modality) == {}
     asked = LinearProbe(LinearProbe.Config(classical=True))
-    assert asked.floors(modality) == {"raw": asked.run(encoders(), modality, START)["top1"]}
+    assert asked.baselines(modality) == {"raw": asked.run(frozen(), modality, START)["top1"]}
 
 
 def test_data_without_labels_gives_no_figure() -> None:
     evaluator = LinearProbe(LinearProbe.Config(classical=True))
     modality = Clusters(Clusters.Config(labels=False))
-    assert evaluator.run(encoders(), modality, START) == {}
-    assert evaluator.floors(modality) == {}
+    assert evaluator.run(frozen(), modality, START) == {}
+    assert evaluator.baselines(modality) == {}
 
 
 def test_the_verdict_compares_with_the_untrained_encoder() -> None:
@@ -108,9 +110,9 @@ def test_the_verdict_compares_with_the_untrained_encoder() -> None:
 
 
 @pytest.mark.parametrize("options", [{"l2": ()}, {"l2": (-1.0,)}, {"train": -1}, {"max_steps": 0}])
-def test_options_out_of_range_are_named(options: dict[str, object]) -> None:
+def test_options_out_of_range_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}="):
-        LinearProbe.Config(**options)  # type: ignore[arg-type]
+        LinearProbe.Config(**options)
 
 
 def test_groups_left_out_in_turn_choose_the_strength() -> None:
@@ -126,4 +128,4 @@ def test_groups_left_out_in_turn_choose_the_strength() -> None:
 def test_by_group_needs_groups() -> None:
     evaluator = LinearProbe(LinearProbe.Config(by_group=True))
     with pytest.raises(ValueError, match="by_group=True: the training samples are of fewer than 2 groups"):
-        evaluator.run(encoders(), Clusters(Clusters.Config()), START)
+        evaluator.run(frozen(), Clusters(Clusters.Config()), START)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from multissl.contract.data import Views
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking
 from multissl.evaluators.recording_probe import RecordingProbe, recognised
 from multissl.modalities.audio import Audio
-from multissl.types import Features, Progress
 from tests.evaluators.clusters import Clusters
 
 END = Progress(step=1, total=1)
@@ -30,11 +34,13 @@ def recordings(folder: Path, marked: bool) -> Audio:
     return Audio.Config(data=str(folder), frames=48, local_frames=16, mels=32, mean=-7.0, std=4.0).build()
 
 
-class Bands(nn.Module):
-    """The mean of every band as features."""
+def bands(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+    """Return the mean of every band as features."""
+    return [Features(pooled=v.x[:, 0].mean(1), tokens=v.x[:, 0]) for v in views]
 
-    def encode(self, views: list, masking: str = "none", inner: int = 0) -> list[Features]:
-        return [Features(pooled=v.x[:, 0].mean(1), tokens=v.x[:, 0]) for v in views]
+
+def fresh_bands() -> FrozenEncoders:
+    return FrozenEncoders(bands, torch.device("cpu"))
 
 
 def test_a_mark_is_recognised_and_noise_is_not(tmp_path: Path) -> None:
@@ -43,12 +49,12 @@ def test_a_mark_is_recognised_and_noise_is_not(tmp_path: Path) -> None:
         folder = tmp_path / str(marked)
         folder.mkdir()
         modality = recordings(folder, marked)
-        found = probe.run(Bands(), modality, END)  # type: ignore[arg-type]
+        found = probe.run(fresh_bands(), modality, END)
         assert low < found["same"] < high
         assert found["chance"] == pytest.approx(100 / 22), "silent halves leave a recording out"
-        floors = probe.floors(modality)
-        assert set(floors) == {"raw", "mean_std"}
-        assert low < floors["mean_std"] < high
+        baselines = probe.baselines(modality)
+        assert set(baselines) == {"raw", "mean_std"}
+        assert low < baselines["mean_std"] < high
 
 
 def test_parts_are_the_two_halves(tmp_path: Path) -> None:
@@ -70,11 +76,11 @@ def test_the_nearest_row_after_centring_counts() -> None:
 def test_data_without_recordings_gives_no_figure_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(
-        "multissl.evaluators.base.log.warning", lambda text, *given: said.append(text % given)
+        "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
     probe, modality = RecordingProbe.Config().build(), Clusters(Clusters.Config())
-    assert probe.run(Bands(), modality, END) == {}  # type: ignore[arg-type]
-    assert probe.floors(modality) == {}
+    assert probe.run(fresh_bands(), modality, END) == {}
+    assert probe.baselines(modality) == {}
     assert said == ["recording_probe: the data is no recordings, nothing to measure"]
 
 

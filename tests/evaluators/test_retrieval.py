@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from multissl.contract.data import Sample
+from multissl.contract.learning import Progress
 from multissl.evaluators.retrieval import Retrieval, chance, rank, retrieval_figures, shuffled_recalls
 from multissl.evaluators.shared_space import Embedded, permutation_p
-from multissl.types import Progress, Sample
 from tests.evaluators.pairs import Facts, Knows
 
 DONE = Progress(step=1, total=1)
@@ -59,7 +60,7 @@ def test_all_captions_equal_is_nothing_learned() -> None:
     found = retrieval_figures(same)
     assert (found["r1"], found["chance"], found["p"], found["distinct"]) == (100, 100, 1, 1)
     history = [{**found, "r1": 0.0}, found]
-    assert Retrieval.Config().build().verdict(history)[0] is False  # type: ignore[index]
+    assert Retrieval.Config().build().verdict(history)[0] is False
 
 
 def test_samples_that_lack_a_stream_neither_ask_nor_answer() -> None:
@@ -131,7 +132,7 @@ def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.
     evaluator = Retrieval.Config().build()
     said: list[str] = []
     monkeypatch.setattr(
-        "multissl.evaluators.base.log.warning", lambda text, *given: said.append(text % given)
+        "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
     for _ in range(2):
         assert evaluator.run(Knows(blind=True), Facts.Config().build(), DONE) == {}
@@ -143,18 +144,18 @@ def test_the_verdict_tells_candidates_chance_and_p() -> None:
     evaluator = Retrieval.Config().build()
     before, after = run(Knows(wrong=True)), run(Knows())
     assert evaluator.verdict([after]) is None
-    good, text = evaluator.verdict([before, after])  # type: ignore[misc]
+    good, text = evaluator.verdict([before, after])
     assert good
     assert "recall@1 100.0 % of 24 candidates (24 distinct)" in text
     assert "chance 4.2 %, p 0.001" in text
-    assert evaluator.verdict([after, after])[0] is False  # type: ignore[index]
+    assert evaluator.verdict([after, after])[0] is False
 
 
-def test_both_directions_have_a_panel() -> None:
+def test_both_directions_have_a_figure() -> None:
     evaluator = Retrieval.Config().build()
-    panels = evaluator.panels(Knows(), Facts.Config().build())
-    assert [p.title for p in panels] == ["Nearest pairs, numbers to text", "Nearest pairs, text to numbers"]
-    assert all(p.image.ndim == 3 and p.image.shape[2] == 3 for p in panels)
+    figures = evaluator.figures(Knows(), Facts.Config().build())
+    assert [p.title for p in figures] == ["Nearest pairs, numbers to text", "Nearest pairs, text to numbers"]
+    assert all(p.image.ndim == 3 and p.image.shape[2] == 3 for p in figures)
 
 
 @pytest.mark.parametrize(

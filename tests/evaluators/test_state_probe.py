@@ -1,21 +1,23 @@
-"""The state probe: R2 of known regressions, whole groups held out, floors at equal width, data without states."""
+"""The state probe: R2 of known regressions, whole groups held out, baselines at equal width, data without states."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
 
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Views
+from multissl.contract.encoder import build_encoders
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking
 from multissl.encoders.nature import NatureEncoder
 from multissl.evaluators.state_probe import StateProbe, principal, r2_of
 from multissl.modalities.rl import RL
 from multissl.modalities.tabular import Tabular
-from multissl.types import Features, Progress
 
-END = Progress(step=1, total=1)
+END, CPU = Progress(step=1, total=1), torch.device("cpu")
 STRENGTHS = (1e-6, 1e-2, 1.0)
 
 
@@ -69,27 +71,23 @@ def test_components_are_those_of_most_variance() -> None:
     torch.testing.assert_close(reduced.norm(dim=0), values)
 
 
-class Knows(nn.Module):
-    """An encoder that finds the ball: where the brightest columns and rows are in a plain picture."""
-
-    dim = 2
-
-    def encode(self, views: Any, masking: str = "none", inner: int = 0) -> list[Features]:
-        found = []
-        for v in views:
-            bright = (v.x[:, -1] - v.x[:, -1].mean((1, 2), keepdim=True)).clamp(min=0)[:, :, 4:-4] ** 2
-            share = bright / bright.sum((1, 2), keepdim=True).clamp(min=1e-6)
-            x, y = (share.sum(d) @ torch.arange(float(share.shape[3 - d])) for d in (1, 2))
-            found.append(Features(pooled=torch.stack([x, y], 1), tokens=share.flatten(1)[..., None]))
-        return found
+def find_ball(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+    """Return where the ball is: where the brightest columns and rows are in a plain picture."""
+    found = []
+    for v in views:
+        bright = (v.x[:, -1] - v.x[:, -1].mean((1, 2), keepdim=True)).clamp(min=0)[:, :, 4:-4] ** 2
+        share = bright / bright.sum((1, 2), keepdim=True).clamp(min=1e-6)
+        x, y = (share.sum(d) @ torch.arange(float(share.shape[3 - d])) for d in (1, 2))
+        found.append(Features(pooled=torch.stack([x, y], 1), tokens=share.flatten(1)[..., None]))
+    return found
 
 
 def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
-    modality: Any = RL.Config(episodes=20, steps=40, background="plain").build()
+    modality = RL.Config(episodes=20, steps=40, background="plain").build()
     probe = StateProbe.Config(values=("ball_x", "ball_y")).build()
     blind = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
-    first = probe.run(blind, modality, END) | probe.floors(modality)
-    last = probe.run(Knows(), modality, END)
+    first = probe.run(FrozenEncoders.of(blind), modality, END) | probe.baselines(modality)
+    last = probe.run(FrozenEncoders(find_ball, CPU), modality, END)
     assert last["r2"] > 95
     assert last["r2"] == pytest.approx((last["r2/ball_x"] + last["r2/ball_y"]) / 2)
     assert first["pca"] < 50 < first["wide"]
@@ -101,23 +99,23 @@ def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
     assert "is not 5 points above the principal components'" in text
 
 
-def test_data_without_states_is_said_once(monkeypatch: Any) -> None:
+def test_data_without_states_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(
-        "multissl.evaluators.base.log.warning", lambda text, *given: said.append(text % given)
+        "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
     probe = StateProbe.Config().build()
     modality = Tabular.Config().build()
-    assert probe.run(None, modality, END) == {}
-    assert probe.floors(modality) == {}
+    assert probe.run(FrozenEncoders(find_ball, CPU), modality, END) == {}
+    assert probe.baselines(modality) == {}
     assert said == ["state_probe: the data tells no state behind its samples, nothing to measure"]
 
 
 def test_an_unknown_value_is_named() -> None:
-    modality: Any = RL.Config(episodes=10, steps=12).build()
+    modality = RL.Config(episodes=10, steps=12).build()
     encoders = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
     with pytest.raises(ValueError, match="the states are ball_x, ball_y, player_y, enemy_y"):
-        StateProbe.Config(values=("ball_z",)).build().run(encoders, modality, END)
+        StateProbe.Config(values=("ball_z",)).build().run(FrozenEncoders.of(encoders), modality, END)
 
 
 def test_limits_of_options() -> None:

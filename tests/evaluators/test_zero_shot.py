@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from multissl.contract.learning import Progress
 from multissl.evaluators.zero_shot import ZeroShot, class_embeddings
-from multissl.types import Progress
 from tests.evaluators.pairs import NAMES, Facts, Knows
 
 DONE = Progress(step=1, total=1)
@@ -40,7 +40,9 @@ def test_names_for_labels_that_have_none(monkeypatch: pytest.MonkeyPatch) -> Non
     found = run(Knows(), Facts.Config(named=False), classes=NAMES)
     assert found["top1"] == 100
     said: list[str] = []
-    monkeypatch.setattr("multissl.evaluators.base.log.warning", lambda *text: said.append(text[0] % text[1:]))
+    monkeypatch.setattr(
+        "multissl.contract.evaluator.log.warning", lambda *text: said.append(text[0] % text[1:])
+    )
     assert run(Knows(), Facts.Config(named=False)) == {}
     assert "does not name its classes" in said[0]
 
@@ -59,7 +61,9 @@ def test_a_class_is_the_mean_of_its_descriptions() -> None:
 
 def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("multissl.evaluators.base.log.warning", lambda *text: said.append(text[0] % text[1:]))
+    monkeypatch.setattr(
+        "multissl.contract.evaluator.log.warning", lambda *text: said.append(text[0] % text[1:])
+    )
     assert run(Knows(blind=True)) == {}
     assert "share no space" in said[0]
 
@@ -67,11 +71,11 @@ def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.
 def test_the_verdict_tells_classes_chance_and_p() -> None:
     evaluator = ZeroShot.Config().build()
     before, after = run(Knows(wrong=True)), run(Knows())
-    good, text = evaluator.verdict([before, after])  # type: ignore[misc]
+    good, text = evaluator.verdict([before, after])
     assert good
     assert "zero-shot 100.0 % of 4 classes" in text
     assert "chance 25.0 %, p 0.001" in text
-    assert evaluator.verdict([after, after])[0] is False  # type: ignore[index]
+    assert evaluator.verdict([after, after])[0] is False
 
 
 @pytest.mark.parametrize(

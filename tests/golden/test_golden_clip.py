@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.export import load_state
 from multissl.layers.heads import MLPHead
 from multissl.losses.nce import scores
 from multissl.objectives.clip import CLIP
-from multissl.types import Progress, StreamSpec, Views
 from tests.golden import Case, cases
 
 pytestmark = pytest.mark.reference

@@ -8,10 +8,14 @@ from __future__ import annotations
 import pytest
 from torch import Tensor, nn
 
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
-from multissl.engine.optim import AdamW, Optimizer
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.base import Optimizer
 from multissl.export import load_state
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
@@ -20,7 +24,6 @@ from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients
 from multissl.schedules import constant
-from multissl.types import Batch, Progress, StreamSpec, Views
 from tests.golden import Case, cases
 
 pytestmark = pytest.mark.reference
@@ -104,11 +107,11 @@ def build(case: Case) -> tuple[Learner, Optimizer, list[float]]:
 def batch_of(case: Case, given: dict[str, Tensor], step: int) -> Batch:
     x, hidden = given[f"global_u8_{step}"], given[f"masks_{step}"].bool()
     mask = pack_masks(hidden, int(given[f"upperbound_{step}"]))
-    batch = [Views(x=x.float() / 128 - 1, stream="image", role="global", num_views=2, masks=(mask,))]
+    views = [Views(x=x.float() / 128 - 1, stream="image", role="global", num_views=2, masks=(mask,))]
     if case.hyper["nl"]:
         x = given[f"local_u8_{step}"].float() / 128 - 1
-        batch.append(Views(x=x, stream="image", role="local", num_views=case.hyper["nl"]))
-    return batch
+        views.append(Views(x=x, stream="image", role="local", num_views=case.hyper["nl"]))
+    return Batch(views)
 
 
 def official_names(learner: nn.Module) -> dict[str, str]:
@@ -124,10 +127,11 @@ def official_names(learner: nn.Module) -> dict[str, str]:
 def test_golden_training_steps(case: Case) -> None:
     learner, optimizer, temperatures = build(case)
     objective, given, out = learner.objective, case.tensors("in"), case.tensors("out")
+    assert isinstance(objective, DINO)
     names, parameters = official_names(learner), dict(learner.named_parameters())
     for step in range(case.hyper["steps"]):
         progress = Progress(step=step, total=1000)
-        objective.temperature = constant(temperatures[step])  # type: ignore[assignment]
+        objective.temperature = constant(temperatures[step])
         losses = learner(batch_of(case, given, step), progress)
         learner.backward(losses)
         case.check(losses.total, "out", f"total_{step}")
@@ -156,7 +160,7 @@ def test_golden_training_steps(case: Case) -> None:
                 )
         optimizer.step(progress)
         optimizer.zero_grad()
-        objective.after_step(learner.encoders, progress)  # type: ignore[operator]
+        objective.after_step(learner.encoders, progress)
     for name in out:
         which, _, rest = name.partition("_")
         if which == "student":
@@ -166,5 +170,5 @@ def test_golden_training_steps(case: Case) -> None:
             case.check(parameters[ours], "out", name)
     for name in ("dino", "ibot"):
         if f"{name}_center" in out:
-            centre = objective.centres[name].centre  # type: ignore[index]
+            centre = objective.centres.get_submodule(name).get_buffer("centre")
             case.check(centre.view_as(out[f"{name}_center"]), "out", f"{name}_center")

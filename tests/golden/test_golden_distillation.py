@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.learning import Progress
 from multissl.layers.centre import Centre
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
@@ -25,7 +26,6 @@ from multissl.losses.swav import swav_loss
 from multissl.losses.targets import Targets, cross_entropy
 from multissl.parallel.ranks import world
 from multissl.schedules import ramp
-from multissl.types import Progress
 from tests.golden import Case, cases, cases_of, close, run_on_ranks
 
 pytestmark = pytest.mark.reference

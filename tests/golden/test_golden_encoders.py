@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Views
+from multissl.contract.learning import Features
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.export import load_state, official
 from multissl.layers.positions import Position, resample, sincos
 from multissl.modalities.base import pack_masks
-from multissl.types import Features, StreamSpec, Views
 from tests.golden import Case, cases, close
 
 pytestmark = pytest.mark.reference

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.contract.data import Mask, Views
+from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.positions import Position
@@ -25,7 +27,6 @@ from multissl.losses.rebuild import masked_mean, normalise, values_loss
 from multissl.modalities.base import pack_masks
 from multissl.modalities.image_crops import patchify
 from multissl.modalities.masks import num_hidden
-from multissl.types import Mask, StreamSpec, ViewPlan, Views
 
 from . import Case, cases
 
@@ -149,7 +150,7 @@ def test_golden_mae_model(case: Case) -> None:
         dim=hyper["D"], depth=hyper["depth"], heads=hyper["heads"], position=position
     )
     encoder = cfg.build(spec).to(x.dtype)
-    encoder.expect(frozenset({"drop"}))
+    encoder.prepare_for(frozenset({"drop"}))
     state["tokenizer.mask_token"] = torch.zeros(
         1, hyper["D"]
     )  # idle here, and absent from the official encoder

@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from multissl.contract.encoder import Encoder
+from multissl.contract.learning import ParamRule
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.optim import AdamW, Kind, TorchLARS, kinds_of, treatment
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.lars import TorchLARS
+from multissl.engine.optim.treatment import kinds_of, treatment
 from multissl.layers.heads import PrototypeHead
 from multissl.parallel.gradients import clip_gradients
 from multissl.schedules import Schedule, ramp
-from multissl.types import ParamRule, StreamSpec
 from tests.golden import Case, cases
 
 NOT_COVERED = {
@@ -67,11 +71,19 @@ def test_golden_dino_schedule(case: Case) -> None:
 def test_golden_param_groups(case: Case) -> None:
     h, out = case.hyper, case.tensors("out")
     cfg = AdamW.Config(layer_decay=h["decay"], patch_lr=h["pe"], decay_tokens=True)
-    rules = [ParamRule(match="last_layer", frozen_steps=1)]
-    for part, depth in (("backbone", h["depth"]), ("head", 0)):
+    encoder, head = encoder_of(h), PrototypeHead.Config().build(h["D"])
+    rule = ParamRule(of=head.last_layer, frozen_steps=1)
+    resting, kinds = {id(p) for p in rule.parameters()}, kinds_of(nn.ModuleList([encoder, head]))
+    for part, depth, parameters in (
+        ("backbone", h["depth"], official_parameters(encoder)),
+        ("head", 0, dict(head.named_parameters())),
+    ):
         names = json.loads(bytes(out[f"{part}_names_json"].tolist()))
-        kinds = official_kinds(h) if part == "backbone" else kinds_of(PrototypeHead.Config().build(h["D"]))
-        ours = [treatment(n, kinds[unchunked(n)], official_layer(n, depth), depth, cfg, rules) for n in names]
+        ours = []
+        for name in names:
+            place = id(parameters[unchunked(name)])
+            rules = [rule] if place in resting else []
+            ours.append(treatment(kinds[place], official_layer(name, depth), depth, cfg, rules))
         for name, values in {
             "lr_mult": [t.lr for t in ours], "wd_mult": [t.decay for t in ours],
             "is_last": [float(t.frozen_steps > 0) for t in ours],
@@ -80,16 +92,19 @@ def test_golden_param_groups(case: Case) -> None:
             case.check(torch.tensor(values, dtype=expected.dtype), "out", f"{part}_{name}")
 
 
-def official_kinds(h: dict[str, Any]) -> dict[str, Kind]:
-    """Kinds of our encoder's parameters by their official names, which lack `tokenizer.` and `trunk.`."""
+def encoder_of(h: dict[str, Any]) -> Encoder:
+    """Our encoder of a case."""
     ffn = "mlp" if h["ffn"] == "mlp" else "swiglu"
-    made = TransformerEncoder.Config(
+    config = TransformerEncoder.Config(
         dim=h["D"], depth=h["depth"], heads=h["heads"], registers=h["reg"], layerscale=h["ls"], ffn=ffn
     )
     spec = StreamSpec(kind="grid", shape=(3, h["img"], h["img"]), patch=(14, 14), num_tokens=4)
-    return {
-        n.removeprefix("tokenizer.").removeprefix("trunk."): k for n, k in kinds_of(made.build(spec)).items()
-    }
+    return config.build(spec)
+
+
+def official_parameters(encoder: Encoder) -> dict[str, nn.Parameter]:
+    """Our encoder's parameters by their official names, which lack `tokenizer.` and `trunk.`."""
+    return {n.removeprefix("tokenizer.").removeprefix("trunk."): p for n, p in encoder.named_parameters()}
 
 
 def unchunked(name: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.plans import ViewPlan
 from multissl.modalities import image_ops
 from multissl.modalities.base import pack_masks
 from multissl.modalities.image import Image
@@ -22,7 +23,6 @@ from multissl.modalities.image_crops import TRIES, crop_box
 from multissl.modalities.masks import SMALLEST, block_mask, draw_masks, num_hidden, place_block, random_mask
 from multissl.modalities.multiblock import ASPECT, as_masks, draw_multiblock
 from multissl.random import RowRandom
-from multissl.types import ViewPlan
 
 from . import Case, cases
 

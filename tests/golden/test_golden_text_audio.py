@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.plans import ViewPlan
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.bands import either, fixed_count, kept
-from multissl.types import ViewPlan
 
 from . import Case, cases, close
 

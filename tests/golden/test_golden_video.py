@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
@@ -24,7 +25,6 @@ from multissl.modalities.video import Video
 from multissl.modalities.video_clips import tubelets
 from multissl.modalities.video_masks import draw_clip_masks, hidden_each, union_masks
 from multissl.random import RowRandom
-from multissl.types import StreamSpec, ViewPlan
 
 from . import Case, cases
 from .test_golden_masked import fill

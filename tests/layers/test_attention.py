@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from multissl import registry
-from multissl.encoders.base import build_encoders
+from multissl.contract.encoder import build_encoders
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.attention import Attention
 from multissl.layers.decoder import Decoder
 from multissl.layers.kernels.base import kernel, layout
 from multissl.layers.transformer import Trunk
 from multissl.objectives.mae import MAE
-from multissl.types import StreamSpec
 
 CPU = torch.device("cpu")
 SIZES = ((3, 5), (2, 9), (1, 1))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.plans import StreamSpec
 from multissl.layers.decoder import Decoder
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import GridTokenizer
-from multissl.types import StreamSpec
 
 DIM, SIDES = 8, (2, 3)
 GRID = StreamSpec(kind="grid", shape=(3, 8, 12), patch=(4, 4), num_tokens=6)

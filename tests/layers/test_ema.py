@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import Masking
 from multissl.layers.ema import Teacher
-from multissl.types import Progress
 
 
 def student() -> dict[str, nn.Module]:
@@ -20,14 +27,14 @@ def move(students: dict[str, nn.Module], by: float = 1.0) -> None:
                 tensor += int(by) if not tensor.is_floating_point() else by
 
 
-def weights(modules: nn.ModuleDict | dict[str, nn.Module]) -> Tensor:
+def weights(modules: PerStream[nn.Module] | dict[str, nn.Module]) -> Tensor:
     return torch.cat([p.detach().flatten() for m in modules.values() for p in m.parameters()])
 
 
-def after(rule: str, steps: int, epoch_steps: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+def after(rule: Any, steps: int, epoch_steps: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
     """Weights of student and teacher at the start of every step, and once more at the end."""
     students = student()
-    teacher = Teacher(Teacher.Config(rule=rule, ema=0.9, final_ema=0.9), students)  # type: ignore[arg-type]
+    teacher = Teacher(Teacher.Config(rule=rule, ema=0.9, final_ema=0.9), students)
     seen: tuple[list[Tensor], list[Tensor]] = ([], [])
     for step in range(steps + 1):
         seen[0].append(weights(students))
@@ -74,9 +81,9 @@ def test_the_momentum_rises_to_its_final_value() -> None:
 
 
 @pytest.mark.parametrize(("buffers", "expected"), [("copy", 1.0), ("keep", 0.0), ("ema", 0.25)])
-def test_buffers_are_copied_kept_or_averaged(buffers: str, expected: float) -> None:
+def test_buffers_are_copied_kept_or_averaged(buffers: Any, expected: float) -> None:
     students = student()
-    teacher = Teacher(Teacher.Config(ema=0.75, buffers=buffers), students)  # type: ignore[arg-type]
+    teacher = Teacher(Teacher.Config(ema=0.75, buffers=buffers), students)
     move(students)
     teacher.update(students, Progress(step=0, total=10))
     torch.testing.assert_close(teacher["net"][1].running_mean, torch.full((2,), expected))
@@ -113,19 +120,27 @@ def test_limits_are_named() -> None:
 
 
 def test_blocks_of_encoders_are_units_of_their_own() -> None:
-    class Net(nn.Module):
+    class Net(Encoder):
+        dim = 2
+
         def __init__(self) -> None:
             super().__init__()
             self.block, self.norm = nn.Linear(2, 2), nn.LayerNorm(2)
 
+        def forward(
+            self, views: Sequence[Views], masking: Masking = "none", inner: int = 0
+        ) -> list[Features]:
+            raise NotImplementedError
+
         def shard_units(self) -> list[nn.Module]:
             return [self.block]
 
-    teacher = Teacher(Teacher.Config(rule="previous_step"), {"net": Net(), "head": nn.Linear(2, 2)})
+    students = {"encoders": Encoders({"net": Net()}), "head": nn.Linear(2, 2)}
+    teacher = Teacher(Teacher.Config(rule="previous_step"), students)
     expected = [
-        teacher.now["net"].block,
+        teacher.now.get_submodule("encoders.net.block"),
         teacher.now["head"],
-        teacher.next["net"].block,
+        teacher.next.get_submodule("encoders.net.block"),
         teacher.next["head"],
     ]
     assert teacher.shard_units() == expected

@@ -56,7 +56,7 @@ def stats_and_grads(rank: int, x: Tensor, ranks: int) -> list[Tensor]:
 
 def right_and_planted(rank: int, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     right, total = stats_and_grads(rank, x, 2), module.sum_ranks
-    module.sum_ranks = lambda x: total(x.detach())  # type: ignore[assignment]
+    module.sum_ranks = lambda x: total(x.detach())
     try:
         return right, stats_and_grads(rank, x, 2)
     finally:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from multissl.contract.data import Batch, Views
 from multissl.layers.queue import MISSING, NOBODY, Queue, strangers
 from multissl.objectives.pairing import ids_of
-from multissl.types import Views
 
 
 def keys(start: int, count: int) -> torch.Tensor:
@@ -84,4 +84,4 @@ def test_keys_of_the_same_sample_or_group_or_of_a_missing_stream_are_no_negative
 def test_ids_are_those_of_the_first_stream_that_knows_them() -> None:
     first = Views(x=torch.zeros(2, 1), stream="a", role="clean")
     second = Views(x=torch.zeros(2, 1), stream="b", role="clean", sample_id=torch.tensor([4, 5]))
-    assert ids_of([first, second]).tolist() == [[4, NOBODY], [5, NOBODY]]
+    assert ids_of(Batch([first, second])).tolist() == [[4, NOBODY], [5, NOBODY]]

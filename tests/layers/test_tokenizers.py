@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.data import Views
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers import tokenizers
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import Patches, Tokenizer
 from multissl.modalities.base import pack_masks
-from multissl.types import StreamSpec, Views
 
 
 def tokenizer_for(spec: StreamSpec, dim: int, **options: Any) -> Tokenizer:
@@ -27,8 +28,8 @@ def views(x: Tensor, hidden: Tensor | None = None, valid: Tensor | None = None) 
     return Views(x=x, stream="s", role="global", masks=masks, valid=valid)
 
 
-def tokens(tokenizer: Tokenizer, *args: object, masking: str = "none") -> Tensor:
-    return tokenizer(views(*args), masking)[0]  # type: ignore[arg-type]
+def tokens(tokenizer: Tokenizer, *args: Any, masking: Masking = "none") -> Tensor:
+    return tokenizer(views(*args), masking)[0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Batch, Views
+from multissl.contract.per_stream import PerStream
 from multissl.layers.scale import Scale
 from multissl.losses.nce import (
     MultiPos,
@@ -21,7 +23,6 @@ from multissl.losses.nce import (
 )
 from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.pairing import predict, relations_of
-from multissl.types import Views
 from tests.ranks import run_ranks
 
 
@@ -123,11 +124,11 @@ def test_equal_samples_are_the_same_and_equal_groups_are_not_apart() -> None:
 def test_relations_come_from_the_views() -> None:
     views = Views(x=torch.zeros(6, 2), stream="a", role="global", num_views=2, sample_id=torch.arange(3))
     other = Views(x=torch.zeros(3, 2), stream="b", role="clean", sample_id=torch.tensor([5, 5, 6]))
-    assert relations_of([views, other]).same.sum() == 5
+    assert relations_of(Batch([views, other])).same.sum() == 5
 
 
 def test_predictors_take_what_their_weights_are_and_give_fp32() -> None:
-    predictors = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4).bfloat16()})
+    predictors = PerStream({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4).bfloat16()})
     found = predict(predictors, ["a", "b"], torch.randn(2, 3, 4))
     assert found.shape == (2, 3, 4)
     assert found.dtype == torch.float32

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Batch, Sample
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.data import Steps
 from multissl.modalities import spectrogram as ops
 from multissl.modalities.audio import Audio
 from multissl.modalities.audio_files import measure
 from multissl.modalities.audio_panels import SCALE, coloured
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Batch, Sample, ViewPlan
 
 RATE = 16_000
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.5, 0.5), target=True, coords=True)
@@ -70,7 +71,8 @@ def test_views_come_clean_global_local_with_masks_targets_and_places() -> None:
     assert large.target.shape == (8, 16, 64)
     assert large.coords is not None
     assert large.coords.shape == (8, 16, 2)
-    assert torch.equal(large.group_id, torch.tensor([0, 0, 1, 1]))  # type: ignore[arg-type]
+    assert large.group_id is not None
+    assert torch.equal(large.group_id, torch.tensor([0, 0, 1, 1]))
     spec = small().streams()["audio"]
     assert (spec.shape, spec.num_tokens, spec.target_dim, spec.patch) == ((1, 32, 32), 16, 64, (8, 8))
 
@@ -106,8 +108,10 @@ def test_two_ranks_make_the_views_of_one(options: dict[str, Any]) -> None:
                 split = [getattr(p[i], part).unflatten(0, (views.num_views, 4)) for p in parts]
                 together = getattr(views, part).unflatten(0, (views.num_views, 8))
                 torch.testing.assert_close(together, torch.cat(split, 1), atol=1e-5, rtol=0)
-    hidden = [p[1].mask.hidden.unflatten(0, (2, 4)) for p in parts]  # type: ignore[union-attr]
-    assert torch.equal(whole[1].mask.hidden.unflatten(0, (2, 8)), torch.cat(hidden, 1))  # type: ignore[union-attr]
+    mask, masks = whole[1].mask, [p[1].mask for p in parts]
+    assert mask is not None
+    hidden = [m.hidden.unflatten(0, (2, 4)) for m in masks if m]
+    assert torch.equal(mask.hidden.unflatten(0, (2, 8)), torch.cat(hidden, 1))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_step_others() -> None:
@@ -285,7 +289,8 @@ def test_padding_changes_no_feature_and_no_loss() -> None:
     losses = [readout.loss(a.tokens, at, t, "mse", "token", clean.valid)[0] for t in (target, worse)]
     assert losses[0] == losses[1]
     assert readout.loss(a.tokens, at, worse)[0] != losses[1]
-    everything = torch.ones_like(clean.valid)  # type: ignore[arg-type]
+    assert clean.valid is not None
+    everything = torch.ones_like(clean.valid)
     for metric in ("mse", "l1"):
         whole = readout.loss(a.tokens, at, target, metric, "none", everything)
         plain = readout.loss(a.tokens, at, target, metric, "none")
@@ -346,24 +351,24 @@ def test_statistics_are_those_of_the_training_data_and_are_restored() -> None:
     torch.testing.assert_close(x * 4.0 - 3.0, run(small(), data, CLEAN)[0].x * 8.0 - 7.0, atol=1e-4, rtol=0)
 
 
-def test_floors_panels_and_pictures() -> None:
+def test_baselines_figures_and_pictures() -> None:
     modality = small()
     batch = run(modality, noises(SHORT))
-    floors = modality.floors()
-    assert floors["raw"](batch[0]).shape == (4, 32 * 32)
-    stats = floors["mean_std"](batch[0])
+    baselines = modality.baselines()
+    assert baselines["raw"](batch[0]).shape == (4, 32 * 32)
+    stats = baselines["mean_std"](batch[0])
     assert stats.shape == (4, 64)
     real = batch[0].x[1, 0, :8]  # padding does not count
     torch.testing.assert_close(stats[1, :32], real.mean(0))
-    (panel,) = modality.panels(batch)
-    assert panel.image.dtype == np.uint8
-    assert "Grey tiles" in panel.caption
-    assert "padding" in panel.caption
+    (figure,) = modality.figures(batch)
+    assert figure.image.dtype == np.uint8
+    assert "Grey tiles" in figure.caption
+    assert "padding" in figure.caption
     assert (
         "the sound as a whole, the recording as it is, 2 x changed view, 2 x short changed view"
-        in panel.caption
+        in figure.caption
     )
-    assert panel.image.shape[:2] == (4 * 88, 2 * 168 + 168 + 2 * 168 + 2 * 88), (
+    assert figure.image.shape[:2] == (4 * 88, 2 * 168 + 168 + 2 * 168 + 2 * 88), (
         "a recording a line, a view a column"
     )
     quiet = coloured(torch.tensor([[0.0, 1.0], [-9.0, -9.0]]), torch.tensor([[False, False], [True, True]]))
@@ -371,7 +376,7 @@ def test_floors_panels_and_pictures() -> None:
         "padding took part in the range of colours"
     )
     assert modality.pictures(batch[0]).shape == (4, 32, 32, 3)
-    assert modality.panels([]) == []
+    assert modality.figures(Batch()) == []
 
 
 # what users get wrong

@@ -30,7 +30,7 @@ def test_the_demo_sounds_are_frozen_to_the_byte(split: str) -> None:
 
 def test_demo_sounds_are_balanced_loud_and_soft_and_never_clipped() -> None:
     data = Audio.Config().build().dataset("val")
-    labels = [data[i].label for i in range(len(data))]  # type: ignore[arg-type]
+    labels = [data[i].label for i in range(len(data))]
     assert np.bincount(labels).tolist() == [75] * len(CLASSES)
     waves = np.stack([data[i].data for i in range(80)]) / 32768.0
     assert np.abs(waves).max() < 1

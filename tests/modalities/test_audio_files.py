@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Sample, Unreadable
+from multissl.contract.plans import ViewPlan
 from multissl.engine.data import Steps
 from multissl.modalities.audio import Audio
 from multissl.modalities.audio_files import Clip, measure, resample
-from multissl.types import Sample, Unreadable, ViewPlan
 
 soundfile = pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
 RATE = 16_000
@@ -96,14 +97,14 @@ def digits(folder: Path, speakers: str = "abc", takes: int = 4) -> Audio:
             for take in range(takes):
                 noise = np.random.default_rng(take).normal(0, 0.1, 6000).astype(np.float32)
                 write(folder / f"{digit}_{speaker}_{take}.wav", noise)
-    options = {"label_pattern": r"(\d)_\w_\d", "group_pattern": r"\d_(\w)_\d", "hold_out": "b"}
-    return Audio.Config(data=str(folder), frames=32, local_frames=16, mels=32, **options).build()  # type: ignore[arg-type]
+    options: Any = {"label_pattern": r"(\d)_\w_\d", "group_pattern": r"\d_(\w)_\d", "hold_out": "b"}
+    return Audio.Config(data=str(folder), frames=32, local_frames=16, mels=32, **options).build()
 
 
 def test_names_give_labels_and_speakers_and_one_speaker_is_held_out(tmp_path: Path) -> None:
     modality = digits(tmp_path)
     val, train = (modality.dataset(s) for s in ("val", "train"))
-    assert (len(val), len(train)) == (12, 24)  # type: ignore[arg-type]
+    assert (len(val), len(train)) == (12, 24)
     assert {val[i].group for i in range(12)} == {1}
     assert {train[i].group for i in range(24)} == {0, 2}
     assert {val[i].label for i in range(12)} == {0, 1, 2}
@@ -159,7 +160,7 @@ def test_broken_recordings_are_skipped_and_listed_and_the_rest_trains(tmp_path: 
         batch, skipped = steps[step]
         listed |= {reason for _, reason in skipped}
         assert torch.isfinite(batch[0].x).all()
-    held_out = [Path(modality.dataset("val")[i].data).name for i in range(len(modality.dataset("val")))]  # type: ignore[arg-type]
+    held_out = [Path(modality.dataset("val")[i].data).name for i in range(len(modality.dataset("val")))]
     assert len(listed) >= count - len(held_out)
     assert np.isfinite(modality.statistics()).all()
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.bands import count, draw_bands, fixed_count, rates
 from multissl.random import RowRandom
-from multissl.types import ViewPlan
 
 KINDS: list[Any] = ["random", "block", "time", "frequency", "time_frequency"]
 GRID = (16, 8)
@@ -33,8 +33,9 @@ def test_every_row_hides_the_same_number_whatever_is_padding(kind: Any, columns:
     for step in range(10):
         (mask,) = draw_bands(MAE, kind, GRID, 4, rows(0, 8, 8, step), full(1, 8, columns))
         assert mask.num_hidden == want
+        assert want is not None
         assert (mask.hidden.sum(1) == want).all()
-        assert len(mask.index) == 8 * want  # type: ignore[operator]
+        assert len(mask.index) == 8 * want
         sound = mask.hidden[:, : columns * GRID[1]]
         assert sound.any(1).all()
         assert not sound.all(1).any()
@@ -45,13 +46,14 @@ def test_every_row_hides_the_same_number_whatever_is_padding(kind: Any, columns:
 
 def test_sound_and_padding_lose_the_same_share() -> None:
     (mask,) = draw_bands(MAE, "random", GRID, 4, rows(0, 4, 4), full(1, 4, 8))
-    assert (mask.hidden[:, :64].sum(1) == round(0.5 * mask.num_hidden)).all()  # type: ignore[operator]
+    assert mask.num_hidden is not None
+    assert (mask.hidden[:, :64].sum(1) == round(0.5 * mask.num_hidden)).all()
 
 
 def test_bands_are_bands() -> None:
     grids = {}
     for kind in ("time", "frequency", "time_frequency"):
-        (mask,) = draw_bands(MAE, kind, GRID, 4, rows(0, 4, 4), full(1, 4))  # type: ignore[arg-type]
+        (mask,) = draw_bands(MAE, kind, GRID, 4, rows(0, 4, 4), full(1, 4))
         grids[kind] = mask.hidden.unflatten(1, GRID)
     assert (grids["time"].all(2) == grids["time"].any(2)).all()
     assert (grids["time"].all(2).sum(1) == 16 - int(16 * (1 - 0.8))).all()

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from multissl import registry
+from multissl.contract.data import Batch, Mask, Views
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import ViewPlan
 from multissl.engine.data import Data, Steps, stream
-from multissl.modalities.base import Modality
-from multissl.types import Batch, ViewPlan, Views
 from tests.plugin.multissl_accelerometer import Accelerometer
 from tests.test_grid import MODALITIES
 
@@ -62,15 +63,22 @@ def another(name: str) -> Modality:
 
 
 def plan_of(modality: Modality, ratio: tuple[float, float] = (0.5, 0.5)) -> ViewPlan:
-    """Everything that it offers and that goes together."""
+    """Everything that it provides and that goes together."""
+    provided = provided_by(modality)
     return ViewPlan(
         num_clean=1,
         num_global=2,
-        num_local=2 if "local" in modality.offers else 0,
-        mask_ratio=ratio if "mask" in modality.offers else None,
-        target="target" in modality.offers,
-        coords="coords" in modality.offers,
+        num_local=2 if "local" in provided else 0,
+        mask_ratio=ratio if "mask" in provided else None,
+        target="target" in provided,
+        coords="coords" in provided,
     )
+
+
+def provided_by(modality: Modality) -> frozenset[Need]:
+    """What plans may ask for in the only stream."""
+    (name,) = modality.streams()
+    return modality.provides(name)
 
 
 def steps(modality: Modality, rank: int = 0, world: int = 1, seed: int = SEED) -> Steps:
@@ -156,9 +164,9 @@ def test_views_are_what_the_stream_says(name: str) -> None:
 
 
 @every_modality
-def test_what_a_worker_hands_over_is_tensors(name: str) -> None:
+def test_what_a_worker_hands_over_is_tensors_and_masks(name: str) -> None:
     def check(value: Any) -> None:
-        assert isinstance(value, dict | Tensor)
+        assert isinstance(value, dict | Tensor | Mask)
         for inner in value.values() if isinstance(value, dict) else ():
             check(inner)
 
@@ -277,8 +285,8 @@ def samples_of(made: Steps) -> list[Any]:
 @every_modality
 def test_every_row_hides_as_many_tokens_at_every_step_and_no_padding(name: str) -> None:
     modality = fitted(name)
-    if "mask" not in modality.offers:
-        pytest.skip(f"{name} offers no masks")
+    if "mask" not in provided_by(modality):
+        pytest.skip(f"{name} provides no masks")
     counts, seen = set(), []
     for step in range(STEPS):
         (views,) = (v for v in batch(steps(modality), step) if v.role == "global")
@@ -301,8 +309,8 @@ def test_every_row_hides_as_many_tokens_at_every_step_and_no_padding(name: str) 
 @every_modality
 def test_a_range_of_ratios_pads_the_index_to_one_length(name: str) -> None:
     modality = fitted(name)
-    if "mask" not in modality.offers:
-        pytest.skip(f"{name} offers no masks")
+    if "mask" not in provided_by(modality):
+        pytest.skip(f"{name} provides no masks")
     (stream_name,) = modality.streams()
     plan = ViewPlan(num_global=2, mask_ratio=(0.1, 0.6), mask_share=0.5)
     made = Steps(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False)

@@ -1,4 +1,4 @@
-"""The image modality: crops, views, masks, targets, statistics, floors, and what users get wrong."""
+"""The image modality: crops, views, masks, targets, statistics, baselines, and what users get wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 from PIL import Image as Pillow
 from torchvision.transforms.v2 import functional as tv
 
+from multissl.contract.data import Batch, Sample, Unreadable, Views
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.data import Steps
 from multissl.modalities import image_files
 from multissl.modalities.image import Image
 from multissl.modalities.image_crops import centre, crop_box, patchify, resize
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Batch, Sample, Unreadable, ViewPlan, Views
 
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=3, mask_ratio=(0.1, 0.5), mask_share=0.5, target=True)
 RNG = np.random.default_rng(0)
@@ -74,7 +75,8 @@ def test_views_come_clean_global_local_with_masks_and_targets_on_global_ones() -
     assert clean.mask is None
     assert large.target is not None
     assert large.target.shape == (8, 16, 48)
-    assert torch.equal(large.sample_id, torch.arange(4))  # type: ignore[arg-type]
+    assert large.sample_id is not None
+    assert torch.equal(large.sample_id, torch.arange(4))
     spec = small().streams()["image"]
     assert (spec.shape, spec.num_tokens, spec.target_dim) == ((3, 16, 16), 16, 48)
 
@@ -219,7 +221,7 @@ def test_channel_statistics_are_measured_kept_and_restored(tmp_path: Path) -> No
     (tmp_path / "x.npy").write_bytes(b"broken")
     modality = small(channels=5, data=str(tmp_path))
     mean, std = modality.statistics()
-    train = [s.data for s in modality.dataset("train") if "x.npy" not in s.data]  # type: ignore[attr-defined]
+    train = [s.data for s in modality.dataset("train") if "x.npy" not in s.data]
     values = np.array([np.load(path)[0, 0, 0] / 255 for path in train])
     assert mean == pytest.approx([values.mean()] * 5)
     assert std == pytest.approx([values.std()] * 5)
@@ -234,7 +236,7 @@ def test_channel_statistics_are_measured_kept_and_restored(tmp_path: Path) -> No
 def test_the_demo_needs_no_path_and_its_pictures_stay_as_they_are() -> None:
     modality = small(size=32)
     train = modality.dataset("train")
-    assert {len(modality.dataset(s)) for s in ("val", "test")} == {1000}  # type: ignore[arg-type]
+    assert {len(modality.dataset(s)) for s in ("val", "test")} == {1000}
     assert train[0].label >= 0
     raw = modality.collate([train[0]], {"image": CLEAN}, rows(count=1, total=1))["image"]["clean"]
     assert torch.equal(raw[0], torch.from_numpy(train[0].data).permute(2, 0, 1))
@@ -246,22 +248,22 @@ def test_the_modality_travels_to_workers_without_its_samples() -> None:
     assert len(pickle.dumps(modality)) < 3000
 
 
-# floors and pictures
+# baselines and pictures
 
 
-def test_floors_are_pixels_and_histograms() -> None:
+def test_baselines_are_pixels_and_histograms() -> None:
     modality = small(size=32)
     views = run(modality, [modality.dataset("train")[i] for i in range(3)], CLEAN)[0]
-    floors = modality.floors()
-    raw = floors["raw"](views)
+    baselines = modality.baselines()
+    raw = baselines["raw"](views)
     assert raw.shape == (3, 3 * 32 * 32)
     first = modality.dataset("train")[0].data
     assert np.array_equal((raw * 255).round().view(3, 3, 32, 32)[0].byte().permute(1, 2, 0).numpy(), first)
     assert np.array_equal(modality.pictures(views)[0], first)
-    assert floors["hog"](views).shape == (3, 7 * 7 * 36 + 64)
+    assert baselines["hog"](views).shape == (3, 7 * 7 * 36 + 64)
     large = Views(x=torch.rand(2, 3, 200, 200), stream="image", role="clean")
-    assert floors["raw"](large).shape == (2, 3072)
-    assert floors["hog"](large).shape == (2, 7 * 7 * 36 + 64)
+    assert baselines["raw"](large).shape == (2, 3072)
+    assert baselines["hog"](large).shape == (2, 7 * 7 * 36 + 64)
 
 
 def test_gradient_histograms_see_the_direction_of_an_edge() -> None:
@@ -283,15 +285,15 @@ def test_colour_histograms_count_every_pixel() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_panels_show_samples_as_lines_and_say_what_they_show(channels: int) -> None:
+def test_figures_show_samples_as_lines_and_say_what_they_show(channels: int) -> None:
     given = (0.5,) * channels
     modality = small(channels=channels, mean=given, std=given)
-    batch = [v.samples(torch.arange(3)) for v in run(modality, pictures(4, channels))]
-    (panel,) = modality.panels(batch)
-    assert panel.image.dtype == np.uint8
-    assert panel.image.shape == (3 * 104, 6 * 104, 3)
-    assert "hidden" in panel.caption
-    assert modality.panels([]) == []
+    batch = Batch(v.samples(torch.arange(3)) for v in run(modality, pictures(4, channels)))
+    (figure,) = modality.figures(batch)
+    assert figure.image.dtype == np.uint8
+    assert figure.image.shape == (3 * 104, 6 * 104, 3)
+    assert "hidden" in figure.caption
+    assert modality.figures(Batch()) == []
 
 
 # what users get wrong

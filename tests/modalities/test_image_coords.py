@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Batch, Sample
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.image import Image
 from multissl.modalities.image_crops import share_of, token_centres
 from multissl.random import RowRandom
-from multissl.types import Batch, Sample, ViewPlan
 
 PLAN = ViewPlan(num_global=2, num_local=3, coords=True)
 

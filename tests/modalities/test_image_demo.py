@@ -16,7 +16,7 @@ FROZEN = {
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_the_demo_pictures_are_frozen_to_the_byte(split: str) -> None:
-    images, labels = motifs(split)  # type: ignore[arg-type]
+    images, labels = motifs(split)
     assert images.shape == (5000 if split == "train" else 1000, 32, 32, 3)
     assert hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() == FROZEN[split]
 

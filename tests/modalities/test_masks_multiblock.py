@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.plans import ViewPlan
 from multissl.layers.decoder import places
 from multissl.modalities.image import Image
 from multissl.modalities.masks import Grid, Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, context_size, draw_multiblock, largest_target
 from multissl.modalities.tabular import Tabular
 from multissl.random import RowRandom
-from multissl.types import ViewPlan
 
 PLAN = ViewPlan(num_global=2, num_masks=4, mask_ratio=(0.15, 0.2), context_ratio=(0.85, 1.0))
 
@@ -88,7 +88,7 @@ def test_squares_of_tokens_are_hidden_together() -> None:
 def test_images_refuse_squares_that_do_not_fit() -> None:
     for options in ({"mask_patch": 24}, {"mask_patch": 48}, {"mask_patch": 32, "mask": "block"}):
         with pytest.raises(ValueError, match=r"modality\.mask_patch="):
-            Image.Config(**{"mask": "random", **options})  # type: ignore[arg-type]
+            Image.Config(**{"mask": "random", **options})
     Image.Config(mask="random", mask_patch=32)
 
 

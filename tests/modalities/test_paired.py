@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from multissl import cli
+from multissl.contract.data import Batch, Sample, Unreadable
+from multissl.contract.plans import CLEAN, Plans, ViewPlan
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Data, Steps, stream
@@ -23,7 +25,6 @@ from multissl.modalities.tabular import Tabular
 from multissl.objectives.clip import CLIP
 from multissl.recipe import Recipe
 from multissl.run import load, train
-from multissl.types import CLEAN, Batch, Plans, Sample, Unreadable, ViewPlan
 from tests.paired_data import (
     IMAGE,
     SMALL,
@@ -278,16 +279,16 @@ def test_a_restored_text_member_reads_as_in_training_without_the_data(tmp_path: 
         clean(moved, [Sample("sample", 0)])
 
 
-def test_the_report_shows_samples_side_by_side_and_floors_are_those_that_all_have(tmp_path: Path) -> None:
+def test_the_report_shows_samples_side_by_side_and_baselines_are_those_that_all_have(tmp_path: Path) -> None:
     made = partly(tmp_path)
-    panels = made.panels(batch(Steps(made, PLANS, 8, 5, 0, 1, final=False), 0))
-    assert [p.title for p in panels][:2] == ["Pairs", "What the encoder is shown: image"]
-    assert panels[0].image.dtype == np.uint8
-    assert panels[0].image.std() > 10
-    floors = made.floors()
-    assert set(floors) == {"raw"}
+    figures = made.figures(batch(Steps(made, PLANS, 8, 5, 0, 1, final=False), 0))
+    assert [p.title for p in figures][:2] == ["Pairs", "What the encoder is shown: image"]
+    assert figures[0].image.dtype == np.uint8
+    assert figures[0].image.std() > 10
+    baselines = made.baselines()
+    assert set(baselines) == {"raw"}
     for views in clean(made, every(made)[:3]).values():
-        assert floors["raw"](views).shape[0] == 3
+        assert baselines["raw"](views).shape[0] == 3
 
 
 # what is built in
@@ -296,7 +297,7 @@ def test_the_report_shows_samples_side_by_side_and_floors_are_those_that_all_hav
 def test_the_built_in_captions_tell_what_was_drawn() -> None:
     made = Paired.Config().build()
     train, val = made.dataset("train"), every(made, "val")
-    assert [len(train), len(val)] == [5000, 1000]  # type: ignore[arg-type]
+    assert [len(train), len(val)] == [5000, 1000]
     first = [train[i].data.parts["text"] for i in range(3)]
     assert first == [
         "medium crosses in light grey on dark turquoise",
@@ -304,7 +305,7 @@ def test_the_built_in_captions_tell_what_was_drawn() -> None:
         "dark grey spiral on a light purple ground, coarse",
     ]
     assert isinstance(val[0].data, Record)
-    classes = made.dataset("val").classes  # type: ignore[attr-defined]
+    classes = made.dataset("val").classes
     assert all(classes[s.label] in s.data.parts["text"] for s in val)
     contents = [s.data.same for s in val]
     assert 800 < len(set(contents)) < 900
@@ -330,8 +331,12 @@ def test_image_text_is_the_name_of_its_first_recipe() -> None:
 def test_members_and_sources_are_options_of_a_command() -> None:
     given = ["--data", "a.tar", "b.tar", "--modality.members.image.size", "64", "--modality.temperature=2"]
     recipe, _, _ = cli.open_recipe("image_text", given)
-    modality: Any = recipe.modality
+    modality, own = recipe.modality, cli.find("image_text")().modality
+    assert isinstance(modality, Paired.Config)
+    assert isinstance(own, Paired.Config)
     assert modality.data == ("a.tar", "b.tar")
-    assert modality.members["image"].size == 64
-    assert modality.members["text"] == cli.find("image_text")().modality.members["text"]  # type: ignore[attr-defined]
+    image = modality.members["image"]
+    assert isinstance(image, Image.Config)
+    assert image.size == 64
+    assert modality.members["text"] == own.members["text"]
     assert modality.temperature == 2

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from multissl.evaluators.base import featurize_places
+from multissl.contract.data import Unreadable
+from multissl.contract.plans import CLEAN
+from multissl.inference import featurize_places
 from multissl.modalities.paired import Paired
 from multissl.modalities.tabular import Tabular
-from multissl.types import CLEAN, Unreadable
 from tests.paired_data import IMAGE, TEXT, WORDS, clean, every, ids, members, pairs, png, rows, shard, written
 
 # where rows come from
@@ -51,7 +52,7 @@ def test_rows_of_every_kind_of_file_are_the_same(kind: str, tmp_path: Path) -> N
     made = pairs(data, columns={"text": "sentence"} if kind == "parquet" else {})
     samples = every(made)
     assert len(samples) == 20
-    assert [made.dataset("all").classes[s.label] for s in samples] == [WORDS[i % 10] for i in range(20)]  # type: ignore[attr-defined]
+    assert [made.dataset("all").classes[s.label] for s in samples] == [WORDS[i % 10] for i in range(20)]
     views = clean(made, samples)
     assert written(views["text"], made) == [members(i)["txt"] for i in range(20)]
     assert views["image"].stream == "image"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.plans import ViewPlan
 from multissl.modalities.image import Image
 from multissl.modalities.video import Video
 from multissl.random import RowRandom
-from multissl.types import ViewPlan
 
 ROWS, SIDE, FRAMES = 2000, 5, 4
 PLAN = ViewPlan(num_global=2, num_local=1)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from multissl.contract.data import Sample, Unreadable
 from multissl.modalities.audio import Audio
 from multissl.modalities.audio_files import Clip
 from multissl.modalities.resampling import interpolate, resample
-from multissl.types import Sample, Unreadable
 
 torchaudio = pytest.importorskip("torchaudio", reason="the extra `audio` is not installed")
 soundfile = pytest.importorskip("soundfile", reason="the extra `audio` is not installed")

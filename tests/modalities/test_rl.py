@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Batch, Sample, Unreadable
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.data import Data as Loading
 from multissl.engine.data import Steps, stream
 from multissl.modalities.replay import Moment, Replay
 from multissl.modalities.rl import RL, cut, near
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Sample, Unreadable, ViewPlan
 
 PAIR = ViewPlan(num_global=2)
 
@@ -57,7 +58,7 @@ def test_a_stack_repeats_the_first_frame_of_its_own_episode(tmp_path: Any) -> No
 
 def test_positives_and_actions_stay_in_the_episode(tmp_path: Any) -> None:
     modality = from_file(counted(tmp_path), horizon=3)
-    count = len(modality.dataset("all"))  # type: ignore[arg-type]
+    count = len(modality.dataset("all"))
     (views,) = batch_of(modality, "all", [*range(count)], PAIR)
     newest = pixels(modality, views.x)[:, -1].view(2, count)
     assert torch.equal(newest[1] - newest[0], torch.full((count,), 3))
@@ -93,7 +94,7 @@ def test_bursts_that_fit_no_episode_or_no_rank_are_named(tmp_path: Any) -> None:
 
 def test_a_short_episode_is_skipped_and_listed(tmp_path: Any) -> None:
     modality = from_file(counted(tmp_path, (9, 9, 9, 2, 9)), horizon=1)
-    steps = Steps(modality, {"rl": PAIR}, 20, 0, 0, 1, final=True)  # type: ignore[arg-type]
+    steps = Steps(modality, {"rl": PAIR}, 20, 0, 0, 1, final=True)
     batch, skipped = steps[0]
     assert {reason for _, reason in skipped} == {"episode 3 has 2 frames, fewer than the stack of 3"}
     assert batch[0].x.shape[0] == 40
@@ -101,7 +102,7 @@ def test_a_short_episode_is_skipped_and_listed(tmp_path: Any) -> None:
 
 def test_splits_share_no_episode_and_leave_none_out() -> None:
     modality = tiny()
-    groups = {s: {modality.dataset(s)[i].group for i in range(len(modality.dataset(s)))}  # type: ignore[arg-type]
+    groups = {s: {modality.dataset(s)[i].group for i in range(len(modality.dataset(s)))}
               for s in ("train", "val", "test")}  # fmt: skip
     assert groups["val"] == {0}
     assert groups["test"] == {1}
@@ -149,7 +150,7 @@ def test_groups_reach_the_contrastive_kernel() -> None:
 
     modality = tiny(horizon=1, gap=2)
     (views,) = batch_of(modality, "train", [0, 1, 9, 12], PAIR)
-    apart = relations_of([views]).apart
+    apart = relations_of(Batch([views])).apart
     assert not apart[0, 1]  # a step away
     assert apart[0, 2]  # nine steps away
     assert apart[0, 3]  # another episode
@@ -159,7 +160,7 @@ def test_groups_reach_the_contrastive_kernel() -> None:
 def test_views_depend_on_the_seed_alone(workers: int) -> None:
     plan = ViewPlan(num_clean=1, num_global=3, num_local=2, mask_ratio=(0.5, 0.5), target=True, coords=True)
     modality = tiny(mask_group=4)
-    steps = Steps(modality, {"rl": plan}, 4, 7, 0, 1, final=False)  # type: ignore[arg-type]
+    steps = Steps(modality, {"rl": plan}, 4, 7, 0, 1, final=False)
     alone = [steps.views(steps[s][0], s) for s in (1, 2)]
     loaded = stream(steps, 1, 3, Loading(workers=workers), 1, torch.device("cpu"))
     for right, fetched in zip(alone, loaded, strict=True):
@@ -178,8 +179,7 @@ def test_two_ranks_see_the_views_of_one(options: dict[str, Any]) -> None:
     modality = tiny(mask_group=2, **options)
     plan = {"rl": ViewPlan(num_global=2, num_local=1, mask_ratio=(0.5, 0.5))}
     whole, *parts = [
-        Steps(modality, plan, 8, 3, rank, world, final=True)[2][0]
-        for rank, world in ((0, 1), (0, 2), (1, 2))  # type: ignore[arg-type]
+        Steps(modality, plan, 8, 3, rank, world, final=True)[2][0] for rank, world in ((0, 1), (0, 2), (1, 2))
     ]
     for v, (one, two) in zip(whole, zip(*parts, strict=True), strict=True):
         together = torch.cat(
@@ -253,19 +253,19 @@ def test_new_data_is_read_as_the_training_data_was(tmp_path: Any) -> None:
         narrow.dataset("train")
 
 
-def test_panels_and_pictures_are_pictures() -> None:
+def test_figures_and_pictures_are_pictures() -> None:
     modality = tiny(mask_group=4)
     plan = ViewPlan(num_clean=1, num_global=2, num_local=1, mask_ratio=(0.5, 0.5))
     batch = batch_of(modality, "train", [0, 1, 2, 3], plan)
-    (panel,) = modality.panels(batch)
-    assert panel.image.dtype == np.uint8
-    assert panel.image.ndim == 3
-    assert "3 steps later" in panel.caption
-    assert "actions taken" in panel.caption
-    blue = (panel.image == np.array([0, 114, 178])).all(2)
+    (figure,) = modality.figures(batch)
+    assert figure.image.dtype == np.uint8
+    assert figure.image.ndim == 3
+    assert "3 steps later" in figure.caption
+    assert "actions taken" in figure.caption
+    blue = (figure.image == np.array([0, 114, 178])).all(2)
     assert blue.any()  # an action is lit
     assert modality.pictures(batch[0]).shape == (4, 48, 48, 3)
-    assert modality.panels([]) == []
+    assert modality.figures(Batch()) == []
 
 
 @pytest.mark.parametrize(

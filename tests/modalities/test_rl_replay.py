@@ -150,7 +150,7 @@ def test_the_game_shows_its_state_and_obeys_its_actions() -> None:
 
 
 def test_a_fixed_background_stays_for_an_episode_and_differs_between_them() -> None:
-    fixed, noise = (game(2, 20, 0, b).frames[:, 10:40, 6:10] for b in ("fixed", "noise"))  # type: ignore[arg-type]
+    fixed, noise = (game(2, 20, 0, b).frames[:, 10:40, 6:10] for b in ("fixed", "noise"))
     same = [(f[0] == f[1]).mean() for f in (fixed, noise)]
     assert same[0] > 0.9
     assert same[1] < 0.2

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from multissl.contract.data import Sample, Unreadable
+from multissl.contract.plans import CLEAN
 from multissl.modalities.replay import from_arrays, read_replay
 from multissl.modalities.rl import RL
 from multissl.modalities.rl_actions import action_at, draw_actions, encode_actions
 from multissl.modalities.rl_envs import rollout
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Sample, Unreadable
 
 gym = pytest.importorskip("gymnasium", reason="the extra `rl` is not installed")
 spaces = gym.spaces

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Sample, Unreadable
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.modalities import soundtrack
 from multissl.modalities.audio import Audio
 from multissl.modalities.paired import Paired
 from multissl.modalities.soundtrack import Track
 from multissl.modalities.video import Video
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Sample, Unreadable, ViewPlan
 
 av: Any = pytest.importorskip("av", reason="the extra `video` is not installed")
 pytest.importorskip("soundfile", reason="the extra `audio` is not installed")

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from multissl.contract.data import Sample, Unreadable
 from multissl.modalities.image_files import SUFFIXES, decode, load
 from multissl.modalities.sources import Source, braces, open_source
-from multissl.types import Sample, Unreadable
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8)
 

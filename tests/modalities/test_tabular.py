@@ -12,12 +12,13 @@ import torch
 
 from multissl import run
 from multissl.configs.tabular import default
+from multissl.contract.data import Batch, Unreadable
+from multissl.contract.plans import CLEAN, Plans, ViewPlan
 from multissl.encoders.mlp import MLPEncoder
 from multissl.modalities import tabular
 from multissl.modalities.tables import beside, holding, read_table
 from multissl.modalities.tabular import Tabular
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Plans, Unreadable, ViewPlan, Views
 
 COLOURS = ("red", "green", "blue")
 
@@ -39,7 +40,7 @@ def small(tmp_path: Path, given: list[str] | None = None, **options: Any) -> Tab
     return Tabular.Config(data=write(tmp_path / "rows.csv", given or lines()), **options).build()
 
 
-def drawn(modality: Tabular, plan: ViewPlan, count: int = 8, first: int = 0, total: int = 0) -> list[Views]:
+def drawn(modality: Tabular, plan: ViewPlan, count: int = 8, first: int = 0, total: int = 0) -> Batch:
     """Views of `count` training rows, as rank rows first..first+count of a batch of `total`."""
     data, total = modality.dataset("train"), total or count
     plans: Plans = {"tabular": plan}
@@ -224,7 +225,7 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
     modality = Tabular.Config(data=str(path)).build()
     data = modality.dataset("train")
     found = {}
-    for i in range(len(data)):  # type: ignore[arg-type]
+    for i in range(len(data)):
         try:
             modality.collate([data[i]], {"tabular": CLEAN}, RowRandom((0,), 0, 1, 1))
         except Unreadable as bad:
@@ -272,8 +273,8 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
-    from multissl.evaluators.base import clean_views
-    from multissl.types import Sample
+    from multissl.contract.data import Sample
+    from multissl.inference import clean_views
 
     modality = small(tmp_path)
     row = {"age": 25, "colour": "blue", "income": 2.5}

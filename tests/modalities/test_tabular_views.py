@@ -1,4 +1,4 @@
-"""Views of table rows: corruptions, subsets, masks, effective rates, the panel and the floor."""
+"""Views of table rows: corruptions, subsets, masks, effective rates, the figure and the baseline."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.evaluators.base import labelled_split
+from multissl.contract.data import Batch
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.evaluators.knn import knn_accuracy
+from multissl.inference import labelled_split
 from multissl.modalities import tabular_views
 from multissl.modalities.tabular import Tabular
 from multissl.random import RowRandom
-from multissl.types import CLEAN, ViewPlan
 from tests.modalities.test_tabular import drawn, said_by, small, write
 
 
@@ -165,48 +166,48 @@ def test_the_effective_rate_is_that_of_the_views_and_logged(
         assert (rows != made)[:, place].float().mean() == pytest.approx(expected[name], abs=0.02)
 
 
-def test_the_panel_shows_cells_as_text(tmp_path: Path) -> None:
+def test_the_figure_shows_cells_as_text(tmp_path: Path) -> None:
     modality = small(tmp_path)
     plan = ViewPlan(num_clean=1, num_global=1, mask_ratio=(0.5, 0.5), corrupt=True, target=True)
-    (panel,) = modality.panels(drawn(modality, plan))
-    assert panel.image.dtype == np.uint8
-    assert panel.image.shape[2] == 3
-    assert (panel.image == (250, 205, 190)).all(2).any()  # changed cells are red
-    assert not (panel.image == (90, 90, 90)).all(2).any()  # and not called hidden as well
+    (figure,) = modality.figures(drawn(modality, plan))
+    assert figure.image.dtype == np.uint8
+    assert figure.image.shape[2] == 3
+    assert (figure.image == (250, 205, 190)).all(2).any()  # changed cells are red
+    assert not (figure.image == (90, 90, 90)).all(2).any()  # and not called hidden as well
     (views,) = (v for v in drawn(modality, plan) if v.role == "global")
     share = (views.x != views.target).float().mean().item()
-    assert f"{share:.0%} of the cells seen differ from their row's" in panel.caption
-    (masked,) = modality.panels(drawn(modality, ViewPlan(num_global=1, mask_ratio=(0.5, 0.5))))
+    assert f"{share:.0%} of the cells seen differ from their row's" in figure.caption
+    (masked,) = modality.figures(drawn(modality, ViewPlan(num_global=1, mask_ratio=(0.5, 0.5))))
     assert (masked.image == (90, 90, 90)).all(2).any()
     assert not (masked.image == (250, 205, 190)).all(2).any()
     assert "differ from their row's" not in masked.caption
-    assert modality.panels([]) == []
+    assert modality.figures(Batch()) == []
 
 
-def test_the_panel_marks_the_cells_that_differ_and_no_others(tmp_path: Path) -> None:
+def test_the_figure_marks_the_cells_that_differ_and_no_others(tmp_path: Path) -> None:
     modality = small(tmp_path)
     (views,) = drawn(modality, ViewPlan(num_global=1, mask_ratio=(0.5, 0.5), corrupt=True, target=True))
     assert views.target is not None
-    (panel,) = modality.panels([views])
+    (figure,) = modality.figures(Batch([views]))
     for row in range(6):
         for place in range(len(modality.schema.columns)):
-            corner = panel.image[(2 + 2 * row) * 22 + 1, 72 + 130 * place + 1]  # of the view's cell
+            corner = figure.image[(2 + 2 * row) * 22 + 1, 72 + 130 * place + 1]  # of the view's cell
             differs = bool(views.x[row, place] != views.target[row, place])
             assert corner.tolist() == ([250, 205, 190] if differs else [255, 255, 255])
 
 
-def test_the_floor_is_one_hot(tmp_path: Path) -> None:
+def test_the_baseline_is_one_hot(tmp_path: Path) -> None:
     modality = small(tmp_path)
     (views,) = drawn(modality, CLEAN)
-    found = modality.floors()["raw"](views)
+    found = modality.baselines()["raw"](views)
     assert found.shape == (8, 1 + 4 + 1 + 2)
     assert torch.equal(found[:, 1:5].argmax(1).float(), views.x[:, 1])
 
 
 def test_raw_rows_of_the_demo_are_poor() -> None:
     modality = Tabular.Config().build()
-    bank, labels = labelled_split(modality.floors()["raw"], modality, "train", 3000)
-    queries, truth = labelled_split(modality.floors()["raw"], modality, "val")
+    bank, labels = labelled_split(modality.baselines()["raw"], modality, "train", 3000)
+    queries, truth = labelled_split(modality.baselines()["raw"], modality, "val")
     assert 45 < knn_accuracy(bank, labels, queries, truth)[20] < 66
     assert len(set(labels.tolist())) == 8
     assert math.isfinite(float(modality.cells.sum()))

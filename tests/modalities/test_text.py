@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from multissl.contract.data import Batch, Sample, Unreadable, Views
+from multissl.contract.plans import ViewPlan
 from multissl.engine.data import Steps
-from multissl.evaluators.base import clean_views
+from multissl.inference import clean_views
 from multissl.modalities.text import Text
 from multissl.random import RowRandom
-from multissl.types import Batch, Sample, Unreadable, ViewPlan, Views
 
 pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
 
@@ -217,7 +218,7 @@ def test_infilling_takes_out_what_its_target_holds(corpus: str) -> None:
         assert x[0] < 300  # a text begins with what is shown
         assert target[0] == 301
         assert x[-1] == 300
-    assert modality.offers == {"local", "target"}
+    assert modality.provides("text") == {"local", "target"}
     assert spec.num_tokens + spec.target_tokens == 24 + 2 * 2
 
 
@@ -249,7 +250,7 @@ def test_views_are_the_same_on_any_ranks_and_workers(corpus: str) -> None:
                 assert torch.equal(torch.cat(parts, 1).flatten(0, 1), value), name
     steps = Steps(modality, {"text": plan}, 16, 0, 0, 1, final=True)
     for workers in (1, 2):
-        loader = DataLoader(steps, batch_size=None, sampler=range(2, 4), num_workers=workers)  # type: ignore[arg-type]
+        loader = DataLoader(steps, batch_size=None, sampler=range(2, 4), num_workers=workers)
         batch = list(loader)[1][0]
         for views, expected in zip(batch, whole, strict=True):
             assert torch.equal(views.x, expected.x)
@@ -312,13 +313,13 @@ def test_a_loaded_tokenizer_keeps_its_ids(corpus: str, tmp_path: Path) -> None:
         assert int(views.x.max()) < modality.streams()["text"].vocab
 
 
-def test_floors_and_pictures(corpus: str) -> None:
+def test_baselines_and_pictures(corpus: str) -> None:
     modality = made(corpus)
     data: Any = modality.dataset("val")
     views = clean_views(modality, [data[i] for i in range(5)], "text")
-    floors = modality.floors()
-    assert floors["raw"](views).shape == (5, 24)
-    counts = floors["tfidf"](views)
+    baselines = modality.baselines()
+    assert baselines["raw"](views).shape == (5, 24)
+    counts = baselines["tfidf"](views)
     assert counts.shape == (5, 4096)
     assert views.valid is not None
     present = [len(set(x[v].tolist())) for x, v in zip(views.x, views.valid, strict=True)]
@@ -327,13 +328,13 @@ def test_floors_and_pictures(corpus: str) -> None:
     assert cards.shape == (5, 110, 200, 3)
     assert all((card < 128).any() for card in cards)
     plan = ViewPlan(num_clean=1, num_global=1, mask_ratio=(0.4, 0.4), corrupt=True, target=True)
-    (panel,) = modality.panels(batch_of(modality, plan))
-    assert panel.image.dtype == np.uint8
-    grey = (panel.image == 206).all(-1)
-    orange = (panel.image == np.array([190, 80, 0])).all(-1)
+    (figure,) = modality.figures(batch_of(modality, plan))
+    assert figure.image.dtype == np.uint8
+    grey = (figure.image == 206).all(-1)
+    orange = (figure.image == np.array([190, 80, 0])).all(-1)
     assert grey.sum() > 2000  # letters have grey edges, struck words a grey ground
     assert orange.any()
-    (plain,) = modality.panels(batch_of(modality, ViewPlan(num_clean=1)))
+    (plain,) = modality.figures(batch_of(modality, ViewPlan(num_clean=1)))
     assert (plain.image == 206).all(-1).sum() < 500
 
 
@@ -341,8 +342,8 @@ def test_texts_of_several_lines_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "verse.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"line {i}\n\tand\r\nnext\n"}) for i in range(20)))
     modality = made(str(path))
-    (panel,) = modality.panels(batch_of(modality, ViewPlan(num_clean=1, num_global=1)))
-    assert (panel.image < 128).any()
+    (figure,) = modality.figures(batch_of(modality, ViewPlan(num_clean=1, num_global=1)))
+    assert (figure.image < 128).any()
     assert (modality.pictures(batch_of(modality, ViewPlan(num_clean=1))[0]) < 128).any()
 
 

@@ -1,4 +1,4 @@
-"""Count models of text: values by hand, chances that sum to one, and a floor as other tools compute it."""
+"""Count models of text: values by hand, chances that sum to one, and a baseline as other tools compute it."""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from multissl.contract.data import Unreadable
+from multissl.contract.plans import ViewPlan
 from multissl.engine.data import Steps
 from multissl.modalities.text import Text
 from multissl.modalities.text_files import LONGEST, Bad, read_texts
 from multissl.random import RowRandom
-from multissl.types import Unreadable, ViewPlan
 
 LINES = [f"line number {i} of the text" for i in range(20)]
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Batch, Sample, Unreadable, Views
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.data import Data, Steps, stream
 from multissl.modalities.video import Video
 from multissl.modalities.video_clips import choose_frames, tubelet_centres, tubelets
 from multissl.modalities.video_floors import flow_floor
 from multissl.modalities.video_masks import union_size
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Batch, Sample, Unreadable, ViewPlan, Views
 
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.75, 0.75), target=True, coords=True)
 CPU = torch.device("cpu")
@@ -101,7 +102,8 @@ def test_two_ranks_make_the_views_of_one() -> None:
         split = torch.cat([p[i].x.unflatten(0, (views.num_views, 4)) for p in parts], 1)
         torch.testing.assert_close(views.x.unflatten(0, (views.num_views, 8)), split, atol=1e-6, rtol=0)
         if views.mask is not None:
-            hidden = [p[i].mask.hidden.unflatten(0, (views.num_views, 4)) for p in parts]  # type: ignore[union-attr]
+            masks = [p[i].mask for p in parts]
+            hidden = [m.hidden.unflatten(0, (views.num_views, 4)) for m in masks if m]
             assert torch.equal(views.mask.hidden.unflatten(0, (views.num_views, 8)), torch.cat(hidden, 1))
 
 
@@ -297,15 +299,15 @@ def test_flow_tells_motion_and_its_direction() -> None:
     assert moving[1].abs() > 0.5 > moving[0].abs()
 
 
-def test_panels_and_pictures_show_clips() -> None:
+def test_figures_and_pictures_show_clips() -> None:
     modality = small()
     batch = run(modality, videos(4))
-    (panel,) = modality.panels(batch)
-    assert panel.image.dtype == np.uint8
-    assert panel.image.ndim == 3
-    assert "tubes" in panel.caption
+    (figure,) = modality.figures(batch)
+    assert figure.image.dtype == np.uint8
+    assert figure.image.ndim == 3
+    assert "tubes" in figure.caption
     assert modality.pictures(batch[0]).shape == (4, 16, 48, 3)
-    assert modality.panels([]) == []
+    assert modality.figures(Batch()) == []
 
 
 def test_it_travels_to_workers_and_its_state_restores() -> None:

@@ -19,6 +19,8 @@ from PIL import Image as Pillow
 
 from multissl import run
 from multissl.configs import video
+from multissl.contract.data import Sample, Unreadable
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.data import Data, Steps
 from multissl.engine.metrics import read_metrics
@@ -26,7 +28,6 @@ from multissl.modalities import video_files
 from multissl.modalities.video import Video
 from multissl.modalities.video_files import Decord, PyAV, load_clip, open_clip, open_videos, read_frames
 from multissl.random import RowRandom
-from multissl.types import CLEAN, Sample, Unreadable, ViewPlan
 
 MISSING = "the extra `video` is not installed"
 

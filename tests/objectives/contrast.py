@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, StreamSpec
+from multissl.engine.learner import Learner
+from multissl.engine.optim.adamw import AdamW
+from multissl.engine.optim.treatment import groups_of
 from multissl.parallel.ranks import world
-from multissl.types import Batch, Features, Progress, StreamSpec, Views
 
 ROWS = StreamSpec(kind="columns", shape=(6,), num_tokens=6)
 START = Progress(step=0, total=10)
@@ -22,7 +29,7 @@ class Stub(Encoder):
         super().__init__()
         self.linear = nn.Linear(6, 4)
 
-    def forward(self, views: Any, masking: object = "none", inner: int = 0) -> list[Features]:
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         return [Features(pooled=self.linear(v.x), tokens=v.x[:, :, None]) for v in views]
 
 
@@ -38,14 +45,14 @@ def batch_of(rows: int, streams: str = "a", views: int = 2, seed: int = 1, **mor
     torch.manual_seed(seed)
     if len(streams) == 1:
         x = torch.randn(views * rows, 6)
-        return [Views(x=x, stream=streams, role="global", num_views=views, **more)]
-    return [Views(x=torch.randn(rows, 6), stream=s, role="clean", **more) for s in streams]
+        return Batch([Views(x=x, stream=streams, role="global", num_views=views, **more)])
+    return Batch(Views(x=torch.randn(rows, 6), stream=s, role="clean", **more) for s in streams)
 
 
 def part_of(batch: Batch, rank: int) -> Batch:
     """This rank's samples of a global batch."""
     rows = batch[0].batch // world()
-    return [v.samples(torch.arange(rank * rows, (rank + 1) * rows)) for v in batch]
+    return Batch(v.samples(torch.arange(rank * rows, (rank + 1) * rows)) for v in batch)
 
 
 def gradients(rank: int, cfg: Any, streams: str = "a", steps: int = 2, **more: Any) -> list[Tensor]:
@@ -58,6 +65,13 @@ def gradients(rank: int, cfg: Any, streams: str = "a", steps: int = 2, **more: A
         found += [g / world() for g in torch.autograd.grad(losses.total, trained)]
         objective.after_step(encoders, START)
     return found
+
+
+def decay_of(parameter: nn.Parameter, encoders: Encoders, objective: Objective) -> float:
+    """The factor on the weight decay of a parameter, as the optimizer treats it."""
+    groups = groups_of(Learner(encoders, objective), AdamW.Config(), objective.param_rules())
+    (decay,) = [t.decay for t, members in groups.items() if any(p is parameter for p in members)]
+    return decay
 
 
 def moved(cfg: Any, streams: str = "a") -> None:

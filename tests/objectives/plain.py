@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.heads import MLPHead
-from multissl.types import Features, Masking, Progress, StreamSpec, Views
 
 ROWS = StreamSpec(kind="columns", shape=(6,), num_tokens=6)
 START = Progress(step=0, total=10)

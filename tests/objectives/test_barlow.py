@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Batch, Views
 from multissl.losses import barlow as module
 from multissl.losses.barlow import barlow_terms, cross_correlation
 from multissl.objectives.barlow import BarlowTwins
-from multissl.types import Views
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
 from tests.ranks import run_ranks
 
@@ -74,7 +74,7 @@ def test_two_ranks_give_the_gradient_of_one_and_a_plain_sum_does_not() -> None:
 def test_scale_and_redundancy_weigh_the_terms_and_everything_is_trained() -> None:
     encoders = encoders_of("rows")
     objective = BarlowTwins.Config(scale=0.1, redundancy=0.5, projector=HEAD).build(encoders, {"rows": ROWS})
-    losses = objective(encoders, [rows(3)], START)
+    losses = objective(encoders, Batch([rows(3)]), START)
     expected = 0.1 * (losses.terms["invariance"] + 0.5 * losses.terms["redundancy"])
     torch.testing.assert_close(losses.total.detach(), expected)
     losses.total.backward()
@@ -89,7 +89,7 @@ def test_more_views_are_the_mean_over_their_pairs() -> None:
 
     def total(*views: int) -> Tensor:
         x = torch.cat([three.x.chunk(3)[v] for v in views])
-        batch = [Views(x=x, stream="rows", role="global", num_views=len(views))]
+        batch = Batch([Views(x=x, stream="rows", role="global", num_views=len(views))])
         return objective(encoders, batch, START).total
 
     pairs = torch.stack([total(0, 1), total(0, 2), total(1, 2)]).mean()
@@ -100,7 +100,7 @@ def test_several_streams_are_paired_by_their_clean_views() -> None:
     encoders = encoders_of("a", "b")
     objective = BarlowTwins.Config(projector=HEAD).build(encoders, {"a": ROWS, "b": ROWS})
     assert [(p.num_clean, p.num_global) for p in objective.plans().values()] == [(1, 0), (1, 0)]
-    batch = [rows(1, stream=s, present=torch.arange(8) < 6) for s in "ab"]
+    batch = Batch(rows(1, stream=s, present=torch.arange(8) < 6) for s in "ab")
     assert objective(encoders, batch, START).total.isfinite()
 
 

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.encoders.base import Encoder, Encoders, build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders, build_encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
 from multissl.modalities.base import pack_masks
 from multissl.objectives.cav_mae import CAVMAE
 from multissl.parallel.ranks import world
-from multissl.types import Batch, Features, Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 
 START = Progress(step=0, total=10)
@@ -36,7 +39,7 @@ def build(cfg: CAVMAE.Config = CFG, streams: str = "ab", dim: int = 16) -> tuple
 
 def batch_of(rows: int = 8, streams: str = "ab", seed: int = 1, **more: Any) -> Batch:
     draw = torch.Generator().manual_seed(seed)
-    batch: Batch = []
+    batch = []
     for s in streams:
         spec = SPECS[s]
         order = torch.rand(rows, spec.num_tokens, generator=draw).argsort(1)
@@ -51,7 +54,7 @@ def batch_of(rows: int = 8, streams: str = "ab", seed: int = 1, **more: Any) -> 
             n: value.get(s) if isinstance(value, dict) else value for n, value in more.items()
         }
         batch.append(Views(x=x, stream=s, role="global", masks=(mask,), target=target, **mine))
-    return batch
+    return Batch(batch)
 
 
 def losses_of(batch: Batch, cfg: CAVMAE.Config = CFG) -> Any:
@@ -63,7 +66,7 @@ def losses_of(batch: Batch, cfg: CAVMAE.Config = CFG) -> Any:
 def test_every_parameter_learns(streams: str) -> None:
     encoders, objective = build(streams=streams)
     for stream, encoder in encoders.items():
-        cast(Encoder, encoder).expect(frozenset({"drop"}))
+        encoder.prepare_for(frozenset({"drop"}))
         assert objective.plans()[stream].target
     losses = objective(encoders, batch_of(streams=streams), START)
     assert losses.terms.keys() == {*(f"rebuild_{s}" for s in streams), "contrast"}
@@ -96,8 +99,8 @@ def test_each_stream_rebuilds_with_the_help_of_the_other() -> None:
     """What the other stream shows changes a stream's rebuilding; what it hides does not."""
     base, other = batch_of(), batch_of()
     before = losses_of(base).terms["rebuild_a"]
-    hidden = other[1].mask.hidden  # type: ignore[union-attr]
-    at = hidden.unflatten(1, (2, 4)).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    assert other[1].mask is not None
+    at = other[1].mask.hidden.unflatten(1, (2, 4)).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     other[1].x = torch.where(at, torch.zeros_like(other[1].x), other[1].x)
     torch.testing.assert_close(losses_of(other).terms["rebuild_a"], before, rtol=0, atol=0)
     other[1].x = torch.where(at, other[1].x, torch.zeros_like(other[1].x))
@@ -109,11 +112,12 @@ def test_samples_that_lack_a_stream_take_part_with_what_they_have() -> None:
     here = torch.tensor([True] * 5 + [False] * 3)
     one, other = (batch_of(present={"b": here}) for _ in range(2))
     other[1].x[5:] = 7.0
-    other[1].target[5:] = 7.0  # type: ignore[index]
+    assert other[1].target is not None
+    other[1].target[5:] = 7.0
     a, b = losses_of(one), losses_of(other)
     for name in a.terms:
         torch.testing.assert_close(a.terms[name], b.terms[name], rtol=1e-6, atol=1e-6)
-    full = losses_of([v.samples(torch.arange(5)) for v in batch_of()])
+    full = losses_of(Batch(v.samples(torch.arange(5)) for v in batch_of()))
     torch.testing.assert_close(a.terms["rebuild_b"], full.terms["rebuild_b"])
     torch.testing.assert_close(a.terms["contrast"], full.terms["contrast"])
 
@@ -144,10 +148,10 @@ def test_encoders_see_visible_tokens_once() -> None:
     encoders, objective = build()
     calls: list[tuple[str, int]] = []
 
-    class Counting:
-        def encode(self, views: Any, masking: str = "none", inner: int = 0) -> list[Features]:
+    class Counting(EncodeFunction):
+        def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
             calls.append((masking, len(views)))
-            return encoders.encode(views, masking, inner)  # type: ignore[arg-type]
+            return encoders.encode(views, masking, inner)
 
     objective(Counting(), batch_of(), START)
     assert calls == [("drop", 2)]
@@ -158,7 +162,7 @@ def gradient(rank: int, missing: bool) -> list[Tensor]:
     here = torch.tensor([True, False, True, True, True, True, False, False])
     batch = batch_of(present={"b": here}) if missing else batch_of()
     rows = 8 // world()
-    mine = [v.samples(torch.arange(rank * rows, (rank + 1) * rows)) for v in batch]
+    mine = Batch(v.samples(torch.arange(rank * rows, (rank + 1) * rows)) for v in batch)
     trained = [p for m in (encoders, objective) for p in m.parameters() if p.requires_grad]
     total = objective(encoders, mine, START).total
     found = torch.autograd.grad(total, trained, allow_unused=True)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Batch
+from multissl.contract.plans import ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.losses import nce as kernel
 from multissl.losses.clip import clip_loss, modality_gap
@@ -16,8 +18,7 @@ from multissl.losses.nce import relations
 from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.weighted import Weighted
-from multissl.types import ViewPlan
-from tests.objectives.contrast import START, batch_of, build, gradients, moved
+from tests.objectives.contrast import START, batch_of, build, decay_of, gradients, moved
 from tests.objectives.test_weighted import Counting
 from tests.ranks import run_ranks
 
@@ -87,7 +88,8 @@ def test_the_scale_is_learned_clamped_logged_and_not_decayed() -> None:
     assert objective.plans()["b"].num_clean == 1
     losses = objective(encoders, batch_of(8, "ab"), START)
     torch.testing.assert_close(losses.stats["scale"], torch.tensor(1 / 0.07))
-    assert {rule.match: rule.decay for rule in objective.param_rules()}["logit_scale"] == 0
+    assert decay_of(objective.scale.logit_scale, encoders, objective) == 0
+    assert decay_of(objective.projectors["a"].mlp[0].weight, encoders, objective) == 1
     torch.nn.init.constant_(objective.scale.logit_scale, 9.0)
     objective.after_step(encoders, START)
     torch.testing.assert_close(
@@ -126,17 +128,17 @@ def test_a_lone_stream_and_a_batch_of_one_are_refused() -> None:
 def test_missing_streams_reach_the_loss() -> None:
     encoders, objective = build(SMALL, "ab")
     batch = batch_of(8, "ab")
-    short = [replace(v, present=torch.arange(8) < 5) if v.stream == "b" else v for v in batch]
-    expected = objective(encoders, [v.samples(torch.arange(5)) for v in batch], START).total
+    short = Batch(replace(v, present=torch.arange(8) < 5) if v.stream == "b" else v for v in batch)
+    expected = objective(encoders, Batch(v.samples(torch.arange(5)) for v in batch), START).total
     torch.testing.assert_close(objective(encoders, short, START).total, expected)
 
 
 def all_gradients(rank: int) -> dict[str, list[Tensor]]:
     present = torch.tensor([1, 1, 1, 1, 0, 1, 0, 0]).bool()
     found = {"all": gradients(rank, SMALL, "abc"), "some": gradients(rank, SMALL, "abc", present=present)}
-    right, kernel.gather = kernel.gather, lambda x: right(x).detach()  # type: ignore[assignment]
+    right, kernel.gather = kernel.gather, lambda x: right(x).detach()
     found["planted"] = gradients(rank, SMALL, "abc")
-    kernel.gather = right  # type: ignore[assignment]
+    kernel.gather = right
     return found
 
 
@@ -159,7 +161,7 @@ def test_a_clean_view_serves_both_terms_of_slip() -> None:
     clean = batch_of(8, "ab")
     crop = replace(clean[0], x=torch.randn_like(clean[0].x), role="global")
     counting = Counting(encoders)
-    losses = objective(counting, [clean[0], crop, clean[1]], START)
+    losses = objective(counting, Batch([clean[0], crop, clean[1]]), START)
     assert sum(sum(rows) for _, rows in counting.seen) == 3 * 8
-    alone = objective.terms["simclr"](encoders, [clean[0], crop], START)
+    alone = objective.terms["simclr"](encoders, Batch([clean[0], crop]), START)
     torch.testing.assert_close(losses.terms["simclr/nce"], alone.terms["nce"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.losses.data2vec import average_layers, scaled_errors
 from multissl.modalities.masks import draw_masks
 from multissl.objectives.data2vec import Data2Vec
 from multissl.random import RowRandom
-from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), patch=(4, 4), num_tokens=16)
 START = Progress(step=0, total=10)
@@ -19,7 +23,7 @@ START = Progress(step=0, total=10)
 
 def built(**options: object) -> tuple[Encoders, Data2Vec]:
     net = Encoders({"pictures": TransformerEncoder.Config(dim=16, depth=3, heads=2, init_std=0).build(SPEC)})
-    cfg = Data2Vec.Config(**{"top_k": 2, **options})  # type: ignore[arg-type]
+    cfg = Data2Vec.Config(**{"top_k": 2, **options})
     return net, cfg.build(net, {"pictures": SPEC})
 
 
@@ -32,18 +36,19 @@ def views(objective: Data2Vec, rows: int = 4) -> Views:
 def test_the_student_sees_no_hidden_pixel_and_the_teacher_sees_all() -> None:
     net, objective = built()
     given = views(objective)
-    loss = objective(net, [given], START).total
+    loss = objective(net, Batch([given]), START).total
     hidden = given.masks[0].hidden.view(4, 1, 4, 1, 4, 1).expand(4, 3, 4, 4, 4, 4).reshape(4, 3, 16, 16)
     (before,) = net.encode([given], "replace")
     given.x = torch.where(hidden, -given.x, given.x)
     assert torch.equal(net.encode([given], "replace")[0].tokens, before.tokens)
-    assert not torch.equal(objective(net, [given], START).total, loss)  # only the targets moved
+    assert not torch.equal(objective(net, Batch([given]), START).total, loss)  # only the targets moved
 
 
 def test_layers_are_normalised_before_their_mean() -> None:
     layers = [torch.randn(2, 5, 8) * 100, torch.randn(2, 5, 8) * 0.01]
-    for kind, axis in (("instance", 1), ("layer", 2)):
-        found = average_layers(layers, kind)  # type: ignore[arg-type]
+    kinds: tuple[tuple[Any, int], ...] = (("instance", 1), ("layer", 2))
+    for kind, axis in kinds:
+        found = average_layers(layers, kind)
         each = [
             (x - x.mean(axis, True)) / (x.var(axis, correction=0, keepdim=True) + 1e-5).sqrt() for x in layers
         ]
@@ -58,7 +63,7 @@ def test_the_loss_sums_channels_as_the_official_one() -> None:
     given = views(objective)
     mean = built(sum_channels=False)[1]
     mean.load_state_dict(objective.state_dict())
-    ratio = objective(net, [given], START).total / mean(net, [given], START).total
+    ratio = objective(net, Batch([given]), START).total / mean(net, Batch([given]), START).total
     assert ratio.item() == pytest.approx(16)
     errors = scaled_errors(torch.zeros(1, 16).bfloat16(), torch.ones(1, 16))
     torch.testing.assert_close(errors, torch.full((1, 16), 0.25))
@@ -68,7 +73,7 @@ def test_the_student_is_shipped_and_the_teacher_follows_linearly() -> None:
     net, objective = built()
     assert objective.exported(net) is net
     assert objective.teacher.momentum.at(5, 10) == pytest.approx((0.999 + 0.9999) / 2)
-    objective(net, [views(objective)], START).total.backward()
+    objective(net, Batch([views(objective)]), START).total.backward()
     assert all(p.grad is None for p in objective.teacher.parameters())
 
 
@@ -87,7 +92,7 @@ def test_constant_features_are_seen_in_the_figures() -> None:
     with torch.no_grad():
         for p in [*net.parameters(), *objective.teacher.parameters()]:
             p.zero_()
-    stats = objective(net, [views(objective)], START).stats
+    stats = objective(net, Batch([views(objective)]), START).stats
     assert stats["target_std"] == 0
     assert stats["std"] == 0
 
@@ -101,4 +106,4 @@ def test_bad_options_are_refused_in_a_sentence() -> None:
         Data2Vec.Config(beta=-1.0)
     net, objective = built()
     with pytest.raises(ValueError, match="wants a global view with a mask"):
-        objective(net, [views(objective).with_mask(None)], START)
+        objective(net, Batch([views(objective).with_mask(None)]), START)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Batch
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Losses, Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
 from multissl.losses import koleo as koleo_module
@@ -21,7 +23,6 @@ from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients
 from multissl.parallel.ranks import world
 from multissl.parallel.sharding import Parallel, full, parallelize
-from multissl.types import Batch, Losses, Progress
 from tests.objectives.test_dino import HEAD, SPEC, START, batch_of, build
 from tests.ranks import run_ranks
 
@@ -45,7 +46,7 @@ def part_of(batch: Batch, rank: int) -> Batch:
         ):  # an index of this rank's rows, of one length on all ranks
             mine = mine.with_mask(pack_masks(mine.mask.hidden, len(v.mask.index)))
         parts.append(mine)
-    return parts
+    return Batch(parts)
 
 
 def gradients(rank: int, options: dict[str, Any]) -> list[Tensor]:

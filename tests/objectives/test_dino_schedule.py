@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from multissl.contract.learning import Progress
 from multissl.engine.learner import Learner
-from multissl.engine.optim import AdamW
-from multissl.types import Progress
+from multissl.engine.optim.adamw import AdamW
 from tests.objectives.test_dino import batch_of, build
 
 

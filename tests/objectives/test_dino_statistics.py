@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.learning import Progress
 from multissl.losses.targets import Targets, describe
-from multissl.types import Progress
 from tests.objectives.test_dino import START, batch_of, build
 
 

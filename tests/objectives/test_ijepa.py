@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.ema import Teacher
@@ -14,7 +17,6 @@ from multissl.modalities.image_crops import patchify
 from multissl.modalities.multiblock import as_masks, draw_multiblock
 from multissl.objectives.ijepa import IJEPA
 from multissl.random import RowRandom
-from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(kind="grid", shape=(3, 24, 24), patch=(4, 4), num_tokens=36)
 START = Progress(step=0, total=10)
@@ -37,7 +39,7 @@ def test_the_student_s_gradient_comes_from_the_context_alone() -> None:
     net, objective = built()
     given = views(objective)
     given.x.requires_grad_()
-    objective(net, [given], START).total.backward()
+    objective(net, Batch([given]), START).total.backward()
     assert given.x.grad is not None
     by_token = patchify(given.x.grad, 4).abs().sum(2)
     assert (by_token[given.masks[0].hidden] == 0).all()
@@ -63,7 +65,7 @@ def test_its_loss_is_the_mean_over_targets_one_by_one() -> None:
     for mask in given.masks[1:]:
         wanted = places(mask)[1]
         losses.append(latent_loss(objective.predict(context.tokens, seen, wanted), take(whole, wanted)))
-    torch.testing.assert_close(objective(net, [given], START).total, torch.stack(losses).mean())
+    torch.testing.assert_close(objective(net, Batch([given]), START).total, torch.stack(losses).mean())
 
 
 def test_the_teacher_follows_linearly_and_is_what_is_shipped() -> None:
@@ -94,7 +96,7 @@ def test_powers_are_v_jepa_s() -> None:
 def test_it_says_which_masks_it_wants() -> None:
     net, objective = built()
     with pytest.raises(ValueError, match="a mask for the context and 4 for targets, got 0"):
-        objective(net, [views(objective).with_mask(None)], START)
+        objective(net, Batch([views(objective).with_mask(None)]), START)
     with pytest.raises(ValueError, match=r"objective\.target_ratio=\(0\.3, 0\.2\)"):
         IJEPA.Config(target_ratio=(0.3, 0.2))
     with pytest.raises(ValueError, match=r"objective\.targets=0"):

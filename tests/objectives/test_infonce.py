@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.plans import ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.losses import infonce as module
 from multissl.losses.infonce import divergence, far_weights, infonce_terms
 from multissl.losses.nce import Relations, relations
 from multissl.objectives.infonce import InfoNCE
-from multissl.types import ViewPlan
-from tests.objectives.contrast import START, batch_of, build, gradients, moved
+from tests.objectives.contrast import START, batch_of, build, decay_of, gradients, moved
 from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2, last_norm=True)
@@ -160,8 +160,8 @@ def test_views_of_a_lone_stream_or_one_of_each_of_several() -> None:
 
 def test_a_learned_temperature_is_not_decayed_and_stays_in_its_limits() -> None:
     encoders, objective = build(InfoNCE.Config(projector=HEAD, learn_temperature=True))
-    rules = {rule.match: rule.decay for rule in objective.param_rules()}
-    assert rules["logit_scale"] == 0
+    assert decay_of(objective.scale.logit_scale, encoders, objective) == 0
+    assert decay_of(objective.projectors["a"].mlp[0].weight, encoders, objective) == 1
     torch.nn.init.constant_(objective.scale.logit_scale, 9.0)
     objective.after_step(encoders, START)
     losses = objective(encoders, batch_of(4), START)
@@ -195,9 +195,9 @@ def test_a_batch_of_one_is_refused() -> None:
 
 def all_gradients(rank: int) -> dict[str, list[Tensor]]:
     cases = {n: gradients(rank, InfoNCE.Config(projector=HEAD, **o)) for n, o in OPTIONS.items()}
-    right, module.gather = module.gather, lambda x: right(x).detach()  # type: ignore[assignment]
+    right, module.gather = module.gather, lambda x: right(x).detach()
     cases["planted"] = gradients(rank, InfoNCE.Config(projector=HEAD))
-    module.gather = right  # type: ignore[assignment]
+    module.gather = right
     return cases
 
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multissl.encoders.base import build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import build_encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
 from multissl.losses.common import mean_of
 from multissl.modalities.base import pack_masks
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.language import MLM, NextToken
-from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(kind="sequence", shape=(10,), num_tokens=10, vocab=12, target_dim=12, target_kind="classes")
 GRID = StreamSpec(kind="grid", shape=(1, 8, 8), patch=(4, 4), num_tokens=4, target_dim=16)
@@ -44,7 +46,7 @@ def masked(valid: torch.Tensor | None = None) -> Views:
 def test_mlm_is_the_mean_over_hidden_tokens() -> None:
     encoders, objective = both(MLM.Config())
     views = masked()
-    found = objective(encoders, [views], PROGRESS)
+    found = objective(encoders, Batch([views]), PROGRESS)
     tokens = encoders.encode([views])[0].tokens
     logits = objective.readout(objective.transform(tokens))
     assert views.mask is not None
@@ -57,7 +59,9 @@ def test_mlm_is_the_mean_over_hidden_tokens() -> None:
 
 def test_boundary_reads_the_neighbours_and_nothing_between() -> None:
     encoders, objective = both(MLM.Config(boundary_weight=1.0))
-    hidden = masked().mask.hidden  # type: ignore[union-attr]
+    mask = masked().mask
+    assert mask is not None
+    hidden = mask.hidden
     tokens = torch.randn(6, 10, 16)
     around = objective.around(tokens, hidden).unflatten(0, (6, 10))
     torch.testing.assert_close(around[0, 3, :16], tokens[0, 1])
@@ -69,7 +73,7 @@ def test_boundary_reads_the_neighbours_and_nothing_between() -> None:
     changed[hidden] = 0
     again = objective.around(changed, hidden).unflatten(0, (6, 10))
     assert torch.equal(again[hidden], around[hidden])
-    found = objective(encoders, [masked()], PROGRESS)
+    found = objective(encoders, Batch([masked()]), PROGRESS)
     torch.testing.assert_close(found.total, found.terms["masked"] + found.terms["boundary"])
 
 
@@ -77,7 +81,7 @@ def test_next_token_sees_only_what_comes_before() -> None:
     encoders, objective = both(NextToken.Config())
     views = masked()
     views.masks = ()
-    found = objective(encoders, [views], PROGRESS)
+    found = objective(encoders, Batch([views]), PROGRESS)
     assert torch.isfinite(found.total)
     before = encoders.encode([views], "causal")[0].tokens
     views.x[:, 6:] = (views.x[:, 6:] + 1) % 12
@@ -90,14 +94,14 @@ def test_padding_is_not_predicted() -> None:
     encoders, objective = both(NextToken.Config())
     valid = torch.arange(10) < torch.tensor([[10], [3], [1], [7], [5], [2]])
     views = masked(valid)
-    found = objective(encoders, [views], PROGRESS).total
+    found = objective(encoders, Batch([views]), PROGRESS).total
     logits = objective.readout(encoders.encode([views], "causal")[0].tokens[:, :-1])
     errors = F.cross_entropy(logits.flatten(0, 1), views.x[:, 1:].flatten(), reduction="none").unflatten(
         0, (6, 9)
     )
     torch.testing.assert_close(found, errors[valid[:, 1:]].mean())
     views.x[~valid] = 0
-    torch.testing.assert_close(objective(encoders, [views], PROGRESS).total, found)
+    torch.testing.assert_close(objective(encoders, Batch([views]), PROGRESS).total, found)
 
 
 def test_nothing_to_predict_costs_nothing() -> None:
@@ -113,17 +117,17 @@ def test_infilling_writes_from_the_text_and_what_is_written() -> None:
     views = Views(
         x=torch.randint(0, 12, (3, 8)), stream="words", role="global", target=torch.randint(0, 12, (3, 4))
     )
-    found = objective(encoders, [views], PROGRESS)
+    found = objective(encoders, Batch([views]), PROGRESS)
     found.total.backward()
     assert all(p.grad is not None for p in objective.parameters())
     assert encoders["words"].tokenizer.embedding.weight.grad.abs().sum() > 0
 
     kept: list[torch.Tensor] = []
     objective.readout.register_forward_hook(lambda _m, _i, out: kept.append(out.detach()))
-    objective(encoders, [views], PROGRESS)
+    objective(encoders, Batch([views]), PROGRESS)
     assert views.target is not None
     views.target[:, 2] = (views.target[:, 2] + 1) % 12
-    objective(encoders, [views], PROGRESS)
+    objective(encoders, Batch([views]), PROGRESS)
     assert torch.equal(kept[0][:, :3], kept[1][:, :3])  # a symbol is not seen before it is written
     assert not torch.equal(kept[0][:, 3], kept[1][:, 3])
 
@@ -149,7 +153,7 @@ def test_errors_are_those_the_loss_is_the_mean_of() -> None:
     for config in (MLM.Config(), NextToken.Config()):
         encoders, objective = both(config)
         views = masked(valid)
-        errors = objective.errors(encoders, views)
+        errors = objective.part_errors(encoders, views)
         count = 7 if isinstance(config, MLM.Config) else int(valid[:, 1:].sum())
-        torch.testing.assert_close(errors.sum() / count, objective(encoders, [views], PROGRESS).total)
+        torch.testing.assert_close(errors.sum() / count, objective(encoders, Batch([views]), PROGRESS).total)
         assert int((errors > 0).sum()) == count

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.encoders.base import Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.decoder import Decoder, places, take
@@ -18,7 +21,6 @@ from multissl.modalities.image_crops import patchify
 from multissl.modalities.masks import draw_masks
 from multissl.objectives.mae import MAE
 from multissl.random import RowRandom
-from multissl.types import Progress, StreamSpec, ViewPlan, Views
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), patch=(4, 4), num_tokens=16, target_dim=48)
 START = Progress(step=0, total=10)
@@ -58,13 +60,13 @@ def test_hidden_pixels_reach_the_encoder_by_no_way() -> None:
 def test_the_loss_asks_for_hidden_tokens_only() -> None:
     given, net = views(), encoders()
     objective = MAE.Config(decoder=SMALL).build(net, {"pictures": SPEC})
-    loss = objective(net, [given], START).total
+    loss = objective(net, Batch([given]), START).total
     assert given.target is not None
     shown = ~given.masks[0].hidden[..., None]
     other = dataclasses.replace(given, target=given.target + shown * 7.0)
-    assert torch.equal(objective(net, [other], START).total, loss)
+    assert torch.equal(objective(net, Batch([other]), START).total, loss)
     hidden = dataclasses.replace(given, target=given.target * torch.where(shown, 1.0, -1.0))
-    assert not torch.equal(objective(net, [hidden], START).total, loss)
+    assert not torch.equal(objective(net, Batch([hidden]), START).total, loss)
 
 
 def test_the_decoder_puts_every_token_where_it_lies() -> None:
@@ -98,7 +100,7 @@ def test_replace_reads_the_encoder_itself() -> None:
     assert MAE.Config().maskings() == {"drop"}
     objective = cfg.build(net, {"pictures": SPEC})
     assert not list(objective.shard_units())
-    found = objective(net, [given], START)
+    found = objective(net, Batch([given]), START)
     hidden = places(given.masks[0])[1]
     (features,) = net.encode([given], "replace")
     assert given.target is not None
@@ -116,7 +118,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(masking: Any) -> None:
         learner = Learner(
             net, MAE.Config(decoder=SMALL, masking=masking).build(net, {"pictures": SPEC}), chunk
         )
-        learner.backward(learner([given], START))
+        learner.backward(learner(Batch([given]), START))
         grads.append({n: p.grad for n, p in learner.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     for name, value in grads[0].items():
@@ -134,7 +136,7 @@ def test_it_learns_what_a_constant_cannot() -> None:
         given = views(8)
         given.x = torch.randn(8, 3, 1, 1).expand(-1, -1, 16, 16) + 0.1 * given.x  # one colour a picture
         given.target = patchify(given.x, 4)
-        losses = learner([given], START)
+        losses = learner(Batch([given]), START)
         learner.backward(losses)
         optimizer.step()
         optimizer.zero_grad()
@@ -159,7 +161,7 @@ def test_bad_options_are_refused_in_a_sentence() -> None:
         MAE.Config(decoder=SMALL).build(net, {"pictures": single})
     objective = MAE.Config(decoder=SMALL).build(encoders(), {"pictures": SPEC})
     with pytest.raises(ValueError, match="wants a global view with a mask and a target"):
-        objective(encoders(), [views().with_mask(None)], START)
+        objective(encoders(), Batch([views().with_mask(None)]), START)
 
 
 def test_rows_that_hide_unequally_are_refused() -> None:
@@ -171,4 +173,4 @@ def test_rows_that_hide_unequally_are_refused() -> None:
     )
     net = encoders()
     with pytest.raises(ValueError, match="equally many hidden tokens"):
-        MAE.Config(decoder=SMALL).build(net, {"pictures": SPEC})(net, [uneven], START)
+        MAE.Config(decoder=SMALL).build(net, {"pictures": SPEC})(net, Batch([uneven]), START)

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.data import Views
 from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.losses import nce as kernel
 from multissl.losses.moco import queue_loss
 from multissl.objectives.moco import MoCo, one_by_one
-from multissl.types import Views
-from tests.objectives.contrast import START, Stub, batch_of, build, gradients, moved, part_of
+from tests.objectives.contrast import START, batch_of, build, gradients, moved, part_of
 from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2, norm="none")
@@ -65,7 +65,7 @@ def test_the_first_view_asks_and_the_seconds_keys_enter_the_queue_after_the_step
     queue = objective.queues["a"]
     before = queue.rows.clone()
     first, second = batch[0].x.chunk(2)
-    q = objective.projectors["a"](cast(Stub, encoders["a"]).linear(first))
+    q = objective.projectors["a"](encoders.get_submodule("a.linear")(first))
     k = objective.teacher["a_projector"](objective.teacher["encoders"]["a"].linear(second))
     expected, _ = queue_loss(q, k, before, 0.2)
     losses = objective(encoders, batch, START)
@@ -175,9 +175,9 @@ def of_rank(rank: int, cfg: MoCo.Config) -> tuple[list[Tensor], list[Tensor]]:
 
 def all_of_rank(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: of_rank(rank, cfg) for name, cfg in CASES.items()}
-    right, kernel.gather = kernel.gather, lambda x: x  # type: ignore[assignment]
+    right, kernel.gather = kernel.gather, lambda x: x
     found["planted"] = gradients(rank, V3)
-    kernel.gather = right  # type: ignore[assignment]
+    kernel.gather = right
     return found
 
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.modalities.base import pack_masks
 from multissl.objectives.msn import MSN
 from multissl.parallel.ranks import rank, world
-from multissl.types import Batch, Features, Masking, Progress, StreamSpec, Views
 from tests.losses.test_sinkhorn import matrix_form
 from tests.ranks import run_ranks
 
@@ -57,10 +59,12 @@ def batch_of(samples: int, masked: bool = True) -> Batch:
     masks = (pack_masks(hidden),) if masked else ()
     x = torch.randn(2 * samples, 6, generator=draw).double()
     small = torch.randn(2 * samples, 3, generator=draw).double()
-    return [
-        Views(x=x, stream="rows", role="global", num_views=2, masks=masks),
-        Views(x=small, stream="rows", role="local", num_views=2),
-    ]
+    return Batch(
+        [
+            Views(x=x, stream="rows", role="global", num_views=2, masks=masks),
+            Views(x=small, stream="rows", role="local", num_views=2),
+        ]
+    )
 
 
 def test_the_teacher_sees_the_first_view_whole_and_the_student_the_second_in_part_and_small_ones() -> None:
@@ -74,7 +78,9 @@ def test_the_teacher_sees_the_first_view_whole_and_the_student_the_second_in_par
     assert objective.prototypes.weight.grad is not None
     assert objective.exported(encoders) is objective.teacher["encoders"]
     (rule,) = objective.param_rules()
-    assert (rule.match, rule.decay) == ("prototypes.", 0)
+    (undecayed,) = rule.parameters()
+    assert undecayed is objective.prototypes.weight
+    assert rule.decay == 0
     before = objective.teacher["encoders"]["rows"].embed.weight.clone()
     with torch.no_grad():
         next(encoders.parameters()).add_(1)

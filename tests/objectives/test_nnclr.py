@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from multissl.losses import nce as kernel
 from multissl.losses.nce import relations
 from multissl.losses.nnclr import neighbours, nnclr_loss
 from multissl.objectives.nnclr import NNCLR
-from tests.objectives.contrast import START, Stub, batch_of, build, gradients, moved
+from tests.objectives.contrast import START, batch_of, build, gradients, moved
 from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2, last_norm=True)
@@ -60,7 +60,7 @@ def test_embeddings_of_the_first_view_enter_the_queue_after_the_step() -> None:
     assert losses.stats["queue_hits"] == 0  # random rows only
     assert torch.equal(queue.rows, before)
     objective.after_step(encoders, START)
-    z = objective.projectors["a"](cast(Stub, encoders["a"]).linear(batch[0].x.chunk(2)[0]))
+    z = objective.projectors["a"](encoders.get_submodule("a.linear")(batch[0].x.chunk(2)[0]))
     torch.testing.assert_close(queue.rows[:8], F.normalize(z.detach(), dim=1))
     assert torch.equal(queue.rows[8:], before[8:])
     again = objective(encoders, batch, START)
@@ -93,9 +93,9 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
 
 def test_a_queue_that_outlasts_the_data_is_refused() -> None:
     _, objective = build(SMALL, "a")
-    objective.admit(24)
+    objective.check_dataset_size(24)
     with pytest.raises(ValueError, match=r"objective\.queue=24: more than the 23 training samples"):
-        objective.admit(23)
+        objective.check_dataset_size(23)
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
@@ -113,9 +113,9 @@ def test_batches_that_do_not_fit_are_refused() -> None:
 
 def all_gradients(rank: int) -> dict[str, list[Tensor]]:
     found = {name: gradients(rank, cfg) for name, cfg in CASES.items()}
-    right, kernel.gather = kernel.gather, lambda x: x  # type: ignore[assignment]
+    right, kernel.gather = kernel.gather, lambda x: x
     found["planted"] = gradients(rank, SMALL)
-    kernel.gather = right  # type: ignore[assignment]
+    kernel.gather = right
     return found
 
 

@@ -12,7 +12,7 @@ from multissl.losses import siglip as module
 from multissl.losses.nce import relations
 from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.siglip import SigLIP
-from tests.objectives.contrast import START, batch_of, build, gradients, moved
+from tests.objectives.contrast import START, batch_of, build, decay_of, gradients, moved
 from tests.ranks import run_ranks
 
 SMALL = SigLIP.Config(projector=MLPHead.Config(out=5, layers=1, norm="none"))
@@ -76,8 +76,9 @@ def test_scale_and_bias_start_where_told_are_logged_clamped_and_not_decayed() ->
     assert objective.plans()["a"].num_clean == 1
     stats = objective(encoders, batch_of(8, "ab"), START).stats
     torch.testing.assert_close(torch.stack([stats["scale"], stats["bias"]]), torch.tensor([10.0, -10.0]))
-    rules = {rule.match: rule.decay for rule in objective.param_rules()}
-    assert rules["logit_scale"] == rules["logit_bias"] == 0
+    assert decay_of(objective.scale.logit_scale, encoders, objective) == 0
+    assert decay_of(objective.logit_bias, encoders, objective) == 0
+    assert decay_of(objective.projectors["a"].mlp[0].weight, encoders, objective) == 1
     torch.nn.init.constant_(objective.scale.logit_scale, -2.0)
     objective.after_step(encoders, START)
     assert objective(encoders, batch_of(8, "ab"), START).stats["scale"] == 1
@@ -98,9 +99,9 @@ PRESENT = torch.tensor([1, 1, 1, 1, 0, 1, 0, 0]).bool()
 
 def all_gradients(rank: int) -> dict[str, list[Tensor]]:
     found = {"all": gradients(rank, SMALL, "abc"), "some": gradients(rank, SMALL, "abc", present=PRESENT)}
-    right, module.gather = module.gather, lambda x: right(x).detach()  # type: ignore[assignment]
+    right, module.gather = module.gather, lambda x: right(x).detach()
     found["planted"] = gradients(rank, SMALL, "abc")
-    module.gather = right  # type: ignore[assignment]
+    module.gather = right
     return found
 
 

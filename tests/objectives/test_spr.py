@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.encoders.base import Encoders, build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders, build_encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.mlp import MLPEncoder
 from multissl.layers.heads import MLPHead
 from multissl.losses.spr import spr_loss
 from multissl.objectives.spr import SPR
 from multissl.parallel.ranks import rank
-from multissl.types import Progress, StreamSpec, Views
 from tests.ranks import run_ranks
 
 K, A, C, B = 3, 2, 6, 8
@@ -47,7 +49,7 @@ def views(rows: int = B, seed: int = 0) -> Views:
 def test_the_loss_is_that_of_a_roll_out_by_hand() -> None:
     spr, encoders = made()
     batch = views()
-    found = spr(encoders, [batch], STEP).total
+    found = spr(encoders, Batch([batch]), STEP).total
     assert batch.condition is not None
     x, a = batch.x.view(1 + K, B, C), batch.condition.view(1 + K, B, A)
 
@@ -77,7 +79,7 @@ def test_later_steps_hang_on_earlier_actions_and_not_on_later_ones() -> None:
 
 def test_nothing_learns_through_the_teacher() -> None:
     spr, encoders = made(inverse=1.0)
-    spr(encoders, [views()], STEP).total.backward()
+    spr(encoders, Batch([views()]), STEP).total.backward()
     assert all(p.grad is None for p in spr.teacher.parameters())
     grads = {
         n for m in (spr, encoders) for n, p in m.named_parameters() if p.requires_grad and p.grad is None
@@ -100,7 +102,7 @@ def test_actions_can_be_read_back_where_they_show() -> None:
         batch = views(64, seed=step)
         assert batch.condition is not None
         batch.x[:, :A] = 3 * batch.condition
-        losses = spr(encoders, [batch], STEP)
+        losses = spr(encoders, Batch([batch]), STEP)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -113,7 +115,7 @@ def test_without_actions_it_is_rolled_out_blindly() -> None:
     spr, encoders = made(spec)
     batch = views()
     batch.condition = None
-    assert torch.isfinite(spr(encoders, [batch], STEP).total)
+    assert torch.isfinite(spr(encoders, Batch([batch]), STEP).total)
     with pytest.raises(ValueError, match="reads actions, moves has none between its views: set it to 0"):
         made(spec, inverse=1.0)
 
@@ -123,9 +125,9 @@ def test_promised_actions_must_come() -> None:
     batch = views()
     batch.condition = None
     with pytest.raises(ValueError, match="moves promises conditions of 2 values and gives none"):
-        spr(encoders, [batch], STEP)
+        spr(encoders, Batch([batch]), STEP)
     with pytest.raises(ValueError, match="spr wants 4 global views, as its plan says, got 2"):
-        spr(encoders, [views().part(0, 2)], STEP)
+        spr(encoders, Batch([views().part(0, 2)]), STEP)
 
 
 def test_the_plan_asks_for_one_view_and_those_that_follow() -> None:
@@ -165,7 +167,7 @@ def gradient(_: int, ranks: int) -> dict[str, Tensor]:
     spr, encoders = made(inverse=1.0)
     whole = views()
     mine = whole.samples(torch.arange(B).chunk(ranks)[rank()])
-    spr(encoders, [mine], STEP).total.backward()
+    spr(encoders, Batch([mine]), STEP).total.backward()
     named = [*encoders.named_parameters(), *spr.named_parameters()]
     return {n: p.grad / ranks for n, p in named if p.grad is not None}
 

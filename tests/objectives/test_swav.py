@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.encoders.base import Encoders
-from multissl.engine.optim import AdamW
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders
+from multissl.contract.learning import Progress
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.losses.swav import swav_loss
-from multissl.objectives.base import head
+from multissl.objectives.common import head
 from multissl.objectives.swav import SwAV
 from multissl.parallel.ranks import rank, world
-from multissl.types import Batch, Progress, Views
 from tests.losses.test_sinkhorn import matrix_form
 from tests.objectives.test_dino import SPEC, Stub
 from tests.ranks import run_ranks
@@ -37,7 +38,8 @@ def batch_of(samples: int, step: int = 0, num_local: int = 2) -> Batch:
     whole = torch.randn(2 * samples, 6, generator=draw).double()
     small = torch.randn(num_local * samples, 3, generator=draw).double()
     full = Views(x=whole, stream="rows", role="global", num_views=2)
-    return [full, Views(x=small, stream="rows", role="local", num_views=num_local)] if num_local else [full]
+    local = [Views(x=small, stream="rows", role="local", num_views=num_local)] if num_local else []
+    return Batch([full, *local])
 
 
 def slow(scores: Tensor, queue: Tensor | None = None) -> Tensor:
@@ -149,7 +151,7 @@ def trained(_: int) -> list[Tensor]:
     for step in range(3):
         mine = 4 // world()
         rows = torch.arange(rank() * mine, (rank() + 1) * mine)
-        losses = objective(encoders, [v.samples(rows) for v in batch_of(4, step)], START)
+        losses = objective(encoders, Batch(v.samples(rows) for v in batch_of(4, step)), START)
         grads = torch.autograd.grad(losses.total, parameters, allow_unused=True)
         found += [g / world() for g in grads if g is not None]
         objective.after_step(encoders, START)
@@ -170,7 +172,7 @@ def test_several_streams_share_the_prototypes_and_code_their_clean_views() -> No
     specs = {"one": SPEC["rows"], "two": SPEC["rows"]}
     objective = SwAV.Config(prototypes=7, projector=HEAD).build(encoders, specs).double()
     assert {(p.num_clean, p.num_global, p.num_local) for p in objective.plans().values()} == {(1, 0, 0)}
-    batch = [Views(x=torch.randn(4, 6).double(), stream=s, role="clean") for s in specs]
+    batch = Batch(Views(x=torch.randn(4, 6).double(), stream=s, role="clean") for s in specs)
     objective(encoders, batch, START).total.backward()
     assert all(p.grad is not None for p in objective.parameters())
     batch[0].present = torch.tensor([True, True, False, True])

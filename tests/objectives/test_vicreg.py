@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.encoders.base import Encoder, Encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.learning import Features, Progress
+from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses import vicreg as module
 from multissl.losses.vicreg import moments, vicreg_terms
 from multissl.objectives.vicreg import VICReg
-from multissl.types import Features, Progress, StreamSpec, Views
 from tests.objectives.plain import alone_and_beside
 from tests.ranks import run_ranks
 
@@ -23,8 +27,8 @@ class Stub(Encoder):
         super().__init__()
         self.linear = nn.Linear(6, 4)
 
-    def forward(self, views: object, masking: object = "none", inner: int = 0) -> list[Features]:
-        return [Features(pooled=self.linear(v.x), tokens=v.x[:, :, None]) for v in views]  # type: ignore[attr-defined]
+    def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+        return [Features(pooled=self.linear(v.x), tokens=v.x[:, :, None]) for v in views]
 
 
 def test_known_values() -> None:
@@ -84,7 +88,7 @@ def test_the_objective_weighs_its_terms_and_trains_encoder_and_projector() -> No
     cfg = VICReg.Config(covariance=0.0, projector=MLPHead.Config(hidden=8, out=5))
     objective = cfg.build(encoders, {"rows": ROWS})
     assert objective.plans()["rows"].num_global == 2
-    batch = [Views(x=torch.randn(16, 6), stream="rows", role="global", num_views=2)]
+    batch = Batch([Views(x=torch.randn(16, 6), stream="rows", role="global", num_views=2)])
     losses = objective(encoders, batch, Progress(step=0, total=1))
     expected = 25 * losses.terms["invariance"] + 25 * losses.terms["variance"]
     torch.testing.assert_close(losses.total.detach(), expected)
@@ -99,7 +103,7 @@ def test_several_streams_are_paired_by_their_clean_views() -> None:
         encoders, {"a": ROWS, "b": ROWS}
     )
     assert [(p.num_clean, p.num_global) for p in objective.plans().values()] == [(1, 0), (1, 0)]
-    batch = [Views(x=torch.randn(8, 6), stream=s, role="clean") for s in "ab"]
+    batch = Batch(Views(x=torch.randn(8, 6), stream=s, role="clean") for s in "ab")
     assert objective(encoders, batch, Progress(step=0, total=1)).total.isfinite()
 
 
@@ -120,7 +124,7 @@ def grad(rank: int, z: Tensor, ranks: int) -> Tensor:
 
 def right_and_planted(rank: int, z: Tensor) -> tuple[Tensor, Tensor]:
     right, gather = grad(rank, z, 2), module.gather
-    module.gather = lambda x: gather(x).detach()  # type: ignore[assignment]
+    module.gather = lambda x: gather(x).detach()
     try:
         return right, grad(rank, z, 2)
     finally:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Batch, Views
 from multissl.losses.vicreg import vicreg_terms
 from multissl.losses.vicregl import global_terms, local_terms, matched, meetings
 from multissl.objectives.vicregl import VICRegL, places_of
-from multissl.types import Views
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of
 from tests.ranks import run_ranks
 
@@ -107,7 +107,7 @@ def test_alpha_shares_the_weight_and_everything_is_trained() -> None:
     objective, encoders = made(alpha=0.6, num_local=2)
     plan = objective.plans()["rows"]
     assert (plan.num_global, plan.num_local, plan.coords) == (2, 2, True)
-    losses = objective(encoders, [views("global", 2, 9), views("local", 2, 4)], START)
+    losses = objective(encoders, Batch([views("global", 2, 9), views("local", 2, 4)]), START)
     weights = {"invariance": 25, "variance": 25, "covariance": 1}
     expected = sum(
         share * w * losses.terms[f"{part}_{n}"]
@@ -126,10 +126,10 @@ def test_a_part_that_is_off_has_no_head_and_asks_for_no_places() -> None:
     assert not objective.plans()["rows"].coords
     batch = views("global", 2, 9)
     batch.coords = None
-    assert objective(encoders, [batch], START).total.isfinite()
+    assert objective(encoders, Batch([batch]), START).total.isfinite()
     local, encoders = made(alpha=0.0)
     assert local.projector is None
-    assert local(encoders, [views("global", 2, 9)], START).total.isfinite()
+    assert local(encoders, Batch([views("global", 2, 9)]), START).total.isfinite()
 
 
 def grad(rank: int, maps: Tensor, places: Tensor, ranks: int) -> Tensor:
@@ -157,4 +157,4 @@ def test_what_cannot_work_is_refused() -> None:
         VICRegL.Config().build(encoders_of("a", "b"), {"a": ROWS, "b": ROWS})
     objective, encoders = made()
     with pytest.raises(ValueError, match="vicreg needs 2 or more samples"):
-        objective.eval()(encoders, [views("global", 2, 9, batch=1)], START)
+        objective.eval()(encoders, Batch([views("global", 2, 9, batch=1)]), START)

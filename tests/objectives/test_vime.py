@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.encoders.base import Encoders, build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import Encoders, build_encoders
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.losses.vime import auc
 from multissl.objectives.vime import VIME
-from multissl.types import Progress, StreamSpec, Views
 
 SPEC = StreamSpec(
     kind="columns", shape=(3,), num_tokens=3, cardinalities=(0, 4, 0), target_dim=1, target_kind="cells"
@@ -39,7 +41,7 @@ def parts(encoder: Any = None, **options: Any) -> tuple[Encoders, VIME]:
 def test_the_losses_are_those_of_the_paper_by_column() -> None:
     encoders, objective = parts()
     x, corrupted = rows()
-    batch = [Views(x=corrupted, target=x, stream="t", role="global")]
+    batch = Batch([Views(x=corrupted, target=x, stream="t", role="global")])
     found = objective(encoders, batch, START)
     (features,) = encoders.encode(batch)
     assert objective.mask is not None
@@ -61,7 +63,7 @@ def test_left_out_cells_are_rebuilt_and_no_mask_is_asked_of_them() -> None:
     assert objective.plans()["t"].mask_ratio is None
     x, _ = rows()
     valid = torch.tensor([True, True, False]).expand(12, 3)
-    batch = [Views(x=x * valid, target=x, valid=valid, stream="t", role="global")]
+    batch = Batch([Views(x=x * valid, target=x, valid=valid, stream="t", role="global")])
     found = objective(encoders, batch, START)
     assert found.stats["changed"] == 0
     assert found.terms["cells"] > 0
@@ -75,7 +77,7 @@ def test_left_out_cells_are_rebuilt_and_no_mask_is_asked_of_them() -> None:
 def test_tokens_are_read_column_by_column() -> None:
     encoders, objective = parts(TransformerEncoder.Config(dim=8, depth=1, heads=2), reads="tokens", hidden=6)
     x, corrupted = rows()
-    found = objective(encoders, [Views(x=corrupted, target=x, stream="t", role="global")], START)
+    found = objective(encoders, Batch([Views(x=corrupted, target=x, stream="t", role="global")]), START)
     found.total.backward()
     assert objective.mask is not None
     assert objective.mask.weight.shape == (1, 6)
@@ -83,7 +85,7 @@ def test_tokens_are_read_column_by_column() -> None:
     with pytest.raises(
         ValueError, match=r"objective\.reads=tokens wants a token a column \(3\), the encoder gives 1"
     ):
-        objective(encoders, [Views(x=corrupted, target=x, stream="t", role="global")], START)
+        objective(encoders, Batch([Views(x=corrupted, target=x, stream="t", role="global")]), START)
 
 
 def test_a_constant_output_costs_the_constant_loss() -> None:
@@ -99,7 +101,7 @@ def test_a_constant_output_costs_the_constant_loss() -> None:
         objective.mask.bias.copy_(torch.logit(share))
         levels = torch.bincount(x[:, 1].long(), minlength=4) / len(x)
         objective.cells.linear.bias.copy_(torch.cat([x[:, [0, 2]].mean(0), levels.log()]))
-        found = objective(encoders, [Views(x=corrupted, target=x, stream="t", role="global")], START)
+        found = objective(encoders, Batch([Views(x=corrupted, target=x, stream="t", role="global")]), START)
     torch.testing.assert_close(found.total, found.stats["constant"], rtol=1e-4, atol=1e-5)
 
 

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from multissl.config import from_dict, to_dict
-from multissl.encoders.base import Encoders, build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders, build_encoders
+from multissl.contract.learning import Features, ParamRule, Progress
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, StreamSpec, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
-from multissl.engine.optim import SGD
+from multissl.engine.optim.sgd import SGD
 from multissl.layers.heads import MLPHead, PrototypeHead
-from multissl.objectives.base import Objective
 from multissl.objectives.dino import DINO
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.msn import MSN
@@ -23,7 +26,6 @@ from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full, parallelize
-from multissl.types import Batch, Features, Masking, ParamRule, Progress, ViewPlan, Views
 from tests.objectives.test_dino import SPEC, Stub, batch_of
 from tests.ranks import run_ranks
 
@@ -50,11 +52,12 @@ def build(terms: Mapping[str, Objective.Config], **options: Any) -> tuple[Encode
     return encoders, objective.train()
 
 
-class Counting:
+class Counting(EncodeFunction):
     """Notes every encode that reaches the encoders: rows, treatment of masks."""
 
     def __init__(self, encoders: Encoders) -> None:
-        self.encoders, self.seen = encoders, []
+        self.encoders = encoders
+        self.seen: list[tuple[Masking, list[int]]] = []
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         self.seen.append((masking, [len(v.x) for v in views]))
@@ -127,7 +130,7 @@ def test_total_and_gradients_are_the_weighted_sums_of_the_terms_alone() -> None:
     losses = objective(encoders, batch, START)
     right = torch.zeros((), dtype=torch.float64)
     for name, term in objective.terms.items():
-        mine = term(encoders, batch if name == "sorted" else [batch[0].with_mask(None)], START)
+        mine = term(encoders, batch if name == "sorted" else Batch([batch[0].with_mask(None)]), START)
         right = right + weights.get(name, 1.0) * mine.total
         for n, value in mine.terms.items():
             torch.testing.assert_close(losses.terms[f"{name}/{n}"], value)
@@ -154,7 +157,7 @@ def stepped(_: int) -> list[Tensor]:
     found: list[Tensor] = []
     mine = torch.arange(rank() * 4 // world(), (rank() + 1) * 4 // world())
     for _step in range(2):
-        losses = objective(encoders, [v.samples(mine) for v in batch_of(4, 2, masked=False)], START)
+        losses = objective(encoders, Batch(v.samples(mine) for v in batch_of(4, 2, masked=False)), START)
         trained = [p for n, p in [*encoders.named_parameters(), *objective.named_parameters()]
                    if p.requires_grad and "mask_token" not in n]  # fmt: skip
         found += [g / world() for g in torch.autograd.grad(losses.total, trained)]
@@ -173,7 +176,7 @@ def sharded(rank: int, shard: int) -> list[Tensor]:
     """Losses of three steps and the weights after them, of terms with prototypes, a queue and a teacher."""
     torch.manual_seed(0)
     encoders = build_encoders({"rows": TransformerEncoder.Config(dim=16, depth=2, heads=2)}, SPEC)
-    encoders["rows"].expect(frozenset({"none"}))  # type: ignore[operator]
+    encoders["rows"].prepare_for(frozenset({"none"}))
     heads: dict[str, Any] = {"projector": HEAD, "prototypes": 7, "num_local": 0}
     terms = {"swap": SwAV.Config(**heads, queue=8), "drop": MSN.Config(**heads, mask_ratio=0.0)}
     objective = Weighted.Config(terms=terms).build(encoders, SPEC)
@@ -186,7 +189,7 @@ def sharded(rank: int, shard: int) -> list[Tensor]:
     for step in range(3):
         progress = Progress(step=step, total=10)
         mine = torch.arange(rank * 8 // world(), (rank + 1) * 8 // world())
-        batch = [v.samples(mine) for v in batch_of(8, 0, masked=False)]
+        batch = Batch(v.samples(mine) for v in batch_of(8, 0, masked=False))
         for views in batch:
             views.x = views.x.float()
         losses = learner(batch, progress)
@@ -219,7 +222,7 @@ def test_terms_read_the_streams_named_for_them_as_in_slip() -> None:
     clean = [Views(x=torch.randn(4, 6).double(), stream=s, role="clean") for s in specs]
     full = Views(x=torch.randn(8, 6).double(), stream="one", role="global", num_views=2)
     counting = Counting(encoders)
-    losses = objective(counting, [clean[0], full, clean[1]], START)
+    losses = objective(counting, Batch([clean[0], full, clean[1]]), START)
     losses.total.backward()
     assert sorted(counting.seen) == [("none", [4, 4]), ("none", [8])]
     objective.after_step(encoders, START)
@@ -248,12 +251,17 @@ def test_every_term_moves_its_state_and_the_first_teacher_is_shipped_unless_anot
 
 def test_rules_hold_for_the_parameters_of_their_own_term_and_for_encoders() -> None:
     class Ruled(VICReg):
+        def __init__(self, cfg: VICReg.Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
+            super().__init__(cfg, encoders, streams)
+            self.encoder_rule = ParamRule(of=encoders.get_submodule("rows.out"), decay=0.0)
+
         def param_rules(self) -> list[ParamRule]:
-            return [ParamRule(match="mlp.0.weight", lr=3.0), ParamRule(match="encoders.rows.out", decay=0.0)]
+            return [ParamRule(of=self.projectors["rows"].mlp[0].weight, lr=3.0), self.encoder_rule]
 
     terms = {"plain": VICReg.Config(projector=HEAD), "ruled": Ruled.Config(projector=HEAD)}
-    _, objective = build(terms)
-    rules = {r.match: (r.lr, r.decay) for r in objective.param_rules()}
+    encoders, objective = build(terms)
+    names = {id(p): name for name, p in Learner(encoders, objective).named_parameters()}
+    rules = {names[id(p)]: (r.lr, r.decay) for r in objective.param_rules() for p in r.parameters()}
     assert rules == {
         "objective.terms.ruled.projectors.rows.mlp.0.weight": (3.0, 1.0),
         "encoders.rows.out.weight": (1.0, 0.0),
@@ -302,11 +310,11 @@ def test_plans_are_merged_by_stream_and_each_term_is_handed_its_own_part() -> No
 
         def forward(self, encoders: Any, batch: Batch, progress: Progress) -> Any:
             seen["one"] = batch
-            return super().forward(encoders, [*batch, *batch], progress)
+            return super().forward(encoders, Batch([*batch, *batch]), progress)
 
     encoders, objective = build({"one": One.Config(projector=HEAD), "near": InfoNCE.Config(projector=HEAD)})
     full, local = batch_of(4, 2)
-    objective(encoders, [full, local], START)
+    objective(encoders, Batch([full, local]), START)
     (mine,) = seen["one"]
     assert (mine.num_views, mine.role) == (1, "global")
     assert torch.equal(mine.x, full.x[:4])

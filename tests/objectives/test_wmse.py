@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Batch
+from multissl.contract.learning import Progress
 from multissl.losses.wmse import groupings, whiten, wmse_loss
 from multissl.objectives.wmse import WMSE
 from multissl.parallel.collectives import gather
-from multissl.types import Progress
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of, rows
 from tests.ranks import run_ranks
 
@@ -53,7 +54,7 @@ def test_every_sample_is_in_one_group_of_each_draw_and_steps_differ() -> None:
 
 def test_no_global_random_state_is_drawn_from() -> None:
     objective, encoders = made("rows")
-    batch, before = [rows()], torch.get_rng_state()
+    batch, before = Batch([rows()]), torch.get_rng_state()
     objective(encoders, batch, START)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -89,7 +90,7 @@ def test_two_ranks_give_the_gradient_of_one() -> None:
 
 def test_everything_is_trained_and_steps_group_differently() -> None:
     objective, encoders = made("rows", group=8, draws=2)
-    batch = [rows(3, 16)]
+    batch = Batch([rows(3, 16)])
     losses = objective(encoders, batch, START)
     losses.total.backward()
     assert all(p.grad is not None for p in [*encoders.parameters(), *objective.parameters()])
@@ -100,7 +101,7 @@ def test_everything_is_trained_and_steps_group_differently() -> None:
 def test_several_streams_are_paired_by_their_clean_views() -> None:
     objective, encoders = made("a", "b")
     assert [(p.num_clean, p.num_global) for p in objective.plans().values()] == [(1, 0), (1, 0)]
-    batch = [rows(1, stream=s, present=torch.ones(8, dtype=torch.bool)) for s in "ab"]
+    batch = Batch(rows(1, stream=s, present=torch.ones(8, dtype=torch.bool)) for s in "ab")
     assert objective(encoders, batch, START).total.isfinite()
     batch[0].present = torch.arange(8) < 5
     with pytest.raises(ValueError, match="a sample lacks a stream: take vicreg"):
@@ -116,7 +117,7 @@ def test_what_cannot_work_is_refused() -> None:
         WMSE.Config(eps=1)
     objective, encoders = made("rows")
     with pytest.raises(ValueError, match=r"batch_size=10 does not divide into groups of objective\.group=8"):
-        objective(encoders, [rows(batch=10)], START)
+        objective(encoders, Batch([rows(batch=10)]), START)
 
 
 def test_embeddings_in_one_plane_name_the_way_out_and_not_a_number_passes() -> None:

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from multissl.configs.common import watched
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.modality import Modality
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.optim import AdamW
+from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
-from multissl.modalities.base import Modality
 from multissl.modalities.masks import draw_masks
 from multissl.objectives.infonce import InfoNCE
 from multissl.random import RowRandom
 from multissl.recipe import Recipe
-from multissl.types import Batch, Plans, Raw, Sample, StreamSpec, Unreadable, Views
 
 STREAM = "accelerometer"
 RATE = 50
@@ -60,7 +60,7 @@ class Accelerometer(Modality):
                     f" {max(self.length // max(self.patch, 1), 1) * max(self.patch, 1)}"
                 )
 
-    offers = frozenset({"mask", "drop", "target"})
+    needs = frozenset({"mask", "drop", "target"})
 
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of time with three channels."""
@@ -71,7 +71,7 @@ class Accelerometer(Modality):
         )  # fmt: skip
         return {STREAM: spec}
 
-    def dataset(self, split: str) -> Dataset[Sample]:
+    def dataset(self, split: str) -> Samples:
         """Every tenth recording validates."""
         return Recordings(*(read(self.cfg.data) if self.cfg.data else demo()), split)
 
@@ -93,9 +93,9 @@ class Accelerometer(Modality):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Strength and noise, on the device of the crops; masks and what they hide."""
         given, plan, cfg = raw[STREAM], plans[STREAM], self.cfg
-        batch: Batch = []
+        made: list[Views] = []
         if "clean" in given:
-            batch.append(Views(x=given["clean"], stream=STREAM, role="clean", sample_id=given["sample_id"]))
+            made.append(Views(x=given["clean"], stream=STREAM, role="clean", sample_id=given["sample_id"]))
         if "global" in given:
             count, x = plan.num_global, given["global"]
             strength = 1 + cfg.scale * (2 * rng.rand(count) - 1)  # [B, V]
@@ -108,11 +108,11 @@ class Accelerometer(Modality):
                 views.masks = tuple(m.to(x.device) for m in masks)
             if plan.target:
                 views.target = x.unflatten(2, (-1, cfg.patch)).transpose(1, 2).flatten(2)  # [R, N, 3 * patch]
-            batch.append(views)
-        return batch
+            made.append(views)
+        return Batch(made)
 
 
-class Recordings(Dataset[Sample]):
+class Recordings(Samples):
     """Recordings of a split."""
 
     def __init__(self, windows: np.ndarray, labels: np.ndarray, split: str) -> None:

@@ -1,0 +1,51 @@
+"""A logger takes the figures of a run somewhere: a file, TensorBoard, a tracking service."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.contract.learning import Figure
+
+Kind = Literal["train", "eval", "note", "alarm"]
+"""train: means since the last line; eval: what evaluators measured; note, alarm: a text. An alarm without text ends the
+one before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """What a logger knows of the run that it is opened for."""
+
+    name: str
+    """Of the run, as its folder is called."""
+    folder: Path
+    """A place for the logger's own files, which may not exist yet."""
+    start: int = 0
+    """The step that is resumed; what was logged beyond it is replaced."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """All options, as JSON values."""
+
+
+class Logger(Component, ABC):
+    """Base of loggers; built with (session) on the first rank, when training begins."""
+
+    group: ClassVar[str] = "loggers"
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of a logger."""
+
+    @abstractmethod
+    def log(self, kind: Kind, step: int, figures: Mapping[str, Any]) -> None:
+        """Take figures after `step` steps: numbers, perhaps not finite, and texts, by name."""
+
+    def draw(self, step: int, figures: Sequence[Figure]) -> None:
+        """Take pictures; left out by default."""
+
+    def close(self) -> None:
+        """Write what is still held, at the end of a session, whatever ended it."""

@@ -1,0 +1,114 @@
+"""A modality turns a source of data into views. It holds no parameters and names no objective.
+
+It lives in three phases: it is built from its options, without touching a file; it is fitted to its training data, or
+takes back what an earlier fit left; then it reads. Its part of a step is split in two: `collate` in a worker process
+settles what a sample shows (decode, crop, cut, masks), `views` does the rest on the device, a batch at a time.
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.contract.data import Batch, Raw, Sample, Samples, Views
+from multissl.contract.learning import Figure
+from multissl.contract.plans import Plans, StreamSpec
+from multissl.random import RowRandom
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Need = Literal["local", "mask", "masks", "drop", "target", "condition", "corrupt", "coords", "size"]
+"""What a plan may ask for beside clean and global views. drop: equally many hidden tokens in every row; masks: several
+masks for a view; size: clean and global views of another size than the modality's own."""
+Baseline = Callable[[Views], Tensor]
+"""Classical features that learning has to beat: from clean views to [R, F]."""
+
+
+class Modality(Component, ABC):
+    """Base of modalities: options in `Config`, no parameters."""
+
+    group: ClassVar[str] = "modalities"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What plans may ask for; `provides` tells it of one stream under the options at hand."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """File types that a payload, `Sample.data`, comes in, the preferred first."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Usual names of a table's column that holds payloads."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of a modality."""
+
+        owner: ClassVar[type[Modality]]
+
+    def __init__(self, cfg: Any) -> None:
+        """Build it from its options; reads no file."""
+        self.cfg = cfg
+
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Measure on the training data what the options leave open, once; returns the modality.
+
+        With `payloads` (each a `Sample.data`) these are the training data, instead of the modality's own source.
+        """
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Return what was fitted (statistics, schema, vocabulary) as JSON values."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave, so that new data is read as the training data was."""
+
+    @abstractmethod
+    def streams(self) -> dict[str, StreamSpec]:
+        """Return the streams it feeds, by name."""
+
+    def provides(self, stream: str) -> frozenset[Need]:
+        """Return what plans may ask for in a stream."""
+        return self.needs
+
+    @property
+    def mixing_option(self) -> str:
+        """The option by which a view takes something of another training sample, where it is on; empty: none is."""
+        return ""
+
+    @abstractmethod
+    def dataset(self, split: str) -> Samples:
+        """Return the samples of "train", "val", "test", or "all" but the test split."""
+
+    @abstractmethod
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Decode, crop, stack and draw masks, in a worker. Raises `Unreadable` for a sample it cannot read."""
+
+    @abstractmethod
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Make the views, on raw's device: a pure function of its arguments."""
+
+    def baselines(self) -> dict[str, Baseline]:
+        """Return classical features that learning has to beat, by name; the raw input, flattened, by default."""
+        return {"raw": flatten}
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """Draw a batch as the encoder sees it; nothing by default."""
+        return []
+
+    def pictures(self, views: Views) -> np.ndarray | None:
+        """Return clean views as pictures, uint8 [R, H, W, 3], for the report; None where they are none."""
+        return None
+
+    def describe(self, sample: Sample) -> dict[str, str]:
+        """Return what a table of features says of a sample besides its class, such as its file."""
+        return {}
+
+
+def flatten(views: Views) -> Tensor:
+    """Return the input itself as features: [R, C*...] in fp32."""
+    return views.x.flatten(1).float()

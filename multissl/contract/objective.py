@@ -1,0 +1,89 @@
+"""An objective turns encoders and a batch of views into losses, and owns everything that moves slowly.
+
+It says which views it wants, drives the encoders it is handed through `encode`, and keeps projectors, predictors,
+teachers, centres and queues, so that `state_dict()` is the whole truth. It names no modality.
+Shapes: see `contract.data`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.contract.alarms import History, common_alarm
+from multissl.contract.data import Batch
+from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
+from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.plans import Masking, Plans
+
+
+class Objective(Component, nn.Module, ABC):
+    """Base of objectives; built with (encoders, streams)."""
+
+    group: ClassVar[str] = "objectives"
+    maskings: frozenset[Masking] = frozenset({"none"})
+    """What it asks encoders to do with masks, whatever its options are."""
+    reads_tokens: bool = True
+    """Whether it reads `Features.tokens`; where it does not, encoding in chunks holds none of them."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of an objective."""
+
+        owner: ClassVar[type[Objective]]
+
+        def maskings(self) -> frozenset[Masking]:
+            """Return what it asks encoders to do with masks under these options."""
+            return self.owner.maskings
+
+    @abstractmethod
+    def plans(self) -> Plans:
+        """Return the views it needs, by stream."""
+
+    @abstractmethod
+    def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
+        """Return the losses of this rank's rows; their gradient, averaged over ranks, is that of the global batch."""
+
+    def check_dataset_size(self, samples: int) -> None:
+        """Raise a ValueError where there are too few training samples; called before the first step."""
+
+    def after_step(self, encoders: Encoders, progress: Progress) -> None:
+        """Move the slow state, once after every optimizer step. `progress` is that of the step just made."""
+
+    def alarm(self, history: History, progress: Progress) -> str | None:
+        """Return what has gone wrong in training, its cause and the option to change; None where nothing has.
+
+        `history` holds the logged figures so far: step, loss, terms/NAME, stats/NAME, oldest first. Seen by default:
+        embeddings in one point (`stats/std`), and a loss that stays at that of a constant output (`stats/constant`).
+        """
+        return common_alarm(type(self).__name__.lower(), history)
+
+    def shared_space(self) -> SharedSpace | None:
+        """Return the heads that lead several streams into one space, if it trains such heads."""
+        return None
+
+    def exported(self, encoders: Encoders) -> Encoders:
+        """Return the encoders to evaluate and ship: the student's, or the teacher's where that is better.
+
+        Where streams share a space, they are towers that end in it.
+        """
+        space = self.shared_space()
+        return encoders if space is None else space.towers(encoders)
+
+    def param_rules(self) -> list[ParamRule]:
+        """Return exceptions to the optimizer's treatment of parameters."""
+        return []
+
+    def clip_modules(self) -> Mapping[str, nn.Module]:
+        """Return the modules, by name, whose gradients are clipped apart with `clip_per=module`: its heads."""
+        return dict(self.named_children())
+
+    def shard_units(self) -> list[nn.Module]:
+        """Return modules to shard on their own: a teacher's blocks, heads."""
+        return []

@@ -1,0 +1,97 @@
+"""The base of optimizers: parameter groups with schedules around a torch optimizer."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from multissl.config import Component
+from multissl.config import Config as BaseConfig
+from multissl.contract.learning import ParamRule, Progress
+from multissl.engine.learner import Learner
+from multissl.engine.optim.treatment import Treatment, groups_of
+from multissl.schedules import Schedule
+
+
+class Optimizer(Component, ABC):
+    """Parameter groups with schedules around a torch optimizer."""
+
+    group: ClassVar[str] = "optimizers"
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options that all optimizers share."""
+
+        lr: float = 1e-3
+        """Learning rate at the end of the warm-up, for the batch size that `lr_scaling` names."""
+        lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+        """none: as given; linear: for a batch of 256; sqrt: for a batch of 1024 (DINOv2)."""
+        warmup: int = 0
+        """Steps of linear warm-up from 0."""
+        final_lr: float = 1e-6
+        """Learning rate at the end of the run; never scaled."""
+        weight_decay: float = 0.04
+        final_weight_decay: float | None = None
+        """Weight decay at the end of the run (cosine); None keeps it constant."""
+        layer_decay: float = 1.0
+        """Factor on the learning rate from one layer down to the next."""
+        patch_lr: float = 1.0
+        """Factor on the learning rate of the patch projection (DINOv2: 0.2)."""
+        decay_tokens: bool = False
+        """Apply weight decay to class, mask and register tokens and positions too, as DINOv2's code does."""
+
+        def __post_init__(self) -> None:
+            for name in ("lr", "final_lr", "weight_decay", "warmup"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"optim.{name}={getattr(self, name)}: want 0 or more")
+            if not 0 < self.layer_decay <= 1:
+                raise ValueError(f"optim.layer_decay={self.layer_decay}: want more than 0 and at most 1")
+
+    def __init__(self, cfg: Any, learner: Learner, rules: Sequence[ParamRule], batch_size: int) -> None:
+        self.cfg = cfg
+        self.lr = scaled_lr(cfg, batch_size)
+        final_decay = cfg.weight_decay if cfg.final_weight_decay is None else cfg.final_weight_decay
+        self.lr_schedule = Schedule(base=self.lr, final=cfg.final_lr, warmup=cfg.warmup)
+        self.decay_schedule = Schedule(base=cfg.weight_decay, final=final_decay)
+        groups = groups_of(learner, cfg, rules)
+        if not groups:
+            raise ValueError(
+                "nothing to train: every parameter is frozen; unfreeze an encoder or give it an lr"
+            )
+        self.torch = self.make([{"params": p, "treatment": tuple(t)} for t, p in groups.items()])
+
+    @abstractmethod
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the torch optimizer for these groups."""
+
+    def step(self, progress: Progress) -> float:
+        """Update the parameters with the rates of this step; the learning rate before factors."""
+        lr = self.lr_schedule.at(progress.step, progress.total)
+        decay = self.decay_schedule.at(progress.step, progress.total)
+        for group in self.torch.param_groups:
+            each = Treatment(*group["treatment"])
+            rate = self.lr if each.constant else lr
+            group["lr"] = rate * each.lr if progress.step >= each.frozen_steps else 0.0
+            group["weight_decay"] = decay * each.decay
+        self.torch.step()
+        return lr
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.torch.zero_grad(set_to_none=True)
+
+
+def scaled_lr(cfg: Any, batch_size: int) -> float:
+    """The learning rate for a global batch size by the rule that the config names."""
+    match cfg.lr_scaling:
+        case "linear":
+            return cfg.lr * batch_size / 256
+        case "sqrt":
+            return cfg.lr * math.sqrt(batch_size / 1024)
+        case _:
+            return cfg.lr

@@ -1,0 +1,25 @@
+"""Stochastic gradient descent, torch's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from multissl.engine.optim.base import Optimizer
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Optimizer.Config):
+        """Options of SGD."""
+
+        momentum: float = 0.9
+        nesterov: bool = False
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """torch's SGD."""
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.cfg.momentum, nesterov=self.cfg.nesterov)

@@ -1,0 +1,182 @@
+"""From data to clean views to features: what evaluators, loaded runs, the report and `encode` share.
+
+Shapes: S samples of a split, R rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from multissl.contract.data import Raw, Sample, Unreadable, Views
+from multissl.contract.encoder import EncodeFunction
+from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.modality import Modality
+from multissl.contract.plans import CLEAN
+from multissl.random import RowRandom
+from multissl.registry import suggest
+
+Featurize = Callable[[Views], Tensor]
+"""From clean views to features [R, D]: an encoder's pooled output, or a modality's floor."""
+
+
+class Pooled:
+    """The encoder's pooled output as features.
+
+    What was made of a split is kept in the frozen encoders' memory, so that evaluators of the same moment share one
+    pass over it.
+    """
+
+    def __init__(self, encoders: FrozenEncoders) -> None:
+        self.encoders = encoders
+
+    def __call__(self, views: Views) -> Tensor:
+        """Return features [R, D] in fp32."""
+        return pooled(self.encoders, views)
+
+
+def pooled(encoders: EncodeFunction, views: Views) -> Tensor:
+    """Return the pooled features of views [R, D] in fp32."""
+    return encoders.encode([views])[0].pooled.float()
+
+
+def featurize_split(
+    featurize: Featurize,
+    modality: Modality,
+    split: str,
+    limit: int = 0,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    stream: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Features [S, D] and labels [S] of a split's samples, `limit` of them (0: all), always the same ones.
+
+    Unreadable samples are left out. Without a stream it is the modality's first.
+    """
+    places = drawn(len(modality.dataset(split)), limit)
+    return featurize_places(featurize, modality, split, places, batch_size, device, stream)[:2]
+
+
+def drawn(count: int, limit: int) -> list[int]:
+    """`limit` of `count` positions in order, the same every time; all of them for 0."""
+    # not every so many: that would miss classes where labels come in a fixed turn
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return sorted(order[: limit or count])
+
+
+@torch.no_grad()
+def featurize_places(
+    featurize: Featurize,
+    modality: Modality,
+    split: str,
+    places: list[int],
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    stream: str = "",
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Features [S, D], labels [S] and positions of the readable ones of some samples of a split."""
+    data, stream = modality.dataset(split), stream_of(modality, stream)
+    memory = featurize.encoders.memory if isinstance(featurize, Pooled) else None
+    key = (split, stream, tuple(places))
+    if memory is not None and key in memory:
+        return memory[key]
+    features, labels, kept = [], [], []
+    for start in range(0, len(places), batch_size):
+        samples = {i: data[i] for i in places[start : start + batch_size]}
+        views, readable = readable_views(modality, [*samples.values()], stream, device)
+        found, here = featurize(views).cpu(), views.present
+        if here is not None:  # a sample without this stream has a stand-in there
+            found, readable = (
+                found[here.cpu()],
+                [s for s, h in zip(readable, here.tolist(), strict=True) if h],
+            )
+        features.append(found)
+        labels += [s.label for s in readable]
+        names = {id(s) for s in readable}
+        kept += [i for i, s in samples.items() if id(s) in names]
+    result = torch.cat(features), torch.tensor(labels), kept
+    if memory is not None:
+        memory[key] = result
+    return result
+
+
+def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """`featurize_split` without its unlabelled samples."""
+    features, labels = featurize_split(*args, **options)
+    return features[labels >= 0], labels[labels >= 0]
+
+
+def stream_of(modality: Modality, stream: str) -> str:
+    """The stream of that name, or the modality's first for an empty one."""
+    streams = modality.streams()
+    if stream and stream not in streams:
+        raise ValueError(f"stream={stream!r} is none of the modality's{suggest(stream, streams)}")
+    return stream or next(iter(streams))
+
+
+def lone(modality: Modality, stream: str, data: Any) -> Any:
+    """What `Sample.data` is where a sample has one stream only: the data itself, or a mapping if there are several."""
+    return {stream: data} if len(modality.streams()) > 1 else data
+
+
+def clean_views(
+    modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
+) -> Views:
+    """The clean views of some samples on a device; raises `Unreadable` for the first that cannot be read."""
+    return clean_streams(modality, samples, [stream], device)[stream]
+
+
+def clean_streams(
+    modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
+) -> dict[str, Views]:
+    """The clean views of some samples in several streams; raises `Unreadable` as `clean_views` does."""
+    rng = RowRandom((0, 0), 0, len(samples), len(samples))
+    raw = modality.collate(samples, dict.fromkeys(streams, CLEAN), rng)
+    return views_of(modality, raw, len(samples), streams, device)
+
+
+def views_of(
+    modality: Modality, raw: Raw, count: int, streams: Sequence[str], device: torch.device | str
+) -> dict[str, Views]:
+    """The clean views of so many samples, by stream, from what a worker made of them."""
+    rng = RowRandom((0, 0), 0, count, count).to(device)
+    raw = tree_map_only(Tensor, lambda t: t.to(device), raw)
+    batch = modality.views(raw, dict.fromkeys(streams, CLEAN), rng)
+    return {v.stream: v for v in batch if v.role == "clean"}
+
+
+def collated(
+    modality: Modality, samples: list[Sample], streams: Sequence[str]
+) -> tuple[Raw | None, list[Sample], list[Unreadable]]:
+    """A worker's part for clean views of those samples that can be read, or None; those samples; why others cannot."""
+    problems: list[Unreadable] = []
+    while samples:
+        rng = RowRandom((0, 0), 0, len(samples), len(samples))
+        try:
+            return modality.collate(samples, dict.fromkeys(streams, CLEAN), rng), samples, problems
+        except Unreadable as bad:
+            problems.append(bad)
+            samples = [s for s in samples if s.index != bad.index]
+    return None, [], problems
+
+
+def readable_views(
+    modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
+) -> tuple[Views, list[Sample]]:
+    """The clean views of the readable ones of some samples, and those samples."""
+    views, readable = readable_streams(modality, samples, [stream], device)
+    return views[stream], readable
+
+
+def readable_streams(
+    modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
+) -> tuple[dict[str, Views], list[Sample]]:
+    """The clean views of the readable ones of some samples in several streams, and those samples."""
+    raw, readable, _ = collated(modality, samples, streams)
+    if raw is None:
+        raise ValueError("none of the samples to evaluate on can be read")
+    return views_of(modality, raw, len(readable), streams, device), readable

@@ -1,0 +1,84 @@
+"""What objectives share: plans for their streams, and the projection of views.
+
+Shapes: V views, B samples on this rank, R = V*B rows, D encoder width, P projector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, SharedSpace
+from multissl.contract.per_stream import PerStream
+from multissl.contract.plans import StreamSpec, ViewPlan
+from multissl.precision import wide
+
+ONE_VIEW = {"clean": ViewPlan(num_clean=1), "global": ViewPlan(num_global=1)}
+"""The plan of a lone view, by its role."""
+
+
+def spread(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
+    """The same plan for every stream."""
+    return dict.fromkeys(streams, plan)
+
+
+def lone(
+    name: str,
+    streams: Iterable[str],
+    does: str = "reads one stream",
+    instead: str = "sum objectives with weighted instead",
+) -> str:
+    """The only stream of an objective that takes no more; others are refused with what to do `instead`."""
+    first, *others = streams
+    if others:
+        got = ", ".join([first, *others])
+        raise ValueError(f"{name} {does}, got {got}: {instead}")
+    return first
+
+
+def views_per_stream(streams: Mapping[str, StreamSpec], total: int, clean: bool = False) -> ViewPlan:
+    """`total` global views of a lone stream, the first of them clean if asked, or one clean view of each of several."""
+    alone = ViewPlan(num_clean=int(clean), num_global=total - clean)
+    return alone if len(streams) == 1 else ViewPlan(num_clean=1)
+
+
+def shared_space(projectors: PerStream[Any]) -> SharedSpace | None:
+    """Return the space that the projectors of several streams lead into; None for the projector of one stream."""
+    return SharedSpace(dict(projectors.items())) if len(projectors) > 1 else None
+
+
+def project(
+    encoders: EncodeFunction,
+    projectors: Mapping[str, nn.Module] | PerStream[Any],
+    batch: Sequence[Views],
+    apart: bool = False,
+) -> Tensor:
+    """Every view of `batch` encoded, pooled and projected: [V, B, P] in fp32, V over all items of the batch."""
+    features = encoders.encode(batch)
+    parts = [
+        head(projectors[v.stream], f.pooled, v.num_views, apart) for v, f in zip(batch, features, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def head(module: nn.Module, x: Tensor, num_views: int, apart: bool = False) -> Tensor:
+    """A head on the rows x [V*B, D] of V views: [V, B, P] in fp32, or wider.
+
+    `apart` calls it once a view, so that batch norm takes each view's own statistics (VICReg, BYOL, MoCo v3);
+    otherwise they span all views (SimCLR, SwAV).
+    """
+    rows = x.chunk(num_views) if apart else [x]
+    return wide(torch.cat([module(r) for r in rows])).unflatten(0, (num_views, -1))
+
+
+def presence(batch: Batch) -> Tensor | None:
+    """Which samples every view has, bool [V, B] with V over all items of the batch; None where nothing is missing."""
+    if all(v.present is None for v in batch):
+        return None
+    whole = [torch.ones(v.batch, dtype=torch.bool, device=v.x.device) for v in batch]
+    found = [w if v.present is None else v.present for v, w in zip(batch, whole, strict=True)]
+    return torch.cat([f.expand(v.num_views, -1) for v, f in zip(batch, found, strict=True)])
