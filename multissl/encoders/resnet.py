@@ -69,7 +69,12 @@ class ResNetEncoder(Encoder):
         """x [R, C, H', W'] to pooled [R, D] and tokens [R, H*W, D]."""
         net = self.net
         # Channels last is a quarter faster on the CPU too; weights follow in the convolution (FSDP2 wants them plain).
-        x = x.to(net.conv1.weight.dtype, memory_format=torch.channels_last)
+        # On CPUs without AVX-512, oneDNN 3.7's gradient of such a convolution writes beyond its memory where the
+        # channels do not fill a vector of 8.
+        last = x.is_cuda or net.conv1.out_channels % 8 == 0
+        x = x.to(
+            net.conv1.weight.dtype, memory_format=torch.channels_last if last else torch.contiguous_format
+        )
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         for stage in self.shard_units():
             x = stage(x)  # [R, D, H, W] in the end
