@@ -29,7 +29,7 @@ from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.trainer import hash_of
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.transformer import ffn_width
-from multissl.modalities.image import Image
+from multissl.modalities.image.adapter import Image
 from multissl.parallel.gradients import clip_gradients
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel

@@ -29,7 +29,7 @@ import torch
 
 from multissl.contract.data import Sample
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.image import Image
+from multissl.modalities.image.adapter import Image
 from multissl.random import RowRandom
 
 PLAN = ViewPlan(num_global=2, num_local=8, mask_ratio=(0.1, 0.5), mask_share=0.5)

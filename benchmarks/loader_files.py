@@ -44,8 +44,8 @@ def make_sounds(folder: Path) -> None:
 
 def make_texts(folder: Path) -> None:
     """Paragraphs of Python's own documentation, and a byte-level BPE trained on them."""
-    from multissl.modalities.text_demo import documents
-    from multissl.modalities.tokenizer import train_bpe
+    from multissl.modalities.text.demo import documents
+    from multissl.modalities.text.tokenizer import train_bpe
 
     texts = documents()[0][:TEXTS]
     (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
@@ -56,7 +56,7 @@ def make_table(folder: Path) -> None:
     """The demo's table as a csv."""
     pandas = require("pandas")
 
-    from multissl.modalities.tables import read_table
+    from multissl.modalities.tabular.tables import read_table
 
     pandas.DataFrame(dict(read_table("demo").columns)).to_csv(folder / "rows.csv", index=False)
 

@@ -56,7 +56,7 @@ MEAN, STD = -4.2, 4.5
 
 def clips_ours(folder: Path, clips: list[list[int]]) -> Read:
     """The clips of every video from one decode."""
-    from multissl.modalities.video_files import frames_of, load_clip
+    from multissl.modalities.video.files import frames_of, load_clip
 
     def read() -> list[np.ndarray]:
         found = []
@@ -86,7 +86,7 @@ def clips_plain(folder: Path, clips: list[list[int]]) -> Read:
 
 def audio_ours(folder: Path) -> Read:
     """Clean views of the modality."""
-    from multissl.modalities.audio import Audio
+    from multissl.modalities.audio.adapter import Audio
 
     modality = Audio.Config(frames=496, local_frames=96, mean=MEAN, std=STD).build()
     paths, rng = sorted(folder.glob("*.flac")), RowRandom((0,), 0, files.SOUNDS, files.SOUNDS)
@@ -125,8 +125,8 @@ def audio_plain(folder: Path) -> Read:
 
 def text_ours(folder: Path) -> Read:
     """Read and tokenised as the modality does it when it opens a split."""
-    from multissl.modalities.text_files import read_texts
-    from multissl.modalities.tokenizer import load_tokenizer
+    from multissl.modalities.text.files import read_texts
+    from multissl.modalities.text.tokenizer import load_tokenizer
 
     words = load_tokenizer(str(folder / "tokenizer.json"))
 
@@ -168,7 +168,7 @@ def rows_of(epochs: int) -> list[np.ndarray]:
 
 def table_ours(folder: Path, csv: bool, epochs: int) -> Read:
     """The modality, built and asked for clean batches; its training rows are eight of every ten."""
-    from multissl.modalities.tabular import Tabular
+    from multissl.modalities.tabular.adapter import Tabular
 
     config, order = Tabular.Config(data=str(folder / "rows.csv")), rows_of(epochs)
     kept = None if csv else config.build()
@@ -230,7 +230,7 @@ def _scaled(frame: Any) -> Any:
 
 def frames_ours(folder: Path) -> Read:
     """What `gym:ALE/Pong-v5` makes."""
-    from multissl.modalities.rl_envs import rollout
+    from multissl.modalities.rl.envs import rollout
 
     def read() -> list[np.ndarray]:
         made = rollout.__wrapped__("ALE/Pong-v5", EPISODES, STEPS, 0, 84, 1)
@@ -244,7 +244,7 @@ def frames_plain(folder: Path) -> Read:
     ale_py = require("ale_py")
     gymnasium = require("gymnasium")
 
-    from multissl.modalities.rl_envs import policy
+    from multissl.modalities.rl.envs import policy
 
     gymnasium.register_envs(ale_py)
 
@@ -354,8 +354,9 @@ def measure(name: str, folder: Path, rounds: int) -> str:
 
 def waiting(name: str, steps: int, workers: int, folder: Path) -> str:
     """The share of waiting in a short run of a modality's default recipe, its first steps left out."""
-    from multissl import cli, run
+    from multissl import cli
     from multissl.engine.metrics import read_metrics
+    from multissl.run import train as run
 
     made = cli.find(name)().replace(steps=steps, evals={}, tensorboard=False, log_every=max(steps // 6, 1))
     made.data.workers = workers

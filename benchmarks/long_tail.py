@@ -35,8 +35,8 @@ def long_tailed(data: str, folder: Path, imbalance: float) -> tuple[str, int]:
 
 def main() -> None:
     """Train both priors and print their figures."""
-    from multissl import run
     from multissl.configs.image_cifar import msn_cifar
+    from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)

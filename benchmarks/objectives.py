@@ -23,7 +23,7 @@ def recipe(name: str, args: argparse.Namespace, seed: int) -> Any:
     """The small-picture recipe of a name with the table's options."""
     from multissl.configs import image_cifar
     from multissl.encoders.resnet import ResNetEncoder
-    from multissl.run import steps_for
+    from multissl.run.train import steps_for
 
     made = getattr(image_cifar, f"{name}_cifar")()
     made.modality = made.modality.replace(data=args.data)
@@ -37,8 +37,8 @@ def recipe(name: str, args: argparse.Namespace, seed: int) -> Any:
 
 def main() -> None:
     """Train what is missing and print a line a recipe."""
-    from multissl import run
     from multissl.engine.metrics import read_metrics
+    from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)

@@ -37,7 +37,6 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 
-from multissl import run
 from multissl.configs import crossmodal
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Progress
@@ -46,11 +45,12 @@ from multissl.evaluators.linear_probe import LinearProbe, probe_accuracy
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
 from multissl.inference import Featurize, labelled_split
-from multissl.modalities.image import Image
-from multissl.modalities.paired import Paired
-from multissl.modalities.text import Text
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.paired.adapter import Paired
+from multissl.modalities.text.adapter import Text
 from multissl.recipe import Recipe, build
 from multissl.registry import require
+from multissl.run import train as run
 
 FOLDER = Path("runs/pairs_quality")
 DESCRIBED = Path(__file__).parent / "caltech101.csv"

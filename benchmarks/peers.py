@@ -33,11 +33,11 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
     """The recipe of our side."""
     from multissl.configs import image_cifar as cifar
     from multissl.encoders.resnet import ResNetEncoder
+    from multissl.engine.batches import Data
     from multissl.engine.checkpoint import Save
-    from multissl.engine.data import Data
     from multissl.engine.optim.adamw import AdamW
-    from multissl.layers.ema import Teacher
     from multissl.layers.heads import MLPHead
+    from multissl.layers.teacher import Teacher
 
     made = {"simclr": cifar.simclr_cifar, "byol": cifar.byol_cifar, "vicreg": cifar.vicreg_cifar}[objective]()
     two = MLPHead.Config(hidden=HIDDEN, out=128, layers=2)

@@ -24,9 +24,9 @@ from multissl.inference import Pooled
 
 def main() -> None:
     """Print a line a feature."""
-    from multissl import run
     from multissl.contract.encoder import build_encoders
     from multissl.contract.evaluator import FrozenEncoders
+    from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run")

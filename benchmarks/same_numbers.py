@@ -30,8 +30,8 @@ from torch import Tensor
 
 import multissl
 from multissl import cli
+from multissl.engine.batches import Data
 from multissl.engine.checkpoint import Save
-from multissl.engine.data import Data
 
 RECIPES = (
     "image/default", "video/default", "audio/default", "text/default", "tabular/default", "rl/default",

@@ -28,13 +28,13 @@ def main() -> None:
     """Train if need be, measure, print a line a model."""
     import torch
 
-    from multissl import run
     from multissl.configs import tabular
     from multissl.contract.encoder import build_encoders
     from multissl.contract.evaluator import FrozenEncoders
     from multissl.encoders.leave_one_out import LeaveOneOutEncoder
     from multissl.evaluators.few_labels import FewLabels, interval, linear, score, trees
     from multissl.inference import Pooled
+    from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)

@@ -104,10 +104,10 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
     """Figures of evaluators before and after a run; each comes with a modality, None for the run's own."""
     import torch
 
-    from multissl import run
     from multissl.contract.learning import Progress
     from multissl.engine import checkpoint
     from multissl.recipe import build
+    from multissl.run import train as run
 
     run.train(recipe, out)
     parts, cpu = build(recipe, torch.device("cpu")), torch.device("cpu")

@@ -32,7 +32,7 @@ from multissl.inference import Pooled, labelled_split
 
 def prepare(data: str, folder: Path, side: int) -> None:
     """The videos of the train and test files as arrays [T, side, side, 3] and a list of them."""
-    from multissl.modalities.video_files import frames_of, load_clip, open_videos
+    from multissl.modalities.video.files import frames_of, load_clip, open_videos
 
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["path,label,split"]
@@ -70,9 +70,9 @@ def line(name: str, featurize: Callable[[Views], Tensor], modality: Any, split: 
 
 def measure(folder: str, data: str, split: str, pairs: bool) -> None:
     """Print a table for each kind of input."""
-    from multissl import run
     from multissl.contract.encoder import build_encoders
     from multissl.contract.evaluator import FrozenEncoders
+    from multissl.run import train as run
 
     model = run.load(folder)
     torch.manual_seed(model.recipe.seed)

@@ -13,7 +13,7 @@ __all__ = ["Recipe", "__version__", "load", "train"]
 
 if TYPE_CHECKING:
     from multissl.recipe import Recipe
-    from multissl.run import load, train
+    from multissl.run.train import load, train
 
 
 def __getattr__(name: str) -> Any:
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Recipe
     if name in ("load", "train"):
-        from multissl import run
+        from multissl.run import train as run
 
         return getattr(run, name)
     raise AttributeError(f"module 'multissl' has no attribute {name!r}")

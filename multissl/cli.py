@@ -99,7 +99,7 @@ def train(args: list[str]) -> int:
     folder = Path(out or Path("runs") / re.sub(r"[^\w.]+", "-", name.removesuffix(".py")).strip("-"))
     if restart and (old := set_aside(folder)):
         print(f"{folder} is now {old.name}")
-    from multissl import run
+    from multissl.run import train as run
 
     result = run.train(recipe, folder, default)
     return 0 if result.folder else 1
@@ -169,7 +169,7 @@ def evaluate(args: list[str]) -> int:
     if rest:
         raise ValueError(f"eval takes the folder of a run and nothing else, got {rest[0]!r}")
     set_threads()
-    from multissl import run
+    from multissl.run import train as run
 
     figures = run.evaluate(Path(folder))
     for name, value in figures.items():
@@ -191,7 +191,8 @@ def encode(args: list[str]) -> int:
     set_threads()
     import torch
 
-    from multissl import features, run
+    from multissl.run import encode as features
+    from multissl.run import train as run
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if recipe is None:
@@ -211,7 +212,7 @@ def report(args: list[str]) -> int:
     """`multissl report`."""
     folder, _ = named(args, "report")
     set_threads()
-    from multissl import run
+    from multissl.run import train as run
 
     print(run.report(Path(folder)))
     return 0
@@ -278,7 +279,7 @@ def override(recipe: Recipe, args: list[str]) -> Recipe:
 
 def steps_of(recipe: Recipe, epochs: str) -> int:
     """--epochs in steps, said aloud."""
-    from multissl.run import steps_for
+    from multissl.run.train import steps_for
 
     try:
         wanted = float(epochs)

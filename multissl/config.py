@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 from multissl import registry
@@ -26,6 +27,8 @@ class Config:
 
     owner: ClassVar[Any] = None
     """The component that these options build, a subclass of `Component`; None for plain options."""
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """New names by the names that options had in recipe format 1: files of that format are read, others refused."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super(Config, cls).__init_subclass__(**kwargs)
@@ -35,7 +38,7 @@ class Config:
             known = [f.name for f in fields(klass)]
             for name in given:
                 if name not in known:
-                    raise TypeError(f"{config_name(klass)} has no option {name!r}{suggest(name, known)}")
+                    raise TypeError(no_option(config_name(klass), klass, name))
             return object.__new__(klass)
 
         cls.__new__ = checked_new  # type: ignore[assignment]
@@ -43,7 +46,7 @@ class Config:
     def __setattr__(self, name: str, value: Any) -> None:
         known = [f.name for f in fields(self)]
         if name not in known:
-            raise AttributeError(f"{config_name(type(self))} has no option {name!r}{suggest(name, known)}")
+            raise AttributeError(no_option(config_name(type(self)), type(self), name))
         object.__setattr__(self, name, value)
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,6 +58,13 @@ class Config:
     def replace(self, **changes: Any) -> Self:
         """A copy with some options changed; limits are checked again."""
         return dataclasses.replace(self, **changes)
+
+
+def no_option(where: str, cls: type[Config], name: str) -> str:
+    """Return the message for an option that a config lacks: its new name, the nearest one, or all there are."""
+    if name in cls.renamed:
+        return f"{where} has no option {name!r}: it is called {cls.renamed[name]!r} now"
+    return f"{where} has no option {name!r}{suggest(name, [f.name for f in fields(cls)])}"
 
 
 class Component:
@@ -109,21 +119,24 @@ def to_dict(value: Any) -> Any:
     )
 
 
-def from_dict(cls: Any, data: Any, where: str = "recipe") -> Any:
-    """A config of type `cls` from JSON values; `where` is the path used in messages."""
+def from_dict(cls: Any, data: Any, where: str = "recipe", *, old: bool = False) -> Any:
+    """Return a config of type `cls` from JSON values; `where` is the path used in messages.
+
+    `old`: the values are of an earlier recipe format, whose options may bear the names of `Config.renamed`.
+    """
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in args:
             return None
-        return _first_fit([a for a in args if a is not type(None)], data, where)
+        return _first_fit([a for a in args if a is not type(None)], data, where, old)
     if origin is typing.Literal:
         if data not in args:
             raise ValueError(f"{where}={data!r}{suggest(str(data), map(str, args))}")
         return data
     if origin in (list, tuple, dict):
-        return _container(origin, args, data, where)
+        return _container(origin, args, data, where, old)
     if is_dataclass(cls):
-        return _dataclass(cast(type, cls), data, where)
+        return _dataclass(cast(type, cls), data, where, old)
     if cls is Any:
         return data
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
@@ -137,31 +150,33 @@ def from_dict(cls: Any, data: Any, where: str = "recipe") -> Any:
     return data
 
 
-def _first_fit(options: list[Any], data: Any, where: str) -> Any:
+def _first_fit(options: list[Any], data: Any, where: str, old: bool) -> Any:
     errors: list[ValueError] = []
     for option in options:
         try:
-            return from_dict(option, data, where)
+            return from_dict(option, data, where, old=old)
         except ValueError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _container(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
+def _container(origin: Any, args: tuple[Any, ...], data: Any, where: str, old: bool) -> Any:
     if origin is dict:
         if not isinstance(data, dict):
             raise ValueError(f"{where}={data!r}: want a mapping")
-        return {k: from_dict(args[1], v, f"{where}.{k}") for k, v in data.items()}
+        return {k: from_dict(args[1], v, f"{where}.{k}", old=old) for k, v in data.items()}
     if not isinstance(data, list | tuple):
         raise ValueError(f"{where}={data!r}: want a list")
     if origin is list or args[-1] is Ellipsis:
-        return origin(from_dict(args[0], v, f"{where}.{i}") for i, v in enumerate(data))
+        return origin(from_dict(args[0], v, f"{where}.{i}", old=old) for i, v in enumerate(data))
     if len(args) != len(data):
         raise ValueError(f"{where}={data!r}: want {len(args)} values, got {len(data)}")
-    return tuple(from_dict(a, v, f"{where}.{i}") for i, (a, v) in enumerate(zip(args, data, strict=True)))
+    return tuple(
+        from_dict(a, v, f"{where}.{i}", old=old) for i, (a, v) in enumerate(zip(args, data, strict=True))
+    )
 
 
-def _dataclass(cls: type, data: Any, where: str) -> Any:
+def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}={data!r}: want a mapping of options")
     data = dict(data)
@@ -173,10 +188,12 @@ def _dataclass(cls: type, data: Any, where: str) -> Any:
             raise ValueError(f"{where}.kind={kind!r} is no {config_name(cls)}")
         cls = found
     hints, known = hints_of(cls), [f.name for f in fields(cls)]
+    if old:
+        data = {cls.renamed.get(name, name): value for name, value in data.items()}
     for name in data:
         if name not in known:
-            raise ValueError(f"{where} has no option {name!r}{suggest(name, known)}")
-    return cls(**{name: from_dict(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+            raise ValueError(no_option(where, cls, name))
+    return cls(**{n: from_dict(hints[n], value, f"{where}.{n}", old=old) for n, value in data.items()})
 
 
 @functools.cache

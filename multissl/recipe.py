@@ -19,12 +19,10 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
 from multissl.engine.trainer import Loop
+from multissl.migrate import FORMAT, migrate
 from multissl.parallel.ranks import world
 from multissl.parallel.sharding import parallelize
 from multissl.registry import suggest
-
-FORMAT = 1
-"""Of `recipe.json`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -166,7 +164,12 @@ def read_recipe(path: Path) -> Recipe:
         data = json.loads(text)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: want a mapping of options")
-    if data.pop("format", FORMAT) > FORMAT:
-        raise ValueError(f"{path} was written by a newer multissl ({data.get('multissl')}): upgrade")
+    # a file that somebody wrote says no format: it is checked as one of today
+    written = data.pop("format", FORMAT)
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(
+            f"{path} has recipe format {written!r} ({data.get('multissl')}), this version reads up to {FORMAT}: upgrade"
+        )
     data.pop("multissl", None)
-    return from_dict(Recipe, data)
+    old = written < FORMAT
+    return from_dict(Recipe, migrate(data) if old else data, old=old)

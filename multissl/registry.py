@@ -15,13 +15,13 @@ from typing import Any
 
 GROUPS: dict[str, dict[str, str]] = {
     "modalities": {
-        "image": "multissl.modalities.image:Image",
-        "audio": "multissl.modalities.audio:Audio",
-        "tabular": "multissl.modalities.tabular:Tabular",
-        "text": "multissl.modalities.text:Text",
-        "video": "multissl.modalities.video:Video",
-        "rl": "multissl.modalities.rl:RL",
-        "paired": "multissl.modalities.paired:Paired",
+        "image": "multissl.modalities.image.adapter:Image",
+        "audio": "multissl.modalities.audio.adapter:Audio",
+        "tabular": "multissl.modalities.tabular.adapter:Tabular",
+        "text": "multissl.modalities.text.adapter:Text",
+        "video": "multissl.modalities.video.adapter:Video",
+        "rl": "multissl.modalities.rl.adapter:RL",
+        "paired": "multissl.modalities.paired.adapter:Paired",
     },
     "encoders": {
         "transformer": "multissl.encoders.transformer:TransformerEncoder",
@@ -74,7 +74,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "layers": {
         "mlp_head": "multissl.layers.heads:MLPHead",
         "prototype_head": "multissl.layers.heads:PrototypeHead",
-        "teacher": "multissl.layers.ema:Teacher",
+        "teacher": "multissl.layers.teacher:Teacher",
         "decoder": "multissl.layers.decoder:Decoder",
     },
     "kernels": {

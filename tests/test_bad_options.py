@@ -17,15 +17,15 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.data import Steps
+from multissl.engine.batches import Steps
 from multissl.layers.heads import MLPHead, PrototypeHead
-from multissl.modalities.image import Image
-from multissl.modalities.paired import Paired
-from multissl.modalities.tabular import Tabular
-from multissl.modalities.text import Text
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.paired.adapter import Paired
+from multissl.modalities.tabular.adapter import Tabular
+from multissl.modalities.text.adapter import Text
 from multissl.recipe import Recipe, build, check
-from tests.small import shrunk
-from tests.toys import Pairs
+from tests.helpers.small import shrunk
+from tests.helpers.toys import Pairs
 
 NAMES = registry.names("objectives")
 TINY = Image.Config(size=16, local_size=8, patch=4, mask_group=1)

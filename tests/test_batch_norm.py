@@ -15,11 +15,11 @@ from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.engine.learner import Learner
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.objectives.vicreg import VICReg
 from multissl.parallel.sharding import Parallel, local, parallelize
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=1, patch=(8, 8))
 CPU, START = torch.device("cpu"), Progress(step=0, total=2)

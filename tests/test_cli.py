@@ -10,7 +10,7 @@ import pytest
 from multissl import cli
 
 ROOT = Path(__file__).parents[1]
-STUB = f"{ROOT / 'tests' / 'stubs.py'}:recipe"
+STUB = f"{ROOT / 'tests' / 'helpers' / 'stubs.py'}:recipe"
 
 
 @pytest.mark.parametrize(

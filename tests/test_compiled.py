@@ -17,8 +17,8 @@ from multissl.layers.transformer import MLP
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel, uncompiled
 from multissl.recipe import Parts, Recipe, build
-from multissl.run import begun
-from tests.ranks import run_ranks
+from multissl.run.train import begun
+from tests.helpers.ranks import run_ranks
 
 # Dynamo looks at `.grad` of whatever enters a block, and torch warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

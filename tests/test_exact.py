@@ -31,21 +31,21 @@ from multissl.contract.modality import Modality
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.data import Steps
+from multissl.engine.batches import Steps
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
-from multissl.modalities.image import Image
-from multissl.modalities.paired import Paired
-from multissl.modalities.tabular import Tabular
-from multissl.modalities.text import Text
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.paired.adapter import Paired
+from multissl.modalities.tabular.adapter import Tabular
+from multissl.modalities.text.adapter import Text
 from multissl.parallel import collectives
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full, local, parallelize
 from multissl.recipe import Recipe, check, maskings_of
-from tests.ranks import run_ranks
-from tests.small import shrunk
-from tests.toys import Pairs
+from tests.helpers.ranks import run_ranks
+from tests.helpers.small import shrunk
+from tests.helpers.toys import Pairs
 
 BATCH, STEPS, CHUNK, SHARDS = 16, 2, 3, 2
 README = str(Path(__file__).parents[1] / "README.md")

@@ -9,13 +9,13 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from benchmarks.dinov2_step import HostReads, stepper, toy
-from multissl import run
+from multissl.engine.batches import Steps
 from multissl.engine.checkpoint import Save
-from multissl.engine.data import Steps
 from multissl.engine.metrics import read_metrics
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import build
+from multissl.run import train as run
 from tests.test_whole_step import recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

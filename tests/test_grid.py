@@ -25,19 +25,19 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.data import Steps
+from multissl.engine.batches import Steps
 from multissl.engine.learner import Learner
-from multissl.modalities.audio import Audio
-from multissl.modalities.image import Image
-from multissl.modalities.paired import Paired
-from multissl.modalities.rl import RL
-from multissl.modalities.tabular import Tabular
-from multissl.modalities.text import Text
-from multissl.modalities.video import Video
+from multissl.modalities.audio.adapter import Audio
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.paired.adapter import Paired
+from multissl.modalities.rl.adapter import RL
+from multissl.modalities.tabular.adapter import Tabular
+from multissl.modalities.text.adapter import Text
+from multissl.modalities.video.adapter import Video
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, build, check
-from tests import toys
-from tests.small import shrunk
+from tests.helpers import toys
+from tests.helpers.small import shrunk
 
 BATCH, STEPS = 4, 3
 MODALITIES: dict[str, Modality.Config] = {

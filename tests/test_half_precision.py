@@ -24,7 +24,7 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import EncodeFunction
 from multissl.contract.learning import Features, Losses, Progress
 from multissl.contract.plans import Masking
-from multissl.engine.data import Steps
+from multissl.engine.batches import Steps
 from tests.test_exact import BATCH, Case, fitting, make
 
 FRAGILE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multissl import registry
-from tests import laws
+from tests.helpers import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
 FOUNDATION = ("contract", "config", "registry", "schedules", "random", "parallel", "precision", "files")
@@ -23,7 +23,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "files": (),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),
-    "modalities": FOUNDATION,
+    "sources": FOUNDATION,
+    "modalities": ("sources", *FOUNDATION),
     "encoders": ("layers", *FOUNDATION),
     "objectives": ("losses", "layers", *FOUNDATION),
     "inference": FOUNDATION,
@@ -40,10 +41,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine",
         *FOUNDATION,
     ),
+    "migrate": (),
     "recipe": ("*",),
     "export": ("encoders", "layers", *FOUNDATION),
     "run": ("*",),
-    "features": ("*",),
+    "report": ("*",),
     "arguments": ("registry", "recipe"),
     "cli": ("*",),
     "__main__": ("cli",),
@@ -70,7 +72,7 @@ def global_draws(package: Path) -> list[str]:
 
 PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "an objective imports a modality": (
-        arrows, "objectives/deep/down.py", "from multissl.modalities.image import Image"
+        arrows, "objectives/deep/down.py", "from multissl.modalities.image.adapter import Image"
     ),
     "a modality imports an objective": (arrows, "modalities/sub/a.py", "import multissl.objectives.dino"),
     "a modality imports an objective in a function": (

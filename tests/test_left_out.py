@@ -17,9 +17,9 @@ from multissl.evaluators.knn import KNN
 from multissl.evaluators.linear_probe import LinearProbe
 from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.evaluators.state_probe import StateProbe
-from multissl.modalities.audio import Audio
-from multissl.modalities.replay import from_arrays
-from multissl.modalities.rl import RL
+from multissl.modalities.audio.adapter import Audio
+from multissl.modalities.rl.adapter import RL
+from multissl.modalities.rl.replay import from_arrays
 from tests.evaluators.clusters import START, Clusters, frozen
 
 NAMES = [name for name, _ in cli.recipes()]

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import multissl
-from multissl import cli, run
+from multissl import cli
 from multissl.inference import readable_views
+from multissl.run import train as run
 
 FOLDERS = sorted(p.parent for p in (Path(__file__).parent / "old_runs").glob("*/*/recipe.json"))
 NEEDS = {"audio": "torchaudio", "video": "decord", "text": "tokenizers", "image_text": "tokenizers"}

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multissl import cli, registry, run
+from multissl import cli, registry
+from multissl.run import train as run
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tests" / "plugin"

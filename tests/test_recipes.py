@@ -11,14 +11,14 @@ import torch
 from multissl import cli
 from multissl.config import to_dict
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.modalities.image import Image
-from multissl.modalities.paired import Paired
-from multissl.modalities.rl import RL
-from multissl.modalities.text import Text
-from multissl.modalities.video import Video
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.paired.adapter import Paired
+from multissl.modalities.rl.adapter import RL
+from multissl.modalities.text.adapter import Text
+from multissl.modalities.video.adapter import Video
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, build, read_recipe
-from tests import paired_data
+from tests.helpers import paired_data
 from tests.test_grid import run, shrunk
 
 NAMES = [name for name, _ in cli.recipes()]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import same_numbers
-from multissl import run
 from multissl.evaluators.collapse import Collapse
-from tests import stubs
+from multissl.run import train as run
+from tests.helpers import stubs
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoder, Tower, build_encoders, without_heads
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
+from multissl.engine.batches import Data
 from multissl.engine.checkpoint import Save
 from multissl.engine.chunked import Chunked
-from multissl.engine.data import Data
 from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.knn import KNN
@@ -36,10 +36,10 @@ from multissl.objectives.siglip import SigLIP
 from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
 from multissl.recipe import Parts, Recipe, build
-from multissl.run import evaluate, load, train
+from multissl.run.train import evaluate, load, train
 from tests.evaluators.pairs import NAMES, Facts
-from tests.small import shrunk
-from tests.stubs import Net, Points
+from tests.helpers.small import shrunk
+from tests.helpers.stubs import Net, Points
 
 HEAD = MLPHead.Config(out=16, layers=1, norm="none")
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_the_report_shows_pairs(finished: Path) -> None:
 
 
 def test_a_run_without_a_shared_space_says_so(tmp_path: Path) -> None:
-    from tests.stubs import recipe as stub
+    from tests.helpers.stubs import recipe as stub
 
     train(stub().replace(steps=2), tmp_path / "run")
     with pytest.raises(ValueError, match="shares no space between streams: use encode"):

@@ -13,18 +13,18 @@ import torch
 from PIL import Image as Picture
 from torch import Tensor
 
-from multissl import run
 from multissl.configs import image
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
+from multissl.engine.batches import Data, Steps
 from multissl.engine.checkpoint import Save
-from multissl.engine.data import Data, Steps
 from multissl.engine.metrics import read_metrics
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import Recipe, build
-from tests.ranks import run_ranks
+from multissl.run import train as run
+from tests.helpers.ranks import run_ranks
 from tests.test_grid import shrunk
 
 BATCH = 8

@@ -16,9 +16,9 @@ from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
-from multissl.modalities.audio import Audio
+from multissl.layers.teacher import Teacher
+from multissl.modalities.audio.adapter import Audio
 from multissl.objectives.byol import BYOL
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE

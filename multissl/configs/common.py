@@ -8,8 +8,8 @@ from multissl.contract.evaluator import Evaluator
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.linear_probe import LinearProbe
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
+from multissl.layers.teacher import Teacher
 from multissl.objectives.dino import DINO
 
 

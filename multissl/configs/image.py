@@ -11,9 +11,9 @@ from multissl.configs.common import watched
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
-from multissl.modalities.image import Image
+from multissl.layers.teacher import Teacher
+from multissl.modalities.image.adapter import Image
 from multissl.objectives.dino import DINO
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe

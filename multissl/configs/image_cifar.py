@@ -16,9 +16,9 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, PrototypeHead
-from multissl.modalities.image import Image
+from multissl.layers.teacher import Teacher
+from multissl.modalities.image.adapter import Image
 from multissl.objectives.barlow import BarlowTwins
 from multissl.objectives.byol import BYOL
 from multissl.objectives.data2vec import Data2Vec

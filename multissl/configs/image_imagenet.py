@@ -20,7 +20,7 @@ from multissl.engine.optim.lars import LARS
 from multissl.engine.optim.sgd import SGD
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
-from multissl.modalities.image import Image
+from multissl.modalities.image.adapter import Image
 from multissl.objectives.barlow import BarlowTwins
 from multissl.objectives.byol import BYOL
 from multissl.objectives.data2vec import Data2Vec

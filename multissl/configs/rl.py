@@ -20,7 +20,7 @@ from multissl.evaluators.knn import KNN
 from multissl.evaluators.state_probe import StateProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
-from multissl.modalities.rl import RL
+from multissl.modalities.rl.adapter import RL
 from multissl.objectives.byol import BYOL
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE

@@ -8,7 +8,7 @@ from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
-from multissl.modalities.tabular import Tabular
+from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.vime import VIME
 from multissl.objectives.weighted import Weighted

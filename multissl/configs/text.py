@@ -13,10 +13,10 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.layers.positions import Position
-from multissl.modalities.text import Text
+from multissl.layers.teacher import Teacher
+from multissl.modalities.text.adapter import Text
 from multissl.objectives.data2vec import Data2Vec
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.infonce import InfoNCE

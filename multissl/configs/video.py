@@ -13,10 +13,10 @@ from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
 from multissl.layers.decoder import Decoder
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.layers.positions import Position
-from multissl.modalities.video import Video
+from multissl.layers.teacher import Teacher
+from multissl.modalities.video.adapter import Video
 from multissl.objectives.byol import BYOL
 from multissl.objectives.ijepa import IJEPA
 from multissl.objectives.infonce import InfoNCE

@@ -196,7 +196,7 @@ class TransformerEncoder(Encoder):
         """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D."""
         if self.spec.kind != "grid" or len(self.spec.patch) != 2 or self.spec.shape[0] not in (1, 3):
             return []
-        from multissl.encoders.panels import draw
+        from multissl.encoders.figures import draw
 
         was_training = self.training
         self.eval()

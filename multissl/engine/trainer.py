@@ -26,9 +26,9 @@ from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
+from multissl.engine.batches import ENDING, Data, Steps, stream
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
-from multissl.engine.data import ENDING, Data, Steps, stream
 from multissl.engine.learner import Learner
 from multissl.engine.metrics import Display, Sinks, read_metrics
 from multissl.engine.optim.base import Optimizer

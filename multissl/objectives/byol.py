@@ -28,8 +28,8 @@ from multissl.contract.learning import Losses, ParamRule, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import Plans, StreamSpec
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.losses.byol import byol_loss
 from multissl.losses.common import embedding_std
 from multissl.objectives.common import head, presence, project, shared_space, views_per_stream

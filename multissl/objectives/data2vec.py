@@ -25,8 +25,8 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import places, take
-from multissl.layers.ema import Teacher
 from multissl.layers.init import init_linear
+from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
 from multissl.objectives.common import lone, spread

@@ -30,9 +30,9 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.layers.centre import Centre
-from multissl.layers.ema import Teacher
+from multissl.layers.center import Centre
 from multissl.layers.heads import PrototypeHead
+from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo

@@ -24,8 +24,8 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, places, take
-from multissl.layers.ema import Teacher
 from multissl.layers.init import init_linear
+from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.ijepa import Metric, latent_loss, latent_targets
 from multissl.objectives.common import lone, spread

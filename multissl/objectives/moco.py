@@ -27,9 +27,9 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import Plans, StreamSpec
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
 from multissl.layers.queue import MISSING, Queue, strangers
+from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.moco import queue_loss
 from multissl.losses.nce import one_way

@@ -28,8 +28,8 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.losses.targets import describe

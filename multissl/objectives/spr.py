@@ -26,8 +26,8 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.spr import spr_loss
 from multissl.objectives.common import head, lone, spread

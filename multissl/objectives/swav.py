@@ -135,11 +135,11 @@ class SwAV(Objective):
         weight = wide(self.prototypes.weight)  # [K, P]
         return F.linear(unit.to(weight.dtype), weight / weight.detach().norm(dim=1, keepdim=True))
 
-    @torch.no_grad()
     def shared_space(self) -> SharedSpace | None:
         """Return the space of the projections, where there are several streams."""
         return shared_space(self.projectors)
 
+    @torch.no_grad()
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Prototypes become unit vectors again, the batch enters the queue."""
         rows = local(self.prototypes.weight)  # this rank's whole rows

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from multissl import run
 from multissl.configs import tabular
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
@@ -17,8 +16,9 @@ from multissl.contract.plans import StreamSpec
 from multissl.encoders.leave_one_out import LeaveOneOutEncoder
 from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
-from multissl.modalities.tabular import Tabular
+from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vime import VIME
+from multissl.run import train as run
 
 LEVELS = (0, 3, 0, 4, 0)
 

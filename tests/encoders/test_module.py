@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from multissl import run
 from multissl.config import to_dict
 from multissl.contract.data import Views
 from multissl.contract.plans import StreamSpec
@@ -14,9 +13,10 @@ from multissl.encoders import module
 from multissl.encoders.module import ModuleEncoder, holding
 from multissl.evaluators.collapse import Collapse
 from multissl.layers.heads import MLPHead
-from multissl.modalities.tabular import Tabular
+from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe, read_recipe
+from multissl.run import train as run
 from tests.encoders import nets
 
 PICTURES = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from multissl import run
 from multissl.config import to_dict
 from multissl.configs import image
 from multissl.contract.data import Views
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.published import change_config, describe_config, read_config
+from multissl.run import train as run
 
 transformers = pytest.importorskip("transformers")
 PICTURES = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))

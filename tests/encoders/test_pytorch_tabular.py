@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from multissl import run
 from multissl.configs import tabular
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
@@ -18,8 +17,9 @@ from multissl.encoders.pytorch_tabular import PytorchTabularEncoder
 from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
 from multissl.inference import clean_views
-from multissl.modalities.tabular import Tabular
+from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vime import VIME
+from multissl.run import train as run
 
 SPEC = StreamSpec(
     kind="columns", shape=(5,), num_tokens=5, cardinalities=(0, 3, 0, 4, 0), target_dim=1, target_kind="cells"

@@ -9,11 +9,11 @@ from multissl.contract.abilities import Shardable
 from multissl.contract.data import Views
 from multissl.contract.encoder import build_encoders
 from multissl.contract.plans import StreamSpec
-from multissl.encoders import panels
+from multissl.encoders import figures as panels
 from multissl.encoders.transformer import SIZES, TransformerEncoder, vit
 from multissl.layers.positions import Position
 from multissl.modalities.base import pack_masks
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 IMAGE = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
 TEXT = StreamSpec(kind="sequence", shape=(6,), num_tokens=6, vocab=11)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from multissl import run
 from multissl.configs import image
 from multissl.contract.alarms import common_alarm, no_choice, one_point, one_prototype, stalled
 from multissl.contract.learning import Progress
@@ -19,16 +18,17 @@ from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
-from multissl.engine.report import write_report
 from multissl.engine.trainer import alarm_of
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead, PrototypeHead
-from multissl.modalities.image import Image
+from multissl.layers.teacher import Teacher
+from multissl.modalities.image.adapter import Image
 from multissl.objectives.byol import BYOL
 from multissl.objectives.dino import DINO
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe
-from tests import stubs
+from multissl.report.page import write_report
+from multissl.run import train as run
+from tests.helpers import stubs
 
 
 def history(every: int = 20, **figures: Sequence[float]) -> list[dict[str, float]]:

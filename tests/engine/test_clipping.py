@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from multissl import run
 from multissl.engine.optim.sgd import SGD
 from multissl.parallel.gradients import clip_gradients
-from tests.stubs import recipe
+from multissl.run import train as run
+from tests.helpers.stubs import recipe
 
 
 def make_parameter(*gradient: float) -> nn.Parameter:

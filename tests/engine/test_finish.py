@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from multissl import run
 from multissl.engine import checkpoint
 from multissl.engine.metrics import read_metrics
-from tests.ranks import run_ranks
-from tests.stubs import Points, recipe
+from multissl.run import train as run
+from tests.helpers.ranks import run_ranks
+from tests.helpers.stubs import Points, recipe
 
 FEW, ALL = 20, 40
 """The steps of a finished run, and those it is given later."""
@@ -123,7 +123,7 @@ def test_a_summary_that_does_not_say_what_is_shipped_is_no_record_of_a_finished_
 def test_nothing_is_trained_and_no_figure_is_lost_where_only_files_are_missing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -137,7 +137,7 @@ def test_nothing_is_trained_and_no_figure_is_lost_where_only_files_are_missing(
 def test_fewer_steps_than_were_taken_ship_those_that_were_taken(
     tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     with monkeypatch.context() as patch:
         patch.setattr(stubs, "pause", lambda step: killed() if step == FEW + 3 else None)

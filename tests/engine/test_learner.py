@@ -10,7 +10,7 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.plans import StreamSpec
 from multissl.engine.learner import Learner
 from multissl.random import RowRandom
-from tests.stubs import Net, Points, Spread
+from tests.helpers.stubs import Net, Points, Spread
 
 PROGRESS = Progress(step=0, total=10)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from multissl import run
 from multissl.engine.metrics import Display, Sinks, read_metrics
-from tests.stubs import recipe
+from multissl.run import train as run
+from tests.helpers.stubs import recipe
 
 LINES = [
     '{"kind": "eval", "step": 0, "knn/top1": 25}\n',
@@ -97,7 +97,7 @@ class Killed(BaseException):
 def test_a_run_killed_before_its_first_checkpoint_loses_no_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     def end(step: int) -> None:
         if step == 8:

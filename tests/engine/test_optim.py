@@ -17,7 +17,7 @@ from multissl.engine.optim.treatment import kinds_of, treatment
 from multissl.layers.scale import Scale
 from multissl.parallel.ranks import world
 from multissl.parallel.sharding import Parallel, full, parallelize
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def stepped(p: torch.Tensor, g: torch.Tensor, lr: float, decay: float, **options: Any) -> torch.Tensor:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from multissl import run
 from multissl.engine import checkpoint
 from multissl.parallel.ranks import barrier
 from multissl.recipe import Recipe
-from tests.ranks import run_ranks
-from tests.stubs import recipe
+from multissl.run import train as run
+from tests.helpers.ranks import run_ranks
+from tests.helpers.stubs import recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, **environment: str) -> subprocess.Popen:
-    recipe_file = f"{ROOT / 'tests' / 'stubs.py'}:recipe"
+    recipe_file = f"{ROOT / 'tests' / 'helpers' / 'stubs.py'}:recipe"
     return subprocess.Popen(
         [sys.executable, "-m", "multissl", "train", recipe_file, "--out", str(folder)],
         cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True,

@@ -20,10 +20,11 @@ from torch.utils.data import _utils
 
 from multissl.contract.data import Raw, Sample
 from multissl.contract.plans import Plans, ViewPlan
-from multissl.engine import checkpoint, data
-from multissl.engine.data import Data, Steps, stream
+from multissl.engine import batches as data
+from multissl.engine import checkpoint
+from multissl.engine.batches import Data, Steps, stream
 from multissl.random import RowRandom
-from tests.stubs import Points
+from tests.helpers.stubs import Points
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["-m", "multissl", "train", f"{ROOT / 'tests' / 'stubs.py'}:recipe", "--data.workers", "2"]

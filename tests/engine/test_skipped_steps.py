@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl import run
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine import checkpoint
+from multissl.engine.batches import Steps
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite
-from multissl.engine.data import Steps
 from multissl.engine.learner import Learner
 from multissl.layers.heads import RankBatchNorm
 from multissl.parallel.sharding import Parallel, full, local
 from multissl.recipe import Recipe, build
-from tests.ranks import run_ranks
-from tests.stubs import Net, Spread, recipe
+from multissl.run import train as run
+from tests.helpers.ranks import run_ranks
+from tests.helpers.stubs import Net, Spread, recipe
 from tests.test_exact import BATCH, Case, alone, cases, doubled, make, named
 
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from multissl import run
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import CheckpointError, Save
 from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Interrupted, NonFinite
-from tests.ranks import run_ranks
-from tests.stubs import recipe
+from multissl.run import train as run
+from tests.helpers.ranks import run_ranks
+from tests.helpers.stubs import recipe
 
 
 def spoilt(steps: tuple[int, ...], **changes: Any) -> Any:
@@ -88,7 +88,7 @@ def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Pat
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     monkeypatch.setattr(stubs, "pause", lambda step: os.kill(os.getpid(), number) if step == 13 else None)
     with pytest.raises(Interrupted, match=r"checkpoint of step 14 .*repeat the command"):
@@ -107,7 +107,7 @@ def stopped_by(*numbers: signal.Signals, step: int = 13) -> Any:
 def test_a_signal_that_a_launcher_passes_on_once_more_saves_a_checkpoint_too(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     monkeypatch.setattr(stubs, "pause", stopped_by(number, number))
     with pytest.raises(Interrupted, match="checkpoint of step 14 "):
@@ -118,7 +118,7 @@ def test_a_signal_that_a_launcher_passes_on_once_more_saves_a_checkpoint_too(
 def test_ctrl_c_ends_a_run_at_once_that_was_asked_to_end(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     monkeypatch.setattr(stubs, "pause", stopped_by(number, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_a_run_at_once_that_was_asked_to_end(
 def test_under_nohup_a_closed_terminal_does_not_end_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import stubs
+    from tests.helpers import stubs
 
     monkeypatch.setattr(stubs, "pause", stopped_by(signal.SIGHUP))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

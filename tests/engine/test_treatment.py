@@ -26,7 +26,7 @@ from multissl.objectives.cav_mae import CAVMAE
 from multissl.objectives.mae import MAE
 from multissl.objectives.vicreg import VICReg
 from multissl.parallel.sharding import Parallel, parallelize
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 GRID = StreamSpec(kind="grid", shape=(3, 16, 16), patch=(4, 4), num_tokens=16, target_dim=48)
 WORDS = StreamSpec(kind="sequence", shape=(8,), num_tokens=8, vocab=20, target_dim=20, target_kind="classes")

@@ -16,7 +16,7 @@ from multissl.contract.learning import Features, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.random import RowRandom
-from tests.stubs import Listed
+from tests.helpers.stubs import Listed
 
 START = Progress(step=0, total=10)
 

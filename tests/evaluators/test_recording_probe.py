@@ -15,7 +15,7 @@ from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking
 from multissl.evaluators.recording_probe import RecordingProbe, recognised
-from multissl.modalities.audio import Audio
+from multissl.modalities.audio.adapter import Audio
 from tests.evaluators.clusters import Clusters
 
 END = Progress(step=1, total=1)

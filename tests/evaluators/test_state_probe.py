@@ -14,8 +14,8 @@ from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking
 from multissl.encoders.nature import NatureEncoder
 from multissl.evaluators.state_probe import StateProbe, principal, r2_of
-from multissl.modalities.rl import RL
-from multissl.modalities.tabular import Tabular
+from multissl.modalities.rl.adapter import RL
+from multissl.modalities.tabular.adapter import Tabular
 
 END, CPU = Progress(step=1, total=1), torch.device("cpu")
 STRENGTHS = (1e-6, 1e-2, 1.0)

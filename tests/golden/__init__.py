@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 CASES = Path(__file__).parent / "cases"
 WHOLE = Path(os.environ.get("MULTISSL_GOLDEN") or Path(__file__).parents[2].parent / "shared" / "golden")

@@ -17,9 +17,9 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
 from multissl.export import load_state
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.positions import Position
+from multissl.layers.teacher import Teacher
 from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from multissl.contract.learning import Progress
-from multissl.layers.centre import Centre
-from multissl.layers.ema import Teacher
+from multissl.layers.center import Centre
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
+from multissl.layers.teacher import Teacher
 from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo, koleo
 from multissl.losses.msn import cosines, msn_targets, msn_terms

@@ -25,7 +25,7 @@ from multissl.losses.data2vec import average_layers, scaled_errors
 from multissl.losses.ijepa import latent_loss, latent_targets
 from multissl.losses.rebuild import masked_mean, normalise, values_loss
 from multissl.modalities.base import pack_masks
-from multissl.modalities.image_crops import patchify
+from multissl.modalities.image.crops import patchify
 from multissl.modalities.masks import num_hidden
 
 from . import Case, cases

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from multissl.contract.plans import ViewPlan
-from multissl.modalities import image_ops
 from multissl.modalities.base import pack_masks
-from multissl.modalities.image import Image
-from multissl.modalities.image_crops import TRIES, crop_box
+from multissl.modalities.image import ops as image_ops
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.image.crops import TRIES, crop_box
 from multissl.modalities.masks import SMALLEST, block_mask, draw_masks, num_hidden, place_block, random_mask
 from multissl.modalities.multiblock import ASPECT, as_masks, draw_multiblock
 from multissl.random import RowRandom

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from multissl.modalities.text_spans import (
+from multissl.modalities.text.spans import (
     budget,
     hide,
     replace_hidden,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from multissl.contract.plans import ViewPlan
-from multissl.modalities import spectrogram as ops
-from multissl.modalities.bands import either, fixed_count, kept
+from multissl.modalities.audio import spectrogram as ops
+from multissl.modalities.audio.masks import either, fixed_count, kept
 
 from . import Case, cases, close
 

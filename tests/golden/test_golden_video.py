@@ -21,9 +21,9 @@ from multissl.layers.transformer import Trunk
 from multissl.losses.rebuild import normalise, values_loss
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks
-from multissl.modalities.video import Video
-from multissl.modalities.video_clips import tubelets
-from multissl.modalities.video_masks import draw_clip_masks, hidden_each, union_masks
+from multissl.modalities.video.adapter import Video
+from multissl.modalities.video.clips import tubelets
+from multissl.modalities.video.masks import draw_clip_masks, hidden_each, union_masks
 from multissl.random import RowRandom
 
 from . import Case, cases

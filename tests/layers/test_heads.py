@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multissl.config import from_dict, to_dict
 from multissl.layers import heads as module
 from multissl.layers.heads import MLPHead, PrototypeHead, RankBatchNorm, WeightNormLinear
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 SMALL = PrototypeHead.Config(prototypes=11, bottleneck=5, hidden=7)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multissl.losses.koleo import grouped_koleo, koleo
 from multissl.parallel.ranks import world
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def slow(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from multissl.losses.nce import (
 )
 from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.pairing import predict, relations_of
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def slow(s: Tensor, pos: Tensor, neg: Tensor, multi_pos: MultiPos, decoupled: bool) -> Tensor:

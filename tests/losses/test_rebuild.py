@@ -12,7 +12,7 @@ from torch import Tensor
 from multissl.contract.plans import StreamSpec
 from multissl.layers.readout import Readout
 from multissl.losses.rebuild import mean_of_columns, normalise, values_loss
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 TABLE = StreamSpec(
     kind="columns", shape=(4,), num_tokens=4, cardinalities=(0, 3, 0, 2), target_dim=1, target_kind="cells"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.layers.centre import Centre
+from multissl.layers.center import Centre
 from multissl.losses import targets as module
 from multissl.losses.sinkhorn import Weighting, centred, sinkhorn
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def matrix_form(logits: Tensor, temperature: float, rounds: int = 3) -> Tensor:

@@ -24,7 +24,7 @@ from multissl import registry
 from multissl.contract.data import Batch, Mask, Views
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import ViewPlan
-from multissl.engine.data import Data, Steps, stream
+from multissl.engine.batches import Data, Steps, stream
 from tests.plugin.multissl_accelerometer import Accelerometer
 from tests.test_grid import MODALITIES
 
@@ -250,7 +250,10 @@ def test_two_ranks_make_the_views_of_one(name: str) -> None:
                 continue
             count = 1 if len(whole) == BATCH else views.num_views
             cut = [part[key].unflatten(0, (count, -1)) for part in parts]
-            assert torch.equal(torch.cat(cut, 1).flatten(0, 1), whole), f"{views.role} {key}"
+            # a product of matrices rounds by its number of rows on some CPUs: the mel bands of a sound
+            torch.testing.assert_close(
+                torch.cat(cut, 1).flatten(0, 1), whole, rtol=0, atol=1e-5, msg=f"{views.role} {key}"
+            )
 
 
 # what views show

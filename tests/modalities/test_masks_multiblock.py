@@ -11,10 +11,10 @@ from torch import Tensor
 
 from multissl.contract.plans import ViewPlan
 from multissl.layers.decoder import places
-from multissl.modalities.image import Image
+from multissl.modalities.image.adapter import Image
 from multissl.modalities.masks import Grid, Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, context_size, draw_multiblock, largest_target
-from multissl.modalities.tabular import Tabular
+from multissl.modalities.tabular.adapter import Tabular
 from multissl.random import RowRandom
 
 PLAN = ViewPlan(num_global=2, num_masks=4, mask_ratio=(0.15, 0.2), context_ratio=(0.85, 1.0))

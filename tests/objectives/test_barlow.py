@@ -10,8 +10,8 @@ from multissl.contract.data import Batch, Views
 from multissl.losses import barlow as module
 from multissl.losses.barlow import barlow_terms, cross_correlation
 from multissl.objectives.barlow import BarlowTwins
+from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
-from tests.ranks import run_ranks
 
 
 def loss(a: Tensor, b: Tensor, **options: Any) -> Tensor:

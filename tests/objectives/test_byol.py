@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from multissl.config import Config
 from multissl.contract.data import Batch, Views
 from multissl.contract.learning import Progress
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import RankBatchNorm
+from multissl.layers.teacher import Teacher
 from multissl.losses.byol import byol_loss
 from multissl.losses.common import embedding_std
 from multissl.objectives.byol import BYOL
+from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
-from tests.ranks import run_ranks
 
 OTHER = ~torch.eye(2, dtype=torch.bool)
 

@@ -18,7 +18,7 @@ from multissl.layers.decoder import Decoder
 from multissl.modalities.base import pack_masks
 from multissl.objectives.cav_mae import CAVMAE
 from multissl.parallel.ranks import world
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 START = Progress(step=0, total=10)
 SPECS = {

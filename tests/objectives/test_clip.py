@@ -18,9 +18,9 @@ from multissl.losses.nce import relations
 from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.weighted import Weighted
+from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, decay_of, gradients, moved
 from tests.objectives.test_weighted import Counting
-from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(out=5, layers=1, norm="none")
 SMALL = CLIP.Config(projector=HEAD)

@@ -15,9 +15,9 @@ from multissl.contract.encoder import Encoder, Encoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine.learner import Learner
-from multissl.layers.centre import Centre
-from multissl.layers.ema import Teacher
+from multissl.layers.center import Centre
 from multissl.layers.heads import PrototypeHead
+from multissl.layers.teacher import Teacher
 from multissl.losses import targets as targets_module
 from multissl.losses.koleo import koleo
 from multissl.losses.sinkhorn import centred, sinkhorn

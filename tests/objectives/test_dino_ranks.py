@@ -14,8 +14,8 @@ from multissl.contract.learning import Losses, Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import PrototypeHead
+from multissl.layers.teacher import Teacher
 from multissl.losses import koleo as koleo_module
 from multissl.losses import sinkhorn as sinkhorn_module
 from multissl.modalities.base import pack_masks
@@ -23,8 +23,8 @@ from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients
 from multissl.parallel.ranks import world
 from multissl.parallel.sharding import Parallel, full, parallelize
+from tests.helpers.ranks import run_ranks
 from tests.objectives.test_dino import HEAD, SPEC, START, batch_of, build
-from tests.ranks import run_ranks
 
 SMALL = PrototypeHead.Config(prototypes=16, bottleneck=8, hidden=16)
 STEPS = 2

@@ -11,9 +11,9 @@ from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder, places, take
-from multissl.layers.ema import Teacher
+from multissl.layers.teacher import Teacher
 from multissl.losses.ijepa import latent_loss, latent_targets
-from multissl.modalities.image_crops import patchify
+from multissl.modalities.image.crops import patchify
 from multissl.modalities.multiblock import as_masks, draw_multiblock
 from multissl.objectives.ijepa import IJEPA
 from multissl.random import RowRandom

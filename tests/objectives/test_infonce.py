@@ -14,8 +14,8 @@ from multissl.losses import infonce as module
 from multissl.losses.infonce import divergence, far_weights, infonce_terms
 from multissl.losses.nce import Relations, relations
 from multissl.objectives.infonce import InfoNCE
+from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, decay_of, gradients, moved
-from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2, last_norm=True)
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.data import Views
-from multissl.layers.ema import Teacher
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.losses import nce as kernel
 from multissl.losses.moco import queue_loss
 from multissl.objectives.moco import MoCo, one_by_one
+from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, gradients, moved, part_of
-from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2, norm="none")
 NORMED = MLPHead.Config(hidden=8, out=5, layers=2, last_norm=True)

@@ -17,8 +17,8 @@ from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.modalities.base import pack_masks
 from multissl.objectives.msn import MSN
 from multissl.parallel.ranks import rank, world
+from tests.helpers.ranks import run_ranks
 from tests.losses.test_sinkhorn import matrix_form
-from tests.ranks import run_ranks
 
 SPEC = {"rows": StreamSpec(kind="columns", shape=(6,), num_tokens=6)}
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2)

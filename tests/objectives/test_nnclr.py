@@ -12,8 +12,8 @@ from multissl.losses import nce as kernel
 from multissl.losses.nce import relations
 from multissl.losses.nnclr import neighbours, nnclr_loss
 from multissl.objectives.nnclr import NNCLR
+from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, gradients, moved
-from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2, last_norm=True)
 SMALL = NNCLR.Config(queue=24, projector=HEAD, predictor=HEAD.replace(last_norm=False))

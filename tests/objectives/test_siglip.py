@@ -12,8 +12,8 @@ from multissl.losses import siglip as module
 from multissl.losses.nce import relations
 from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.siglip import SigLIP
+from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, decay_of, gradients, moved
-from tests.ranks import run_ranks
 
 SMALL = SigLIP.Config(projector=MLPHead.Config(out=5, layers=1, norm="none"))
 

@@ -18,7 +18,7 @@ from multissl.layers.heads import MLPHead
 from multissl.losses.spr import spr_loss
 from multissl.objectives.spr import SPR
 from multissl.parallel.ranks import rank
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 K, A, C, B = 3, 2, 6, 8
 SPEC = {

@@ -16,9 +16,9 @@ from multissl.losses.swav import swav_loss
 from multissl.objectives.common import head
 from multissl.objectives.swav import SwAV
 from multissl.parallel.ranks import rank, world
+from tests.helpers.ranks import run_ranks
 from tests.losses.test_sinkhorn import matrix_form
 from tests.objectives.test_dino import SPEC, Stub
-from tests.ranks import run_ranks
 
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2)
 START = Progress(step=0, total=10)

@@ -14,8 +14,8 @@ from multissl.layers.heads import MLPHead
 from multissl.losses import vicreg as module
 from multissl.losses.vicreg import moments, vicreg_terms
 from multissl.objectives.vicreg import VICReg
+from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import alone_and_beside
-from tests.ranks import run_ranks
 
 ROWS = StreamSpec(kind="columns", shape=(6,), num_tokens=6)
 

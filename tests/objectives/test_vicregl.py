@@ -10,8 +10,8 @@ from multissl.contract.data import Batch, Views
 from multissl.losses.vicreg import vicreg_terms
 from multissl.losses.vicregl import global_terms, local_terms, matched, meetings
 from multissl.objectives.vicregl import VICRegL, places_of
+from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of
-from tests.ranks import run_ranks
 
 
 def made(**options: Any) -> tuple[Any, Any]:

@@ -26,8 +26,8 @@ from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full, parallelize
+from tests.helpers.ranks import run_ranks
 from tests.objectives.test_dino import SPEC, Stub, batch_of
-from tests.ranks import run_ranks
 
 START = Progress(step=0, total=10)
 HEAD = MLPHead.Config(hidden=8, out=5, layers=2)

@@ -11,8 +11,8 @@ from multissl.contract.learning import Progress
 from multissl.losses.wmse import groupings, whiten, wmse_loss
 from multissl.objectives.wmse import WMSE
 from multissl.parallel.collectives import gather
+from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, encoders_of, rows
-from tests.ranks import run_ranks
 
 NARROW = HEAD.replace(out=3)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multissl.parallel.collectives import gather, sum_ranks
 from multissl.parallel.ranks import is_main, process_group, rank, world
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def both(rank: int, x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,380 @@
+"""Sound: segments of recordings as log-mel spectrograms, changed as sound and as spectrograms.
+
+Huang et al., NeurIPS 2022, arXiv 2207.06405 (AudioMAE: 128 mel bins, patches of 16 x 16, dataset mean and twice the
+deviation); Niizumi et al., IJCNN 2021, arXiv 2103.06695 (BYOL-A: mixing, stretching); Park et al., Interspeech 2019,
+arXiv 1904.08779 (SpecAugment). The worker decodes, resamples and cuts segments of sound; on the device they are turned
+in a circle, made louder or softer, given noise, become spectrograms, are mixed with another recording, normalised,
+stretched, and lose stretches of time and bands of frequency. BYOL-A normalises each batch again; we do not, because
+views would then depend on the number of ranks. A recording shorter than a view ends in silence, which is marked in
+`valid` and neither normalised as sound nor hidden as such.
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, S samples of sound, T frames, F mel bins, N
+tokens. State: mean and deviation of the training data's log-mel, and the value of padding.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.abilities import HasRecordings
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.modalities.audio import spectrogram as ops
+from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
+from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabelled
+from multissl.modalities.audio.masks import Band, draw_bands, fixed_count
+from multissl.modalities.audio.resampling import FASTEST, SLOWEST
+from multissl.modalities.audio.views import centres, silence, spectrograms, uniform
+from multissl.modalities.base import Payloads
+from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.random import RowRandom
+from multissl.sources.opening import Source, open_source
+from multissl.sources.payloads import describe_file
+
+ROLES: tuple[Role, ...] = ("clean", "global", "local")
+LIMITS = {
+    "rate": (SLOWEST, FASTEST),
+    **dict.fromkeys(("mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
+    **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
+    "mixup": (0, 0.9),
+    **dict.fromkeys(("gain", "equalise"), (0, 60)),
+    **dict.fromkeys(("trim", "dynamics"), (0, 120)),
+    "warp": (0, 0.5),
+    "std": (0, math.inf),
+}
+
+
+class Audio(HasRecordings):
+    """Sound files as spectrograms."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of sounds."""
+
+        data: str = ""
+        """A folder, list (.txt), table (.csv), .parquet or .tar (a pattern names several); empty: the built-in demo of
+        eight gestures."""
+        label_pattern: str = ""
+        """Regular expression whose first parenthesis is the class in a file's name, such as (\\d)_\\w+_\\d+; empty: as
+        the source says."""
+        group_pattern: str = ""
+        """The same for the speaker or recording; a group stays in one split."""
+        hold_out: str = ""
+        """The group that is the validation split, all others being trained on."""
+        rate: int = 16_000
+        """Samples a second, 100 to 10,000,000; files of other rates are resampled."""
+        mels: int = 128
+        frames: int = 1024
+        """Length of clean and global views in frames of 10 ms."""
+        local_frames: int = 256
+        patch: tuple[int, int] = (16, 16)
+        """Frames and mel bins of a token: 16 16 for events, 2 128 (the full band) for speech."""
+        short: Literal["pad", "repeat", "fit"] = "pad"
+        """Recordings shorter than a view: silence at the end, which is masked out, the recording over again, or
+        stretched in time to fit: words spoken slowly and fast become alike."""
+        trim: float = 0.0
+        """Cut what is softer than so many decibels below the loudest frame off both ends of a recording (30: the
+        silence around a word); 0: nothing."""
+        dynamics: float = 0.0
+        """Measure levels from the loudest of a view down to so many decibels below it (60), softer ones as that; 0: as
+        they are."""
+        roll: float = 0.0
+        """Probability of turning a segment around in a circle by a random share of it."""
+        gain: float = 6.0
+        """Louder or softer by up to so many decibels."""
+        noise: float = 0.5
+        """Probability of white noise."""
+        snr: tuple[float, float] = (5.0, 20.0)
+        """Decibels by which that noise lies below the sound."""
+        equalise: float = 0.0
+        """A smooth filter, drawn for each view, makes bands louder or softer by up to so many decibels: what tells
+        microphones, rooms and codecs apart."""
+        mixup: float = 0.0
+        """Largest share of another recording in a global view, uniform from 0; BYOL-A: 0.4."""
+        stretch: tuple[float, float] = (1.0, 1.0)
+        """Range of the length in time and frequency of a box that is cut from a spectrogram and resized to all of it;
+        BYOL-A: 0.6 1.5."""
+        warp: float = 0.0
+        """Largest change, as a share, of the length and the place of a view in time and frequency around the whole
+        sound: as if another voice said the same."""
+        time_mask: float = 0.2
+        """Widest stretch of time that is wiped out, as a share of the view."""
+        frequency_mask: float = 0.2
+        spans: int = 1
+        """Stretches of time, and bands of frequency, that are wiped out."""
+        mask: Band = "random"
+        """What is hidden from encoders that are asked to fill in: random tokens, blocks, time, frequency or both."""
+        mask_group: int = 32
+        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        mean: float = 0.0
+        """Of the log-mel values, used where std is given; AudioSet: -4.268 and 4.569."""
+        std: float = 0.0
+        """0: mean and std are measured on the training data."""
+        centre: bool = False
+        """Subtract each view's own mean in every band too, and with it the average voice and microphone."""
+
+        def __post_init__(self) -> None:
+            for name, (low, high) in LIMITS.items():
+                if not low <= getattr(self, name) <= high:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")
+            for name, top in (("snr", math.inf), ("stretch", 1.5)):
+                low, high = getattr(self, name)
+                if not (low <= high <= top and (name == "snr" or low > 0)):
+                    raise ValueError(f"modality.{name}={low, high}: want low <= high, at most {top:g}")
+            for name, axis in (("frames", 0), ("local_frames", 0), ("mels", 1)):
+                size, patch = getattr(self, name), self.patch[axis]
+                if patch < 1 or size % patch:
+                    near = max(size // max(patch, 1), 1) * max(patch, 1)
+                    raise ValueError(
+                        f"modality.{name}={size}: want a multiple of patch={self.patch}, such as {near}"
+                    )
+            if self.mask in ("block", "frequency", "time_frequency") and self.grid(self.frames)[1] < 2:
+                raise ValueError(
+                    f"modality.mask={self.mask}: tokens of the full band, patch={self.patch}, have no frequency to"
+                    " hide; set modality.mask=time or random"
+                )
+            if self.warp and self.stretch != (1.0, 1.0):
+                raise ValueError(
+                    f"modality.warp={self.warp} and modality.stretch={self.stretch} both resize: set one, the other"
+                    " to 0 or to 1 1"
+                )
+            if self.hold_out and not self.data:
+                raise ValueError("modality.hold_out needs modality.data: the demo has no groups")
+
+        def grid(self, frames: int) -> tuple[int, int]:
+            """Tokens along time and frequency of a view."""
+            return frames // self.patch[0], self.mels // self.patch[1]
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    suffixes = SUFFIXES + FILMS
+    columns = ("audio", "sound", "audio_bytes", "audio_path")
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self._sources: dict[str, Source] = {}
+        self._statistics: tuple[float, float] | None = (cfg.mean, cfg.std) if cfg.std else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sources": {}}  # a worker gets its samples by itself
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """One grid of time and frequency."""
+        cfg, (t, f) = self.cfg, self.cfg.grid(self.cfg.frames)
+        spec = StreamSpec(
+            kind="grid", shape=(1, cfg.frames, cfg.mels), patch=cfg.patch, num_tokens=t * f,
+            target_dim=math.prod(cfg.patch), channels=("log-mel",),
+        )  # fmt: skip
+        return {"audio": spec}
+
+    def dataset(self, split: str) -> Samples:
+        """The recordings of a split: "train", "val", "test", or "all" of the user's data."""
+        cfg = self.cfg
+        if split not in self._sources:
+            names = {"label": cfg.label_pattern, "group": cfg.group_pattern, "hold_out": cfg.hold_out}
+            known = functools.partial(relabelled, **names)
+            self._sources[split] = (
+                open_source(cfg.data, split, SUFFIXES, "audio", relabel=known) if cfg.data else _demo(split)
+            )
+        return self._sources[split]
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
+        plan, cfg = plans["audio"], self.cfg
+        clips = [Clip(sample, cfg.rate, cfg.trim) for sample in samples]
+        raw: dict[str, Tensor] = {}
+        for line, role in enumerate(ROLES):
+            if views := _num(plan, role):
+                places = rng.fork(line).rand(views).tolist()  # [B][V]
+                length = ops.num_samples(cfg.local_frames if role == "local" else cfg.frames, cfg.rate)
+                if role != "local":  # these may be told where to lie
+                    given = [0.5 if role == "clean" else s.place for s in samples]
+                    places = [p if g is None else [g] * views for p, g in zip(places, given, strict=True)]
+                cuts = [
+                    self._cut(clip, length, place[v])
+                    for v in range(views)
+                    for clip, place in zip(clips, places, strict=True)
+                ]
+                raw[role] = torch.stack([wave for wave, _, _ in cuts])
+                raw[f"{role}_real"] = torch.tensor([real for _, real, _ in cuts])  # [V*B], samples
+                raw[f"{role}_box"] = torch.tensor([box for _, _, box in cuts])  # [V*B, 2]
+        if cfg.mixup and plan.num_global:
+            raw["other"] = self._others(plan.num_global, rng.fork(len(ROLES)))
+        if plan.mask_ratio is not None and plan.num_global:
+            self._hide(raw, plan, rng.fork(len(ROLES) + 1))
+        raw["sample_id"] = torch.tensor([s.index for s in samples])
+        raw["label"] = torch.tensor([s.label for s in samples])
+        if any(s.group >= 0 for s in samples):
+            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
+        return {"audio": raw}
+
+    def _cut(self, clip: Clip, length: int, place: float) -> tuple[Tensor, int, tuple[float, float]]:
+        """A segment [S] without its mean, its real samples, and where in the recording it starts and how long it is."""
+        room = clip.length - length
+        start = int(place * (room + 1)) if room > 0 else 0
+        wave = clip.cut(start, length)
+        if self.cfg.short == "repeat":
+            wave = wave.repeat(-(-length // len(wave)))[:length]
+        real, box = len(wave), (start / clip.length, length / clip.length)
+        return torch.nn.functional.pad(wave - wave.mean(), (0, length - real)), real, box
+
+    def _others(self, views: int, rng: RowRandom) -> Tensor:
+        """A segment of another training recording for every global view [V*B, S]; silence where it cannot be read."""
+        data, length = self.dataset("train"), ops.num_samples(self.cfg.frames, self.cfg.rate)
+        draws = rng.rand(views, 2).transpose(0, 1).flatten(0, 1).tolist()  # [V*B][2]
+        found = []
+        for which, place in draws:
+            try:
+                sample = data[int(which * len(data))]  # type: ignore[arg-type]
+                found.append(self._cut(Clip(sample, self.cfg.rate, self.cfg.trim), length, place)[0])
+            except Unreadable:  # the loader counts it when it is that recording's own turn
+                found.append(torch.zeros(length))
+        return torch.stack(found)
+
+    def _hide(self, raw: dict[str, Tensor], plan: ViewPlan, rng: RowRandom) -> None:
+        grid = self.cfg.grid(self.cfg.frames)
+        samples = (
+            raw["global_real"]
+            if self.cfg.short == "pad"
+            else torch.full_like(raw["global_real"], raw["global"].shape[1])
+        )
+        columns = self._columns(samples, grid[0])  # [V*B]
+        if plan.context_ratio is None:
+            real = columns.unflatten(0, (plan.num_global, -1))
+            masks = draw_bands(plan, self.cfg.mask, grid, self.cfg.mask_group, rng, real)
+            for part in ("hidden", "index", "weight"):
+                raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
+        elif bool((columns < grid[0]).any()):
+            raise ValueError(
+                "modality.short=pad: targets and a context are cut from whole views, and a recording is shorter than"
+                f" modality.frames={self.cfg.frames}; set modality.short=repeat or fewer frames"
+            )
+        else:
+            raw["context"], raw["targets"] = draw_multiblock(plan, self._multi(), grid, rng)
+
+    def _multi(self) -> Literal["block", "random"]:
+        return "random" if self.cfg.mask == "random" else "block"
+
+    def _columns(self, samples: Tensor, columns: int) -> Tensor:
+        """Columns of tokens whose middle is sound, 1 at least, of so many samples [R]."""
+        size, hop = ops.window_of(self.cfg.rate)
+        frames = (samples - size) // hop + 1
+        patch = self.cfg.patch[0]
+        return ((frames + patch - patch // 2 - 1) // patch).clamp(1, columns)
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Spectrograms of the segments, on their device."""
+        given, plan = raw["audio"], plans["audio"]
+        batch: list[Views] = []
+        for line, role in enumerate(ROLES):
+            if role not in given:
+                continue
+            count, lines = _num(plan, role), rng.fork(line)
+            other = given.get("other") if role == "global" else None
+            draw = None if role == "clean" else uniform(lines, count)
+            x, real, box = spectrograms(
+                self.cfg, self.statistics(), given[role], given[f"{role}_real"], draw, other
+            )
+            grid = self.cfg.grid(x.shape[1])
+            views = Views(x=x[:, None], stream="audio", role=role, num_views=count)
+            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            if self.cfg.short == "pad":
+                at = torch.arange(grid[0], device=x.device) < self._columns(real, grid[0])[:, None]  # [R, T']
+                views.valid = at.repeat_interleave(grid[1], 1)
+            if plan.coords and role != "clean":
+                views.coords = centres(grid, given[f"{role}_box"], box)
+            if role == "global":
+                views.masks = self._masks(given, plan)
+                views.target = ops.patchify(x, self.cfg.patch) if plan.target else None
+            batch.append(views)
+        return Batch(batch)
+
+    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
+        grid = self.cfg.grid(self.cfg.frames)
+        if "context" in given:
+            largest = largest_target(plan, self._multi(), grid)
+            return as_masks(given["context"], given["targets"], math.prod(grid), largest)
+        if "hidden" not in given:
+            return ()
+        same = fixed_count(self.cfg.mask, grid, plan, given["hidden"].shape[1])
+        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
+        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
+
+    def statistics(self) -> tuple[float, float]:
+        """Mean and deviation of log-mel values; measured once where they are not given."""
+        self.fit()
+        assert self._statistics is not None
+        return self._statistics
+
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Measure mean and deviation of the training recordings, where they are not given."""
+        if self._statistics is None:
+            data = self.dataset("train") if payloads is None else Payloads(payloads)
+            self._statistics = self._measured(data)
+        return self
+
+    @property
+    def mixing_option(self) -> str:
+        """`mixup`, where it is on."""
+        return "mixup" if self.cfg.mixup else ""
+
+    def _measured(self, data: Samples) -> tuple[float, float]:
+        return measure(data, self.cfg.rate, self.cfg.mels, self.cfg.trim, self.cfg.dynamics)
+
+    def parts(self, sample: Sample) -> tuple[Sample, Sample]:
+        """The first and the second half of a recording as recordings of their own, at the modality's rate.
+
+        Raises `Unreadable` where a half is silent or shorter than a frame.
+        """
+        clip = Clip(sample, self.cfg.rate)
+        half = clip.length // 2
+        halves = [replace(sample, data=clip.cut(start, half).numpy()) for start in (0, clip.length - half)]
+        for part in halves:
+            Clip(part, self.cfg.rate)
+        return halves[0], halves[1]
+
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
+        """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""
+        return {"raw": mel_floor, "mean_std": functools.partial(statistics_floor, patch=self.cfg.patch)}
+
+    def describe(self, sample: Sample) -> dict[str, str]:
+        """Return the file of a sample."""
+        return describe_file(sample.data)
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The spectrograms of some samples with their masks."""
+        return sound_panel([v for v in batch if v.stream == "audio"], self.cfg.patch)
+
+    def pictures(self, views: Views) -> np.ndarray:
+        """Clean views as pictures, uint8 [R, F, T, 3], low sounds below."""
+        return drawn(views.x[:, 0])
+
+    def state(self) -> dict[str, Any]:
+        """The statistics in use."""
+        mean, std = self.statistics()
+        return {"mean": mean, "std": std, "pad": (silence(self.cfg.dynamics) - mean) / (2 * std)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Normalise as in training."""
+        self._statistics = (state["mean"], state["std"])
+
+
+@functools.cache
+def _demo(split: str) -> Source:
+    from multissl.modalities.audio.demo import CLASSES, Sounds
+
+    data = Sounds("train" if split == "all" else split)
+    rows = np.arange(len(data))
+    return Source(data, rows % len(CLASSES), np.full(len(rows), -1), list(CLASSES), rows)
+
+
+def _num(plan: ViewPlan, role: Role) -> int:
+    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

@@ -1,0 +1,346 @@
+"""Images: multi-crop views, block masks and patch targets from photographs or any pixels on a grid.
+
+Crops and colours follow DINOv2 (Oquab et al., TMLR 2024, arXiv 2304.07193) after DINO and BYOL. What an image
+shows is settled in the worker on uint8 (decode, crop, bicubic resize with antialias); flip, colour, blur,
+solarise and normalise run on the device, a batch at a time. Files of 16 bits become floats of 0 to 255 when
+they are cropped.
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, N tokens, T = C*p*p floats of a
+patch. State: means and deviations of the channels, where they were measured on the training data.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.modalities.base import Payloads
+from multissl.modalities.image import ops
+from multissl.modalities.image.baselines import histogram_floor, pixel_floor
+from multissl.modalities.image.crops import (
+    TRIES,
+    centre,
+    crop_box,
+    patchify,
+    resize,
+    share_of,
+    token_centres,
+)
+from multissl.modalities.image.figures import colours, crop_panel, to_bytes
+from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
+from multissl.modalities.masks import Kind, draw_masks, num_hidden
+from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.random import RowRandom
+from multissl.sources.opening import Source, open_source
+from multissl.sources.payloads import describe_file
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+BLUR = {
+    "official": (0.0, 0.9, 0.5),
+    "paper": (1.0, 0.1, 0.5),
+    "half": (0.5, 0.5, 0.5),
+    "none": (0.0, 0.0, 0.0),
+}
+LIMITS = {
+    **dict.fromkeys(("size", "local_size", "patch", "channels", "mask_group", "clean_zoom"), (1, math.inf)),
+    **dict.fromkeys(("flip", "jitter", "grey", "solarise"), (0, 1)),
+    **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
+    "hue": (0, 0.5),
+}
+ROLES: tuple[Role, ...] = ("clean", "global", "local")
+
+
+class Image(Modality):
+    """Image files or arrays as crops."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of images."""
+
+        data: str = ""
+        """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`
+        or `hf:NAME`; empty: the built-in demo of ten motifs."""
+        size: int = 224
+        """Side of clean and global views in pixels."""
+        local_size: int = 96
+        patch: int = 16
+        channels: int = 3
+        global_scale: tuple[float, float] = (0.32, 1.0)
+        """Range of a crop's share of the image area."""
+        local_scale: tuple[float, float] = (0.05, 0.32)
+        ratio: tuple[float, float] = (3 / 4, 4 / 3)
+        """Range of a crop's width over height, drawn log-uniformly."""
+        flip: float = 0.5
+        """Probability, as for jitter, grey and solarise."""
+        jitter: float = 0.8
+        brightness: float = 0.4
+        contrast: float = 0.4
+        saturation: float = 0.2
+        hue: float = 0.1
+        grey: float = 0.2
+        blur: Literal["official", "paper", "half", "none"] = "official"
+        """Probabilities for view 1, view 2 and local views. official: 0, 0.9, 0.5, as the released models were
+        trained; paper: 1, 0.1, 0.5; half: 0.5 for all."""
+        blur_kernel: int = 9
+        solarise: float = 0.2
+        """On the second global view only."""
+        mask: Kind = "block"
+        mask_group: int = 32
+        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        mask_patch: int = 0
+        """Side in pixels of the squares that mask=random hides or keeps as a whole (SimMIM: 32); 0: one patch."""
+        mask_reference: bool = False
+        """Where a plan asks for targets and a context, draw them as I-JEPA's code does: never from the last row and
+        column, contexts cut from the end to the shortest of the batch."""
+        mean: tuple[float, ...] = ()
+        """Of each channel, values 0 to 1. Empty: ImageNet's for 3 channels, else measured."""
+        std: tuple[float, ...] = ()
+        measure: bool = False
+        """Measure mean and std on the training images where 3 channels would take ImageNet's."""
+        clean_zoom: float = 256 / 224
+        """Clean views: the short side becomes size * clean_zoom, then the centre is cut out. An image that
+        already has the size stays as it is."""
+        clean_whole: bool = False
+        """Clean views show the whole image, squeezed into the square, instead of its centre."""
+
+        def __post_init__(self) -> None:
+            for name, (low, high) in LIMITS.items():
+                if not low <= getattr(self, name) <= high:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")
+            for name, top in (("global_scale", 1.0), ("local_scale", 1.0), ("ratio", math.inf)):
+                low, high = getattr(self, name)
+                if not 0 < low <= high <= top:
+                    raise ValueError(f"modality.{name}={low, high}: want 0 < low <= high <= {top:g}")
+            for name, size in (("size", self.size), ("local_size", self.local_size)):
+                below = size // self.patch * self.patch
+                if below != size:
+                    near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
+                    raise ValueError(f"modality.{name}={size}: want a multiple of patch={self.patch}: {near}")
+            square = self.mask_patch or self.patch
+            if square % self.patch or self.size % square or (square != self.patch and self.mask != "random"):
+                raise ValueError(
+                    f"modality.mask_patch={self.mask_patch}: want 0, or with modality.mask=random a multiple of"
+                    f" patch={self.patch} that divides size={self.size}"
+                )
+            widest = 2 * min(self.size, self.local_size) - 1
+            if self.blur != "none" and (self.blur_kernel % 2 == 0 or not 1 <= self.blur_kernel <= widest):
+                given = f"modality.blur_kernel={self.blur_kernel}"
+                raise ValueError(f"{given}: want an odd number up to {widest}, or modality.blur=none")
+            if len(self.mean) != len(self.std) or len(self.std) not in (0, self.channels) or 0 in self.std:
+                given = f"modality.mean={self.mean} modality.std={self.std}"
+                raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    suffixes = SUFFIXES
+    columns = ("image", "image_bytes", "img", "picture", "image_path")
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self._sources: dict[str, Source] = {}
+        self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sources": {}}  # a worker gets its samples by itself
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """One grid of pixels."""
+        c, s, p = self.cfg.channels, self.cfg.size, self.cfg.patch
+        names = ("red", "green", "blue") if c == 3 else ()
+        tokens = (s // p) ** 2
+        spec = StreamSpec(
+            kind="grid", shape=(c, s, s), patch=(p, p), num_tokens=tokens, target_dim=c * p * p, channels=names
+        )  # fmt: skip
+        return {"image": spec}
+
+    def dataset(self, split: str) -> Samples:
+        """The images of a split: "train", "val", "test", or "all" of the user's data."""
+        if split not in self._sources:
+            data = self.cfg.data
+            self._sources[split] = open_source(data, split, SUFFIXES) if data else _demo(split)
+        return self._sources[split]
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""
+        plan, cfg, count = plans["image"], self.cfg, len(samples)
+        scales = {"global": cfg.global_scale, "local": cfg.local_scale}
+        draws = {role: rng.fork(line).rand(_num(plan, role), TRIES, 4) for line, role in enumerate(ROLES)}
+        boxes = {role: torch.zeros(count, _num(plan, role), 4) for role in ROLES}
+        raw: dict[str, Tensor] = {}
+        for b, sample in enumerate(samples):
+            image = load(sample, cfg.channels)
+            height, width = image.shape[1:]
+            if plan.num_clean and not cfg.clean_whole and max(height, width) > 2 * min(height, width):
+                told = f"an image of {width} x {height} pixels is judged by its centre"
+                say_once("long", f"{told}; modality.clean_whole=True squeezes all of it into the square")
+            for role in ROLES:
+                size = cfg.local_size if role == "local" else cfg.size
+                for v, draw in enumerate(draws[role][b].tolist()):
+                    if role == "clean":
+                        crop = (
+                            resize(image, (0, 0, height, width), (size, size))
+                            if cfg.clean_whole
+                            else centre(image, size, cfg.clean_zoom)
+                        )
+                    else:
+                        box = crop_box(height, width, draw, scales[role], cfg.ratio)
+                        crop = resize(image, box, (size, size))
+                        boxes[role][b][v] = share_of(box, height, width)
+                    if role not in raw:
+                        rows = len(draws[role][b]) * count
+                        raw[role] = crop.new_empty(rows, size, size, cfg.channels).permute(0, 3, 1, 2)
+                    if crop.is_floating_point() and not raw[role].is_floating_point():
+                        raw[role] = raw[role].float()
+                    raw[role][v * count + b] = crop
+        if plan.mask_ratio is not None and plan.num_global:
+            grid = (cfg.size // cfg.patch, cfg.size // cfg.patch)
+            lines = rng.fork(len(ROLES))
+            if plan.context_ratio is not None:
+                raw["context"], raw["targets"] = draw_multiblock(
+                    plan, cfg.mask, grid, lines, cfg.mask_reference
+                )
+            else:
+                masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, lines, self._square())
+                for part in ("hidden", "index", "weight"):
+                    raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
+        if plan.coords:  # [V*B, 4]
+            raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
+        raw["sample_id"] = torch.tensor([s.index for s in samples])
+        raw["label"] = torch.tensor([s.label for s in samples])
+        if any(s.group >= 0 for s in samples):
+            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
+        return {"image": raw}
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Everything photometric, on the device of the crops."""
+        given, plan = raw["image"], plans["image"]
+        mean, std = self.statistics()
+        batch: list[Views] = []
+        for line, role in enumerate(ROLES):
+            if role not in given:
+                continue
+            x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
+            flipped = torch.zeros(len(x), dtype=torch.bool)
+            if role != "clean":
+                x, flipped = self._recolour(x, role, _num(plan, role), rng.fork(line).to("cpu"))
+            x = ops.normalise(x, mean, std)
+            views = Views(x=x, stream="image", role=role, num_views=_num(plan, role))
+            if plan.coords and role != "clean":
+                side = x.shape[-1] // self.cfg.patch
+                views.coords = token_centres(given[f"{role}_box"], side, flipped.to(x.device))
+            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            if role == "global":
+                views.masks = self._masks(given, plan)
+                views.target = patchify(x, self.cfg.patch) if plan.target else None
+            batch.append(views)
+        return Batch(batch)
+
+    def _recolour(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> tuple[Tensor, Tensor]:
+        """Flip, jitter, grey, blur and solarise, each by its own probability; x [V*B, C, S, S] is written into.
+
+        Returns it with which rows were flipped, bool [V*B].
+        """
+        cfg = self.cfg
+
+        def draw(*shape: int) -> Tensor:  # uniform, [V*B, *shape]
+            return rng.rand(count, *shape).transpose(0, 1).flatten(0, 1)
+
+        def hit(*chances: float) -> Tensor:  # a chance for each view, bool [V*B]
+            return draw() < torch.tensor(chances).repeat_interleave(len(x) // count)
+
+        one, two, local = BLUR[cfg.blur]
+        blurred = [local] * count if role == "local" else [(one, two)[v % 2] for v in range(count)]
+        solarised = [cfg.solarise if role == "global" and v % 2 else 0.0 for v in range(count)]
+        flipped = hit(*[cfg.flip] * count)
+        x = ops.apply_to(x, flipped, ops.flip)
+        spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
+        low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
+        high = torch.cat([1 + spread[:3], spread[3:]])
+        x = ops.jitter(x, hit(*[cfg.jitter] * count), draw(4).argsort(1), low + (high - low) * draw(4))
+        x = ops.apply_to(x, hit(*[cfg.grey] * count), ops.greyscale)
+        low_sigma, high_sigma = ops.BLUR_SIGMA
+        sigma = low_sigma + (high_sigma - low_sigma) * draw()
+        x = ops.apply_to(x, hit(*blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
+        return ops.apply_to(x, hit(*solarised), ops.solarise), flipped
+
+    def _square(self) -> int:
+        return (self.cfg.mask_patch or self.cfg.patch) // self.cfg.patch
+
+    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
+        if "context" in given:
+            side = self.cfg.size // self.cfg.patch
+            largest = largest_target(plan, self.cfg.mask, (side, side))
+            return as_masks(given["context"], given["targets"], side * side, largest)
+        if "hidden" not in given:
+            return ()
+        _, rows, tokens = given["hidden"].shape
+        same = num_hidden(plan, self.cfg.mask, tokens, rows, self._square())
+        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
+        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel, values 0 to 1; measured once where they are not given."""
+        self.fit()
+        assert self._statistics
+        return self._statistics
+
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Measure the channels of the training images, where their statistics are not given."""
+        if self._statistics is None:
+            self._measure(self.dataset("train") if payloads is None else Payloads(payloads))
+        return self
+
+    def _measure(self, data: Samples) -> None:
+        known = IMAGENET if self.cfg.channels == 3 and not self.cfg.measure else None
+        given = (self.cfg.mean, self.cfg.std) if self.cfg.mean else known
+        self._statistics = given or channel_statistics(data, self.cfg.channels)
+
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
+        """Pixels, and histograms of gradients and colours."""
+        mean, std = self.statistics()
+        return {
+            "raw": functools.partial(pixel_floor, mean=mean, std=std),
+            "hog": functools.partial(histogram_floor, mean=mean, std=std),
+        }
+
+    def describe(self, sample: Sample) -> dict[str, str]:
+        """Return the file of a sample."""
+        return describe_file(sample.data)
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The views of some samples with their masks."""
+        return crop_panel([v for v in batch if v.stream == "image"], *self.statistics(), self.cfg.patch)
+
+    def pictures(self, views: Views) -> np.ndarray:
+        """Clean views as pictures, uint8 [R, S, S, 3]."""
+        return to_bytes(colours(views.x, *self.statistics()))
+
+    def state(self) -> dict[str, Any]:
+        """The channel statistics in use."""
+        mean, std = self.statistics()
+        return {"mean": list(mean), "std": list(std)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Normalise as in training."""
+        self._statistics = (tuple(state["mean"]), tuple(state["std"]))
+
+
+@functools.cache
+def _demo(split: str) -> Source:
+    from multissl.modalities.image.demo import CLASSES, motifs
+
+    images, labels = motifs("train" if split == "all" else split)
+    return Source(images, labels, np.full(len(labels), -1), list(CLASSES), np.arange(len(labels)))
+
+
+def _num(plan: ViewPlan, role: Role) -> int:
+    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

@@ -1,0 +1,171 @@
+"""Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, the rest by Pillow, arrays by numpy.
+
+The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits.
+EXIF orientation is ignored, as in the reference pipelines. A TIFF whose pages are grey has its pages as
+channels.
+Shapes: C channels, H, W pixels.  State: none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.data import Sample, Samples, Unreadable
+from multissl.sources.payloads import Slice
+
+MEASURED = 1000
+"""Images that channel statistics are taken from."""
+SMALL, LARGE = 8, 10_000
+"""Sides in pixels beyond which an image is worth a notice."""
+SUFFIXES = (".jpg", ".jpeg", ".webp", ".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+log = logging.getLogger("multissl")
+
+
+def load(sample: Sample, channels: int) -> Tensor:
+    """The pixels of a sample [C, H, W], values 0 to 255: uint8, or float32 where the file has 16 bits.
+
+    Raises `Unreadable` with the name of a file that cannot be read; odd sizes are read, with a notice.
+    """
+    data = sample.data
+    file = isinstance(data, str | Path)
+    name = str(data) if file else data.name if isinstance(data, Slice) else f"sample {sample.index}"
+    try:
+        if isinstance(data, Slice):
+            data = data.read()
+        elif file:
+            with open(data, "rb") as f:
+                data = f.read()
+        image = decode(data, channels)
+    except (OSError, ValueError, RuntimeError, EOFError, MemoryError) as error:
+        reason = (str(error) or "broken").splitlines()[0]
+        raise Unreadable(sample.index, f"{name}: {reason}") from None
+    _, height, width = image.shape
+    small, large = min(height, width), max(height, width)
+    if small < SMALL or large > max(LARGE, 32 * small):
+        kind = "small" if small < SMALL else "large"
+        say_once(kind, f"{name} is {width} x {height} pixels; it is used all the same")
+    return image.float() / 257 if image.dtype == torch.uint16 else image
+
+
+_told: set[str] = set()
+
+
+def say_once(kind: str, text: str) -> None:
+    """Say it of the first image of a kind in a process: very small, very large, long."""
+    if kind not in _told:
+        log.warning("%s (said once for images of this kind)", text)
+    _told.add(kind)
+
+
+def decode(data: Any, channels: int) -> Tensor:
+    """An image as uint8 or uint16 [C, H, W] from the bytes of a file, an array [H, W, C] or a Pillow image.
+
+    Grey becomes colour and colour grey where 3 or 1 channels are wanted; any other number has to be there.
+    """
+    if data is None:
+        raise ValueError("the cell is empty")
+    if isinstance(data, bytes | bytearray | memoryview):
+        data = _from_bytes(bytes(data), channels)
+    if isinstance(data, Tensor):
+        if data.dtype not in (torch.uint8, torch.uint16) or data.dim() != 3:
+            raise ValueError(
+                f"{data.dtype} tensor of shape {tuple(data.shape)}: want uint8 or uint16 [C, H, W]"
+            )
+        return fit_channels(data, channels)
+    return fit_channels(_from_array(data if isinstance(data, np.ndarray) else _pages(data)), channels)
+
+
+def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
+    from torchvision.io import ImageReadMode, decode_image
+
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(b"\x93NUMPY"):
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
+        mode = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}.get(channels, ImageReadMode.UNCHANGED)
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+        return image[0] if image.dim() == 4 else image  # the first frame of a GIF
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _pages(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image (it starts with {data[:12]!r})") from None
+    except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _pages(image: Any) -> np.ndarray:
+    """A Pillow image as an array [H, W] or [H, W, C]; grey pages of a TIFF become channels."""
+    if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    pages = getattr(image, "n_frames", 1)
+    if pages == 1 or image.format != "TIFF" or len(image.getbands()) > 1:
+        return np.asarray(image)
+    stack = []
+    for page in range(pages):
+        image.seek(page)
+        stack.append(np.asarray(image))
+    return np.stack(stack, -1)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    """An array [H, W] or [H, W, C] as [C, H, W]: 8 or 16 bits, or 32 where the numbers fit 16."""
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 1 << 16:
+        array = array.astype(np.uint16)  # how Pillow hands out some 16-bit files
+    if (
+        array.dtype.newbyteorder("=") not in (np.uint8, np.uint16)
+        or array.ndim not in (2, 3)
+        or not array.size
+    ):
+        raise ValueError(
+            f"{array.dtype} array of shape {array.shape}: want uint8 or uint16 [H, W] or [H, W, C]"
+        )
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    image = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return (image if image.dim() == 3 else image[..., None]).permute(2, 0, 1)
+
+
+def fit_channels(image: Tensor, channels: int) -> Tensor:
+    """[C, H, W] with the channels wanted: grey repeated, colour averaged by brightness, alpha dropped."""
+    have = image.shape[0]
+    if have == channels:
+        return image
+    if channels == 3 and have in (1, 2):
+        return image[:1].expand(3, -1, -1)
+    if channels == 3 and have == 4:
+        return image[:3]
+    if channels == 1 and have == 2:
+        return image[:1]
+    if channels == 1 and have in (3, 4):
+        weights = torch.tensor([0.299, 0.587, 0.114])
+        return (weights[:, None, None] * image[:3].float()).sum(0, keepdim=True).round().to(image.dtype)
+    raise ValueError(f"{have} channels, modality.channels={channels}: set it to what the files hold")
+
+
+def channel_statistics(data: Samples, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over up to 1,000 evenly spaced images that can be read."""
+    count = len(data)
+    sums = []
+    for i in range(min(count, MEASURED)):
+        with contextlib.suppress(Unreadable):
+            image = load(data[i * count // min(count, MEASURED)], channels)
+            pixels = image.double().flatten(1) / 255  # [C, H*W]
+            sums.append(torch.stack([pixels.mean(1), pixels.pow(2).mean(1)]))
+    if not sums:
+        raise ValueError("modality.data: none of the images can be read, so there is no mean to subtract")
+    mean, square = torch.stack(sums).mean(0)
+    std = (square - mean**2).clamp(min=0).sqrt().clamp(min=1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,1 @@
+"""Samples of several streams that belong together."""

@@ -1,0 +1,311 @@
+"""Pairs: several modalities side by side, each feeding a stream, a sample being what belongs together.
+
+Any registered modality can be a member; its lone stream is called by the name it has here, and one modality may be
+there twice under two names. A sample holds a payload for each stream, as rows of a file tell (paired_files), or it is
+joined by class: one of the first member's samples and others of the same class, drawn anew each time, from the other
+members' own sources. A stream that a row lacks is filled with the first readable training payload and marked in
+`Views.present`, so that nothing depends on batches or ranks. Equal captions (and equal files) share a sample_id: they
+are positives of each other, as CLIP-like losses want it. Streams that read one file, its sound and its frames, show the
+same time in clean and global views, where their views last as long. Sources of uneven size are mixed by a temperature:
+source i is drawn in proportion to n_i^(1/temperature), through an epoch in which the rows of small ones are repeated.
+Shapes: B samples of this rank, V views, R = V*B rows.  State: what the members have fitted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import CLEAN, Plans, StreamSpec
+from multissl.modalities.image.adapter import Image
+from multissl.modalities.paired.parts import Bad
+from multissl.modalities.paired.rows import Record, Rows
+from multissl.modalities.paired.same import Same
+from multissl.modalities.text.adapter import Text
+from multissl.random import RowRandom
+from multissl.sources.payloads import Slice
+
+PLACE = 98
+"""The line of random numbers that settles where in a file its streams' views lie, beside those of the members."""
+
+
+def _small() -> dict[str, Modality.Config]:
+    return {
+        "image": Image.Config(size=32, local_size=16, patch=4),
+        "text": Text.Config(length=16, local_length=8, pack=False, vocab=400),
+    }
+
+
+def one_place(parts: Mapping[str, Any], place: float) -> dict[str, float]:
+    """The same place in time for streams that read one file, by stream; nothing for the others."""
+    files = [(name, data) for name, data in parts.items() if isinstance(data, str | Slice)]
+    return {name: place for name, data in files if any(n != name and d == data for n, d in files)}
+
+
+class Paired(Modality):
+    """Samples of several modalities."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of pairs."""
+
+        members: dict[str, Modality.Config] = field(default_factory=_small)
+        """The modalities by the name of their stream. Their own `data` is read with join=label only."""
+        data: tuple[str, ...] = ()
+        """One or several sources: a folder, .tar, .parquet (a pattern names several), .csv or .jsonl. Empty: the
+        built-in pairs of pictures and captions."""
+        join: Literal["row", "label"] = "row"
+        """row: what belongs together stands in one row, or under one key, of `data`; label: samples of one class of the
+        members' own data belong together."""
+        temperature: float = 1.0
+        """How evenly several sources are drawn: 1 as they are large, more evens them out."""
+        prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+        """By stream, texts such as "a photo of a {}." which are made of the row's class instead of being read."""
+        names: dict[str, str] = field(default_factory=dict)
+        """What classes are called in prompts, where that is not as the data has it: "3": "three"."""
+        columns: dict[str, str] = field(default_factory=dict)
+        """By stream, the column or JSON field that holds it; empty: as the stream is called, or the usual names."""
+        label: str = ""
+        """The column that holds the class; empty: label, class or target where there is one."""
+        group: str = ""
+        """The column whose equal values stay in one split and are no negatives; empty: group where there is one."""
+        only: dict[str, str] = field(default_factory=dict)
+        """Rows are read whose column has this value: "label": "1"."""
+
+        def __post_init__(self) -> None:
+            if len(self.members) < 2:
+                raise ValueError(
+                    f"modality.members holds {', '.join(self.members) or 'nothing'}: want two or more streams; one "
+                    "modality may be there twice under two names"
+                )
+            if not self.temperature >= 1:
+                raise ValueError(f"modality.temperature={self.temperature}: want 1 or more")
+            for option in ("prompts", "columns"):
+                for name in getattr(self, option):
+                    if name not in self.members:
+                        raise ValueError(
+                            f"modality.{option} names {name!r}, no stream; there are {', '.join(self.members)}"
+                        )
+            for name, templates in self.prompts.items():
+                if not templates or any("{}" not in t for t in templates):
+                    raise ValueError(
+                        f"modality.prompts.{name}={templates}: want texts with {{}} for the class in them"
+                    )
+            if set(self.prompts) == set(self.members):
+                raise ValueError(
+                    "modality.prompts makes every stream of the class: nothing is left to be read"
+                )
+            if self.join == "label" and (self.data or next(iter(self.members)) in self.prompts):
+                raise ValueError(
+                    "modality.join=label reads the members' own data (modality.members.NAME.data), and its first "
+                    "member is no prompt; for a source of pairs set modality.join=row"
+                )
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.members: dict[str, Modality] = {name: member.build() for name, member in cfg.members.items()}
+        for name, member in self.members.items():
+            if member.mixing_option and cfg.join == "row":
+                raise ValueError(
+                    f"modality.members.{name}.{member.mixing_option} mixes with samples of the member's own data, "
+                    "which pairs do not read: set it to 0"
+                )
+        self._pairs: Rows | Same | None = None
+        self._fitted = False
+        self._partial: frozenset[str] | None = None
+        self._grouped = False
+        self._fillers: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pairs": None}  # a worker lists its samples by itself
+
+    def provides(self, stream: str) -> frozenset[Need]:
+        """What the member of that name offers."""
+        return self.members[stream].provides(self._native(stream))
+
+    def pairs(self) -> Rows | Same:
+        """The samples of all splits, listed once."""
+        if self._pairs is None:
+            forms = {name: self._form(name) for name in self.members}
+            self._pairs = (
+                Same(self.cfg, self.members)
+                if self.cfg.join == "label"
+                else Rows(self.cfg, forms, self.members)
+            )
+        return self._pairs
+
+    def _form(self, name: str) -> str:
+        kinds = {"sequence": "text", "columns": "cells"}
+        return kinds.get(self._spec(name).kind, "file")
+
+    def _native(self, name: str) -> str:
+        return next(iter(self.members[name].streams()))
+
+    def _spec(self, name: str) -> StreamSpec:
+        found = self.members[name].streams()
+        if len(found) != 1:
+            raise ValueError(f"modality.members.{name} feeds {', '.join(found)}: a member feeds one stream")
+        return next(iter(found.values()))
+
+    def _fit(self) -> None:
+        """Let the members measure the training payloads, where they do not know what they need."""
+        if not self._fitted:
+            self._fitted = True
+            for name, member in self.members.items():
+                if (given := self.pairs().training(name)) is not None:
+                    member.fit(given)
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """A stream for each member."""
+        if self._partial is None:
+            self._fit()
+        return {name: self._spec(name) for name in self.members}
+
+    def dataset(self, split: str) -> Samples:
+        """The samples of a split: "train", "val", "test" or "all"; of join=label the splits of the first member."""
+        self._learn()
+        return self.pairs().split(split)
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """What the members make of their payloads, by stream; which are there, and who the samples are.
+
+        A sample with none of the streams asked for is unreadable. Where it is one stream, plain payloads will do.
+        """
+        self._learn()
+        records = [self._record(s, plans) for s in samples]
+        raw: dict[str, Any] = {"streams": {}, "present": {}}
+        draws = rng.fork(PLACE).rand().tolist()
+        places = [one_place(r.parts, draw) for r, draw in zip(records, draws, strict=True)]
+        for number, (name, member) in enumerate(self.members.items()):
+            if name not in plans:
+                continue
+            asked, lines = {self._native(name): plans[name]}, rng.fork(number)
+            parts = [r.parts.get(name) for r in records]
+            source = self._pairs
+            if isinstance(source, Same) and source.draws(name) and any(r.drawn for r in records):
+                raw["streams"][name] = source.collate(name, samples, records, asked, lines)
+            else:
+                given = [
+                    Sample(self._filler(name) if p is None else p, s.index, s.label, place=where.get(name))
+                    for s, p, where in zip(samples, parts, places, strict=True)
+                ]
+                raw["streams"][name] = member.collate(given, asked, lines)
+                here = torch.tensor([p is not None for p in parts])
+                if name in (self._partial or ()) or not here.all():
+                    raw["present"][name] = here
+        raw["sample_id"] = torch.tensor([r.same for r in records])
+        if self._grouped:
+            raw["group_id"] = torch.tensor([r.group if r.group >= 0 else -2 - r.row for r in records])
+        return raw
+
+    def _learn(self) -> None:
+        """What must not depend on a batch: which streams may be missing, and whether there are groups."""
+        if self._partial is None:
+            self._fit()
+            self._partial, self._grouped = self.pairs().partial, self.pairs().grouped
+        if self.cfg.join == "label":
+            self.pairs()
+
+    def _record(self, sample: Sample, plans: Plans) -> Record:
+        data = sample.data
+        if not isinstance(data, Record):
+            by_stream = data if isinstance(data, Mapping) and set(data) <= set(self.members) else None
+            if not by_stream and len(plans) > 1:
+                raise Unreadable(
+                    sample.index, f"want a mapping with {' and '.join(plans)}, got {type(data).__name__}"
+                )
+            parts = dict(by_stream) if by_stream else {next(iter(plans)): data}
+            data = Record(parts, sample.index, sample.index)
+        for part in data.parts.values():
+            if isinstance(part, Bad):
+                raise Unreadable(sample.index, part.reason)
+        if not data.drawn and not any(data.parts.get(name) is not None for name in plans):
+            raise Unreadable(sample.index, f"row {data.row} has no {' and no '.join(plans)}")
+        return data
+
+    def _filler(self, name: str) -> Any:
+        """The first training payload of a stream that can be read."""
+        if name not in self._fillers:
+            asked, rng = {self._native(name): CLEAN}, RowRandom((0, 0), 0, 1, 1)
+            for data in self.pairs().training(name) or ():
+                try:
+                    self.members[name].collate([Sample(data, 0)], asked, rng)
+                except Unreadable:
+                    continue
+                self._fillers[name] = data
+                break
+            else:
+                raise ValueError(f"modality.data: no {name} of the training rows can be read")
+        return self._fillers[name]
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """The members' views under the names of their streams."""
+        batch: list[Views] = []
+        for number, (name, member) in enumerate(self.members.items()):
+            if name not in plans:
+                continue
+            found = member.views(raw["streams"][name], {self._native(name): plans[name]}, rng.fork(number))
+            ids = {"sample_id": raw["sample_id"], "group_id": raw.get("group_id")}
+            batch += [replace(v, stream=name, present=raw["present"].get(name), **ids) for v in found]
+        return Batch(batch)
+
+    def describe(self, sample: Sample) -> dict[str, str]:
+        """The texts of a row, by stream, so that features of one stream can be paired with them again."""
+        parts = sample.data.parts if isinstance(sample.data, Record) else {}
+        return {
+            n: parts[n] for n in self.members if self._form(n) == "text" and isinstance(parts.get(n), str)
+        }
+
+    def _own(self, views: Views) -> Views:
+        return replace(views, stream=self._native(views.stream))
+
+    def baselines(self) -> dict[str, Any]:
+        """Those that all members have: the raw input, and what else is called alike."""
+        self._fit()
+        own = {name: member.baselines() for name, member in self.members.items()}
+        shared = [n for n in next(iter(own.values())) if all(n in found for found in own.values())]
+
+        def floor(kind: str, views: Views) -> Tensor:
+            return own[views.stream][kind](self._own(views))
+
+        return {n: functools.partial(floor, n) for n in shared}
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """Some samples, a line each, and the members' own pictures of other views."""
+        from multissl.modalities.paired.figures import side_by_side
+
+        clean = [v for v in batch if v.role == "clean"]
+        drawn = [(v.stream, self.pictures(v), v.present) for v in clean]
+        found = side_by_side([(s, p, here) for s, p, here in drawn if p is not None])
+        for name, member in self.members.items():
+            if other := [self._own(v) for v in batch if v.stream == name and v.role != "clean"]:
+                found += [replace(f, title=f"{f.title}: {name}") for f in member.figures(Batch(other))]
+        return found
+
+    def pictures(self, views: Views) -> np.ndarray | None:
+        """The member's pictures of clean views."""
+        return self.members[views.stream].pictures(self._own(views))
+
+    def state(self) -> dict[str, Any]:
+        """The members' states, which streams may be missing, and whether there are groups."""
+        self._learn()
+        return {
+            "members": {name: member.state() for name, member in self.members.items()},
+            "partial": sorted(self._partial or ()),
+            "grouped": self._grouped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Read new samples as the training's were."""
+        for name, member in self.members.items():
+            member.restore(state["members"][name])
+        self._partial, self._grouped = frozenset(state["partial"]), state["grouped"]

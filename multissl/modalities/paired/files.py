@@ -1,0 +1,156 @@
+"""Where pairs come from: members of one key in tar shards or a folder, rows of a table, parquet or JSON lines.
+
+`read_pairs` lists a source once: for every stream a sequence of payloads, a path, a `Slice`, bytes, a text or a mapping
+of cells, None where a row has none. A table holds a column that is called like the stream, or as its modality's columns
+usually are; a stream of rows of cells takes what is left. Tar shards and folders: see paired_keys.
+State: none but what was read; texts are held in memory, other payloads stay where they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multissl import registry
+from multissl.modalities.paired.keys import folder_members, keyed, tar_members
+from multissl.modalities.paired.parts import Bad, Options, Pairs, cells_of, joined, made, only
+from multissl.sources.opening import braces, test_file
+from multissl.sources.payloads import PATHS, WORDS, Rows
+
+TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+FILES = (".tar", ".parquet", *TABLES, *LINES)
+
+
+def read_pairs(path: str, options: Options) -> Pairs:
+    """All rows of what `path` names: a folder, a file or a pattern of files of one kind."""
+    place = os.path.expanduser(path)
+    if os.path.isdir(place):
+        return keyed(folder_members(place), options)
+    files = [place, *test_file(place)] if os.path.isfile(place) else []
+    files = files or sorted(p for part in braces(place) for p in glob.glob(part))
+    if not files:
+        raise ValueError(
+            "no such file or folder; give a folder, tar or parquet shards, a .csv or .jsonl file"
+        )
+    found = []
+    for file in files:
+        suffix = Path(file).suffix.lower()
+        if suffix not in FILES:
+            raise ValueError(f"{file} is no source of pairs; known: a folder, {', '.join(FILES)}")
+        if suffix == ".tar":
+            pairs = keyed(tar_members(file), options)
+        elif suffix == ".parquet":
+            pairs = parquet_rows(file, options)
+        else:
+            pairs = table_rows(file, *(csv_rows(file) if suffix in TABLES else json_rows(file)), options)
+        words = re.split(r"[^a-z0-9]+", Path(file).stem.lower())
+        word = next((WORDS[w] for w in words if w in WORDS), "") if len(files) > 1 or suffix == ".tar" else ""
+        found.append(pairs if any(pairs.tags) or not word else pairs._replace(tags=[word] * len(pairs.tags)))
+    return joined(found)
+
+
+def csv_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
+    """The rows of a table by column, `Bad` ones among them, and its columns."""
+    csv.field_size_limit(1 << 30)
+    rows: list[dict[str, Any] | Bad] = []
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
+        reader = csv.reader(f, delimiter="\t" if path.lower().endswith(".tsv") else ",")
+        known = next(reader, [])
+        for cells in reader:
+            line = f"line {reader.line_num} of {Path(path).name}"
+            if any(0xDC80 <= ord(c) <= 0xDCFF for cell in cells for c in cell):
+                rows.append(Bad(f"{line} is no UTF-8 text"))
+            elif cells and len(cells) != len(known):
+                rows.append(Bad(f"{line} has {len(cells)} cells, the header {len(known)}"))
+            elif cells:
+                rows.append(dict(zip(known, cells, strict=True)))
+    return rows, known
+
+
+def json_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
+    """The objects of a file of JSON lines, `Bad` ones among them, and all their keys."""
+    rows: list[dict[str, Any] | Bad] = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                row = Bad(f"line {number} of {Path(path).name} is no JSON ({error})")
+            told = isinstance(row, dict | Bad)
+            rows.append(row if told else Bad(f"line {number} of {Path(path).name} is no JSON object"))
+    return rows, [*dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)]
+
+
+def _taken(options: Options, known: list[str]) -> dict[str, str]:
+    """The column of every stream, "" where the table has none; cells have no column of their own."""
+    taken: dict[str, str] = {}
+    for stream, want in options.streams.items():
+        columns = [] if want.form == "cells" else [*want.columns, *(PATHS if want.form == "file" else ())]
+        # a column named for a stream may feed another too: a film has sound and frames
+        free = [c for c in columns if c in known and (c not in taken.values() or want.columns == (c,))]
+        taken[stream] = next(iter(free), "")
+    return taken
+
+
+def table_rows(path: str, rows: list[dict[str, Any] | Bad], known: list[str], options: Options) -> Pairs:
+    """Rows in memory; files are named relative to the table."""
+    taken, root = _taken(options, known), os.path.dirname(os.path.abspath(path))
+    found = [_row(r, taken, root, options) if isinstance(r, dict) else {} for r in rows]
+    return made(found, rows, options, f"columns {', '.join(known)}")
+
+
+def _row(row: dict[str, Any], taken: dict[str, str], root: str, options: Options) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for stream, want in options.streams.items():
+        value = row.get(taken[stream])
+        if want.form == "cells":
+            value = cells_of(row, taken, options)
+        elif isinstance(value, str) and not value.strip():
+            value = None
+        elif want.form == "file" and isinstance(value, str):
+            value = os.path.join(root, value)
+        made[stream] = value
+    return made
+
+
+def parquet_rows(path: str, options: Options) -> Pairs:
+    """Files stay in the table and are read by row group, all else is held in memory."""
+    file = registry.require("pyarrow.parquet").ParquetFile(path)
+    known = file.schema_arrow.names
+    taken = _taken(options, known)
+    files = {taken[s]: s for s, w in options.streams.items() if w.form == "file" and taken[s]}
+    table = file.read([c for c in known if c not in files]).to_pylist()
+    if not known or not (table or file.metadata.num_rows):
+        raise ValueError("the table holds no rows")
+    table = table or [{} for _ in range(file.metadata.num_rows)]
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    for row in table:
+        row.update(dict.fromkeys(files))
+    found = f"columns {', '.join(known)}"
+    pairs = made([_row(r, taken, "", options) for r in table], table, options, found, keep_all=True)
+    parts, has = dict(pairs.parts), dict(pairs.has)
+    for column, stream in files.items():
+        parts[stream] = Rows(path, column, counts)
+        has[stream] = _filled(file, column, parts[stream])
+    return only(pairs._replace(parts=parts, has=has), table, options)
+
+
+def _filled(file: Any, column: str, cells: Sequence[Any]) -> np.ndarray:
+    """Which cells of a column hold anything; they are read only where the file's statistics leave it open."""
+    full = False
+    for place in range(file.metadata.num_columns):
+        chunks = [file.metadata.row_group(i).column(place) for i in range(file.num_row_groups)]
+        if chunks and chunks[0].path_in_schema.split(".")[0] == column:
+            told = [c.statistics.null_count if c.statistics else None for c in chunks]
+            full = full or all(n == 0 for n in told)
+    if full:
+        return np.ones(len(cells), dtype=bool)
+    return np.array([bool(cells[i]) for i in range(len(cells))], dtype=bool)

@@ -1,0 +1,114 @@
+"""Pairs of files: the members of one key in a tar or a folder, in webdataset's naming.
+
+`key.jpg`, `key.txt` and `key.json` belong together, a key being the name up to its first dot; what is called
+`key.STREAM.jpg` belongs to that stream. The fields of the JSON member serve as columns.  State: none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multissl.modalities.paired.parts import Bad, Options, Pairs, cells_of, made
+from multissl.sources.opening import walk
+from multissl.sources.payloads import WORDS, Slice, class_folders
+
+
+class Member(NamedTuple):
+    """A file of a tar or folder."""
+
+    name: str
+    data: Any
+    read: Callable[[], bytes]
+
+
+def tar_members(path: str) -> Iterator[Member]:
+    """The files of a plain tar, which are read where they lie."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    found = Slice(path, member.offset_data, member.size, member.name)
+                    yield Member(member.name.removeprefix("./"), found, found.read)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no plain tar ({error}); unpack or repeat the download") from None
+
+
+def folder_members(root: str) -> Iterator[Member]:
+    """The files below a folder, in order of their names."""
+    for name in sorted(walk(root)):
+        path = Path(root, name)
+        yield Member(name.replace(os.sep, "/"), str(path), path.read_bytes)
+
+
+def keyed(members: Iterator[Member], options: Options) -> Pairs:
+    """A row for each key, the name up to its first dot."""
+    keys: dict[str, dict[str, Member]] = {}
+    for member in members:
+        folder, _, base = member.name.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        if stem and dot:
+            keys.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{suffix.lower()}"] = member
+    rows: list[dict[str, Any]] = []
+    fields: list[dict[str, Any] | Bad] = []
+    for key, found in keys.items():
+        told = _fields(found)
+        fields.append(told)
+        rows.append({} if isinstance(told, Bad) else _payloads(key, found, told, options))
+    kinds = Counter(suffix for found in keys.values() for suffix in found)
+    folders = [key.split("/") for key in keys]
+    tags = [WORDS.get(f[0].lower(), "") if len(f) > 1 else "" for f in folders]
+    classes = class_folders([f[1:] for f in folders] if "" not in tags else folders)
+    found = ", ".join(s for s, _ in kinds.most_common(8)) or "nothing"
+    return made(rows, fields, options, found, classes, tags if "" not in tags else [""] * len(tags))
+
+
+def _fields(found: dict[str, Member]) -> dict[str, Any] | Bad:
+    """What the .json and .cls members of a key say."""
+    told: dict[str, Any] = {}
+    if ".cls" in found:
+        told["label"] = found[".cls"].read().decode(errors="replace").strip()
+    if ".json" in found:
+        try:
+            given = json.loads(found[".json"].read())
+        except ValueError as error:
+            return Bad(f"{found['.json'].name} is no JSON ({error})")
+        if not isinstance(given, dict):
+            return Bad(f"{found['.json'].name} is no JSON object")
+        told |= given
+    return told
+
+
+def _payloads(key: str, found: dict[str, Member], told: dict[str, Any], options: Options) -> dict[str, Any]:
+    """The payloads of a key by stream."""
+    row: dict[str, Any] = {}
+    taken: dict[str, str] = {}
+    for stream, want in options.streams.items():
+        own = [f".{stream}{suffix}" for suffix in want.suffixes]
+        suffix = next((s for s in (*own, *want.suffixes) if s in found), "")
+        if want.form == "cells":
+            row[stream] = cells_of(told, {}, options) or None
+        elif suffix:
+            twin = next((s for s, used in taken.items() if used == suffix), "")
+            if twin and options.streams[twin].kind == want.kind:
+                raise ValueError(
+                    f"{twin} and {stream} are both {want.kind}, and {key}{suffix} would be both: call the files "
+                    f"{key}.{twin}{suffix} and {key}.{stream}{suffix}"
+                )
+            taken[stream] = suffix
+            row[stream] = _text(found[suffix]) if want.form == "text" else found[suffix].data
+        elif column := next((c for c in want.columns if c in told), ""):
+            row[stream] = told[column] or None
+    return row
+
+
+def _text(member: Member) -> str | Bad | None:
+    try:
+        return member.read().decode("utf-8-sig").strip() or None
+    except UnicodeDecodeError as error:
+        return Bad(f"{member.name} is no UTF-8 text (byte {error.start})")

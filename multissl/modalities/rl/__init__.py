@@ -1,0 +1,1 @@
+"""Frames, states and actions of environments."""

@@ -1,0 +1,391 @@
+"""Frames of reinforcement learning: stacks of an episode, seen again a few steps later, with the actions between.
+
+View v of a sample is the stack at t + v * horizon of one episode, under its own shift: horizon=0 shows one stack twice
+(CURL: Laskin et al., ICML 2020, arXiv 2004.04136), horizon=3 what comes next (ATC: Stooke et al., ICML 2021, arXiv
+2009.08319), horizon=1 step by step (SPR: Schwarzer et al., ICLR 2021, arXiv 2007.05929); `Views.condition` holds the
+actions that lead from one view to the next. One offset moves a whole stack (DrQ's shift: edges repeated, random crop),
+intensity jitter is SPR's. An anchor too near the end of its episode starts earlier: no positive crosses an end. Frames
+of an episode that may lie closer than `gap` are not negatives of each other (`Views.group_id`).
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, k frames of a stack, C = k or 3k channels,
+F pixels of a stored frame's side, A numbers of an action, h = horizon.
+State: mean and deviation of the pixels, width of an action, edges of the label's cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multissl.contract.abilities import HasStates
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.modalities.image.crops import patchify, token_centres
+from multissl.modalities.masks import Kind, draw_masks, num_hidden
+from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack_alone
+from multissl.modalities.rl.figures import grey, stack_panel
+from multissl.modalities.rl.pixels import check_layout
+from multissl.modalities.rl.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
+from multissl.random import RowRandom
+
+LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
+         "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
+FLOOR = 21
+"""Side to which frames are averaged for the raw floor."""
+ROLES: tuple[Role, ...] = ("clean", "global", "local")
+
+
+class RL(HasStates):
+    """Episodes of frames with actions."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of RL frames."""
+
+        data: str = ""
+        """`gym:NAME` (made on the spot; ALE/Pong-v5 and other Atari games too), an .npz or .h5 replay, `minari:NAME`;
+        empty: the built-in game of two paddles."""
+        episodes: int = 60
+        """Episodes to make, where they are made; steps is the most frames of one, and seed chooses them."""
+        steps: int = 100
+        seed: int = 0
+        layout: str = ""
+        """How a picture lies in the observations or recorded frames, a letter per axis: h, w, c (colours), s (a stack,
+        read as its newest frame), such as chw; `render`: take what the environment draws; empty: as the shape says."""
+        entry: str = ""
+        """Entry of a Dict observation, or array of a file, that holds the pictures; empty: the only one."""
+        background: Background = "noise"
+        """Of the built-in game: drawn anew every step, fixed for an episode, or plain."""
+        size: int = 48
+        """Side of clean and global views in pixels."""
+        local_size: int = 36
+        patch: int = 12
+        frame: int = 0
+        """Side of the stored frames, of which views are crops (CURL: 100 for size 84); 0: size."""
+        colours: Literal[1, 3] = 1
+        stack: int = 3
+        """Frames that make one observation."""
+        horizon: int = 3
+        """Steps from one global view to the next; 0: the same stack under another shift."""
+        actions: bool = True
+        """Tell objectives the actions between global views."""
+        shift: int = 4
+        """Pixels by which a view may be moved, edges repeated."""
+        shift_chance: float = 1.0
+        """Probability of a shift; other views are cut from the middle (ATC: 0.1 on Atari)."""
+        intensity: float = 0.05
+        """Deviation of a factor on all pixels of a view."""
+        gap: int = 4
+        """Frames of an episode that may come closer than this, views included, are not negatives; some up to twice as
+        far are spared too. 0: all are negatives; -1: frames of one episode never are."""
+        burst: int = 1
+        """So many samples of a batch in a row come from one stretch of an episode, `pace` frames from one to the next
+        (ATC: 16 and 1), which makes negatives of the same background and score; 1: samples are drawn one by one."""
+        pace: int = 1
+        subtract: Literal["none", "episode"] = "none"
+        """episode: take each episode's mean frame out, against backgrounds that never change."""
+        mask: Kind = "random"
+        mask_group: int = 32
+
+        def __post_init__(self) -> None:
+            check_layout(self.layout)
+            for name, low in LEAST.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
+            if self.burst > 1 and self.gap < 0:
+                raise ValueError(
+                    f"modality.burst={self.burst} takes negatives from one episode, modality.gap={self.gap} forbids"
+                    " them: set modality.gap=0"
+                )
+            if not 0 <= self.shift_chance <= 1:
+                raise ValueError(f"modality.shift_chance={self.shift_chance}: want 0 to 1")
+            for name in ("size", "local_size"):
+                if (side := getattr(self, name)) % self.patch:
+                    near = max(side // self.patch, 1) * self.patch
+                    raise ValueError(
+                        f"modality.{name}={side}: want a multiple of patch={self.patch}, such as {near}"
+                    )
+            stored = self.frame or self.size
+            if stored < self.size or self.local_size > stored:
+                raise ValueError(
+                    f"modality.frame={self.frame}: want 0, or at least size={self.size} and"
+                    f" local_size={self.local_size}"
+                )
+
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"local", "mask", "masks", "drop", "target", "condition", "coords"}
+    )
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self._replay: Replay | None = None
+        self._fitted: dict[str, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_replay": None}  # a worker's samples carry what they need
+
+    def replay(self) -> Replay:
+        """All episodes, made or read once, their frames of the stored side."""
+        if self._replay is None:
+            cfg, side = self.cfg, self.cfg.frame or self.cfg.size
+            try:
+                if not cfg.data:
+                    found = game(cfg.episodes, cfg.steps, cfg.seed, cfg.background)
+                elif cfg.data.startswith("gym:"):
+                    name = cfg.data.removeprefix("gym:")
+                    shown = (side, cfg.colours, cfg.layout, cfg.entry)
+                    found = rollout(name, cfg.episodes, cfg.steps, cfg.seed, *shown)
+                else:
+                    found = read_replay(cfg.data, cfg.layout, cfg.entry)
+                self._agree(found)
+                split_episodes(len(found.start) - 1, "train")  # refuses too few, with the file's name
+            except ValueError as error:
+                raise ValueError(f"modality.data={cfg.data!r}: {error}") from error
+            if found.frames.shape[1:3] != (side, side) or (found.frames.ndim == 4) != (cfg.colours == 3):
+                found.frames = np.stack([shrink(f, side, cfg.colours) for f in found.frames])
+            self._replay = found
+        return self._replay
+
+    def _agree(self, found: Replay) -> None:
+        """Read other data as the training data was read."""
+        if self._fitted is not None:
+            trained = self._fitted["actions"]
+            if found.width > trained or (not found.num_actions and found.width != trained):
+                raise ValueError(f"has actions of {found.width} numbers, the model was trained on {trained}")
+            if found.num_actions:
+                found.num_actions = trained
+            found.label(tuple(tuple(b) for b in self._fitted["bounds"]))
+
+    def fitted(self) -> dict[str, Any]:
+        """What was measured on the training episodes, or restored."""
+        if self._fitted is None:
+            replay, moments = self.replay(), Moments(self.replay(), split_episodes(self._episodes(), "train"))
+            some = np.random.default_rng(0).choice(len(moments), min(1000, len(moments)), replace=False)
+            pixels = np.stack([self._stack(moments[int(i)].data, 1) for i in some]) / 255
+            self._fitted = {
+                "mean": float(pixels.mean()), "std": max(float(pixels.std()), 1e-3), "actions": replay.width,
+                "bounds": [list(b) for b in replay.bounds],
+            }  # fmt: skip
+        return self._fitted
+
+    def _episodes(self) -> int:
+        return len(self.replay().start) - 1
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """One grid of pixels, the frames of a stack as its channels, oldest first."""
+        cfg = self.cfg
+        channels, side = cfg.stack * cfg.colours, cfg.size // cfg.patch
+        names = [f"t-{cfg.stack - 1 - i}" if i < cfg.stack - 1 else "t" for i in range(cfg.stack)]
+        return {
+            "rl": StreamSpec(
+                kind="grid", shape=(channels, cfg.size, cfg.size), patch=(cfg.patch, cfg.patch), num_tokens=side**2,
+                target_dim=channels * cfg.patch**2, channels=tuple(names) if cfg.colours == 1 else (),
+                condition_dim=max(cfg.horizon, 1) * self.fitted()["actions"] if cfg.actions else 0,
+            )
+        }  # fmt: skip
+
+    def dataset(self, split: str) -> Samples:
+        """Every frame of the split's episodes; whole episodes are in one split."""
+        self.fitted()
+        return Moments(self.replay(), split_episodes(self._episodes(), split))
+
+    def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
+        """What is known of the world behind a split's frames: values [S, n], NaN where unknown, and their names."""
+        moments = cast(Moments, self.dataset(split))
+        if moments.replay.states is None:
+            return torch.zeros(len(moments), 0), ()
+        return torch.from_numpy(moments.replay.states[moments.rows()]), moments.replay.names
+
+    def aims(self) -> tuple[str, ...]:
+        """Return the names of the values of a state that are worth finding; empty: all."""
+        return self.replay().aims
+
+    def _stack(self, moment: Moment, k: int) -> np.ndarray:
+        """Frames t-k+1 to t as channels, uint8 [C, F, F]."""
+        frames = moment.replay.stack(moment.episode, moment.t, k)
+        if self.cfg.subtract == "episode":  # half the contrast, so that every difference fits into 8 bits
+            mean = moment.replay.mean(moment.episode).astype(np.int16)
+            frames = ((frames.astype(np.int16) - mean + 255) // 2).astype(np.uint8)
+        return frames if frames.ndim == 3 else frames.transpose(0, 3, 1, 2).reshape(-1, *frames.shape[1:3])
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Stacks uint8 [V*B, C, F, F] by role, the actions between them, masks, and who the samples are."""
+        plan, cfg, count = plans["rl"], self.cfg, len(samples)
+        span = max(plan.num_global - 1, 0) * cfg.horizon
+        if cfg.burst > 1 and plan.num_global:
+            samples = bursts(samples, rng, cfg.burst, cfg.pace, span)
+        moments = [self._moment(s, span) for s in samples]
+        raw: dict[str, Tensor] = {}
+        for role in ROLES:
+            if views := _num(plan, role):
+                step = cfg.horizon if role == "global" else 0
+                at = [m._replace(t=m.t + v * step) for v in range(views) for m in moments]
+                raw[role] = torch.from_numpy(np.stack([self._stack(m, cfg.stack) for m in at]))
+        if cfg.actions and plan.num_global:
+            width = max(cfg.horizon, 1) * self.fitted()["actions"]
+            # nothing leads to the first view, or to the same stack again
+            led = np.zeros((plan.num_global, count, width), np.float32)
+            for v in range(1, plan.num_global if cfg.horizon else 0):
+                for b, m in enumerate(moments):
+                    before = m.t + (v - 1) * cfg.horizon
+                    led[v, b] = m.replay.between(m.episode, before, cfg.horizon).reshape(-1)
+            raw["condition"] = torch.from_numpy(led).flatten(0, 1)  # [V*B, h*A]
+        if plan.mask_ratio is not None and plan.num_global:
+            grid, lines = (cfg.size // cfg.patch, cfg.size // cfg.patch), rng.fork(len(ROLES))
+            if plan.context_ratio is not None:
+                raw["context"], raw["targets"] = draw_multiblock(plan, cfg.mask, grid, lines)
+            else:
+                masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, lines)
+                for part in ("hidden", "index", "weight"):
+                    raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
+        raw["sample_id"] = torch.tensor([s.index for s in samples])
+        raw["label"] = torch.tensor([s.label for s in samples])
+        if cfg.gap and samples[0].group >= 0:
+            raw["group_id"] = near(
+                [(s.group, m.t) for s, m in zip(samples, moments, strict=True)], cfg.gap, span
+            )
+        return {"rl": raw}
+
+    def _moment(self, sample: Sample, span: int) -> Moment:
+        """The sample's moment, moved back where its views would pass the end of the episode."""
+        if not isinstance(sample.data, Moment):
+            side = self.cfg.frame or self.cfg.size
+            try:
+                alone = stack_alone(np.asarray(sample.data), self.cfg.stack, side, self.cfg.colours)
+            except ValueError as error:
+                raise Unreadable(sample.index, f"sample {sample.index} {error}") from error
+            return Moment(alone, 0, self.cfg.stack - 1)
+        replay, episode, t = sample.data
+        have, k = replay.length(episode), self.cfg.stack
+        if have < k:
+            raise Unreadable(
+                sample.index, f"episode {episode} has {have} frames, fewer than the stack of {k}"
+            )
+        if have <= span:
+            raise Unreadable(
+                sample.index,
+                f"episode {episode} has {have} frames, its views span {span + 1}: lower modality.horizon",
+            )
+        return Moment(replay, episode, min(t, have - 1 - span))
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Shift, crop, intensity and normalisation, on the device of the stacks."""
+        given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
+        batch: list[Views] = []
+        for line, role in enumerate(ROLES):
+            if role not in given:
+                continue
+            stacks, count = given[role], _num(plan, role)
+            size = cfg.local_size if role == "local" else cfg.size
+            middle = (stacks.shape[-1] - size) // 2
+            # top and left of a crop, less than 0 outside
+            place = torch.full((len(stacks), 2), middle, device=stacks.device)
+            factor = torch.ones(len(stacks), device=stacks.device)
+            if role != "clean":
+                lines = rng.fork(line)
+                reach = stacks.shape[-1] - size + 2 * cfg.shift + 1
+                drawn = (_rows(lines.rand(count, 2)) * reach).long().clamp(max=reach - 1) - cfg.shift
+                moved = _rows(lines.hit(cfg.shift_chance, count))
+                place = torch.where(moved[:, None], drawn, place)
+                factor = 1 + cfg.intensity * _rows(lines.randn(count)).clamp(-2, 2)
+            x = cut(stacks, place, size, cfg.shift).float() / 255
+            x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
+            views = Views(x=x, stream="rl", role=role, num_views=count)
+            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            if plan.coords and role != "clean":
+                side = torch.full_like(place, size)
+                boxes = torch.cat([place, side], 1) / stacks.shape[-1]
+                views.coords = token_centres(
+                    boxes, size // cfg.patch, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+                )
+            if role == "global":
+                views.condition, views.masks = given.get("condition"), self._masks(given, plan)
+                views.target = patchify(x, cfg.patch) if plan.target else None
+            batch.append(views)
+        return Batch(batch)
+
+    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
+        side = self.cfg.size // self.cfg.patch
+        if "context" in given:
+            largest = largest_target(plan, self.cfg.mask, (side, side))
+            return as_masks(given["context"], given["targets"], side**2, largest)
+        if "hidden" not in given:
+            return ()
+        same = num_hidden(plan, self.cfg.mask, side**2, given["hidden"].shape[1])
+        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
+        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
+
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
+        """Pixels of the whole stack, averaged down."""
+        return {
+            "raw": lambda views: F.adaptive_avg_pool2d(
+                views.x.float(), min(views.x.shape[-1], FLOOR)
+            ).flatten(1)
+        }
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """Stacks of some samples with the actions between them."""
+        fitted = self.fitted()
+        shown = [v for v in batch if v.stream == "rl"]
+        return stack_panel(
+            shown, fitted["mean"], fitted["std"], self.cfg.patch, self.cfg.colours, self.cfg.horizon
+        )
+
+    def pictures(self, views: Views) -> np.ndarray:
+        """The newest frame of each stack, uint8 [R, H, W, 3]."""
+        fitted = self.fitted()
+        return grey(views.x, fitted["mean"], fitted["std"], self.cfg.colours)[:, -1]
+
+    def state(self) -> dict[str, Any]:
+        """Statistics of the pixels, width of an action, edges of the label's cells."""
+        return self.fitted()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Read other episodes as the training episodes were read."""
+        self._fitted = dict(state)
+        if self._replay is not None:
+            self._agree(self._replay)
+
+
+def near(moments: list[tuple[int, int]], gap: int, span: int) -> Tensor:
+    """Groups in which frames are not negatives of each other, int64 [B, 2]: equal in either column means near.
+
+    The columns are windows of twice the reach (gap and span of the views), one moved by half: any two frames of an
+    episode closer than the reach share a window of one of them. gap < 0: the episode is one group.
+    """
+    episode, t = torch.tensor(moments).T  # [B]
+    if gap < 0:
+        return episode[:, None].expand(-1, 2).contiguous()
+    reach = gap + span
+    windows = torch.stack([t, t + reach], 1) // (2 * reach)  # [B, 2]
+    return episode[:, None] * 2**32 + windows
+
+
+def cut(stacks: Tensor, place: Tensor, size: int, pad: int) -> Tensor:
+    """A crop of each of the stacks [R, C, F, F], uint8 [R, C, size, size]; place int64 [R, 2] is its top and left.
+
+    Up to `pad` pixels outside the edges are repeated.
+    """
+    steps = torch.arange(size, device=stacks.device)
+    last = stacks.shape[-1] - 1
+    rows, columns = ((place[:, i, None].clamp(min=-pad) + steps).clamp(0, last) for i in (0, 1))  # [R, size]
+    r, c = len(stacks), stacks.shape[1]
+    picked = stacks.gather(2, rows[:, None, :, None].expand(r, c, size, stacks.shape[-1]))
+    return picked.gather(3, columns[:, None, None].expand(r, c, size, size))
+
+
+def _rows(drawn: Tensor) -> Tensor:
+    """Draws [B, V, ...] as rows, view-major [V*B, ...]."""
+    return drawn.transpose(0, 1).flatten(0, 1)
+
+
+def _num(plan: ViewPlan, role: Role) -> int:
+    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

@@ -1,0 +1,308 @@
+"""Tables: rows of numbers and categories, corrupted by taking cells from other rows.
+
+Views replace a share of a row's cells by values of the same column, drawn in one of three ways that share no name in
+print: `marginal`, each cell from the training column (SCARF, Bahri et al., ICLR 2022, arXiv 2106.15147); `permute`,
+each column shuffled among the rows of a group (VIME, Yoon et al., NeurIPS 2020); `donor`, all replaced cells from one
+other training row (SAINT's CutMix, Somepalli et al., arXiv 2106.01342). `subset` leaves cells out instead: each view
+sees a run of columns of an order shuffled once (SubTab, Ucar et al., NeurIPS 2021, arXiv 2110.04361); `hide` leaves out
+random ones, in every row others and another number of them. A replaced cell
+often gets the value it had; masks of corrupted views therefore tell which cells changed, not which were drawn.
+Shapes: B samples of this rank, V views, R = V*B rows, C columns, S training rows.
+State: the schema fitted on the training rows, and the classes or cuts of the label.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.abilities import HasTargets
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec
+from multissl.modalities.tabular import schema as schemas
+from multissl.modalities.tabular import views as draws
+from multissl.modalities.tabular.labels import Labels
+from multissl.modalities.tabular.schema import Scaling, Schema
+from multissl.modalities.tabular.tables import Table, appended, beside, read_table
+from multissl.random import RowRandom
+from multissl.registry import suggest
+
+log = logging.getLogger("multissl")
+STREAM = "tabular"
+UNNAMED = "target"
+"""The label's column where no option names it; a table may lack it."""
+
+
+class Tabular(HasTargets):
+    """Rows of a file, of one of scikit-learn's tables, or of a DataFrame."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of tables."""
+
+        data: str = "demo"
+        """A .csv, .tsv, .parquet or .feather file, `sklearn:NAME` for load_NAME of sklearn.datasets, what `holding`
+        gives for a DataFrame, or the built-in demo."""
+        test: str = ""
+        """A file of test rows. Empty: the one beside `data` named test instead of train, else every tenth row."""
+        label: str = UNNAMED
+        """The column that holds the class or number to predict; left out of the views. Empty: none."""
+        group: str = ""
+        """A column whose equal values (a customer, a patient) stay in one split; left out of the views too."""
+        ignore: tuple[str, ...] = ()
+        """More columns to leave out: ids, dates, what is known only afterwards."""
+        categorical: tuple[str, ...] = ()
+        """Columns of numbers that are names."""
+        scaling: Scaling = "quantile"
+        """quantile: numbers become normal scores; standard: mean 0, deviation 1, cut at 10."""
+        rare: int = 2
+        """Levels seen in fewer training rows are unknown."""
+        max_levels: int = 100
+        """Levels a category keeps, the most frequent ones; others are unknown."""
+        corrupt_by: Literal["marginal", "permute", "donor", "subset", "hide"] = "marginal"
+        corruption: tuple[float, ...] = (0.0, 0.6)
+        """Share of swapped (or left out; hide: at most) cells in each global view; the last one serves the others."""
+        subset_noise: float = 0.0
+        """Share of the cells that corrupt_by=subset keeps, swapped for the training column's (SubTab: 0.3)."""
+        local_columns: float = 0.5
+        """Share of the columns that a local view keeps; the others are swapped."""
+        mask_group: int = 4
+        """Samples over which mask ratios are spread and permute shuffles; a rank owns whole groups."""
+
+        def __post_init__(self) -> None:
+            shares = {f"corruption.{i}": share for i, share in enumerate(self.corruption)}
+            shares |= {"local_columns": self.local_columns, "subset_noise": self.subset_noise}
+            for name, share in shares.items():
+                if not 0 <= share <= 1:
+                    raise ValueError(f"modality.{name}={share}: want a share from 0 to 1")
+            if not self.corruption:
+                raise ValueError(
+                    "modality.corruption is empty: want a share for each global view, such as 0 0.6"
+                )
+            if self.corrupt_by in ("subset", "hide") and max(self.corruption) == 1:
+                raise ValueError("modality.corruption=1 leaves a view without columns: want less than 1")
+            for name, low in {"rare": 1, "max_levels": 2, "mask_group": 1}.items():
+                if getattr(self, name) < low:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low} or more")
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "corrupt", "target"})
+    suffixes = (".json",)
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        table = read_table(cfg.data)
+        count, test = len(table), cfg.test or beside(cfg.data)
+        if test:
+            table = appended(table, read_table(test, "modality.test"), f"modality.test={test!r}")
+        own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
+        own += [("categorical", n) for n in cfg.categorical]
+        if cfg.label == UNNAMED and UNNAMED not in table.columns:
+            log.warning(
+                "modality.data: no column is called %r, so all are read: if one is the label, name it by "
+                "modality.label, else set that empty", UNNAMED
+            )  # fmt: skip
+        else:
+            own.append(("label", cfg.label))
+        for option, name in own:
+            if name and name not in table.columns:
+                raise ValueError(f"modality.{option} names column {name!r}{suggest(name, table.columns)}")
+        groups = schemas.words(table.columns.pop(cfg.group)) if cfg.group else None
+        self._label = table.columns.pop(cfg.label, None) if cfg.label else None
+        for name in cfg.ignore:
+            table.columns.pop(name, None)
+        self.table, self.splits = table, draws.split(len(table), count, groups)
+        numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
+        self.groups = [numbered[g] for g in groups] if groups else [-1] * len(table)
+        train = table.take(self.splits["train"])
+        try:
+            self.schema = schemas.fit(train, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
+        except ValueError as error:
+            raise ValueError(f"modality.data={cfg.data!r}: {error}") from None
+        for name, why in self.schema.left_out.items():
+            log.warning("modality.data: column %r is left out: %s", name, why)
+        self.labels = Labels.fit(self._label, self.splits["train"])
+        self._given = self._restored = False
+        self._encode(log.info)
+        rates = self.effective_rates(1.0)
+        told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
+        log.info("modality.data: of the cells drawn anew, these change by column: %s", told)
+
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Take these rows, mappings from column to cell, for the training rows: of the schema and of the bank."""
+        if self._given or payloads is None:
+            return self
+        cfg, data = self.cfg, payloads
+        names = dict.fromkeys(name for row in data for name in row)
+        own = {cfg.label, cfg.group, *cfg.ignore}
+        columns = {n: _column([row.get(n) for row in data]) for n in names if n not in own}
+        everyone, nobody = np.arange(len(data)), np.arange(0)
+        self.table, self._label, self._given = Table(columns), None, True
+        self.splits = {"train": everyone, "val": nobody, "test": nobody, "all": everyone}
+        self.groups = [-1] * len(data)
+        if not self._restored:
+            self.schema = schemas.fit(self.table, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
+            self.labels = Labels.fit(None, everyone)
+        self._encode(log.info)
+        return self
+
+    def _encode(self, tell: Callable[..., None]) -> None:
+        """All rows as cells by the schema; the bank is what corruption draws from."""
+        try:
+            self.cells, self.broken, strange = self.schema.encode(self.table)
+        except ValueError as error:
+            raise ValueError(f"modality.data={self.cfg.data!r}: {error}") from None
+        for name, what in strange.items():
+            tell("modality.data: column %r has %s", name, what)
+        self.classes, self.values = self.labels.apply(self._label, len(self.table))
+        good = [row for row in self.splits["train"].tolist() if row not in self.broken]
+        if not good:
+            raise ValueError(f"modality.data={self.cfg.data!r}: no training row can be read")
+        self._banks = {torch.device("cpu"): self.cells[good]}
+
+    def bank(self, device: torch.device | str = "cpu") -> Tensor:
+        """The readable training rows [S, C] on a device."""
+        device = torch.device(device)
+        if device not in self._banks:
+            self._banks[device] = self._banks[torch.device("cpu")].to(device)
+        return self._banks[device]
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """One stream of columns."""
+        columns = len(self.schema.columns)
+        return {
+            STREAM: StreamSpec(
+                kind="columns", shape=(columns,), num_tokens=columns, cardinalities=self.schema.cardinalities,
+                target_dim=1, target_kind="cells", channels=tuple(c.name for c in self.schema.columns),
+            )
+        }  # fmt: skip
+
+    def dataset(self, split: str) -> Samples:
+        """Rows of a split."""
+        return Rows(self, self.splits[split])
+
+    def targets(self, split: str) -> Tensor | None:
+        """The numbers to predict, float32 [S of the split], NaN where unknown; None where the label is a class."""
+        return None if self.values is None else self.values[self.splits[split]]
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Rows as cells [B, C]; a sample holds encoded cells, or a row as a mapping from column to cell."""
+        found = {i: s.data for i, s in enumerate(samples) if isinstance(s.data, Tensor)}
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for i, sample in enumerate(samples):
+            if i not in found:
+                alike.setdefault(_names(sample), []).append(i)
+        for places in alike.values():
+            found |= zip(places, self._read([samples[i] for i in places]), strict=True)
+        rows = [found[i] for i in range(len(samples))]
+        ids, groups = (torch.tensor([getattr(s, n) for s in samples]) for n in ("index", "group"))
+        return {
+            "rows": torch.stack(rows),
+            "sample_id": ids,
+            **({"group_id": groups} if self.cfg.group else {}),
+        }
+
+    def _read(self, samples: list[Sample]) -> Iterable[Tensor]:
+        """The cells [C] of rows with the same columns."""
+        frame = {name: _column([s.data[name] for s in samples]) for name in samples[0].data}
+        try:
+            cells, broken, _ = self.schema.encode(Table(frame))
+        except ValueError as error:
+            cells, broken = torch.zeros(0), {0: f"row {samples[0].index}: {error}"}
+        if broken and len(samples) > 1:  # one by one they say which of them it is
+            return [row for s in samples for row in self._read([s])]
+        if broken:
+            raise Unreadable(samples[0].index, broken[0])
+        return cells
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Clean rows, and rows with cells of other rows."""
+        plan, rows = plans[STREAM], raw["rows"]
+        made = [
+            draws.clean(plan, rows),
+            draws.global_views(plan, rows, self.bank(rows.device), self.cfg, rng),
+            draws.local_views(plan, rows, self.bank(rows.device), self.cfg, rng),
+        ]
+        ids = {n: raw[n] for n in ("sample_id", "group_id") if n in raw}
+        return Batch(Views(stream=STREAM, **fields, **ids) for fields in made if fields)
+
+    def effective_rates(self, share: float) -> dict[str, float]:
+        """By column, the share of cells that really change where `share` of them is drawn anew from the column."""
+        bank, found = self.bank(), {}
+        for place, column in enumerate(self.schema.columns):
+            _, counts = bank[:, place].unique(return_counts=True)
+            found[column.name] = share * (1 - float((counts / len(bank)).square().sum()))
+        return found
+
+    def baselines(self) -> dict[str, Any]:
+        """The cells, categories one-hot."""
+        return {"raw": functools.partial(draws.one_hot, cardinalities=self.schema.cardinalities)}
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The table with its corrupted and hidden cells."""
+        from multissl.modalities.tabular.figures import cell_panel
+
+        views = [v for v in batch if v.stream == STREAM]
+        return cell_panel(views, self.schema.columns, self.effective_rates(1.0), self.cfg.corrupt_by)
+
+    def state(self) -> dict[str, Any]:
+        """The fitted schema and what was fitted to the label."""
+        state = {"schema": self.schema.to_json(), "label": self.labels.to_json()}
+        return {**state, "given": True} if self._given or self._restored else state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Read all rows by the schema of the training data."""
+        self.schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
+        if state.get("given") and not self._given:  # the schema is not of this source; rows come by `fit`
+            self._restored, none = True, torch.zeros(0, len(self.schema.columns))
+            self._banks = {torch.device("cpu"): none}
+        else:
+            self._encode(log.warning)
+
+
+class Broken(NamedTuple):
+    """What stands in a sample for a row that cannot be read."""
+
+    reason: str
+
+
+class Rows(Samples):
+    """Some rows of a table."""
+
+    def __init__(self, table: Tabular, rows: np.ndarray) -> None:
+        self.table, self.rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> Sample:
+        row, table = int(self.rows[item]), self.table
+        data = Broken(table.broken[row]) if row in table.broken else table.cells[row]
+        return Sample(data, item, int(table.classes[row]), table.groups[row])
+
+
+def _names(sample: Sample) -> tuple[str, ...]:
+    """The columns of a row that is a mapping."""
+    if isinstance(sample.data, Broken):
+        raise Unreadable(sample.index, sample.data.reason)
+    if not isinstance(sample.data, Mapping):
+        raise Unreadable(sample.index, f"row {sample.index}: want a mapping from column to cell")
+    return tuple(sample.data)
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """A column of cells: numbers where all known ones are, else text."""
+    if all(isinstance(v, int | float | None) and not isinstance(v, bool) for v in values):
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    cells = np.empty(len(values), object)
+    words = [str(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in values]
+    cells[:] = [None if v is None or w in schemas.MISSING else w for v, w in zip(values, words, strict=True)]
+    return cells

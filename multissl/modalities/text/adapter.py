@@ -1,0 +1,389 @@
+"""Text: documents as windows of tokens, with spans hidden, replaced or taken out.
+
+A row of a global view begins in its document and, with `pack`, goes on with those that follow, an end-of-document id
+between them, so that every row is full and masks hide equally many tokens in each (T5, RoBERTa); without, it ends with
+its document and padding follows (SimCSE). Clean and local views hold nothing but their document. Where counts must not
+depend on where documents end (T5's spans, a context and its targets), they are joined without the id between.
+Which tokens are hidden: see text_spans. With `infill` the views are T5's inputs, their targets the spans taken out.
+Shapes: B samples of this rank, V views, R = V*B rows, L tokens, n of a document.  State: the vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.abilities import HasText, HiddenWords, Running
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need, flatten
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.text import masks as text_masks
+from multissl.modalities.text import probes as text_probes
+from multissl.modalities.text import tokenizer
+from multissl.modalities.text.baselines import rarity, tfidf
+from multissl.modalities.text.files import COLUMNS, FILES, Bad, Documents, Passage, read_texts
+from multissl.modalities.text.masks import Replacement, Spans, draw_text_masks
+from multissl.modalities.text.rows import Rows
+from multissl.modalities.text.spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
+from multissl.modalities.text.tokenizer import Tokens, Vocabulary
+from multissl.random import RowRandom
+
+SMALLEST_VOCABULARY = tokenizer.BYTES + tokenizer.SPECIAL
+ROLES: tuple[Role, ...] = ("clean", "global", "local")
+
+
+class Text(HasText):
+    """Documents of text files and tables."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of text."""
+
+        data: str = ""
+        """A .txt file (paragraphs, else lines), .jsonl, .csv, .parquet, a folder or tar of .txt files, `hf:NAME`;
+        empty: the built-in demo, Python's own documentation."""
+        column: str = ""
+        """Columns of a table that hold the text, joined by commas; empty: text, sentence, content, document or body."""
+        label: str = ""
+        """The column that holds the class; empty: label, class or target where there is one."""
+        tokenizer: str = ""
+        """A folder with a fast tokenizer, or a tokenizer.json; empty: a byte-level BPE is trained on the texts."""
+        vocab: int = 4096
+        """Ids of a trained tokenizer."""
+        lower: bool = False
+        """Whether a trained tokenizer reads capitals as small letters."""
+        length: int = 128
+        """Tokens of clean and global views."""
+        local_length: int = 32
+        pack: bool = True
+        """Fill rows up with the documents that follow; False: pad them."""
+        same_window: bool = False
+        """Every view of a sample shows the same tokens: only what the encoder drops tells them apart (SimCSE)."""
+        crop: tuple[float, float] = (1.0, 1.0)
+        """Without pack: range of the share of a document, or of `length`, that a global view shows."""
+        mask: Kind = "span"
+        """What is hidden: tokens (BERT), words, spans of words (SpanBERT), or T5's spans."""
+        mask_group: int = 32
+        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        span_p: float = GEOMETRIC
+        """Of mask=span: chance that a span ends after a word."""
+        span_words: int = 0
+        """Of mask=span: every span has so many words; 0: drawn, 1 to 10."""
+        replacement: tuple[float, float] = (0.8, 0.1)
+        """Where an objective wants hidden tokens replaced: shares that become the mask id and a random token; the rest
+        stays as it is."""
+        infill: float = 0.0
+        """Share of the tokens that T5's spans take out of the views, to be written as their target; 0: off."""
+
+        def __post_init__(self) -> None:
+            top = math.inf
+            limits = {
+                "vocab": (SMALLEST_VOCABULARY, top), "length": (4, top), "local_length": (1, self.length),
+                "mask_group": (1, top), "span_p": (0.01, 1), "span_words": (0, top), "infill": (0, 0.9),
+            }  # fmt: skip
+            for name, (low, high) in limits.items():
+                if not low <= getattr(self, name) <= high:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")
+            if not 0 < self.crop[0] <= self.crop[1] <= 1:
+                raise ValueError(f"modality.crop={self.crop}: want 0 < low <= high <= 1")
+            if min(self.replacement) < 0 or sum(self.replacement) > 1 + 1e-9:
+                raise ValueError(
+                    f"modality.replacement={self.replacement}: want two shares whose sum is at most 1, as 0.8 0.1"
+                )
+            if self.pack and self.crop != (1.0, 1.0):
+                raise ValueError(
+                    f"modality.crop={self.crop} needs rows of one document: set modality.pack=False"
+                )
+            if self.infill and not self.pack:
+                raise ValueError(f"modality.infill={self.infill} needs full rows: set modality.pack=True")
+
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"local", "mask", "masks", "drop", "target", "corrupt", "coords"}
+    )
+    suffixes = FILES
+    columns = (*COLUMNS, "caption", "transcript")
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self._vocabulary: Vocabulary | None = None
+        self._splits: dict[str, Documents] = {}
+        self._rarity: Tensor | None = None
+        self._given: Sequence[Any] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_splits": {}, "_given": ()}  # a worker gets its samples by itself
+
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer: as restored, as loaded, or trained on the training texts."""
+        if self._vocabulary is None:
+            if self.cfg.tokenizer:
+                self._vocabulary = tokenizer.load_tokenizer(self.cfg.tokenizer)
+            else:
+                texts = (
+                    self._given or read_texts(self.cfg.data, "train", self.cfg.column, self.cfg.label).texts
+                )
+                self._vocabulary = tokenizer.train_bpe(
+                    (t for t in texts if isinstance(t, str)), self.cfg.vocab, self.cfg.lower
+                )
+        return self._vocabulary
+
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Train the vocabulary, where it is not known, on the training texts.
+
+        Texts that are handed over are those of the baselines too.
+        """
+        if payloads is not None:
+            self._given = payloads
+        self.vocabulary()
+        return self
+
+    def provides(self, stream: str) -> frozenset[Need]:
+        """Without a mask over views and targets of different lengths, without places and equal counts on padding."""
+        if self.cfg.infill:
+            return frozenset({"local", "target"})
+        return self.needs if self.cfg.pack else self.needs - {"coords", "drop"}
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """One sequence of ids, the sentinels of `infill` above those of the vocabulary."""
+        cfg = self.cfg
+        size = self.vocabulary().size if cfg.tokenizer or self._vocabulary else cfg.vocab
+        count, spans = t5_spans(cfg.length, cfg.infill) if cfg.infill else (0, 0)
+        spec = StreamSpec(
+            kind="sequence", shape=(cfg.length,), num_tokens=cfg.length - count + spans, vocab=size + spans,
+            target_dim=size + spans, target_tokens=count + spans, target_kind="classes",
+        )  # fmt: skip
+        return {"text": spec}
+
+    def dataset(self, split: str) -> Samples:
+        """The documents of a split: "train", "val", "test", or "all" of the user's data."""
+        if split not in self._splits:
+            texts = read_texts(self.cfg.data, split, self.cfg.column, self.cfg.label)
+            tokens = iter(self.vocabulary().encode([t for t in texts.texts if isinstance(t, str)]))
+            readable: list[Tokens] = []
+            for row, text in enumerate(texts.texts):
+                found = next(tokens) if isinstance(text, str) else None
+                if found is not None and not len(found.ids):
+                    texts.texts[row] = Bad("the tokenizer finds nothing in it")
+                elif found is not None:
+                    readable.append(found)
+            if not readable:
+                raise ValueError(
+                    f"modality.data={self.cfg.data!r}: none of the {len(texts.texts)} documents of"
+                    f" {split} can be read"
+                )
+            self._splits[split] = Documents(texts, readable, self.cfg.length)
+        return self._splits[split]
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Windows of every role, int64 [V*B, L], which ids are real, masks, targets, and who the samples are."""
+        plan, cfg = plans["text"], self.cfg
+        passages = [self._passage(s) for s in samples]
+        raw: dict[str, Any] = {"sample_id": torch.tensor([s.index for s in samples])}
+        if any(s.group >= 0 for s in samples):
+            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
+        for line, role in enumerate(ROLES):
+            count = {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]
+            if not count:
+                continue
+            draws = rng.fork(line).rand(count, 2)  # [B, V, 2]: share of a crop, place of a window
+            if cfg.same_window and role == "global":
+                draws = draws[:, :1].expand(-1, count, -1)
+            width = cfg.local_length if role == "local" else cfg.length
+            rows = Rows(count, len(samples), width, self.vocabulary().pad)
+            for b, (passage, draw) in enumerate(zip(passages, draws.tolist(), strict=True)):
+                if role == "global" and cfg.pack:
+                    passage = Passage(self._joined(passage, plan))
+                for v, (share, place) in enumerate(draw):
+                    rows.put(v, b, passage.own, *self._window(role, len(passage.own.ids), share, place))
+            if role == "global":
+                self._hide(rows, plan, rng.fork(len(ROLES)), raw)
+            raw[role] = torch.from_numpy(rows.ids.reshape(-1, rows.ids.shape[-1]).astype(np.int64))
+            raw[f"{role}_valid"] = torch.from_numpy(rows.valid.reshape(-1, width))
+            if plan.coords and role != "clean":
+                raw[f"{role}_coords"] = torch.from_numpy(rows.coords.reshape(-1, width, 1))
+        return {"text": raw}
+
+    def _passage(self, sample: Sample) -> Passage:
+        data = sample.data
+        if isinstance(data, Bad):
+            raise Unreadable(sample.index, data.reason)
+        if isinstance(data, bytes):
+            try:
+                data = data.decode()
+            except UnicodeDecodeError as error:
+                raise Unreadable(sample.index, f"no UTF-8 text (byte {error.start})") from error
+        if isinstance(data, str) and not data.strip():
+            raise Unreadable(sample.index, "holds no text")
+        if isinstance(data, str):
+            data = Passage(self.vocabulary().encode([data])[0])
+        if not isinstance(data, Passage):
+            raise Unreadable(sample.index, f"want a text, got {type(data).__name__}")
+        if not len(data.own.ids):
+            raise Unreadable(sample.index, "the tokenizer finds nothing in it")
+        return data
+
+    def _joined(self, passage: Passage, plan: ViewPlan) -> Tokens:
+        """The document and those that follow, an id after each where enough tokens to hide remain."""
+        cfg = self.cfg
+        left = cfg.length - text_masks.most_hidden(plan, cfg.mask, cfg.length) - 2
+        left = 0 if cfg.infill or plan.context_ratio else left
+        ids, starts, count = [passage.own.ids], [passage.own.starts], len(passage.own.ids)
+        for each in passage.following:
+            if left > 0 and count < cfg.length:
+                ids.append(np.array([self.vocabulary().sep], dtype=np.int32))
+                starts.append(np.array([True]))
+                left, count = left - 1, count + 1
+            ids.append(each.ids)
+            starts.append(each.starts)
+            count += len(each.ids)
+        if count < cfg.length:
+            raise ValueError(
+                "modality.pack=True fills rows with the documents of a dataset, not of lone texts"
+            )
+        # A document that fills the row by itself keeps its length, for its windows; the others end with the row.
+        end = max(len(passage.own.ids), cfg.length)
+        return Tokens(np.concatenate(ids)[:end], np.concatenate(starts)[:end])
+
+    def _window(self, role: Role, have: int, share: float, place: float) -> tuple[int, int]:
+        """Where a view begins in a document of `have` tokens, and how many it shows."""
+        cfg = self.cfg
+        if role == "clean":
+            return 0, min(have, cfg.length)
+        width = min(have, cfg.local_length if role == "local" else cfg.length)
+        if role == "global":
+            width = max(math.ceil((cfg.crop[0] + (cfg.crop[1] - cfg.crop[0]) * share) * width), 1)
+        return min(int(place * (have - width + 1)), have - width), width
+
+    def _hide(self, rows: Rows, plan: ViewPlan, rng: RowRandom, raw: dict[str, Any]) -> None:
+        """Masks of the global views, what is rebuilt, and the ids that stand for what is hidden."""
+        cfg, words = self.cfg, self.vocabulary()
+        if cfg.infill:
+            self._take_out(rows, rng, raw)
+            return
+        if plan.target:
+            raw["target"] = torch.from_numpy(rows.ids.reshape(-1, cfg.length).astype(np.int64))
+        if plan.mask_ratio is None:
+            return
+        if plan.context_ratio is not None:
+            if not cfg.pack:
+                raise ValueError(
+                    "modality.pack=False: a context and its targets need full rows, set pack=True"
+                )
+            raw["context"], raw["targets"] = draw_multiblock(plan, "block", (1, cfg.length), rng)
+            return
+        if plan.corrupt and plan.num_masks > 1:
+            raise ValueError("text replaces tokens under one mask: ask for num_masks=1")
+        given = Replacement(cfg.replacement, words.mask, words.content) if plan.corrupt else None
+        able = rows.valid & ~np.isin(rows.ids, words.spec["special"])
+        masks, changed = draw_text_masks(
+            plan, Spans(cfg.mask, cfg.span_p, cfg.span_words), rows.ids, able, rows.starts, cfg.mask_group, cfg.pack,
+            rng, given,
+        )  # fmt: skip
+        for part in ("hidden", "index", "weight"):
+            raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
+        rows.ids = changed
+
+    def _take_out(self, rows: Rows, rng: RowRandom, raw: dict[str, Any]) -> None:
+        """T5's inputs and targets, which have the same lengths in every row."""
+        count, spans = t5_spans(self.cfg.length, self.cfg.infill)
+        last = self.streams()["text"].vocab - 1
+        inputs, targets = [], []
+        lanes = rng.group(1)
+        for row, ids in enumerate(rows.ids.reshape(-1, self.cfg.length)):
+            hidden = t5_mask(lanes[row % len(lanes)], self.cfg.length, count, spans)
+            inputs.append(t5_corrupt(ids, hidden, last))
+            targets.append(t5_corrupt(ids, ~hidden, last))
+        rows.ids = np.stack(inputs).reshape(*rows.ids.shape[:2], -1)
+        raw["target"] = torch.from_numpy(np.stack(targets).astype(np.int64))
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Nothing is left to draw: ids are settled in the worker."""
+        given, plan = raw["text"], plans["text"]
+        batch: list[Views] = []
+        for role in ROLES:
+            if role not in given:
+                continue
+            x = given[role]  # [R, L]
+            views = Views(x=x, stream="text", role=role, num_views=len(x) // len(given["sample_id"]))
+            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            if not (role == "global" and self.cfg.pack):
+                views.valid = given[f"{role}_valid"]
+            if plan.coords and role != "clean":
+                views.coords = given[f"{role}_coords"]
+            if role == "global":
+                views.masks = self._masks(given, plan)
+                views.target = given.get("target") if plan.target else None
+            batch.append(views)
+        return Batch(batch)
+
+    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
+        cfg = self.cfg
+        if "context" in given:
+            largest = largest_target(plan, "block", (1, cfg.length))
+            return as_masks(given["context"], given["targets"], cfg.length, largest)
+        if "hidden" not in given:
+            return ()
+        same = text_masks.num_hidden(plan, cfg.mask, cfg.length, cfg.pack)
+        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
+        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
+
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
+        """Ids as they are, and counts of tokens weighted by how rare they are (TF-IDF)."""
+        if self._rarity is None and self._given:
+            self._rarity = rarity(t.ids for t in self.vocabulary().encode(list(self._given)))
+        elif self._rarity is None:
+            train: Any = self.dataset("train")
+            self._rarity = rarity(train.tokens(n).ids for n in range(len(train.ends)))
+        return {"raw": flatten, "tfidf": functools.partial(tfidf, rarity=self._rarity)}
+
+    def hidden_words(self, split: str, count: int) -> HiddenWords:
+        """Some words of a split, each hidden whole in a row of its own, and what count models pay for them."""
+        data, train = self._documents(split), self._documents("train")
+        return text_probes.hidden_words(data, train, self.vocabulary(), self.cfg.length, count)
+
+    def running(self, split: str, count: int) -> Running:
+        """Some documents of a split as rows in which every token is told once."""
+        texts, train = self._texts(split), self._texts("train")
+        return text_probes.running(
+            self._documents(split), texts, train, self.vocabulary(), self.cfg.length, count
+        )
+
+    def _documents(self, split: str) -> Documents:
+        return cast(Documents, self.dataset(split))
+
+    def _texts(self, split: str) -> list[str]:
+        """The readable documents of a split as the tokenizer reads them."""
+        cfg = self.cfg
+        listed = read_texts(cfg.data, split, cfg.column, cfg.label).texts
+        texts = [t for t in listed if isinstance(t, str)]
+        return [t.lower() for t in texts] if cfg.lower and not cfg.tokenizer else texts
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The words of some samples, hidden ones struck."""
+        from multissl.modalities.text.figures import text_panel
+
+        return text_panel([v for v in batch if v.stream == "text"], self.vocabulary())
+
+    def pictures(self, views: Views) -> np.ndarray:
+        """The beginnings of clean views, written out: uint8 [R, H, W, 3]."""
+        from multissl.modalities.text.figures import cards
+
+        return cards(views, self.vocabulary())
+
+    def state(self) -> dict[str, Any]:
+        """The vocabulary."""
+        return {"vocabulary": tokenizer.as_json(self.vocabulary())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Read new texts by the vocabulary of the training."""
+        self._vocabulary = tokenizer.from_json(state["vocabulary"])
+        self._splits, self._rarity = {}, None

@@ -1,0 +1,258 @@
+"""Where documents come from: lines or paragraphs of a text, JSON lines, tables, parquet, or a folder of files.
+
+A document that cannot be read keeps its place and says why when it is asked for: it is empty, no UTF-8, or its line is
+no JSON. One of more than `LONGEST` characters becomes several, which stay in one split.
+State: none but what was read; texts are held in memory as tokens.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multissl import registry
+from multissl.contract.data import Sample, Samples
+from multissl.modalities.text.tokenizer import Tokens
+from multissl.sources.opening import classes_of, open_source, split_rows
+from multissl.sources.payloads import LABELS, WORDS, Label, Listing, Slice, pick
+
+FILES = (".txt", ".md", ".rst")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+COLUMNS = ("text", "sentence", "content", "document", "body")
+LONGEST = 100_000
+"""Characters of a document."""
+
+
+class Bad(NamedTuple):
+    """A document that cannot be read."""
+
+    reason: str
+
+
+class Texts(NamedTuple):
+    """The documents of a split."""
+
+    texts: list[str | Bad]
+    labels: np.ndarray
+    groups: np.ndarray
+    classes: Sequence[str]
+
+
+def read_texts(data: str, split: str, column: str = "", label: str = "") -> Texts:
+    """The documents of a split of whatever `data` names; a table's columns by name, empty: the usual ones."""
+    suffix = Path(data).suffix.lower()
+    if data and (os.path.isdir(os.path.expanduser(data)) or suffix not in (*FILES, *TABLES)):
+        source = open_source(data, split, FILES, "text")
+        texts = [_file(source.data[row]) for row in source.rows.tolist()]
+        return _cut(texts, source.labels[source.rows], source.groups[source.rows], source.classes)
+    try:
+        listing = _demo() if not data else _listing(os.path.expanduser(data), column, label)
+        rows = split_rows(listing, split)
+    except ValueError as error:
+        raise ValueError(f"modality.data={data!r}: {error}") from None
+    labels, classes = classes_of(listing.labels)
+    nobody = np.full(len(rows), -1)
+    return _cut([listing.data[row] for row in rows.tolist()], labels[rows], nobody, classes)
+
+
+def _demo() -> Listing:
+    from multissl.modalities.text.demo import documents
+
+    texts, fields = documents()
+    return Listing(texts, fields, [""] * len(texts))
+
+
+def _cut(texts: list[str | Bad], labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> Texts:
+    """Documents of `LONGEST` characters at most."""
+    out: list[str | Bad] = []
+    rows = []
+    for row, text in enumerate(texts):
+        parts = [text]
+        if isinstance(text, str):
+            parts = [text[i : i + LONGEST] for i in range(0, len(text), LONGEST)]
+            parts = [p if p.strip() else Bad("holds no text") for p in parts] or [Bad("holds no text")]
+        out += parts
+        rows += [row] * len(parts)
+    return Texts(out, labels[rows], groups[rows], classes)
+
+
+def _file(data: Any) -> str | Bad:
+    """A file of a folder, a member of a shard, a cell's bytes or text."""
+    name = data.name if isinstance(data, Slice) else data if isinstance(data, str) else "a cell"
+    try:
+        if isinstance(data, str) and not os.path.isfile(data):
+            return data  # a cell that is text
+        if isinstance(data, str):
+            return _decoded(Path(data).read_bytes(), name)
+        return _decoded(data.read() if isinstance(data, Slice) else data, name)
+    except OSError as error:
+        return Bad(f"{name}: {error.strerror or error}")
+
+
+def _decoded(content: bytes, name: str) -> str | Bad:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Bad(f"{name} is no UTF-8 text (byte {error.start})")
+
+
+def _listing(path: str, column: str, label: str) -> Listing:
+    if not os.path.isfile(path):
+        raise ValueError("no such file or folder; give a .txt, .jsonl, .csv or .parquet file, or a folder")
+    suffix = Path(path).suffix.lower()
+    word = next((WORDS[w] for w in re.split(r"[^a-z0-9]+", Path(path).stem.lower()) if w in WORDS), "")
+    beside = path if word != "train" else re.sub(r"(?i)train(?=[^/\\]*$)", "test", path)
+    parts = [_read(path, suffix, column, label)]
+    if beside != path and os.path.isfile(beside):
+        parts.append(_read(beside, suffix, column, label))
+    texts, labels, tags = [], [], []
+    for number, (some, given, told) in enumerate(parts):
+        texts += some
+        labels += given
+        split = ("train" if len(parts) > 1 else "") if number == 0 else "test"
+        tags += [WORDS.get(t.lower(), "") for t in told] if any(told) else [split] * len(some)
+    if not any(isinstance(t, str) for t in texts):
+        raise ValueError(
+            f"the file holds no text{': ' + next(t.reason for t in texts if isinstance(t, Bad)) if texts else ''}"
+        )
+    return Listing(texts, labels, tags)
+
+
+def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | Bad], list[Label], list[str]]:
+    """Documents, their labels and what they say of their split."""
+    if suffix in FILES:
+        texts = list(_documents(Path(path).read_bytes(), Path(path).name))
+        return texts, [None] * len(texts), [""] * len(texts)
+    if suffix == ".parquet":
+        file = registry.require("pyarrow.parquet").ParquetFile(path)
+        known = [*file.schema_arrow.names]
+        wanted, where = _columns(known, column, label)
+        used = [
+            *dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])
+        ]
+        table = file.read(used).to_pydict()
+        rows: list[Any] = [
+            dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)
+        ]
+    elif suffix in (".csv", ".tsv"):
+        rows, known = _csv(path, "\t" if suffix == ".tsv" else ",")
+        wanted, where = _columns(known, column, label)
+    else:
+        lines = enumerate(Path(path).read_bytes().splitlines(), start=1)
+        rows = [_line(i, line, path) for i, line in lines if line.strip()]
+        known = list(next((r for r in rows if isinstance(r, dict)), {}))
+        wanted, where = _columns(known, column, label)
+    texts = [r if isinstance(r, Bad) else _joined(r, wanted, i) for i, r in enumerate(rows)]
+    labels = [r.get(where) if isinstance(r, dict) and where else None for r in rows]
+    labels = [None if v is None else v if isinstance(v, int | str) else str(v) for v in labels]
+    return texts, labels, [str(r.get("split") or "") if isinstance(r, dict) else "" for r in rows]
+
+
+def _columns(known: list[str], column: str, label: str) -> tuple[list[str], str]:
+    """The columns that hold the text, and the one with the label or nothing."""
+    twice = sorted({name for name in known if known.count(name) > 1})
+    if twice:
+        raise ValueError(f"two columns are called {twice[0]!r}: rename one")
+    wanted = [c.strip() for c in column.split(",")] if column else [pick(known, COLUMNS)]
+    for name in (*wanted, *([label] if label else [])):
+        if name not in known:
+            raise ValueError(f"there is no column {name!r}, only {', '.join(known) or 'none'}")
+    return wanted, label or pick(known, LABELS, wanted=False)
+
+
+def _csv(path: str, delimiter: str) -> tuple[list[Any], list[str]]:
+    csv.field_size_limit(1 << 30)
+    content = _decoded(Path(path).read_bytes(), Path(path).name)
+    if isinstance(content, Bad):  # one byte spoils the lines that hold it, no others
+        content = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
+    known = next(reader, [])
+    rows: list[Any] = []
+    for cells in reader:
+        if any(0xDC80 <= ord(c) <= 0xDCFF for cell in cells for c in cell):
+            rows.append(Bad(f"line {reader.line_num} is no UTF-8 text"))
+        elif cells and len(cells) != len(known):
+            rows.append(Bad(f"line {reader.line_num} has {len(cells)} cells, the header {len(known)}"))
+        elif cells:
+            rows.append(dict(zip(known, cells, strict=True)))
+    return rows, known
+
+
+def _line(number: int, line: bytes, path: str) -> Any:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # of JSON and of UTF-8
+        return Bad(f"line {number} of {Path(path).name} is no JSON ({error})")
+    return row if isinstance(row, dict) else Bad(f"line {number} of {Path(path).name} is no JSON object")
+
+
+def _joined(row: dict[str, Any], wanted: list[str], number: int) -> str | Bad:
+    cells = [row.get(name) for name in wanted]
+    missing = [n for n, c in zip(wanted, cells, strict=True) if not isinstance(c, str)]
+    return Bad(f"row {number} has no text in {missing[0]!r}") if missing else " ".join(map(str, cells))
+
+
+def _documents(content: bytes, name: str) -> Iterator[str | Bad]:
+    """Paragraphs where blank lines part them, else lines."""
+    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    parts = re.split(rb"\n(?:[ \t]*\n)+", content.strip())
+    parts = parts if len(parts) > 1 else content.split(b"\n")
+    for number, part in enumerate(p for p in parts if p.strip()):
+        yield _decoded(part.strip(), f"document {number} of {name}")
+
+
+class Passage(NamedTuple):
+    """A document, and those that come after it until `length` tokens are reached."""
+
+    own: Tokens
+    following: tuple[Tokens, ...] = ()
+
+
+class Documents(Samples):
+    """The documents of a split as tokens."""
+
+    def __init__(self, texts: Texts, tokens: list[Tokens], length: int) -> None:
+        """`tokens` of the readable documents, in order."""
+        self.labels, self.groups, self.classes = texts.labels, texts.groups, texts.classes
+        self.length = length
+        bad = [isinstance(t, Bad) for t in texts.texts]
+        self.reasons = {i: t.reason for i, t in enumerate(texts.texts) if isinstance(t, Bad)}
+        self.place = np.cumsum(~np.array(bad, dtype=bool)) - 1  # among the readable ones
+        self.ids = np.concatenate([t.ids for t in tokens])
+        self.starts = np.concatenate([t.starts for t in tokens])
+        self.ends = np.cumsum([len(t.ids) for t in tokens])
+        self.characters = np.array([len(t) for t in texts.texts if isinstance(t, str)])
+        """Of the readable documents."""
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def class_numbers(self) -> list[int]:
+        """Return the label of every document, -1 without one."""
+        return self.labels.tolist()
+
+    def tokens(self, number: int) -> Tokens:
+        """The tokens of a readable document."""
+        number %= len(self.ends)
+        part = slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
+        return Tokens(self.ids[part], self.starts[part])
+
+    def __getitem__(self, index: int) -> Sample:
+        who = index, int(self.labels[index]), int(self.groups[index])
+        if index in self.reasons:  # said when it is collated, as of a file that does not decode
+            return Sample(Bad(self.reasons[index]), *who)
+        number = int(self.place[index])
+        own, following = self.tokens(number), []
+        count = len(own.ids)
+        while count < self.length:
+            following.append(self.tokens(number + 1 + len(following)))
+            count += len(following[-1].ids)
+        return Sample(Passage(own, tuple(following)), *who)

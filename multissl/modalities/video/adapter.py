@@ -1,0 +1,368 @@
+"""Videos: clips of one decode, cut and coloured as a whole, with tubes, blocks and targets of tubelets.
+
+Tubelets and tube masks are VideoMAE's (Tong et al., NeurIPS 2022, arXiv 2203.12602), block masks V-JEPA's (Bardes et
+al. 2024, arXiv 2404.08471), pairs of clips those of Feichtenhofer et al. (CVPR 2021, arXiv 2104.14558), long and short
+clips SVT's (Ranasinghe et al., CVPR 2022, arXiv 2112.01514). The worker decodes the frames that any view needs, once,
+and cuts uint8 clips; flip, colours and normalisation run on the device, with one draw a clip. Clips are not mirrored
+unless that is asked for: a mirrored motion is another motion. The audio track is not read.
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, T frames, S pixels a side, N tokens in the
+order time, row, column, D = 3*t*p*p values of a tubelet, colour fastest.  State: means and deviations of the colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Views
+from multissl.contract.learning import Figure
+from multissl.contract.modality import Modality, Need
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.modalities.image import ops
+from multissl.modalities.image.crops import TRIES, crop_box, share_of
+from multissl.modalities.video.baselines import clip_floor, flow_floor, frame_floor
+from multissl.modalities.video.clips import (
+    Span,
+    centre_box,
+    choose_frames,
+    resize_clip,
+    tubelet_centres,
+    tubelets,
+)
+from multissl.modalities.video.figures import clip_panel, pixels
+from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
+from multissl.modalities.video.masks import (
+    Hiding,
+    draw_clip_masks,
+    draw_places,
+    hidden_each,
+    place_masks,
+)
+from multissl.random import RowRandom
+from multissl.sources.opening import Source
+from multissl.sources.payloads import describe_file
+
+LIMITS = {
+    **dict.fromkeys(("size", "local_size", "frames", "patch", "tubelet", "stride"), (1, math.inf)),
+    **dict.fromkeys(("mask_group", "clean_zoom"), (1, math.inf)),
+    **dict.fromkeys(("flip", "jitter", "grey", "solarise"), (0, 1)),
+    **dict.fromkeys(
+        ("brightness", "contrast", "saturation", "seconds", "local_frames", "union"), (0, math.inf)
+    ),
+    "hue": (0, 0.5),
+}
+ROLES: tuple[Role, ...] = ("clean", "global", "local")
+
+
+class Video(Modality):
+    """Video files, folders of frames or arrays as clips."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Modality.Config):
+        """Options of videos."""
+
+        data: str = ""
+        """A folder of videos or of folders of frames, a list (.txt), table (.csv), .parquet or .tar (a pattern names
+        several); empty: the built-in demo of eight motions."""
+        frames: int = 16
+        """Of clean and global clips."""
+        size: int = 224
+        """Side of clean and global clips in pixels."""
+        local_frames: int = 0
+        """Of local clips; 0: half of `frames`."""
+        local_size: int = 96
+        patch: int = 16
+        tubelet: int = 2
+        """Frames of a token."""
+        stride: int = 4
+        """Every so many frames is taken (Kinetics: 4, Something-Something: 2)."""
+        seconds: float = 0.0
+        """Time that a global clip covers, whatever the frame rate, instead of stride; local ones take the same pace.
+        0: stride counts."""
+        clips: Literal["anywhere", "apart", "same"] = "anywhere"
+        """Where the global clips of a video lie: each anywhere; each in its own part of the video, the parts equal; or
+        all the same frames, cropped and coloured anew."""
+        global_scale: tuple[float, float] = (0.5, 1.0)
+        """Range of a crop's share of the frame's area; the crop stays the same over a clip."""
+        local_scale: tuple[float, float] = (0.1, 0.5)
+        ratio: tuple[float, float] = (3 / 4, 4 / 3)
+        """Range of a crop's width over height, drawn log-uniformly."""
+        flip: float = 0.0
+        """Probability, as for jitter, grey and solarise; drawn once a clip, like every colour."""
+        jitter: float = 0.8
+        brightness: float = 0.4
+        contrast: float = 0.4
+        saturation: float = 0.2
+        hue: float = 0.1
+        grey: float = 0.2
+        solarise: float = 0.0
+        mask: Hiding = "tube"
+        """tube: random cells, hidden in every frame; block: rectangles, hidden in every frame; random: tokens."""
+        union: int = 0
+        """With mask=block, for predictions from a context: blocks whose union is the one target, the context is all
+        the rest (V-JEPA: 8 blocks of 0.15, or 2 of 0.7). 0: every block is a target."""
+        mask_group: int = 32
+        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+        """Of each colour, values 0 to 1; ImageNet's, as is usual for videos."""
+        std: tuple[float, ...] = (0.229, 0.224, 0.225)
+        clean: Literal["clip", "frame", "shuffled"] = "clip"
+        """What is evaluated: the clip; its middle frame alone, standing still; or its frames in an order drawn for
+        each video. A frame that does as well as the clip means that no motion was learned."""
+        clean_zoom: float = 1.0
+        """Clean clips: the middle square of side short/clean_zoom."""
+
+        def __post_init__(self) -> None:
+            for name, (low, high) in LIMITS.items():
+                if not low <= getattr(self, name) <= high:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")
+            for name, top in (("global_scale", 1.0), ("local_scale", 1.0), ("ratio", math.inf)):
+                low, high = getattr(self, name)
+                if not 0 < low <= high <= top:
+                    raise ValueError(f"modality.{name}={low, high}: want 0 < low <= high <= {top:g}")
+            for name, unit in (("size", "patch"), ("local_size", "patch"), ("frames", "tubelet")):
+                value, step = getattr(self, name), getattr(self, unit)
+                if value % step:
+                    below = value // step * step
+                    near = f"{below} or {below + step}" if below else f"{step}"
+                    raise ValueError(f"modality.{name}={value}: want a multiple of {unit}={step}: {near}")
+            if self.local_frames % self.tubelet or self.local_frames > self.frames:
+                raise ValueError(
+                    f"modality.local_frames={self.local_frames}: want 0, or a multiple of tubelet={self.tubelet} up to"
+                    f" frames={self.frames}"
+                )
+            if self.mask == "tube" and self.frames == self.tubelet:
+                raise ValueError(
+                    f"modality.mask=tube with frames={self.frames} and tubelet={self.tubelet}: a tube needs 2 or more"
+                    " tokens in time; take more frames, or modality.mask=random"
+                )
+            if self.union and self.mask != "block":
+                raise ValueError(f"modality.union={self.union}: want modality.mask=block, got {self.mask}")
+            if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+                raise ValueError(
+                    f"modality.mean={self.mean} modality.std={self.std}: want 3 of each, std above 0"
+                )
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    suffixes = SUFFIXES
+    columns = ("video", "clip", "video_bytes", "video_path")
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self._sources: dict[str, Source] = {}
+        self._statistics = (tuple(cfg.mean), tuple(cfg.std))
+        self.patch = (cfg.tubelet, cfg.patch, cfg.patch)
+        side = cfg.size // cfg.patch
+        self.grid = (cfg.frames // cfg.tubelet, side, side)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sources": {}}  # a worker opens its videos by itself
+
+    def streams(self) -> dict[str, StreamSpec]:
+        """One grid of time, rows and columns."""
+        cfg = self.cfg
+        spec = StreamSpec(
+            kind="grid", shape=(3, cfg.frames, cfg.size, cfg.size), patch=self.patch, num_tokens=math.prod(self.grid),
+            target_dim=3 * math.prod(self.patch), channels=("red", "green", "blue"),
+        )  # fmt: skip
+        return {"video": spec}
+
+    def dataset(self, split: str) -> Samples:
+        """The videos of a split: "train", "val", "test", or "all" of the user's data."""
+        if split not in self._sources:
+            data = self.cfg.data
+            self._sources[split] = open_videos(data, split) if data else _demo(split)
+        return self._sources[split]
+
+    def _shape(self, role: Role) -> tuple[int, int]:
+        """Frames and pixels a side of a role's clips."""
+        cfg = self.cfg
+        if role != "local":
+            return cfg.frames, cfg.size
+        half = max(cfg.frames // 2 // cfg.tubelet, 1) * cfg.tubelet
+        return cfg.local_frames or half, cfg.local_size
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        """Decode once and cut: uint8 [V*B, T, 3, S, S] by role, masks, and who the samples are."""
+        plan, count = plans["video"], len(samples)
+        draws = {role: rng.fork(line).rand(_num(plan, role), TRIES + 1, 4) for line, role in enumerate(ROLES)}
+        raw: dict[str, Tensor] = {}
+        boxes = {role: torch.zeros(count, _num(plan, role), 6) for role in ROLES}
+        for b, sample in enumerate(samples):
+            clip = load_clip(sample)
+            spans = {role: self._spans(role, clip.times, draws[role][b], sample) for role in ROLES}
+            wanted = [i for role in ROLES for span in spans[role] for i in span.frames]
+            try:
+                frames = frames_of(clip, wanted)
+            except Exception as error:  # decoders raise almost anything on a damaged file
+                raise unreadable(sample, error) from None
+            parts = iter(frames.split([len(s.frames) for role in ROLES for s in spans[role]]))
+            height, width = frames.shape[2:]
+            for role in ROLES:
+                length, size = self._shape(role)
+                for v, span in enumerate(spans[role]):
+                    box = self._box(role, height, width, draws[role][b, v])
+                    top_left = share_of(box, height, width).tolist()
+                    boxes[role][b, v] = torch.tensor([span.begin, *top_left[:2], span.length, *top_left[2:]])
+                    if role not in raw:
+                        raw[role] = torch.empty(
+                            _num(plan, role) * count, length, 3, size, size, dtype=torch.uint8
+                        )
+                    raw[role][v * count + b] = resize_clip(next(parts), box, size)
+        if plan.coords:  # [V*B, 6]
+            raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
+        if plan.mask_ratio is not None and plan.num_global:
+            raw |= self._draw_masks(plan, rng.fork(len(ROLES)))
+        raw["sample_id"] = torch.tensor([s.index for s in samples])
+        raw["label"] = torch.tensor([s.label for s in samples])
+        if any(s.group >= 0 for s in samples):
+            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
+        return {"video": raw}
+
+    def _spans(self, role: Role, times: np.ndarray, draws: Tensor, sample: Sample) -> list[Span]:
+        """The frames of each view of a role; draws [V, TRIES + 1, 4], the last line is the clip's place in time."""
+        cfg, (frames, _) = self.cfg, self._shape(role)
+        seconds = cfg.seconds * frames / cfg.frames
+        found = []
+        for v, draw in enumerate(draws):
+            place = float(draw[TRIES, 0])
+            if role == "clean":
+                place = 0.5
+            elif role == "global" and sample.place is not None:
+                place = sample.place
+            elif role == "global" and cfg.clips == "same":
+                place = float(draws[0, TRIES, 0])
+            elif role == "global" and cfg.clips == "apart":
+                place = (v + place) / len(draws)
+            span = choose_frames(times, frames, cfg.stride, seconds, place)
+            if role == "clean" and cfg.clean == "frame":
+                span = span._replace(frames=[span.frames[frames // 2]] * frames)
+            elif role == "clean" and cfg.clean == "shuffled":
+                # an order of its own for each video, the same in every evaluation
+                order = np.random.default_rng((0, sample.index)).permutation(frames)
+                span = span._replace(frames=[span.frames[i] for i in order])
+            found.append(span)
+        return found
+
+    def _box(self, role: Role, height: int, width: int, draw: Tensor) -> tuple[int, int, int, int]:
+        cfg = self.cfg
+        if role == "clean":
+            return centre_box(height, width, cfg.size, cfg.clean_zoom)
+        scale = cfg.local_scale if role == "local" else cfg.global_scale
+        return crop_box(height, width, draw[:TRIES].tolist(), scale, cfg.ratio)
+
+    def _draw_masks(self, plan: ViewPlan, rng: RowRandom) -> dict[str, Tensor]:
+        cfg = self.cfg
+        if plan.context_ratio is not None:
+            context, targets = draw_places(plan, cfg.mask, self.grid, cfg.union, rng)
+            return {"context": context, "targets": targets}
+        masks = draw_clip_masks(plan, cfg.mask, self.grid, cfg.mask_group, rng)
+        return {
+            part: torch.stack([getattr(m, part) for m in masks]) for part in ("hidden", "index", "weight")
+        }
+
+    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
+        if "context" in given:
+            return place_masks(
+                given["context"], given["targets"], plan, self.cfg.mask, self.grid, self.cfg.union
+            )
+        if "hidden" not in given:
+            return ()
+        same = hidden_each(plan, self.cfg.mask, self.grid, given["hidden"].shape[1])
+        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
+        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        """Everything photometric, on the device of the clips."""
+        given, plan = raw["video"], plans["video"]
+        mean, std = self._statistics
+        batch: list[Views] = []
+        for line, role in enumerate(ROLES):
+            if role not in given:
+                continue
+            count, frames = _num(plan, role), given[role].shape[1]
+            x = torch.div(given[role], 255).flatten(0, 1)  # [R*T, 3, S, S]
+            flipped = torch.zeros(len(given[role]), dtype=torch.bool)
+            if role != "clean":
+                x, flipped = self._recolour(x, frames, role, count, rng.fork(line).to("cpu"))
+            x = (
+                ops.normalise(x, mean, std).unflatten(0, (-1, frames)).transpose(1, 2).contiguous()
+            )  # [R, 3, T, S, S]
+            views = Views(x=x, stream="video", role=role, num_views=count)
+            if plan.coords and role != "clean":
+                grid = [n // p for n, p in zip(x.shape[2:], self.patch, strict=True)]
+                views.coords = tubelet_centres(given[f"{role}_box"], grid, flipped.to(x.device))
+            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            if role == "global":
+                views.masks = self._masks(given, plan)
+                views.target = tubelets(x, self.patch) if plan.target else None
+            batch.append(views)
+        return Batch(batch)
+
+    def _recolour(
+        self, x: Tensor, frames: int, role: Role, count: int, rng: RowRandom
+    ) -> tuple[Tensor, Tensor]:
+        """Flip, jitter, grey and solarise with one draw a clip; x [V*B*T, 3, S, S] is written into.
+
+        Returns it with which clips were flipped, bool [V*B].
+        """
+        cfg = self.cfg
+
+        def draw(*shape: int) -> Tensor:  # uniform, [V*B*T, *shape], the same for all frames of a clip
+            return rng.rand(count, *shape).transpose(0, 1).flatten(0, 1).repeat_interleave(frames, 0)
+
+        flipped = draw() < cfg.flip
+        x = ops.apply_to(x, flipped, ops.flip)
+        spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
+        low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
+        high = torch.cat([1 + spread[:3], spread[3:]])
+        x = ops.jitter(x, draw() < cfg.jitter, draw(4).argsort(1), low + (high - low) * draw(4))
+        x = ops.apply_to(x, draw() < cfg.grey, ops.greyscale)
+        chance = torch.tensor([cfg.solarise if role == "global" and v % 2 else 0.0 for v in range(count)])
+        x = ops.apply_to(x, draw() < chance.repeat_interleave(len(x) // count), ops.solarise)
+        return x, flipped[::frames]
+
+    def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
+        """Pixels of the clip, of one frame, and how patches move."""
+        return {"raw": clip_floor, "frame": frame_floor, "flow": flow_floor}
+
+    def describe(self, sample: Sample) -> dict[str, str]:
+        """Return the file of a sample."""
+        return describe_file(sample.data)
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The clips of some videos as strips, with their masks."""
+        return clip_panel([v for v in batch if v.stream == "video"], *self._statistics, self.patch)
+
+    def pictures(self, views: Views) -> np.ndarray:
+        """First, middle and last frame of clean clips side by side, uint8 [R, S, 3*S, 3]."""
+        x = pixels(views.x, *self._statistics)
+        frames = [x[:, :, t] for t in (0, x.shape[2] // 2, x.shape[2] - 1)]
+        return (torch.cat(frames, -1).movedim(1, -1) * 255).round().to(torch.uint8).numpy()
+
+    def state(self) -> dict[str, Any]:
+        """The colour statistics in use."""
+        mean, std = self._statistics
+        return {"mean": list(mean), "std": list(std)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Normalise as in training."""
+        self._statistics = (tuple(state["mean"]), tuple(state["std"]))
+
+
+def _demo(split: str) -> Source:
+    from multissl.modalities.video.demo import CLASSES, scenes
+
+    videos = scenes("train" if split == "all" else split)
+    count = len(videos)
+    return Source(videos, videos.labels, np.full(count, -1), list(CLASSES), np.arange(count))
+
+
+def _num(plan: ViewPlan, role: Role) -> int:
+    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

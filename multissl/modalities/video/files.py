@@ -1,0 +1,285 @@
+"""Videos as frames on demand: files by decord or PyAV, folders of frames, arrays of numpy.
+
+`open_clip` says how many frames a video has and when each is shown, `read_frames` decodes some of them. decord is
+asked first, it reaches any frame fast; it is not maintained, so PyAV reads where decord is missing, fails or misreads.
+Times are those of the file, where they can be believed (`video_clock`): frames that come at an uneven rate keep theirs.
+Shapes: T frames, H, W pixels, 3 colours.  State: none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl import registry
+from multissl.contract.data import Sample, Unreadable
+from multissl.modalities.image.files import decode
+from multissl.modalities.video.clips import Clip
+from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
+from multissl.sources import payloads as readers
+from multissl.sources.opening import Source, natural_key, open_source, source_of
+from multissl.sources.payloads import WORDS, Listing, Paths, Slice
+
+SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
+FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+BACK = (0, 50, 500)
+"""Frames before the wanted one to which PyAV seeks, one after the other, where a seek leads past it."""
+LEAD = 8
+"""Frames decoded before the wanted one in formats without an index: the first after a seek may have wrong stamps."""
+PACKETS = ((0, 188), (4, 196))
+"""Places of the letter G, which begins every packet, in MPEG transport streams of packets of 188 and of 192 bytes."""
+
+
+def read_frames(data: Any, index: Sequence[int]) -> Tensor:
+    """Some frames, in the order asked for, of whatever `open_clip` opens: uint8 [T, 3, H, W]."""
+    return frames_of(open_clip(data), index)
+
+
+def frames_of(clip: Clip, index: Sequence[int]) -> Tensor:
+    """Some frames of an open video in the order asked for, uint8 [T, 3, H, W]; each is decoded once."""
+    wanted, order = np.unique(np.asarray(index), return_inverse=True)
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(clip.times):
+        raise ValueError(f"frames {wanted[0]} to {wanted[-1]} of {len(clip.times)}")
+    found = clip.read(wanted.tolist())
+    if len(found) != len(wanted):
+        raise ValueError(f"{len(found)} of the {len(wanted)} frames asked for could be decoded")
+    frames = torch.from_numpy(np.ascontiguousarray(found))  # [T, H, W, 3]
+    if len(wanted) != len(order) or (np.diff(order) != 1).any():
+        frames = frames.index_select(0, torch.from_numpy(order))  # whole frames at a time
+    return frames.permute(0, 3, 1, 2)
+
+
+def load_clip(sample: Sample) -> Clip:
+    """The open video of a sample; raises `Unreadable` with its name where it cannot be read."""
+    try:
+        clip = open_clip(sample.data)
+        if len(clip.times) < 2:
+            raise ValueError(
+                f"{len(clip.times)} frame: a clip needs 2 or more, take modality=image for pictures"
+            )
+    except Exception as error:  # decoders raise almost anything on a damaged file
+        raise unreadable(sample, error) from None
+    return clip
+
+
+def unreadable(sample: Sample, error: Exception) -> Unreadable:
+    """The same error as one line that names the file."""
+    data = sample.data
+    named = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    if isinstance(error, ImportError):  # no fault of the file: say it and stop
+        raise error
+    return Unreadable(sample.index, f"{named or f'sample {sample.index}'}: {lines[0]}")
+
+
+def open_clip(data: Any) -> Clip:
+    """A path, a member of a shard, the bytes of a file, a folder of frames, an array [T, H, W(, 3)] or a `Clip`."""
+    if isinstance(data, np.ndarray):
+        return Array(data)
+    if isinstance(data, Clip):
+        return data
+    name = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
+    if isinstance(data, Slice):
+        data = data.read()
+    if isinstance(data, str | Path):
+        if os.path.isdir(data):
+            return Folder(str(data))
+        if os.path.getsize(data) == 0:
+            raise ValueError("the file is empty")
+    elif not data:
+        raise ValueError("the file is empty")
+    if name.endswith(".npy") or (isinstance(data, bytes) and data.startswith(b"\x93NUMPY")):
+        return Array(np.load(io.BytesIO(data) if isinstance(data, bytes) else data, allow_pickle=False))
+    with contextlib.suppress(Exception):  # PyAV says what is wrong, or reads it
+        return Decord(data)
+    return PyAV(data)
+
+
+class Decord(Clip):
+    """A file by decord; frames that it fails on are asked of PyAV."""
+
+    def __init__(self, data: Any) -> None:
+        if _is_mpeg(data):
+            raise ValueError("an MPEG stream has no index, by which decord finds its frames")
+        decord = _decord()
+        source = io.BytesIO(data) if isinstance(data, bytes) else str(data)
+        self.data, self.reader = data, decord.VideoReader(source, num_threads=1)
+        self.times = self.reader.get_frame_timestamp(list(range(len(self.reader))))[:, 0].astype(np.float64)
+        if not runs_well(self.times):
+            raise ValueError("its clock cannot be believed")
+
+    def read(self, index: Sequence[int]) -> np.ndarray:
+        """uint8 [T, H, W, 3]."""
+        try:
+            return self.reader.get_batch(list(index)).asnumpy()
+        except Exception:
+            return PyAV(self.data).read(index)
+
+
+def _is_mpeg(data: Any) -> bool:
+    """Return whether a file is an MPEG program or transport stream."""
+    if isinstance(data, bytes):
+        head = data[:200]
+    else:
+        with open(data, "rb") as file:
+            head = file.read(200)
+    return head[:4] == b"\0\0\1\xba" or any(
+        head[at : at + 1] == head[far : far + 1] == b"G" for at, far in PACKETS
+    )
+
+
+def _decord() -> Any:
+    """The module, loaded after those that bring the same libraries.
+
+    Its wheels carry codecs of their own; loaded first, they stand in for torchvision's and PyAV's, which then cannot
+    decode PNG or write webm.
+    """
+    from torchvision.io import decode_image  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        registry.require("av")
+    decord = registry.require("decord")
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+class PyAV(Clip):
+    """A file by PyAV: packets are listed once, frames decoded from the key frame before the first one wanted.
+
+    Where the clock of the file cannot be believed, frames are counted, and decoded from the first one on.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        with self._open() as container:
+            if not container.streams.video:
+                raise ValueError("no video in it")
+            stream = container.streams.video[0]
+            self.times, self.stamps = read_clock(stream)
+            self.lead = 0 if is_indexed(container) else LEAD
+        if not len(self.times):
+            raise ValueError("no frames in it")
+
+    def _open(self) -> Any:
+        av = registry.require("av")
+        return av.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data))
+
+    def read(self, index: Sequence[int]) -> np.ndarray:
+        """uint8 [T, H, W, 3]."""
+        found: dict[int, np.ndarray] = {}
+        for start in self._starts(index[0]):
+            found = self._decode(index, start)
+            if index[0] in found:
+                break
+        if len(found) < len(index):
+            raise ValueError(f"{len(found)} of the {len(index)} frames asked for could be decoded")
+        return np.stack([found[i] for i in index])
+
+    def _starts(self, first: int) -> Iterator[int | None]:
+        """Yield the stamps from which to decode frame `first`, each further back; None is the beginning of the file."""
+        if self.stamps is not None:
+            yield from (int(self.stamps[first - back]) for back in BACK if self.lead <= back <= first)
+        yield None
+
+    def _decode(self, index: Sequence[int], start: int | None) -> dict[int, np.ndarray]:
+        """Return the frames of some numbers; none where the seek to `start` fails or leads past the first of them."""
+        stamps = [] if self.stamps is None else self.stamps.tolist()
+        numbers = {stamp: number for number, stamp in enumerate(stamps)}
+        found: dict[int, np.ndarray] = {}
+        at = -1 if start is None else None
+        with self._open() as container:
+            stream = container.streams.video[0]
+            if start is not None:
+                try:
+                    container.seek(start, stream=stream, backward=True)
+                except OSError:
+                    return found
+            for frame in container.decode(stream):
+                before = at
+                # one without a stamp follows the one before it
+                at = numbers.get(frame.pts, None if at is None else at + 1)
+                if at is None:
+                    continue
+                if before is None and at + self.lead > index[0]:
+                    break
+                if at in index:
+                    found[at] = frame.to_ndarray(format="rgb24")
+                if at >= index[-1]:
+                    break
+        return found
+
+
+class Folder(Clip):
+    """A folder whose pictures are the frames, in the order of `natural_key`: frame2 before frame10."""
+
+    def __init__(self, path: str) -> None:
+        names = sorted((n for n in os.listdir(path) if n.lower().endswith(FRAMES)), key=natural_key)
+        self.paths = [os.path.join(path, n) for n in names]
+        self.times = np.arange(len(self.paths)) / RATE
+
+    def read(self, index: Sequence[int]) -> np.ndarray:
+        """uint8 [T, H, W, 3]."""
+        frames = []
+        for i in index:
+            pixels = decode(Path(self.paths[i]).read_bytes(), 3)
+            if pixels.dtype != torch.uint8:
+                raise ValueError(f"{os.path.basename(self.paths[i])} has 16 bits a colour: want 8")
+            if frames and pixels.shape[1:] != frames[0].shape[:2]:
+                raise ValueError(
+                    f"{os.path.basename(self.paths[i])} has another size than the frames before it"
+                )
+            frames.append(pixels.permute(1, 2, 0).numpy())
+        return np.stack(frames)
+
+
+class Array(Clip):
+    """Frames in memory: uint8 [T, H, W], [T, H, W, 1] or [T, H, W, 3]."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        if frames.ndim == 3:
+            frames = frames[..., None]
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3) or not frames.size:
+            raise ValueError(
+                f"{frames.dtype} array of shape {frames.shape}: want uint8 [T, H, W] or [T, H, W, 3]"
+            )
+        self.frames, self.times = frames, np.arange(len(frames)) / RATE
+
+    def read(self, index: Sequence[int]) -> np.ndarray:
+        """uint8 [T, H, W, 3]."""
+        some = self.frames[list(index)]
+        return some if some.shape[-1] == 3 else some.repeat(3, -1)
+
+
+def open_videos(path: str, split: str) -> Source:
+    """The videos of a split: files as `open_source` finds them, else every folder that holds pictures."""
+    if os.path.isdir(path):
+        names = [os.path.join(at, n) for at, _, files in os.walk(path) for n in files]
+        if not any(n.lower().endswith((*SUFFIXES, ".tar", ".parquet")) for n in names):
+            folders = sorted(
+                {os.path.dirname(os.path.relpath(n, path)) for n in names if n.lower().endswith(FRAMES)}
+            )
+            if folders:
+                try:
+                    return source_of(frame_folders(path, folders), split)
+                except ValueError as error:
+                    raise ValueError(f"modality.data={path!r}: {error}") from None
+    return open_source(path, split, SUFFIXES, kind="video")
+
+
+def frame_folders(root: str, folders: list[str]) -> Listing:
+    """Folders of frames below a root, `[split/][class/]video`, as a listing."""
+    if "" in folders:
+        raise ValueError("pictures lie in the folder itself: want a folder of frames for each video below it")
+    parts = [f.split(os.sep) for f in folders]
+    tags = [WORDS.get(p[0].lower(), "") if len(p) > 1 else "" for p in parts]
+    tagged = "" not in tags
+    labels = readers.class_folders([p[1:] for p in parts] if tagged else parts)
+    return Listing(Paths(root, folders), labels, tags if tagged else [""] * len(tags))

@@ -1,0 +1,179 @@
+"""The report of a run: one HTML page with everything inside it, which opens without a network.
+
+Reads `recipe.json`, `metrics.jsonl` and `summary.json` of the run's folder; pictures come as panels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from multissl.contract.learning import Figure
+from multissl.engine.metrics import read_metrics
+from multissl.files import replace_text
+from multissl.report.charts import Points, chart, short
+
+Line = dict[str, Any]
+"""A line of `metrics.jsonl`."""
+TITLES = {
+    "lr": "learning rate", "samples_per_s": "samples per second", "waiting_percent": "waiting for data, % of time",
+    "gradient_max": "largest entry of the gradient", "memory_gib": "memory, GiB",
+}  # fmt: skip
+"""Of the loop's own figures; evaluators bring theirs."""
+EXPORTED = (
+    '<p class="soft">"exported" is the encoder that the run ships: the teacher, where there is one.</p>'
+)
+MOST_NOTES = 30
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""The browser is told to load nothing, so a page that needs the network would show it at once."""
+
+
+def write_report(
+    folder: Path, figures: Sequence[Figure] = (), titles: Mapping[str, str] | None = None
+) -> Path:
+    """Write `report.html` into a run's folder; works on an unfinished run too.
+
+    `titles` says what evaluators call their figures in the page, by the name in `metrics.jsonl`.
+    """
+    titles = {**TITLES, **(titles or {})}
+    lines = read_metrics(folder)
+    summary, recipe = (
+        json.loads(path.read_text()) if (path := folder / name).is_file() else {}
+        for name in ("summary.json", "recipe.json")
+    )
+    kinds = ("train", "eval", "note", "alarm")
+    train, evals, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
+    steps = max((x["step"] for x in lines), default=0)
+    verdict = escape(
+        summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
+    )
+    mood = {True: " learned", False: " not"}.get(summary.get("learned", ""), "")
+    facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
+    changes = "\n".join(summary.get("difference", ())) or "nothing"
+    sections = {
+        "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
+        "Figures": _figures(evals, titles),
+        "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
+        + EXPORTED * any("/student/" in n for x in evals for n in x),
+        "Training": _wrapped("charts", _train_charts(train, titles)),
+        "Pictures": _wrapped("panels", map(_picture, figures)),
+        "Notes": _notes(notes),
+        "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
+        "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
+    }
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{verdict}</title><style>{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
+        f'</head>\n<body><h1>multissl run {escape(folder.resolve().name)}</h1><p class="verdict{mood}">{verdict}</p>'
+        + "".join(f"<section><h2>{title}</h2>{body}</section>\n" for title, body in sections.items() if body)
+        + f"<details><summary>Recipe</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
+        + "</body></html>\n"
+    )
+    path = folder / "report.html"
+    replace_text(path, page)
+    return path
+
+
+def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
+    """A chart a figure: what is exported beside the student, and dashed the floors of the evaluator's first figure."""
+    floors, series = _floors(evals), _series(evals)
+    hidden = {f"{evaluator}/{name}" for evaluator, each in floors.items() for name in each}
+    for name, points in series.items():
+        evaluator, _, figure = name.partition("/")
+        constant = len({value for _, value in points}) < 2 and "top1" not in figure  # as the width is
+        if name in hidden or figure.startswith("student/") or (constant and len(points) > 1):
+            continue
+        student = series.get(f"{evaluator}/student/{figure}")
+        lines = {"exported": points, "student": student} if student else {"": points}
+        yield chart(_title(name, titles), lines, floors.pop(evaluator, {}))
+
+
+def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
+    """A chart a figure; the gradient norms of several modules share one."""
+    charts: dict[str, dict[str, Points]] = {}
+    for name, points in _series(train).items():
+        group, _, part = name.partition("/")
+        # encoders.image and objective.dino_head are known by their last part
+        title, line = (group, part.rpartition(".")[2]) if group == "gradient_norm" else (name, "")
+        charts.setdefault(title, {})[line] = points
+    charts.pop("unreadable", None)  # told in the notes
+    for title, lines in charts.items():
+        yield chart(_title(title, titles), lines if len(lines) > 1 else {"": next(iter(lines.values()))})
+
+
+def _figures(evals: list[Line], titles: Mapping[str, str]) -> str:
+    """A table: every figure of the untrained and the trained encoder, beside the floors of its evaluator."""
+    if not evals:
+        return ""
+    floors, first, last = _floors(evals), evals[0] if len(evals) > 1 else {}, evals[-1]
+    student = "student" if any("/student/" in name for name in last) else ""
+    rows = [["", "untrained", f"step {last['step']:,}", student, "without learning" if floors else ""]]
+    for name in (n for n in last if n not in ("kind", "step") and "/student/" not in n):
+        evaluator, _, figure = name.partition("/")
+        values = [first.get(name), last[name], last.get(f"{evaluator}/student/{figure}")]
+        beside = ", ".join(f"{n} {short(v)}" for n, v in floors.pop(evaluator, {}).items())
+        rows.append(
+            [escape(_title(name, titles)), *("" if v is None else short(v) for v in values), escape(beside)]
+        )
+    return _table(rows)
+
+
+def _series(lines: list[Line]) -> dict[str, Points]:
+    """(step, value) by name; a value that was not finite, null in the file, is left out."""
+    found: dict[str, Points] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("kind", "step") and isinstance(value, int | float):
+                found.setdefault(name, []).append((line["step"], float(value)))
+    return found
+
+
+def _floors(evals: list[Line]) -> dict[str, dict[str, float]]:
+    """By evaluator, the figures that only the first evaluation has."""
+    later, found = {name for line in evals[1:] for name in line}, {}
+    for name, value in evals[0].items() if len(evals) > 1 else ():
+        if name not in later and value is not None:
+            evaluator, _, floor = name.partition("/")
+            found.setdefault(evaluator, {})[floor] = value
+    return found
+
+
+def _picture(figure: Figure) -> str:
+    from PIL.Image import fromarray
+
+    png = io.BytesIO()
+    fromarray(figure.image).save(png, "PNG", optimize=True)
+    source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    title, caption = escape(figure.title), f"<figcaption>{escape(figure.caption)}</figcaption>"
+    return f'<figure><b>{title}</b><img src="{source}" alt="{title}">{caption}</figure>'
+
+
+def _notes(notes: list[Line]) -> str:
+    shown = "".join(f"<li>step {n['step']}: {escape(str(n['text']))}</li>" for n in notes[:MOST_NOTES])
+    rest = len(notes) - MOST_NOTES
+    return f"<ul>{shown}</ul>" * bool(shown) + f'<p class="soft">and {rest} more in metrics.jsonl</p>' * (
+        rest > 0
+    )
+
+
+def _table(rows: list[list[str]]) -> str:
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table>{body}</table></div>' if rows else ""
+
+
+def _wrapped(kind: str, parts: Iterable[str]) -> str:
+    body = "".join(parts)
+    return f'<div class="{kind}">{body}</div>' if body else ""
+
+
+def _title(name: str, titles: Mapping[str, str]) -> str:
+    return titles.get(name) or name.removeprefix("terms/").removeprefix("stats/").replace("/", " ").replace(
+        "_", " "
+    )

@@ -1,0 +1,1 @@
+"""Where samples lie, and how their bytes are reached."""

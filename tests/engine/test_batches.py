@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from multissl.engine.batches import Data, Steps, stream
+from tests.helpers.stubs import Points, ViewPlan
+
+PLANS = {"points": ViewPlan(num_global=2)}
+CPU = torch.device("cpu")
+
+
+def steps(count: int = 96, batch: int = 16, rank: int = 0, world: int = 1, **options: Any) -> Steps:
+    modality = Points.Config(count=count, **options).build()
+    return Steps(modality, PLANS, batch, 0, rank, world, final=False)
+
+
+def ids(made: Steps, step: int) -> list[int]:
+    return made[step][0]["id"].tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_an_epoch_sees_every_sample_once_on_any_number_of_ranks(world: int) -> None:
+    ranks = [steps(rank=r, world=world) for r in range(world)]
+    seen = [i for step in range(6) for rank in ranks for i in ids(rank, step)]
+    assert sorted(seen) == list(range(96))
+    assert seen == [i for step in range(6) for i in ids(steps(), step)]
+
+
+def test_batches_straddle_epochs() -> None:
+    made = steps(count=40)
+    drawn = [i for step in range(5) for i in ids(made, step)]
+    assert sorted(drawn[:40]) == sorted(drawn[40:]) == list(range(40))
+    assert drawn[:40] != drawn[40:]
+
+
+def test_a_broken_sample_is_listed_and_replaced_by_the_next() -> None:
+    whole, made = steps(), steps(broken=(7,))
+    step = next(s for s in range(6) if 7 in ids(whole, s))
+    raw, skipped = made[step]
+    assert skipped == [(7, "broken on purpose")]
+    assert raw["id"].tolist() == [8 if i == 7 else i for i in ids(whole, step)]
+
+
+def test_data_that_cannot_be_read_at_all_stops_the_run() -> None:
+    with pytest.raises(ValueError, match=r"modality.data: 4 of 4 samples cannot be read.*broken on purpose"):
+        steps(count=4, batch=4, broken=(0, 1, 2, 3))[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["device", "worker"])
+def test_views_do_not_depend_on_workers_or_on_where_they_are_made(workers: int, where: str) -> None:
+    made = Steps(Points.Config().build(), PLANS, 16, 0, 0, 1, final=where == "worker")
+    found = list(stream(made, 2, 4, Data(workers=workers), 1, CPU))
+    expected = steps()
+    for step, fetched in zip((2, 3), found, strict=True):
+        views = expected.views(expected[step][0], step)[0]
+        torch.testing.assert_close(fetched.batch[0].x, views.x, rtol=0, atol=0)
+        assert fetched.batch[0].sample_id is not None
