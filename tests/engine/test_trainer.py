@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -59,18 +60,20 @@ def test_all_ranks_skip_what_one_rank_cannot_use(tmp_path: Path) -> None:
     }
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 2 kB, as on a full disk."""
+    """Let no file grow beyond 2 kB, as on a full disk. Keep it short: pytest's own output may be such a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Path, small_disk: None) -> None:
+def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Path) -> None:
     from multissl.parallel.ranks import process_group
     from multissl.recipe import build
 
@@ -79,7 +82,10 @@ def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Pat
         whole = tmp_path / "checkpoints" / "step_00000010"
         whole.mkdir(parents=True)
         (whole / "meta.json").write_text('{"format": 1, "step": 10}')
-        with pytest.raises(CheckpointError, match=r"step 20 could not be written .*step 10 is intact.*--out"):
+        with (
+            small_disk(),
+            pytest.raises(CheckpointError, match=r"step 20 could not be written .*step 10 is intact.*--out"),
+        ):
             checkpoint.save(tmp_path, 20, parts.learner, parts.optimizer.torch, Save())
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
 
