@@ -8,10 +8,10 @@ fix: ## format and mend what can be mended
 	uv run ruff check --fix
 
 test:
-	uv run pytest
+	uv run --all-extras pytest -n 2
 
 test-all: ## with slow tests, and with GPU tests where there is a GPU
-	uv run --all-extras pytest -m ""
+	uv run --all-extras pytest -n 2 -m ""
 
 bench: ## start times, loader, training step
 	uv run python benchmarks/start.py
