@@ -133,7 +133,7 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     for encoder in encoders.values():
         encoder.load_pretrained()
     if recipe.init:
-        from multissl.export import load_weights
+        from multissl.weights.loading import load_weights
 
         load_weights(encoders, recipe.init)
     for stream in recipe.locked:

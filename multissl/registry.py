@@ -1,7 +1,7 @@
 """Names: a component or recipe by its short name, loaded only when it is used.
 
-Third parties add theirs with the entry points `multissl.modalities`, `multissl.encoders`, `multissl.objectives`,
-`multissl.evaluators` and `multissl.recipes`. In Python nothing needs a name: a recipe holds the config itself.
+Third parties add theirs with an entry point `multissl.GROUP` for every key of `GROUPS`, such as `multissl.encoders`,
+and `multissl.recipes`. In Python nothing needs a name: a recipe holds the config itself.
 """
 
 from __future__ import annotations
@@ -87,6 +87,12 @@ GROUPS: dict[str, dict[str, str]] = {
         "lars": "multissl.engine.optim.lars:LARS",
         "sgd": "multissl.engine.optim.sgd:SGD",
     },
+    "layouts": {
+        "library": "multissl.weights.layouts.ours:Library",
+        "huggingface_dinov2": "multissl.weights.layouts.huggingface_dinov2:HuggingFaceDINOv2",
+        "dinov2": "multissl.weights.layouts.dinov2:DINOv2",
+        "ours": "multissl.weights.layouts.ours:Ours",
+    },
 }
 RECIPES: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_cifar", "image_imagenet"),
@@ -133,7 +139,7 @@ def resolve(name: str, group: str | None = None) -> Any:
         if name in GROUPS[each]:
             return load(GROUPS[each][name])
         if name in _entry_points(each):
-            return _entry_points(each)[name].load()
+            return _installed(_entry_points(each)[name])
     known = names(group) if group else [n for g in GROUPS for n in names(g)]
     raise ValueError(f"no {(group or 'component').rstrip('s')} is called {name!r}{suggest(name, known)}")
 
@@ -176,6 +182,18 @@ def load(path: str) -> Any:
     for part in attribute.split("."):
         found = getattr(found, part)
     return found
+
+
+def _installed(entry: importlib.metadata.EntryPoint) -> Any:
+    """Return what an entry point names. Raises an ImportError that names it and its package, whatever went wrong."""
+    try:
+        return entry.load()
+    except Exception as error:  # it is the code of others, and runs as it is imported
+        package = entry.dist.name if entry.dist else "an installed package"
+        raise ImportError(
+            f"{entry.name!r} of {package} ({entry.group} = {entry.value}) could not be imported: "
+            f"{type(error).__name__}: {error}; mend or uninstall that package, or leave {entry.name!r} out"
+        ) from error
 
 
 @functools.cache

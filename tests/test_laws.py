@@ -43,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "migrate": (),
     "recipe": ("*",),
-    "export": ("encoders", "layers", *FOUNDATION),
+    "weights": ("encoders", "layers", *FOUNDATION),
     "run": ("*",),
     "report": ("*",),
     "arguments": ("registry", "recipe"),

@@ -25,7 +25,6 @@ from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.knn import KNN
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
-from multissl.export import load_weights
 from multissl.inference import clean_streams
 from multissl.layers.heads import MLPHead
 from multissl.objectives.barlow import BarlowTwins
@@ -37,6 +36,7 @@ from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
 from multissl.recipe import Parts, Recipe, build
 from multissl.run.train import evaluate, load, train
+from multissl.weights.loading import load_weights
 from tests.evaluators.pairs import NAMES, Facts
 from tests.helpers.small import shrunk
 from tests.helpers.stubs import Net, Points
@@ -242,14 +242,16 @@ def test_an_encoder_starts_from_a_tower_without_its_head(finished: Path) -> None
 def test_a_tower_that_the_file_lacks_keeps_its_own_weights_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from multissl.export import save_weights
+    from multissl.weights.files import save_weights
 
     specs = Facts.Config().build().streams()
     configs = {"numbers": Net.Config(), "text": Normed.Config()}
     one = build_encoders(configs, {"numbers": specs["numbers"]})
     save_weights(tmp_path / "one.safetensors", one.state_dict())
     said: list[str] = []
-    monkeypatch.setattr("multissl.export.log.warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(
+        "multissl.weights.loading.log.warning", lambda text, *values: said.append(text % values)
+    )
     both = build_encoders(configs, specs)
     before = {n: t.clone() for n, t in both["text"].state_dict().items()}
     load_weights(both, tmp_path / "one.safetensors")

@@ -28,7 +28,6 @@ from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Trainer, alarm_of, verdicts
-from multissl.export import tower_streams
 from multissl.files import digest, replace_text, replaced
 from multissl.inference import clean_views, lone, readable_views
 from multissl.migrate import FORMAT
@@ -38,6 +37,7 @@ from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import Parts, Recipe, build, read_recipe
 from multissl.registry import suggest
 from multissl.version import __version__
+from multissl.weights.loading import tower_streams
 
 FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
@@ -301,7 +301,7 @@ def load(run: Path | str, device: torch.device | str = "cpu", data: str = "") ->
     modality.restore(json.loads((run / "modality.json").read_text()))
     encoders = build_encoders(recipe.encoders, modality.streams())
     state = load_file(run / "encoder.safetensors")
-    if tower_streams(state):  # the heads of towers are the objective's; else it need not be built
+    if tower_streams(state, encoders):  # the heads of towers are the objective's; else it need not be built
         objective = recipe.objective.build(encoders, modality.streams())
         encoders = objective.exported(encoders)
     encoders.load_state_dict(state)

@@ -13,8 +13,8 @@ from multissl.contract.encoder import Encoder, Encoders
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.mlp import MLPEncoder
-from multissl.export import read_weights, save_weights
 from multissl.parallel.state import load_state, save_state
+from multissl.weights.files import read_weights, save_weights
 
 ORDINARY = ("normal", "image", "projectors", "ü", "my-stream", "a b", "rl_2", "weight", "0", "日本")
 """Names that torch holds as they are."""

@@ -10,7 +10,7 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder, resnet
-from multissl.export import load_state, load_weights
+from multissl.weights.loading import load_state, load_weights
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=4, patch=(8, 8))
 

@@ -18,10 +18,10 @@ from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
-from multissl.export import load_state
 from multissl.layers.heads import MLPHead
 from multissl.losses.nce import scores
 from multissl.objectives.clip import CLIP
+from multissl.weights.loading import load_state
 from tests.golden import Case, cases
 
 pytestmark = pytest.mark.reference

@@ -16,7 +16,6 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
-from multissl.export import load_state
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.positions import Position
 from multissl.layers.teacher import Teacher
@@ -24,6 +23,7 @@ from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients
 from multissl.schedules import constant
+from multissl.weights.loading import load_state
 from tests.golden import Case, cases
 
 pytestmark = pytest.mark.reference

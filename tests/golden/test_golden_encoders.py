@@ -19,9 +19,9 @@ from multissl.contract.learning import Features
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.export import load_state, official
 from multissl.layers.positions import Position, resample, sincos
 from multissl.modalities.base import pack_masks
+from multissl.weights.loading import load_state, official
 from tests.golden import Case, cases, close
 
 pytestmark = pytest.mark.reference

@@ -15,9 +15,12 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.export import load_state, load_weights, save_weights, to_dinov2, to_huggingface
 from multissl.layers.positions import Position
 from multissl.recipe import Recipe, build
+from multissl.weights.files import save_weights
+from multissl.weights.layouts.dinov2 import to_dinov2
+from multissl.weights.layouts.huggingface_dinov2 import to_huggingface
+from multissl.weights.loading import load_state, load_weights
 
 OFFICIAL = Position(offset=0.1, antialias=False)
 PLAIN = Position(offset=0.0, antialias=False)

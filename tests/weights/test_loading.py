@@ -9,16 +9,11 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.export import (
-    load_state,
-    load_weights,
-    official,
-    read_weights,
-    save_weights,
-    to_dinov2,
-    to_huggingface,
-)
 from multissl.layers.positions import Position, resample
+from multissl.weights.files import read_weights, save_weights
+from multissl.weights.layouts.dinov2 import to_dinov2
+from multissl.weights.layouts.huggingface_dinov2 import to_huggingface
+from multissl.weights.loading import load_state, load_weights, official
 
 
 def spec(side: int = 56) -> StreamSpec:

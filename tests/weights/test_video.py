@@ -8,7 +8,8 @@ import torch
 from multissl.contract.data import Views
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.export import inflate, load_state
+from multissl.weights.loading import load_state
+from multissl.weights.resampling import inflate
 
 
 def spec(*space: int, patch: tuple[int, ...]) -> StreamSpec:

@@ -1,0 +1,60 @@
+"""Safetensors files of weights, read and written; a pickle is never opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from multissl.files import replaced
+from multissl.parallel.ranks import is_main
+from multissl.parallel.sharding import full
+
+State = dict[str, Tensor]
+"""Tensors by name, as a module's `state_dict` gives them."""
+ENCODER = "encoder.safetensors"
+"""The weights in the folder of a run."""
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file of weights that a path names: itself, or the encoder of a run's folder."""
+    path = Path(path)
+    return path / ENCODER if path.is_dir() else path
+
+
+def read_weights(path: str | Path) -> State:
+    """Return the tensors of a safetensors file or of a run's folder, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = weights_file(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}: name an existing .safetensors file")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if path.suffix in PICKLES or start in (b"PK", b"\x80\x02"):
+        raise ValueError(
+            f"{path} is a pickle, which can run any code when it is opened, and is not read: convert it with "
+            "torch.load(path, weights_only=True) and safetensors.torch.save_file, and name the new file"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from None
+
+
+def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; an interrupted write leaves an older file as it was.
+
+    Every rank calls it, as sharded tensors are put together; the first one writes.
+    """
+    from safetensors.torch import save_file
+
+    whole = {name: full(t).detach().cpu().contiguous() for name, t in state.items()}
+    if is_main():
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as aside:
+            save_file(whole, aside, {"format": "pt"})

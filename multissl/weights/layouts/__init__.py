@@ -1,0 +1,1 @@
+"""Namings of weights: a file each, around one class."""
