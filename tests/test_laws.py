@@ -52,6 +52,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "version": (),
 }
 """Who may import whom inside the package; everyone may import from its own room."""
+GUESSES = {
+    "encoders.module": "a user's own network may tell its width, and may be a function",
+    "encoders.huggingface": "networks and configs of transformers",
+    "encoders.timm": "networks of timm, of which each has other attributes",
+    "parallel": "sharded tensors and plain ones",
+    "sources.payloads": "data sets of torchvision and datasets",
+    "modalities.image.files": "pictures of Pillow, of which only some formats have pages",
+    "modalities.rl.envs": "environments of gymnasium, of which Atari's hold an emulator",
+    "modalities.rl.replay": "members of a file of arrays",
+    "modalities.tabular.tables": "tables of pandas or plain mappings",
+    "modalities.text.tokenizer": "tokenizers of transformers",
+}
+"""Where objects of other libraries are asked what they have, and of which."""
 
 
 def arrows(package: Path) -> list[str]:
@@ -68,6 +81,18 @@ def parameters(package: Path) -> list[str]:
 
 def global_draws(package: Path) -> list[str]:
     return laws.global_draws(package, ["modalities"])
+
+
+def guessed_attributes(package: Path) -> list[str]:
+    return laws.guessed_attributes(package, GUESSES)
+
+
+def idle_guesses(package: Path) -> list[str]:
+    return laws.idle_guesses(package, GUESSES)
+
+
+def unchecked_casts(package: Path) -> list[str]:
+    return laws.unchecked_casts(package, 6)
 
 
 PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
@@ -109,6 +134,19 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     ),
     "a modality draws from numpy": (
         global_draws, "modalities/sub/a.py", "import numpy as np\nx = np.random.permutation(3)"
+    ),
+    "a class is asked for what it does not declare": (
+        guessed_attributes, "engine/sub/a.py", "def f(encoder):\n    return hasattr(encoder, 'projectors')"
+    ),
+    "a class is asked with a default": (
+        guessed_attributes, "engine/sub/a.py", "def f(x):\n    return getattr(x, 'shared', None)"
+    ),
+    "a file that may guess at attributes no longer does": (idle_guesses, "encoders/module.py", "x = 1"),
+    "seven casts to Any": (
+        unchecked_casts, "engine/sub/a.py", "from typing import Any, cast\n" + "x = cast(Any, 1)\n" * 7
+    ),
+    "seven casts to Any under other names": (
+        unchecked_casts, "engine/sub/a.py", "import typing as t\n" + "x = t.cast(t.Any, 1)\n" * 7
     ),
     "a modality draws from Python": (global_draws, "modalities/sub/a.py", "import random\nx = random.random()"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -52,16 +52,15 @@ class Encoder(Component, nn.Module, ABC):
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Return the features of every item, in order; items of different shapes may share one packed pass."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> list[Features]:
+    def __call__(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Call `forward`; in half precision where `autocast` says so, without gradient where it is locked."""
         if self.locked and torch.is_grad_enabled():
             with torch.no_grad():
-                return self(*args, **kwargs)
+                return self(views, masking, inner)
         if self.autocast is None:
-            return super().__call__(*args, **kwargs)
-        views: Sequence[Views] = args[0] if args else kwargs["views"]
+            return super().__call__(views, masking, inner)
         with torch.autocast(views[0].x.device.type, self.autocast):
-            features: list[Features] = super().__call__(*args, **kwargs)
+            features: list[Features] = super().__call__(views, masking, inner)
         return [
             replace(
                 f, pooled=f.pooled.float(), tokens=f.tokens.float(), inner=tuple(t.float() for t in f.inner)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -49,6 +49,12 @@ class Objective(Component, nn.Module, ABC):
     @abstractmethod
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """Return the losses of this rank's rows; their gradient, averaged over ranks, is that of the global batch."""
+
+    if TYPE_CHECKING:  # torch types the call of a module as taking anything
+
+        def __call__(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
+            """Call `forward`, with the hooks of sharding and compilation around it."""
+            ...
 
     def check_dataset_size(self, samples: int) -> None:
         """Raise a ValueError where there are too few training samples; called before the first step."""

@@ -197,3 +197,48 @@ def global_draws(package: Path, rooms: Iterable[str]) -> list[str]:
             if drawing:
                 broken.add(f"{module_of(path, package)}:{node.lineno} calls {name}")
     return sorted(broken)
+
+
+def _guesses(package: Path, known: Iterable[str]) -> list[tuple[str | None, str]]:
+    """Return every `hasattr` and `getattr` with a literal: which of the known rooms it lies in, and where."""
+    guesses: list[tuple[str | None, str]] = []
+    for path in files(package):
+        module = module_of(path, package)
+        room = next((key for key in known if f"{module}.".startswith(f"{key}.")), None)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or len(node.args) < 2:
+                continue
+            if dotted(node.func) in ("hasattr", "getattr") and isinstance(node.args[1], ast.Constant):
+                guesses.append((room, f"{module}:{node.lineno} guesses at .{node.args[1].value}"))
+    return guesses
+
+
+def guessed_attributes(package: Path, allowed: Mapping[str, str]) -> list[str]:
+    """Return `hasattr` and `getattr` with a literal: what our own objects have, their class declares.
+
+    A key of `allowed` is a room or file whose objects are of other libraries; its value says of which.
+    """
+    return [where for room, where in _guesses(package, allowed) if room is None]
+
+
+def idle_guesses(package: Path, allowed: Mapping[str, str]) -> list[str]:
+    """Return the keys of `allowed` that are needed no more."""
+    return sorted(set(allowed) - {room for room, _ in _guesses(package, allowed)})
+
+
+def unchecked_casts(package: Path, limit: int) -> list[str]:
+    """Return the casts to `Any`, which switch the type checker off, where there are more than `limit`."""
+    casts = []
+    for path in files(package):
+        known = aliases(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args:
+                names = [_written_out(dotted(each), known) for each in (node.func, node.args[0])]
+                if names == ["typing.cast", "typing.Any"]:
+                    casts.append(f"{module_of(path, package)}:{node.lineno} casts to Any")
+    return casts if len(casts) > limit else []
+
+
+def _written_out(name: str, known: Mapping[str, str]) -> str:
+    first, _, rest = name.partition(".")
+    return f"{known.get(first, first)}.{rest}".rstrip(".")
