@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multissl.configs import image as recipes
+from multissl.configs.image import dino as recipes
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.trainer import hash_of

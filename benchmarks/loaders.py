@@ -354,11 +354,13 @@ def measure(name: str, folder: Path, rounds: int) -> str:
 
 def waiting(name: str, steps: int, workers: int, folder: Path) -> str:
     """The share of waiting in a short run of a modality's default recipe, its first steps left out."""
-    from multissl import cli
+    from multissl import catalogue
     from multissl.engine.metrics import read_metrics
     from multissl.run import train as run
 
-    made = cli.find(name)().replace(steps=steps, evals={}, tensorboard=False, log_every=max(steps // 6, 1))
+    made = catalogue.find(name)().replace(
+        steps=steps, evals={}, tensorboard=False, log_every=max(steps // 6, 1)
+    )
     made.data.workers = workers
     run.train(made, folder)
     lines = [x for x in read_metrics(folder) if x["kind"] == "train"][1:]

@@ -35,7 +35,7 @@ def long_tailed(data: str, folder: Path, imbalance: float) -> tuple[str, int]:
 
 def main() -> None:
     """Train both priors and print their figures."""
-    from multissl.configs.image_cifar import msn_cifar
+    from multissl.configs.image.cifar import msn_cifar
     from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

@@ -21,11 +21,11 @@ FOLDER = Path("runs/objectives")
 
 def recipe(name: str, args: argparse.Namespace, seed: int) -> Any:
     """The small-picture recipe of a name with the table's options."""
-    from multissl.configs import image_cifar
+    from multissl.configs.image import cifar
     from multissl.encoders.resnet import ResNetEncoder
     from multissl.run.train import steps_for
 
-    made = getattr(image_cifar, f"{name}_cifar")()
+    made = getattr(cifar, f"{name}_cifar")()
     made.modality = made.modality.replace(data=args.data)
     if args.resnet18 and isinstance(made.encoders["image"], ResNetEncoder.Config):
         made.encoders["image"] = ResNetEncoder.Config(depth=18, stem="small")

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 
-from multissl.configs import crossmodal
+from multissl.configs import audio_video, image_audio, image_text, image_text_audio
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
@@ -178,7 +178,7 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
     """The recipe of a task and its measures."""
     both: Measures = {"retrieval": lambda split: Retrieval.Config(split=split, candidates=0).build()}
     if task == "unseen":
-        made = crossmodal.image_text__clip()
+        made = image_text.clip()
         image = Image.Config(size=64, local_size=32, patch=8, global_scale=(0.4, 1.0))
         text = Text.Config(length=32, local_length=16, pack=False, vocab=600, lower=True)
         made.modality = made.modality.replace(
@@ -191,7 +191,7 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         both = {"zero_shot": lambda split: ZeroShot.Config(split=split, classes=names, samples=0).build()}
         return made.replace(steps=1500, batch_size=64), both | probes("image", kind=NewClasses)
     if task in ("digits", "three"):
-        made = crossmodal.image_audio__clip() if task == "digits" else crossmodal.image_text_audio__clip()
+        made = image_audio.clip() if task == "digits" else image_text_audio.clip()
         shown = members_of(made)
         members = {
             "image": shown["image"].replace(data=data[0], size=28, local_size=16),
@@ -203,7 +203,7 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         both["retrieval"] = lambda split: Retrieval.Config(split=split, candidates=500).build()
         return made.replace(steps=400), both | probes("image", "audio")
     if task == "scenes":
-        made = crossmodal.image_text__clip()
+        made = image_text.clip()
         # colours and edges are what sentences speak of
         plain: dict[str, Any] = {"hue": 0.0, "saturation": 0.0, "grey": 0.0, "solarise": 0.0, "blur": "none"}
         image = Image.Config(size=96, local_size=32, patch=8, global_scale=(0.8, 1.0), **plain)
@@ -214,7 +214,7 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         made.objective = made.objective.replace(view="global")
         made.optim = made.optim.replace(lr=5e-4)  # 2e-3 ended in one point
         return made.replace(steps=1200), both | probes("image", "text")
-    made = crossmodal.audio_video__clip()
+    made = audio_video.clip()
     # when speech begins and ends is most of what both streams tell
     shown = members_of(made)
     members = {
@@ -259,7 +259,7 @@ def slip(seeds: int, steps: int) -> None:
             ("clip in slip's time", "clip"),
         )
         for name, task in rows:
-            made = getattr(crossmodal, f"image_text__{task}")().replace(
+            made = {"clip": image_text.clip, "slip": image_text.slip}[task]().replace(
                 seed=seed, evals={}, tensorboard=False
             )
             made.data, made.steps = made.data.replace(workers=0), steps

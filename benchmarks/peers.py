@@ -31,7 +31,7 @@ PROBE = 12
 
 def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
     """The recipe of our side."""
-    from multissl.configs import image_cifar as cifar
+    from multissl.configs.image import cifar
     from multissl.encoders.resnet import ResNetEncoder
     from multissl.engine.batches import Data
     from multissl.engine.checkpoint import Save

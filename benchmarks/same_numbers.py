@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import multissl
-from multissl import cli
+from multissl import catalogue
 from multissl.engine.batches import Data
 from multissl.engine.checkpoint import Save
 
@@ -85,7 +85,7 @@ def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
 
 def fingerprint(name: str, steps: int, evals: bool, folder: Path) -> dict[str, Any]:
     """Train a recipe for some steps and return its numbers."""
-    recipe = cli.find(name)()
+    recipe = catalogue.find(name)()
     recipe = recipe.replace(
         steps=steps, batch_size=min(recipe.batch_size, 32), log_every=1, tensorboard=False,
         data=Data(workers=0), save=Save(every=steps),

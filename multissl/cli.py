@@ -5,16 +5,15 @@ What needs no torch imports none: help, the list of recipes and a mistyped name 
 
 from __future__ import annotations
 
-import ast
 import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from multissl import registry
+from multissl import catalogue, matrix, registry
 from multissl.arguments import leave_out, spelled, take
 from multissl.files import set_aside
 from multissl.registry import suggest
@@ -44,8 +43,6 @@ Options of train
   --a.b VALUE or a.b=VALUE   any option of the recipe; `multissl train NAME --help` lists them
 """
 SWAPS = ("objective", "modality", "optim")
-MATRIX = Path(__file__).with_name("matrix.json")
-"""What the tests found to work; they write it and compare."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,48 +105,19 @@ def train(args: list[str]) -> int:
 def list_recipes(args: list[str]) -> int:
     """`multissl list`."""
     if args == ["--matrix"]:
-        print(matrix())
+        print(matrix.as_text())
         return 0
+    found = catalogue.matching(args)
+    if not found:
+        raise ValueError(f"no recipe matches {' '.join(args)}; multissl list names them all")
+    for entry in found:
+        said = "measured" if entry.is_measured else catalogue.UNMEASURED
+        print(f"  {entry.name:<28} {entry.size.partition(';')[0]:<44} {said:<11} {entry.line}")
     if args:
-        raise ValueError(f"list takes --matrix or nothing, not {args[0]!r}")
-    print("recipes")
-    for name, line in recipes():
-        print(f"  {name:<32} {line}")
+        return 0
     for group in registry.GROUPS:
         print(f"{group}: {', '.join(registry.names(group))}")
     return 0
-
-
-def read_matrix() -> dict[str, Any]:
-    """The table: `encoder`, and `cells` by modality and objective: "ok", "experimental", or why they do not fit."""
-    import json
-
-    return json.loads(MATRIX.read_text())
-
-
-def matrix() -> str:
-    """The table as text: objectives down, modalities across, reasons as footnotes."""
-    table = read_matrix()
-    cells: dict[str, dict[str, str]] = table["cells"]
-    objectives = list(dict.fromkeys(o for row in cells.values() for o in row))
-    words = {"ok": "yes", "experimental": "exp", "untested": "?"}
-    reasons = list(
-        dict.fromkeys(r for o in objectives for row in cells.values() if (r := row.get(o, "ok")) not in words)
-    )
-
-    def cell(row: dict[str, str], objective: str) -> str:
-        found = row.get(objective, "untested")
-        return words.get(found) or f"- [{reasons.index(found) + 1}]"
-
-    wide = max(len(o) for o in objectives) + 2
-    lines = [" " * wide + "".join(f"{m:<12}" for m in cells)]
-    lines += [f"{o:<{wide}}" + "".join(f"{cell(row, o):<12}" for row in cells.values()) for o in objectives]
-    notes = [f"[{i + 1}] {reason}" for i, reason in enumerate(reasons)]
-    head = [
-        f"objectives x modalities, each trained for a few steps by the tests; encoder: {table['encoder']}",
-        "yes: published for that kind of data, or close to what is; exp: experimental, trains, no reference known",
-    ]
-    return "\n".join(line.rstrip() for line in [*head, "", *lines, *([""] if notes else []), *notes])
 
 
 def show(args: list[str]) -> int:
@@ -218,32 +186,9 @@ def report(args: list[str]) -> int:
     return 0
 
 
-# ------------------------------------------------------------------------------------------- recipes
-
-
-def recipes() -> Iterator[tuple[str, str]]:
-    """Name and first docstring line of every recipe, read from the source without importing it."""
-    for part, modules in registry.RECIPES.items():
-        for module in modules:
-            for function, line in functions(module):
-                own, _, short = function.rpartition("__")
-                if own in ("", part):
-                    yield f"{part}/{short}", line
-    for name in registry.recipe_entry_points():
-        yield name, "(installed)"
-
-
-def functions(module: str) -> Iterator[tuple[str, str]]:
-    """The public functions of a module of `configs`, each with the first line of its docstring."""
-    source = Path(__file__).parent / "configs" / f"{module}.py"
-    for node in ast.parse(source.read_text()).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            yield node.name, (ast.get_docstring(node) or "").partition("\n")[0]
-
-
 def open_recipe(name: str, args: list[str]) -> tuple[Recipe, Recipe, list[str]]:
     """The recipe with its options applied, and as it was."""
-    make = find(name)
+    make = catalogue.find(name)
     set_threads()
     default = make()
     recipe = copy.deepcopy(default)
@@ -289,53 +234,6 @@ def steps_of(recipe: Recipe, epochs: str) -> int:
     steps = steps_for(wanted, samples, recipe.batch_size)
     print(f"--epochs {epochs} of {samples:,} samples at --batch_size {recipe.batch_size} are {steps:,} steps")
     return steps
-
-
-def find(name: str) -> Callable[[], Recipe]:
-    """What makes the recipe of a name, without importing torch where the name is wrong."""
-    path, _, function = name.partition(":")
-    if path.endswith((".json", ".yaml", ".yml")):
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
-
-        def read() -> Recipe:
-            from multissl.recipe import read_recipe
-
-            return read_recipe(Path(path))
-
-        return read
-    if path.endswith(".py"):
-        return lambda: _from_file(Path(path), function or "recipe")
-    known = [n for n, _ in recipes()]
-    full = name if name in known or "/" in name else f"{name}/default"
-    if full not in known:  # a part without a default has its first recipe
-        full = next((n for n in known if n.startswith(f"{name}/")), full)
-    if full not in known:
-        raise ValueError(f"no recipe is called {name!r}{suggest(full, known)}")
-    if full in registry.recipe_entry_points():
-        return lambda: registry.recipe_entry_points()[full].load()()
-    part, _, function = full.partition("/")
-    spelt = (function, f"{part}__{function}")
-    ((module, found),) = ((m, f) for m in registry.RECIPES[part] for f, _ in functions(m) if f in spelt)
-    return lambda: registry.load(f"multissl.configs.{module}:{found}")()
-
-
-def _from_file(path: Path, function: str) -> Recipe:
-    import importlib.util
-
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.parent.resolve()))  # so that worker processes find its classes
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        known = [n for n in vars(module) if not n.startswith("_")]
-        raise ValueError(f"{path} has no function {function!r}{suggest(function, known)}")
-    return getattr(module, function)()
 
 
 # ----------------------------------------------------------------------------------------- arguments

@@ -95,21 +95,21 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 RECIPES: dict[str, tuple[str, ...]] = {
-    "image": ("image", "image_cifar", "image_imagenet"),
+    "image": ("image.dino", "image.cifar", "image.imagenet"),
     "audio": ("audio",),
     "tabular": ("tabular",),
     "text": ("text",),
     "video": ("video",),
     "rl": ("rl",),
-    **dict.fromkeys(
-        (
-            "image_text", "audio_video", "audio_text", "video_text", "image_audio", "tabular_image", "image_text_audio",
-        ),
-        ("crossmodal",),
-    ),
-}  # fmt: skip
-"""Modules of `multissl.configs` by the first part of their recipes' names: a public function is `part/function`, or, in
-a module of several parts, `part__function`."""
+    "image_text": ("image_text",),
+    "audio_video": ("audio_video",),
+    "audio_text": ("audio_text",),
+    "video_text": ("video_text",),
+    "image_audio": ("image_audio",),
+    "tabular_image": ("tabular_image",),
+    "image_text_audio": ("image_text_audio",),
+}
+"""Modules of `multissl.configs` by the first part of their recipes' names; a public function is `part/function`."""
 
 EXTRAS = {
     "soundfile": "audio", "torchaudio": "audio", "av": "video", "decord": "video", "transformers": "text",

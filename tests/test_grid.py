@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from multissl import cli, registry
+from multissl import matrix, registry
 from multissl.contract.encoder import build_encoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
@@ -157,13 +157,13 @@ def meaningful(recipe: Recipe) -> str | None:
 def settle(modality: str, objective: str, found: str) -> None:
     """Compare a cell of the committed table with what was found, or write it."""
     if not os.environ.get("MULTISSL_WRITE_MATRIX"):
-        assert cli.read_matrix()["cells"].get(modality, {}).get(objective) == found, (
+        assert matrix.read()["cells"].get(modality, {}).get(objective) == found, (
             "multissl/matrix.json says something else: MULTISSL_WRITE_MATRIX=1 pytest tests/test_grid.py"
         )
         return
     with (Path(tempfile.gettempdir()) / "multissl-matrix.lock").open("w") as lock:  # pytest -n 2 writes too
         fcntl.flock(lock, fcntl.LOCK_EX)
-        old = cli.read_matrix()["cells"] if cli.MATRIX.is_file() else {}
+        old = matrix.read()["cells"] if matrix.PATH.is_file() else {}
         table = {
             m: {
                 o: found if (m, o) == (modality, objective) else old.get(m, {}).get(o, "") for o in OBJECTIVES
@@ -171,7 +171,7 @@ def settle(modality: str, objective: str, found: str) -> None:
             for m in registry.GROUPS["modalities"]
         }
         cells = {m: {o: cell for o, cell in row.items() if cell} for m, row in table.items()}
-        cli.MATRIX.write_text(json.dumps({"encoder": "transformer", "cells": cells}, indent=1) + "\n")
+        matrix.PATH.write_text(json.dumps({"encoder": "transformer", "cells": cells}, indent=1) + "\n")
 
 
 OBJECTIVES = [*registry.GROUPS["objectives"]]
@@ -209,7 +209,7 @@ def passes(recipe: Recipe) -> None:
 
 
 def test_the_table_holds_what_is_registered_and_nothing_else() -> None:
-    cells = cli.read_matrix()["cells"]
+    cells = matrix.read()["cells"]
     assert [*cells] == [*registry.GROUPS["modalities"]]
     assert all([*row] == OBJECTIVES for row in cells.values())
 

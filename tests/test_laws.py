@@ -47,6 +47,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run": ("*",),
     "report": ("*",),
     "arguments": ("registry", "recipe"),
+    "catalogue": ("registry", "recipe"),
+    "matrix": (),
     "cli": ("*",),
     "__main__": ("cli",),
     "version": (),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multissl import cli
+from multissl import catalogue, cli
 from multissl.contract.evaluator import Evaluator
 from multissl.evaluators.few_labels import FewLabels
 from multissl.evaluators.knn import KNN
@@ -22,7 +22,7 @@ from multissl.modalities.rl.adapter import RL
 from multissl.modalities.rl.replay import from_arrays
 from tests.evaluators.clusters import START, Clusters, frozen
 
-NAMES = [name for name, _ in cli.recipes()]
+NAMES = [*catalogue.entries()]
 NUMBER = itertools.count()
 SMALL = ["--modality.episodes", "4", "--modality.steps", "12", "--steps", "3", "--batch_size", "8"]
 
@@ -59,10 +59,10 @@ def test_a_name_may_be_spelt_with_hyphens() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluators_of_every_recipe_can_be_left_out(name: str) -> None:
-    recipe = cli.find(name)()
+    recipe = catalogue.find(name)()
     assert cli.leave_out(recipe, ["--steps", "3", "--evals", "none"]) == ["--steps", "3"]
     assert recipe.evals == {}
-    recipe = cli.find(name)()
+    recipe = catalogue.find(name)()
     for each in [*recipe.evals]:
         assert cli.leave_out(recipe, [f"--evals.{each}", "none"]) == []
     assert recipe.evals == {}

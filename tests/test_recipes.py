@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from multissl import cli
+from multissl import catalogue
 from multissl.config import to_dict
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.modalities.image.adapter import Image
@@ -21,7 +23,7 @@ from multissl.recipe import Recipe, build, read_recipe
 from tests.helpers import paired_data
 from tests.test_grid import run, shrunk
 
-NAMES = [name for name, _ in cli.recipes()]
+NAMES = [*catalogue.entries()]
 MILLIONS = {
     "image/dino_vits16": 21.67, "image/ibot_vits16": 21.67, "image/dinov2_vits14": 22.06,
     "image/dinov2_vitb14": 86.58, "image/dinov2_vitl16_in1k": 303.35, "image/dinov2_vitg14": 1136.48,
@@ -30,7 +32,7 @@ MILLIONS = {
 
 
 def recipe(name: str) -> Recipe:
-    return cli.find(name)()
+    return catalogue.find(name)()
 
 
 @pytest.mark.parametrize("name", MILLIONS)
@@ -83,11 +85,39 @@ def test_every_recipe_survives_its_file(name: str, tmp_path: Any) -> None:
     assert read_recipe(tmp_path / "recipe.json") == made
 
 
+SIZE = re.compile(r"([\d,]+) steps of ([\d,]+), .+; .+\.")
+NUMBER = re.compile(r"\d")
+
+
+def docstring_errors(entry: catalogue.Entry, made: Recipe) -> list[str]:
+    """Return what is wrong with what a recipe says of itself."""
+    wrong: list[str] = []
+    if not entry.line.endswith(".") or len(entry.line) > 125:
+        wrong.append(f"first line: {entry.line}")
+    name = entry.command.removeprefix("multissl train ").split(" ")[0]
+    if not name or catalogue.entry(name) != entry:
+        wrong.append(f"Command: {entry.command}")
+    size = SIZE.fullmatch(entry.size)
+    if not size or [int(n.replace(",", "")) for n in size.groups()] != [made.steps, made.batch_size]:
+        wrong.append(f"Size: {entry.size}, of {made.steps} steps of {made.batch_size}")
+    if entry.measured != catalogue.UNMEASURED and not NUMBER.search(entry.measured):
+        wrong.append(f"Measured: {entry.measured}")
+    return wrong
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_says_what_it_is(name: str) -> None:
-    line = dict(cli.recipes())[name]
-    assert line.endswith((".", ";")) or "unmeasured" in line
-    assert len(line) < 125
+def test_every_recipe_says_command_size_and_result(name: str) -> None:
+    assert not docstring_errors(catalogue.entries()[name], recipe(name))
+
+
+def test_a_docstring_that_hides_or_misstates_something_is_noticed() -> None:
+    entry, made = catalogue.entries()["image/default"], recipe("image/default")
+    for change in (
+        {"line": "DINOv2"}, {"command": ""}, {"command": "multissl train rl"}, {"size": ""},
+        {"size": entry.size.replace("900", "800")}, {"size": entry.size.partition(";")[0]}, {"measured": ""},
+        {"measured": "well"},
+    ):  # fmt: skip
+        assert docstring_errors(dataclasses.replace(entry, **change), made), change
 
 
 def test_a_learner_can_be_built_twice_alike() -> None:

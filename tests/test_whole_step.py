@@ -13,7 +13,7 @@ import torch
 from PIL import Image as Picture
 from torch import Tensor
 
-from multissl.configs import image
+from multissl.configs.image import dino
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
@@ -32,7 +32,7 @@ BATCH = 8
 
 def recipe() -> Recipe:
     """The demo, tiny: real crops and colours, ema or Sinkhorn by default, drop path off (it draws by rank)."""
-    made = image.default()
+    made = dino.default()
     made.modality = made.modality.replace(size=16, local_size=8, mask_group=4, blur_kernel=3)
     made.encoders["image"] = TransformerEncoder.Config(dim=16, depth=2, heads=2, layerscale=0.5)
     made.objective = shrunk(made.objective).replace(ibot_weight=1.0, koleo_weight=0.1, koleo_group=4)

@@ -1,1 +1,1 @@
-"""Recipes: functions that return a `Recipe`, one module a modality."""
+"""Recipes: functions that return a `Recipe`, one module per part of the command line's names."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import batch_teacher, small_dino, watched
+from multissl.configs.shared.common import batch_teacher, small_dino, watched
 from multissl.contract.encoder import Encoder
 from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
@@ -29,9 +29,11 @@ CLIPS = 2_042_985
 
 
 def default() -> Recipe:
-    """InfoNCE between two segments of a sound, which are stretched in time and frequency: minutes on two cores.
+    """InfoNCE between two segments of a sound, which are stretched in time and frequency.
 
-    multissl train audio
+    Command: multissl train audio
+    Size: 400 steps of 64, transformer 96 x 3; 2 minutes on two processor cores.
+    Measured: k-NN 65.8 % on the built-in sounds (untrained 27.5, raw input 40.7); 2 minutes 17 seconds.
     """
     # Pitch and timbre are drawn for each sound and would identify it: segments are moved along both axes at will.
     return infonce()
@@ -40,7 +42,11 @@ def default() -> Recipe:
 def infonce() -> Recipe:
     """SimCLR on two random segments of a recording, with gain, noise, stretching and SpecAugment.
 
-    multissl train audio/infonce --data recordings
+    Command: multissl train audio/infonce --data FOLDER
+    Size: 400 steps of 64, transformer 96 x 3; 2 minutes on two processor cores.
+    Measured: k-NN 65.8 % on the built-in sounds (untrained 27.5, raw input 40.7); 2 minutes 17 seconds.
+
+    The same recipe as `audio/default`.
     """
     return _small(_pairs(), _segments())
 
@@ -48,7 +54,9 @@ def infonce() -> Recipe:
 def words() -> Recipe:
     """InfoNCE between two versions of a spoken word, as if said by another voice into another microphone.
 
-    multissl train audio/words --data digits --modality.group_pattern '_([a-z]+)_' --modality.hold_out lucas
+    Command: multissl train audio/words --data digits --modality.group_pattern '_([a-z]+)_' --modality.hold_out lucas
+    Size: 1,200 steps of 128, transformer 128 x 2; 4 minutes of one processor core.
+    Measured: linear probe 75.1 % on digits of speakers never heard (untrained 45.0), mean of five speakers.
     """
     # Whole words, without the silence around them and of one length, so that what is compared is what was said when.
     modality = Audio.Config(
@@ -73,7 +81,9 @@ def words() -> Recipe:
 def scenes() -> Recipe:
     """InfoNCE between two versions of 5 s of surroundings, with a token for 80 ms of the full band.
 
-    multissl train audio/scenes --data recordings
+    Command: multissl train audio/scenes --data FOLDER
+    Size: 600 steps of 48, transformer 96 x 2; 8 minutes of one processor core.
+    Measured: linear probe 78.4 % on esc10 (untrained 67.8), mean of four folds.
     """
     modality = Audio.Config(
         mels=64,
@@ -91,7 +101,12 @@ def scenes() -> Recipe:
 
 
 def byol_a() -> Recipe:
-    """BYOL-A: two mixed and stretched segments predict each other's projection by a slow teacher."""
+    """BYOL-A: two mixed and stretched segments predict each other's projection by a slow teacher.
+
+    Command: multissl train audio/byol_a --data FOLDER
+    Size: 400 steps of 64, transformer 96 x 3; minutes on two processor cores.
+    Measured: unmeasured
+    """
     head = MLPHead.Config(hidden=256, out=64, layers=2)
     return _small(
         BYOL.Config(projector=head, predictor=head, teacher=batch_teacher(0.97)), _segments(mixup=0.4)
@@ -99,14 +114,21 @@ def byol_a() -> Recipe:
 
 
 def dino() -> Recipe:
-    """DINO on segments of time: local views are half as long, at full frequency."""
+    """DINO on segments of time: local views are half as long, at full frequency.
+
+    Command: multissl train audio/dino --data FOLDER
+    Size: 400 steps of 64, transformer 96 x 3; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _small(small_dino(teacher_temperature_start=0.02, teacher_temperature=0.02), _segments())
 
 
 def audiomae() -> Recipe:
     """AudioMAE in small: a transformer rebuilds 80 % of the patches of 8 x 8.
 
-    multissl train audio/audiomae --data recordings
+    Command: multissl train audio/audiomae --data FOLDER
+    Size: 400 steps of 64, transformer 128 x 4; minutes on two processor cores.
+    Measured: unmeasured
     """
     encoder = TransformerEncoder.Config(
         dim=128, depth=4, heads=4, ffn_ratio=2.0, pooling="mean", init_std=0.0
@@ -116,14 +138,23 @@ def audiomae() -> Recipe:
 
 
 def audiomae_speech() -> Recipe:
-    """The same with tokens of the full band, 2 frames long, as suits speech."""
+    """AudioMAE in small with tokens of the full band, 2 frames long, as suits speech.
+
+    Command: multissl train audio/audiomae_speech --data FOLDER
+    Size: 400 steps of 64, transformer 128 x 4; minutes on two processor cores.
+    Measured: unmeasured
+    """
     made = audiomae()
     made.modality = made.modality.replace(patch=(2, 64))
     return made
 
 
 def audiomae_vitb16() -> Recipe:
-    """AudioMAE, ViT-B/16 on AudioSet-2M, 32 epochs of 512 (Huang et al. 2022, arXiv 2207.06405); unmeasured.
+    """AudioMAE, ViT-B/16 on AudioSet-2M, 32 epochs of 512 (Huang et al. 2022, arXiv 2207.06405).
+
+    Command: multissl train audio/audiomae_vitb16 --data FOLDER
+    Size: 127,680 steps of 512, ViT-B/16; many GPUs.
+    Measured: unmeasured
 
     The decoder is the article's with global attention, 8 blocks; its local windows are not built here.
     """
@@ -146,7 +177,11 @@ def audiomae_vitb16() -> Recipe:
 
 
 def byol_a_resnet50() -> Recipe:
-    """BYOL-A's views of 0.96 s on AudioSet, 100 epochs of 256 (Niizumi et al. 2021, arXiv 2103.06695); unmeasured.
+    """BYOL-A's views of 0.96 s on AudioSet, 100 epochs of 256 (Niizumi et al. 2021, arXiv 2103.06695).
+
+    Command: multissl train audio/byol_a_resnet50 --data FOLDER
+    Size: 798,000 steps of 256, ResNet-50; many GPUs.
+    Measured: unmeasured
 
     The encoder is a ResNet-50; the article's own convolutional network is not built here.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import batch_teacher
+from multissl.configs.shared.common import batch_teacher
 from multissl.contract.encoder import Encoder
 from multissl.contract.objective import Objective
 from multissl.encoders.nature import NatureEncoder
@@ -32,7 +32,9 @@ from multissl.recipe import Recipe
 def default() -> Recipe:
     """InfoNCE between stacks 3 steps apart (as ATC), on the built-in game of two paddles.
 
-    multissl train rl
+    Command: multissl train rl
+    Size: 400 steps of 128, Nature network of 50; a minute of one processor core.
+    Measured: R2 73.2 % of where the ball is (untrained -1.6, raw input 31.6), 42 seconds.
     """
     return _small(InfoNCE.Config(projector=_head(layers=2)))
 
@@ -40,13 +42,20 @@ def default() -> Recipe:
 def atc() -> Recipe:
     """ATC: InfoNCE of stacks 3 steps apart with a bilinear similarity of codes of 128.
 
-    multissl train rl/atc --data gym:ALE/Pong-v5 --modality.size 84
+    Command: multissl train rl/atc --data gym:ALE/Pong-v5 --modality.size 84
+    Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
+    Measured: unmeasured
     """
     return _small(InfoNCE.Config(bilinear=True, temperature=1.0, projector=_head(layers=2, norm="layer")))
 
 
 def curl() -> Recipe:
-    """CURL: InfoNCE of two crops of one stack, a bilinear similarity, frames an eighth larger than their crops."""
+    """CURL: InfoNCE of two crops of one stack, a bilinear similarity, frames an eighth larger than their crops.
+
+    Command: multissl train rl/curl
+    Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
+    Measured: unmeasured
+    """
     objective = InfoNCE.Config(
         bilinear=True, temperature=1.0, projector=MLPHead.Config(hidden=50, out=50, layers=1)
     )
@@ -54,17 +63,32 @@ def curl() -> Recipe:
 
 
 def spr() -> Recipe:
-    """SPR: 5 steps of latents, rolled out through the actions taken."""
+    """SPR: 5 steps of latents, rolled out through the actions taken.
+
+    Command: multissl train rl/spr
+    Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _small(SPR.Config(teacher=batch_teacher(0.97)), horizon=1)
 
 
 def sgi() -> Recipe:
-    """SPR with the action read back from the latents around it, as for offline data."""
+    """SGI's part of SPR: the action is predicted back from the latents around it, as for offline data.
+
+    Command: multissl train rl/sgi
+    Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _small(SPR.Config(inverse=1.0, teacher=batch_teacher(0.97)), horizon=1)
 
 
 def byol() -> Recipe:
-    """BYOL a step ahead: the predictor reads the action."""
+    """BYOL a step ahead: the predictor reads the action.
+
+    Command: multissl train rl/byol
+    Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
+    Measured: unmeasured
+    """
     predictor = MLPHead.Config(hidden=256, out=128, layers=2)
     return _small(
         BYOL.Config(projector=_head(layers=2), predictor=predictor, teacher=batch_teacher(0.97)), horizon=1
@@ -72,12 +96,22 @@ def byol() -> Recipe:
 
 
 def vicreg() -> Recipe:
-    """VICReg between stacks 3 steps apart."""
+    """VICReg between stacks 3 steps apart.
+
+    Command: multissl train rl/vicreg
+    Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _small(VICReg.Config(projector=MLPHead.Config(hidden=256, out=256)))
 
 
 def mae() -> Recipe:
-    """MAE: a small transformer rebuilds three quarters of the patches of a stack."""
+    """MAE: a small transformer rebuilds three quarters of the patches of a stack.
+
+    Command: multissl train rl/mae
+    Size: 400 steps of 128, transformer 96 x 4; minutes on two processor cores.
+    Measured: unmeasured
+    """
     encoder = TransformerEncoder.Config(dim=96, depth=4, heads=4, pooling="mean", init_std=0.0)
     objective = MAE.Config(decoder=Decoder.Config(dim=64, depth=2, heads=4))
     return _small(objective, encoder, patch=6, intensity=0.0)
@@ -86,10 +120,12 @@ def mae() -> Recipe:
 def pong() -> Recipe:
     """The default on 40 episodes of Pong (extra `rl`), judged by where the ball is in the emulator's memory.
 
+    Command: multissl train rl/pong
+    Size: 1,500 steps of 128, Nature network of 50; 10 minutes of one processor core.
+    Measured: R2 77.4 % of where the ball is, on test episodes (untrained 48.6, 50 principal components 55.5).
+
     Moments of one batch come 16 by 16 from one stretch of an episode, as the score and the paddles would otherwise tell
     them apart without the ball.
-
-    multissl train rl/pong
     """
     made = default()
     options: Any = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multissl.configs.common import watched
+from multissl.configs.shared.common import watched
 from multissl.encoders.leave_one_out import LeaveOneOutEncoder
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
@@ -16,9 +16,11 @@ from multissl.recipe import Recipe
 
 
 def default() -> Recipe:
-    """Denoising and mask prediction on rows with swapped cells, 2 blocks of width 64.
+    """Denoising and mask prediction on rows with swapped cells.
 
-    multissl train tabular --data rows.csv --modality.label target
+    Command: multissl train tabular
+    Size: 600 steps of 128, transformer 64 x 2; 80 seconds of one processor core.
+    Measured: k-NN 70.2 % on the built-in rows (untrained 32.5, raw input 63.3); 1 minute 20 seconds.
     """
     return Recipe(
         modality=Tabular.Config(),
@@ -34,7 +36,12 @@ def default() -> Recipe:
 
 
 def scarf() -> Recipe:
-    """SCARF: a row and a copy with 60 % of its cells swapped recognise each other, 4 layers of 256."""
+    """SCARF: a row and a copy with 60 % of its cells swapped recognise each other.
+
+    Command: multissl train tabular/scarf --data rows.csv --modality.label target
+    Size: 1,000 steps of 128, MLP 256 x 4; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return Recipe(
         modality=Tabular.Config(corruption=(0.0, 0.6)),
         encoders={"tabular": MLPEncoder.Config(dims=(256, 256, 256, 256))},
@@ -47,7 +54,12 @@ def scarf() -> Recipe:
 
 
 def vime() -> Recipe:
-    """VIME as published: columns shuffled, 30 % of the cells, one linear head each for mask and cells."""
+    """VIME as published: columns shuffled, 30 % of the cells, one linear head each for mask and cells.
+
+    Command: multissl train tabular/vime --data rows.csv --modality.label target
+    Size: 1,000 steps of 128, MLP 256 x 2; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return Recipe(
         modality=Tabular.Config(corrupt_by="permute", mask_group=64),
         encoders={"tabular": MLPEncoder.Config(dims=(256, 256))},
@@ -61,6 +73,10 @@ def vime() -> Recipe:
 
 def subtab() -> Recipe:
     """SubTab-like: four overlapping runs of columns rebuild the row and recognise each other.
+
+    Command: multissl train tabular/subtab --data rows.csv --modality.label target
+    Size: 600 steps of 128, MLP 256 x 2; minutes on two processor cores.
+    Measured: unmeasured
 
     Not offered: the squared distance of its embeddings as a third term. Features are of whole rows, not means over
     subsets.
@@ -85,6 +101,10 @@ def subtab() -> Recipe:
 
 def saint() -> Recipe:
     """SAINT-like: 10 % of the cells from one other row, contrast and denoising by column tokens.
+
+    Command: multissl train tabular/saint --data rows.csv --modality.label target
+    Size: 600 steps of 128, transformer 64 x 2; minutes on two processor cores.
+    Measured: unmeasured
 
     Not offered: mixup of embeddings and attention between rows, which would make a row's features depend on its batch.
     """
@@ -112,11 +132,13 @@ def saint() -> Recipe:
 
 
 def few_labels() -> Recipe:
-    """Each column told from all the others, for few labelled rows beside many unlabelled ones.
+    """Each column predicted from all the others, for few labelled rows beside many unlabelled ones.
+
+    Command: multissl train tabular/few_labels --data rows.csv --modality.label target
+    Size: 1,000 steps of 128, leave-one-out MLP 128 x 3; minutes on two processor cores.
+    Measured: R2 63.5 % with 144 labels of california beside raw cells, 192 channels (untrained 61.5, boosting 62.3).
 
     Features for a linear model; boosting tuned on the same labelled rows can do as well or better.
-
-    multissl train tabular/few_labels --data rows.csv --modality.label target
     """
     return Recipe(
         modality=Tabular.Config(corrupt_by="hide", corruption=(0.6,)),

@@ -7,7 +7,7 @@ that the papers report need their sizes.
 
 from __future__ import annotations
 
-from multissl.configs.common import small_dino, watched
+from multissl.configs.shared.common import small_dino, watched
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim.adamw import AdamW
@@ -27,41 +27,73 @@ from multissl.recipe import Recipe
 def default() -> Recipe:
     """InfoNCE between two spans of a document (DeCLUTR's idea), on Python's own documentation.
 
-    multissl train text --data articles.parquet
+    Command: multissl train text
+    Size: 400 steps of 64, transformer 128 x 3; 2 minutes on two processor cores.
+    Measured: k-NN 67.8 % on Python's documentation (untrained 41.3, raw input 24.0, TF-IDF 88.1); 1 minute 38 seconds.
     """
     return declutr().replace(steps=400)
 
 
 def masked() -> Recipe:
-    """Masked language modelling with SpanBERT's spans, 80 % of them masked, 10 % replaced, 10 % kept."""
+    """Masked language modelling with SpanBERT's spans, 80 % of them masked, 10 % replaced, 10 % kept.
+
+    Command: multissl train text/masked --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; 2 minutes on two processor cores.
+    Measured: k-NN 47.4 % on Python's documentation (untrained 45.0): too few steps for its loss; 1 minute 54 seconds.
+    """
     return _masked(MLM.Config())
 
 
 def bert() -> Recipe:
-    """BERT's masked language modelling: single tokens, no next-sentence task."""
+    """BERT's masked language modelling: single tokens, no next-sentence task.
+
+    Command: multissl train text/bert --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _masked(MLM.Config(), mask="token")
 
 
 def whole_word() -> Recipe:
-    """BERT with whole words hidden."""
+    """BERT with whole words hidden.
+
+    Command: multissl train text/whole_word --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: 6.2 nats per hidden word (untrained 10.8, neighbours 5.4), 12,000 ids, 8,000 steps of 24, 20 minutes.
+    """
     made = _masked(MLM.Config(), mask="word")
     made.evals["words"] = MaskedWord.Config(every=200)
     return made
 
 
 def spanbert() -> Recipe:
-    """SpanBERT: spans of words, and their tokens predicted from their neighbours."""
+    """SpanBERT: spans of words, and their tokens predicted from their neighbours.
+
+    Command: multissl train text/spanbert --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _masked(MLM.Config(boundary_weight=1.0))
 
 
 def t5() -> Recipe:
-    """T5's span corruption: what was taken out is written by a decoder."""
+    """T5's span corruption: what was taken out is written by a decoder.
+
+    Command: multissl train text/t5 --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: unmeasured
+    """
     objective = Infilling.Config(decoder=Decoder.Config(dim=128, depth=2, heads=4, init_std=0.0))
     return _small(objective, mask="t5", infill=0.15)
 
 
 def causal() -> Recipe:
-    """Next-token prediction; a text is the mean of its tokens, each of which saw those before it."""
+    """Next-token prediction; a text is the mean of its tokens, each of which saw those before it.
+
+    Command: multissl train text/causal --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: 2.13 bits per character on tinyshakespeare (untrained 4.64), 1,024 ids, 2,400 steps of 12, 7.7 minutes.
+    """
     made = _small(NextToken.Config())
     made.encoders["text"] = made.encoders["text"].replace(causal=True)
     made.evals["bits"] = BitsPerCharacter.Config(every=200)
@@ -70,6 +102,10 @@ def causal() -> Recipe:
 
 def simcse() -> Recipe:
     """SimCSE: each document twice, told apart by the encoder alone.
+
+    Command: multissl train text/simcse --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: unmeasured
 
     The blocks have no dropout; drop_path takes its place: every view skips other residual branches, 10 % of them.
     """
@@ -82,13 +118,22 @@ def simcse() -> Recipe:
 
 
 def declutr() -> Recipe:
-    """DeCLUTR's idea: two spans of a document are positives of each other."""
+    """DeCLUTR's idea: two spans of a document are positives of each other.
+
+    Command: multissl train text/declutr --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: no gain on sst2 with 100 labels (52.4 %, +0.8 [-0.7, +2.3]) with `--steps 350`, 2.8 minutes.
+    """
     projector = MLPHead.Config(hidden=128, out=128, layers=2)
     return _small(InfoNCE.Config(temperature=0.05, projector=projector), pack=False, crop=(0.3, 0.7))
 
 
 def dino() -> Recipe:
-    """Experimental: DINO on text, short spans say what whole windows show; hidden tokens are not compared.
+    """Experimental: DINO on text, short spans predict whole windows; hidden tokens are not compared.
+
+    Command: multissl train text/dino --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: unmeasured
 
     No figures are published for it.
     """
@@ -97,6 +142,10 @@ def dino() -> Recipe:
 
 def data2vec_text() -> Recipe:
     """data2vec on text: spans of four words, 35 % hidden; a teacher's layers, each token normalised.
+
+    Command: multissl train text/data2vec_text --data articles.parquet
+    Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
+    Measured: unmeasured
 
     In few steps the teacher follows faster than the paper's 0.999.
     """

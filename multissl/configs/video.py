@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import batch_teacher, small_dino, watched
+from multissl.configs.shared.common import batch_teacher, small_dino, watched
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
@@ -25,17 +25,21 @@ from multissl.recipe import Recipe
 
 
 def default() -> Recipe:
-    """InfoNCE on two clips of a video, on the built-in moving surfaces, sized for minutes on two processor cores.
+    """InfoNCE on two clips of a video, on the built-in moving surfaces.
 
-    multissl train video
+    Command: multissl train video
+    Size: 400 steps of 64, transformer 64 x 3; 4 minutes on two processor cores.
+    Measured: k-NN 62.5 % on the built-in surfaces (untrained 11.0, raw input 26.5); 3 minutes 46 seconds.
     """
     return infonce()
 
 
 def infonce() -> Recipe:
-    """InfoNCE: two clips of a video, far apart in time, are each other's positive (CVRL; Feichtenhofer et al. 2021).
+    """InfoNCE: two clips of a video, far apart in time, are positives (CVRL; Feichtenhofer et al. 2021).
 
-    multissl train video/infonce --data FOLDER
+    Command: multissl train video/infonce --data FOLDER
+    Size: 400 steps of 64, transformer 64 x 3; 4 minutes on two processor cores.
+    Measured: k-NN 67.5 % on eight camera motions (untrained 13.5), 260 steps, 9 minutes of one core.
     """
     projector = MLPHead.Config(hidden=256, out=64, layers=2, last_norm=True)
     return _small(InfoNCE.Config(temperature=0.2, projector=projector))
@@ -44,16 +48,20 @@ def infonce() -> Recipe:
 def byol() -> Recipe:
     """BYOL: the clip of one time predicts what a slow teacher makes of another.
 
-    multissl train video/byol --data FOLDER
+    Command: multissl train video/byol --data FOLDER
+    Size: 400 steps of 64, transformer 64 x 3; minutes on two processor cores.
+    Measured: unmeasured
     """
     head = MLPHead.Config(hidden=256, out=64, layers=2)
     return _small(BYOL.Config(projector=head, predictor=head, teacher=batch_teacher(0.97)))
 
 
 def dino() -> Recipe:
-    """DINO on long and short clips (SVT): short clips of details say what long ones show.
+    """DINO on long and short clips (SVT): short clips of details predict what long ones show.
 
-    multissl train video/dino --data FOLDER
+    Command: multissl train video/dino --data FOLDER
+    Size: 400 steps of 64, transformer 64 x 3; minutes on two processor cores.
+    Measured: unmeasured
     """
     objective = small_dino(
         koleo_weight=0.02, teacher_temperature_start=0.02, teacher_temperature=0.02, freeze_last_layer=50
@@ -64,16 +72,20 @@ def dino() -> Recipe:
 def videomae() -> Recipe:
     """VideoMAE: three quarters of the tubes are rebuilt; fewer than the paper's 90 %, as it advises for small sets.
 
-    multissl train video/videomae --data FOLDER
+    Command: multissl train video/videomae --data FOLDER
+    Size: 400 steps of 64, transformer 64 x 3; minutes on two processor cores.
+    Measured: unmeasured
     """
     objective = MAE.Config(norm_target="channel", decoder=Decoder.Config(dim=64, depth=2, heads=4))
     return _small(objective, colour=False)
 
 
 def vjepa() -> Recipe:
-    """V-JEPA: from the rest of a clip, a teacher's features of blocks that last as long as the clip.
+    """V-JEPA: predicts a teacher's features of blocks that last as long as the clip from the rest of it.
 
-    multissl train video/vjepa --data FOLDER
+    Command: multissl train video/vjepa --data FOLDER
+    Size: 400 steps of 64, transformer 64 x 3; minutes on two processor cores.
+    Measured: unmeasured
     """
     predictor = Decoder.Config(dim=64, depth=2, heads=4)
     teacher = Teacher.Config(ema=0.99, ema_shape="linear")
@@ -87,9 +99,11 @@ def vjepa() -> Recipe:
 
 
 def videomae_vitb16() -> Recipe:
-    """VideoMAE, ViT-B, Kinetics-400, 800 epochs (Tong et al. 2022, arXiv 2203.12602, appendix); unmeasured.
+    """VideoMAE, ViT-B, Kinetics-400, 800 epochs (Tong et al. 2022, arXiv 2203.12602, appendix).
 
-    multissl train video/videomae_vitb16 --data FOLDER
+    Command: multissl train video/videomae_vitb16 --data FOLDER
+    Size: 93,600 steps of 2,048, ViT-B/16; many GPUs.
+    Measured: unmeasured
     """
     epoch = 117  # steps of 2048 of 240,000 videos
     decoder = Decoder.Config(dim=384, depth=4, heads=6)
@@ -107,10 +121,13 @@ def videomae_vitb16() -> Recipe:
 
 
 def vjepa_vitl16() -> Recipe:
-    """V-JEPA's short-range masks, ViT-L, 90,000 steps of 3072 (Bardes et al. 2024, arXiv 2404.08471); unmeasured.
+    """V-JEPA's short-range masks, ViT-L, 90,000 steps of 3,072 (Bardes et al. 2024, arXiv 2404.08471).
+
+    Command: multissl train video/vjepa_vitl16 --data FOLDER
+    Size: 90,000 steps of 3,072, ViT-L/16; many GPUs.
+    Measured: unmeasured
 
     The paper adds long-range masks (union=2, target_ratio 0.7) in the same step; here a run takes one of the two.
-    multissl train video/vjepa_vitl16 --data FOLDER
     """
     objective = IJEPA.Config(
         metric="power",

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from multissl.config import to_dict
-from multissl.configs import image
+from multissl.configs.image import dino
 from multissl.contract.data import Views
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
@@ -73,7 +73,7 @@ def test_a_folder_with_code_of_its_own_is_refused_unrun(
 
 
 def test_a_run_of_a_stranger_is_read_without_its_code(tmp_path: Path, proof: Path) -> None:
-    recipe = image.default()
+    recipe = dino.default()
     saved = to_dict(recipe)
     model = folder(tmp_path / "model", {"model_type": "stranger", "auto_map": MAP}, proof)
     saved["encoders"]["image"] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from multissl.configs import image
+from multissl.configs.image import dino
 from multissl.contract.alarms import common_alarm, no_choice, one_point, one_prototype, stalled
 from multissl.contract.learning import Progress
 from multissl.contract.objective import Objective
@@ -186,7 +186,7 @@ def tiny(objective: Objective.Config, steps: int) -> Recipe:
     encoder = TransformerEncoder.Config(
         dim=48, depth=2, heads=2, ffn_ratio=2.0, conv_stem=True, layerscale=1.0, init_std=0.0
     )
-    modality = image.default().modality
+    modality = dino.default().modality
     assert isinstance(modality, Image.Config)
     return Recipe(
         modality=modality.replace(size=16, local_size=8, mask_group=4), encoders={"image": encoder},
@@ -215,5 +215,5 @@ def test_the_same_run_without_the_mistake_raises_no_alarm(name: str, tmp_path: P
 @pytest.mark.slow
 def test_the_recipe_of_the_demo_raises_no_alarm(tmp_path: Path) -> None:
     # Plain DINO on 32 samples a step collapses by itself, so its healthy run is the one that is shipped.
-    run.train(image.default().replace(steps=500, evals={}, tensorboard=False), tmp_path)
+    run.train(dino.default().replace(steps=500, evals={}, tensorboard=False), tmp_path)
     assert not alarms(tmp_path)

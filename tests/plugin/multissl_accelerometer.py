@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.configs.common import watched
+from multissl.configs.shared.common import watched
 from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Plans, StreamSpec

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multissl.cli import override
-from multissl.configs import image
+from multissl.configs.image import dino
 from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.plans import StreamSpec
@@ -234,7 +234,7 @@ def test_a_run_on_pictures_starts_one_on_clips_under_the_same_rule() -> None:
 
 
 def recipe_for(path: Path) -> Recipe:
-    recipe = image.default()
+    recipe = dino.default()
     recipe.modality = recipe.modality.replace(size=56, local_size=28, patch=14)
     recipe.encoders["image"] = TransformerEncoder.Config(dim=24, depth=2, heads=3, layerscale=0.5)
     recipe.init = str(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from multissl import cli
+from multissl import catalogue, cli
 from multissl.contract.data import Batch, Sample, Unreadable
 from multissl.contract.plans import CLEAN, Plans, ViewPlan
 from multissl.encoders.mlp import MLPEncoder
@@ -322,8 +322,8 @@ def _words(text: str) -> list[str]:
 
 
 def test_image_text_is_the_name_of_its_first_recipe() -> None:
-    assert cli.find("image_text")() == cli.find("image_text/slip")()
-    names = [name for name, _ in cli.recipes()]
+    assert catalogue.find("image_text")() == catalogue.find("image_text/slip")()
+    names = [*catalogue.entries()]
     assert {"image_text/lit", "audio_video/clip", "image_text_audio/clip"} < set(names)
     assert not any("__" in name for name in names)
 
@@ -331,7 +331,7 @@ def test_image_text_is_the_name_of_its_first_recipe() -> None:
 def test_members_and_sources_are_options_of_a_command() -> None:
     given = ["--data", "a.tar", "b.tar", "--modality.members.image.size", "64", "--modality.temperature=2"]
     recipe, _, _ = cli.open_recipe("image_text", given)
-    modality, own = recipe.modality, cli.find("image_text")().modality
+    modality, own = recipe.modality, catalogue.find("image_text")().modality
     assert isinstance(modality, Paired.Config)
     assert isinstance(own, Paired.Config)
     assert modality.data == ("a.tar", "b.tar")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multissl.configs.common import batch_teacher, watched
+from multissl.configs.shared.common import batch_teacher, watched
 from multissl.contract.encoder import Encoder
 from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
@@ -39,13 +39,22 @@ PICTURES = 1_281_167
 
 
 def simclr_resnet50() -> Recipe:
-    """SimCLR, ResNet-50, 1,000 epochs of 4,096 (Chen et al. 2020, arXiv 2002.05709); unmeasured."""
+    """SimCLR, ResNet-50, 1,000 epochs of 4,096 (Chen et al. 2020, arXiv 2002.05709).
+
+    Command: multissl train image/simclr_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 312,000 steps of 4,096, ResNet-50; many GPUs.
+    Measured: unmeasured
+    """
     colour = _colours(strength=2.0, saturation=0.8, global_scale=(0.08, 1.0), blur="half", solarise=0.0)
     return _paper(InfoNCE.Config(temperature=0.1), _lars(0.3, 1e-6), colour, 4096, 1000)
 
 
 def mocov2_resnet50() -> Recipe:
-    """MoCo v2, ResNet-50, 800 epochs of 256 (Chen et al. 2020, arXiv 2003.04297); unmeasured.
+    """MoCo v2, ResNet-50, 800 epochs of 256 (Chen et al. 2020, arXiv 2003.04297).
+
+    Command: multissl train image/mocov2_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 4,003,200 steps of 256, ResNet-50; many GPUs.
+    Measured: unmeasured
 
     Key batches are not shuffled between GPUs: the backbone's batch norm spans all ranks instead.
     """
@@ -54,7 +63,12 @@ def mocov2_resnet50() -> Recipe:
 
 
 def mocov3_vitb16() -> Recipe:
-    """MoCo v3, ViT-B/16, 300 epochs of 4,096 (Chen et al. 2021, arXiv 2104.02057); unmeasured."""
+    """MoCo v3, ViT-B/16, 300 epochs of 4,096 (Chen et al. 2021, arXiv 2104.02057).
+
+    Command: multissl train image/mocov3_vitb16 --data torchvision:ImageNet?root=FOLDER
+    Size: 93,600 steps of 4,096, ViT-B/16; many GPUs.
+    Measured: unmeasured
+    """
     predictor = MLPHead.Config(hidden=4096, out=256, layers=2, last_norm=True)
     objective = MoCo.Config(
         queue=0,
@@ -71,17 +85,32 @@ def mocov3_vitb16() -> Recipe:
 
 
 def nnclr_resnet50() -> Recipe:
-    """NNCLR, ResNet-50, 1,000 epochs of 4,096 (Dwibedi et al. 2021, arXiv 2104.14548); unmeasured."""
+    """NNCLR, ResNet-50, 1,000 epochs of 4,096 (Dwibedi et al. 2021, arXiv 2104.14548).
+
+    Command: multissl train image/nnclr_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 312,000 steps of 4,096, ResNet-50; many GPUs.
+    Measured: unmeasured
+    """
     return _paper(NNCLR.Config(queue=98_304), _lars(0.3, 1e-6), _byol_views(), 4096, 1000)
 
 
 def byol_resnet50() -> Recipe:
-    """BYOL, ResNet-50, 1,000 epochs of 4,096 (Grill et al. 2020, arXiv 2006.07733); unmeasured."""
+    """BYOL, ResNet-50, 1,000 epochs of 4,096 (Grill et al. 2020, arXiv 2006.07733).
+
+    Command: multissl train image/byol_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 312,000 steps of 4,096, ResNet-50; many GPUs.
+    Measured: unmeasured
+    """
     return _paper(BYOL.Config(), _lars(0.2, 1.5e-6), _byol_views(), 4096, 1000)
 
 
 def simsiam_resnet50() -> Recipe:
-    """SimSiam, ResNet-50, 100 epochs of 512 (Chen and He 2021, arXiv 2011.10566); unmeasured."""
+    """SimSiam, ResNet-50, 100 epochs of 512 (Chen and He 2021, arXiv 2011.10566).
+
+    Command: multissl train image/simsiam_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 250,200 steps of 512, ResNet-50; many GPUs.
+    Measured: unmeasured
+    """
     objective = BYOL.Config(
         target="student",
         projector=MLPHead.Config(hidden=2048, out=2048, layers=3, last_norm=True),
@@ -93,12 +122,21 @@ def simsiam_resnet50() -> Recipe:
 
 
 def vicreg_resnet50() -> Recipe:
-    """VICReg, ResNet-50, 1,000 epochs of 2,048 (Bardes et al. 2022, arXiv 2105.04906); unmeasured."""
+    """VICReg, ResNet-50, 1,000 epochs of 2,048 (Bardes et al. 2022, arXiv 2105.04906).
+
+    Command: multissl train image/vicreg_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 625,000 steps of 2,048, ResNet-50; many GPUs.
+    Measured: unmeasured
+    """
     return _paper(VICReg.Config(), _lars(0.2, 1e-6), _byol_views(), 2048, 1000)
 
 
 def vicregl_resnet50() -> Recipe:
-    """VICRegL, ResNet-50, 300 epochs of 2,048 (Bardes et al. 2022, arXiv 2210.01571); unmeasured.
+    """VICRegL, ResNet-50, 300 epochs of 2,048 (Bardes et al. 2022, arXiv 2210.01571).
+
+    Command: multissl train image/vicregl_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 187,500 steps of 2,048, ResNet-50; many GPUs.
+    Measured: unmeasured
 
     Two whole views and no small ones, as in the paper's ResNet runs.
     """
@@ -106,15 +144,24 @@ def vicregl_resnet50() -> Recipe:
 
 
 def barlow_resnet50() -> Recipe:
-    """Barlow Twins, ResNet-50, 1,000 epochs of 2,048 (Zbontar et al. 2021, arXiv 2103.03230); unmeasured.
+    """Barlow Twins, ResNet-50, 1,000 epochs of 2,048 (Zbontar et al. 2021, arXiv 2103.03230).
 
-    The paper's lower rate of biases and norms (0.0048) is left out: they share the one of the weights.
+    Command: multissl train image/barlow_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 625,000 steps of 2,048, ResNet-50; many GPUs.
+    Measured: unmeasured
+
+    The paper's lower rate of biases and norms (0.0048) is left out: they have the rate of the weights.
     """
     return _paper(BarlowTwins.Config(), _lars(0.2, 1.5e-6), _byol_views(), 2048, 1000)
 
 
 def swav_resnet50() -> Recipe:
-    """SwAV, ResNet-50, 800 epochs of 4,096, 2 + 6 views (Caron et al. 2020, arXiv 2006.09882); unmeasured."""
+    """SwAV, ResNet-50, 800 epochs of 4,096, 2 + 6 views (Caron et al. 2020, arXiv 2006.09882).
+
+    Command: multissl train image/swav_resnet50 --data torchvision:ImageNet?root=FOLDER
+    Size: 249,600 steps of 4,096, ResNet-50; many GPUs.
+    Measured: unmeasured
+    """
     views = _colours(
         strength=2.0, saturation=0.8, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14), solarise=0.0,
         blur="half",
@@ -125,7 +172,12 @@ def swav_resnet50() -> Recipe:
 
 
 def msn_vits16() -> Recipe:
-    """MSN, ViT-S/16, 800 epochs of 1,024, 1 + 10 anchors (Assran et al. 2022, arXiv 2204.07141); unmeasured."""
+    """MSN, ViT-S/16, 800 epochs of 1,024, 1 + 10 anchors (Assran et al. 2022, arXiv 2204.07141).
+
+    Command: multissl train image/msn_vits16 --data torchvision:ImageNet?root=FOLDER
+    Size: 1,000,800 steps of 1,024, ViT-S/16; many GPUs.
+    Measured: unmeasured
+    """
     views = _colours(strength=1.25, saturation=0.4, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
     optim = AdamW.Config(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4)
     objective = MSN.Config(sinkhorn_rounds=3, teacher=batch_teacher(0.996))
@@ -133,7 +185,12 @@ def msn_vits16() -> Recipe:
 
 
 def mae_vitb16() -> Recipe:
-    """MAE, ViT-B/16, 800 epochs of 4,096 (He et al. 2022, arXiv 2111.06377); unmeasured."""
+    """MAE, ViT-B/16, 800 epochs of 4,096 (He et al. 2022, arXiv 2111.06377).
+
+    Command: multissl train image/mae_vitb16 --data torchvision:ImageNet?root=FOLDER
+    Size: 249,600 steps of 4,096, ViT-B/16; many GPUs.
+    Measured: unmeasured
+    """
     optim = AdamW.Config(lr=1.5e-4, lr_scaling="linear", weight_decay=0.05, betas=(0.9, 0.95), final_lr=0.0)
     encoder = vit("b", init_std=0.0)
     encoder.position = encoder.position.replace(kind="sincos")
@@ -141,7 +198,12 @@ def mae_vitb16() -> Recipe:
 
 
 def simmim_vitb16() -> Recipe:
-    """SimMIM, ViT-B/16 at 224 pixels, 800 epochs of 2,048 (Xie et al. 2022, arXiv 2111.09886); unmeasured."""
+    """SimMIM, ViT-B/16 at 224 pixels, 800 epochs of 2,048 (Xie et al. 2022, arXiv 2111.09886).
+
+    Command: multissl train image/simmim_vitb16 --data torchvision:ImageNet?root=FOLDER
+    Size: 500,000 steps of 2,048, ViT-B/16; many GPUs.
+    Measured: unmeasured
+    """
     objective = MAE.Config(masking="replace", mask_ratio=0.6, metric="l1", norm_target="none")
     optim = AdamW.Config(lr=5e-5, lr_scaling="linear", weight_decay=0.05)
     views = _plain((0.67, 1.0))
@@ -149,7 +211,11 @@ def simmim_vitb16() -> Recipe:
 
 
 def ijepa_vith14() -> Recipe:
-    """I-JEPA, ViT-H/14, 300 epochs of 2,048 (Assran et al. 2023, arXiv 2301.08243); unmeasured.
+    """I-JEPA, ViT-H/14, 300 epochs of 2,048 (Assran et al. 2023, arXiv 2301.08243).
+
+    Command: multissl train image/ijepa_vith14 --data torchvision:ImageNet?root=FOLDER
+    Size: 187,500 steps of 2,048, ViT-H/14; many GPUs.
+    Measured: unmeasured
 
     Targets and context are drawn as in the paper, but not trimmed to the top of the picture.
     """
@@ -162,7 +228,12 @@ def ijepa_vith14() -> Recipe:
 
 
 def data2vec_vitb16() -> Recipe:
-    """data2vec, ViT-B/16, 800 epochs of 2,048 (Baevski et al. 2022, arXiv 2202.03555); unmeasured."""
+    """data2vec, ViT-B/16, 800 epochs of 2,048 (Baevski et al. 2022, arXiv 2202.03555).
+
+    Command: multissl train image/data2vec_vitb16 --data torchvision:ImageNet?root=FOLDER
+    Size: 500,000 steps of 2,048, ViT-B/16; many GPUs.
+    Measured: unmeasured
+    """
     optim = AdamW.Config(lr=2e-3, weight_decay=0.05)
     views = _plain((0.2, 1.0)).replace(mask="block")
     encoder = vit("b", layerscale=1e-4, drop_path=0.25)

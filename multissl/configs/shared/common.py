@@ -14,10 +14,10 @@ from multissl.objectives.dino import DINO
 
 
 def watched(every: int, min_std: float = 0.1) -> dict[str, Evaluator.Config]:
-    """k-NN and collapse along the way, a linear probe at both ends.
+    """Return k-NN and collapse checks every so many steps, and a linear probe at both ends.
 
-    A projector that begins with batch norm takes what all samples share out, so features may share a great deal and
-    still tell samples apart: a smaller `min_std` is where such recipes call it a collapse.
+    A projector that begins with batch norm removes what all samples have in common, so features may have a high mean
+    cosine and still tell samples apart: such recipes lower `min_std`, below which features count as collapsed.
     """
     return {
         "knn": KNN.Config(every=every),
@@ -27,7 +27,7 @@ def watched(every: int, min_std: float = 0.1) -> dict[str, Evaluator.Config]:
 
 
 def small_dino(**options: Any) -> DINO.Config:
-    """DINO without masks for a few hundred steps: few prototypes, a quick teacher, two local views."""
+    """Return DINO without masks for a few hundred steps: few prototypes, a quick teacher, two local views."""
     given = {
         "ibot_weight": 0.0,
         "koleo_weight": 0.0,
@@ -40,5 +40,5 @@ def small_dino(**options: Any) -> DINO.Config:
 
 
 def batch_teacher(ema: float) -> Teacher.Config:
-    """A teacher from momentum `ema` to 1 whose batch norms take each batch's own statistics (BYOL, MoCo, MSN)."""
+    """Return a teacher from momentum `ema` to 1 whose batch norms take each batch's own statistics."""
     return Teacher.Config(ema=ema, final_ema=1.0, buffers="keep", batch_norm="batch")

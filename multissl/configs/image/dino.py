@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from multissl.configs.common import watched
+from multissl.configs.shared.common import watched
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
@@ -20,9 +20,11 @@ from multissl.recipe import Recipe
 
 
 def default() -> Recipe:
-    """DINOv2's objective on the built-in pictures, sized for minutes on two processor cores.
+    """DINOv2's objective on the built-in pictures.
 
-    multissl train image
+    Command: multissl train image
+    Size: 900 steps of 64, transformer 64 x 2; 3 minutes on two processor cores.
+    Measured: k-NN 84.4 % on the built-in pictures (untrained 26.7, raw pixels 35.2); 3 minutes 12 seconds.
     """
     # Two blocks of width 64 learn motifs within a thousand steps where deeper ones do not; narrow layers need larger
     # initial weights; a fast teacher, sharp targets and little iBOT let the view loss start. Colour is drawn for each
@@ -68,9 +70,11 @@ def default() -> Recipe:
 
 
 def dinov2_cpu() -> Recipe:
-    """The demo's objective for small real pictures on a processor: width 96, three blocks, half an hour.
+    """DINOv2's objective for small real pictures on a processor.
 
-    multissl train image/dinov2_cpu --data cifar10-train.parquet
+    Command: multissl train image/dinov2_cpu --data cifar10-train.parquet
+    Size: 5,000 steps of 64, transformer 96 x 3; half an hour on two processor cores.
+    Measured: k-NN 53.1 % on CIFAR-10 (untrained 33.3) with `--steps 4300`, 20,000 files, 31.7 minutes.
     """
     made = default()
     head = PrototypeHead.Config(prototypes=512, bottleneck=32, hidden=192, init_std=0.0)
@@ -97,9 +101,11 @@ def dinov2_cpu() -> Recipe:
 
 
 def dino_vits16() -> Recipe:
-    """DINO, ViT-S/16, ImageNet-1k, 100 epochs (Caron et al. 2021, arXiv 2104.14294, section 3); unmeasured.
+    """DINO, ViT-S/16, ImageNet-1k, 100 epochs (Caron et al. 2021, arXiv 2104.14294, section 3).
 
-    multissl train image/dino_vits16 --data torchvision:ImageNet?root=FOLDER
+    Command: multissl train image/dino_vits16 --data torchvision:ImageNet?root=FOLDER
+    Size: 125,100 steps of 1,024, ViT-S/16; many GPUs.
+    Measured: unmeasured
     """
     epoch = 1251  # steps of 1024 images
     return Recipe(
@@ -135,9 +141,11 @@ def dino_vits16() -> Recipe:
 
 
 def ibot_vits16() -> Recipe:
-    """iBOT, ViT-S/16, ImageNet-1k, 800 epochs (Zhou et al. 2022, arXiv 2111.07832, appendix); unmeasured.
+    """iBOT, ViT-S/16, ImageNet-1k, 800 epochs (Zhou et al. 2022, arXiv 2111.07832, appendix).
 
-    multissl train image/ibot_vits16 --data torchvision:ImageNet?root=FOLDER
+    Command: multissl train image/ibot_vits16 --data torchvision:ImageNet?root=FOLDER
+    Size: 1,000,800 steps of 1,024, ViT-S/16; many GPUs.
+    Measured: unmeasured
     """
     epoch = 1251  # steps of 1024 images
     made = dino_vits16()
@@ -165,10 +173,13 @@ def ibot_vits16() -> Recipe:
 
 
 def dinov2_vitl16_in1k() -> Recipe:
-    """DINOv2's short recipe, ViT-L/16, ImageNet-1k, 125,000 steps of 2048 (32 GPUs); unmeasured.
+    """DINOv2's short recipe, ViT-L/16, ImageNet-1k (Oquab et al. 2023, arXiv 2304.07193).
 
-    Oquab et al. 2023, arXiv 2304.07193, and the published training configuration.
-    multissl train image/dinov2_vitl16_in1k --data torchvision:ImageNet?root=FOLDER
+    Command: multissl train image/dinov2_vitl16_in1k --data torchvision:ImageNet?root=FOLDER
+    Size: 125,000 steps of 2,048, ViT-L/16; 32 GPUs.
+    Measured: unmeasured
+
+    With the values of the published training configuration.
     """
     made = _dinov2(
         "l",
@@ -185,17 +196,21 @@ def dinov2_vitl16_in1k() -> Recipe:
 
 
 def dinov2_vitl14() -> Recipe:
-    """DINOv2's large recipe from scratch, ViT-L/14, 625,000 steps of 3072 (96 GPUs); unmeasured.
+    """DINOv2's large recipe from scratch, ViT-L/14 (Oquab et al. 2023, arXiv 2304.07193).
 
-    multissl train image/dinov2_vitl14 --data "shards/*.tar"
+    Command: multissl train image/dinov2_vitl14 --data "shards/*.tar"
+    Size: 625,000 steps of 3,072, ViT-L/14; 96 GPUs.
+    Measured: unmeasured
     """
     return _dinov2_large("l")
 
 
 def dinov2_vitg14() -> Recipe:
-    """DINOv2's large recipe from scratch, ViT-g/14, 625,000 steps of 3072 (256 GPUs); unmeasured.
+    """DINOv2's large recipe from scratch, ViT-g/14 (Oquab et al. 2023, arXiv 2304.07193).
 
-    multissl train image/dinov2_vitg14 --data "shards/*.tar" --parallel.shard 8
+    Command: multissl train image/dinov2_vitg14 --data "shards/*.tar" --parallel.shard 8
+    Size: 625,000 steps of 3,072, ViT-g/14; 256 GPUs.
+    Measured: unmeasured
     """
     made = _dinov2_large("g")
     made.parallel = Parallel(shard=8, compile=True, checkpoint_activations=True)
@@ -203,19 +218,33 @@ def dinov2_vitg14() -> Recipe:
 
 
 def dinov2_vits14() -> Recipe:
-    """The large recipe at ViT-S/14 from scratch; ours (the paper distils this size); unmeasured."""
+    """The large recipe of DINOv2 at ViT-S/14 from scratch; ours, as the paper distils this size.
+
+    Command: multissl train image/dinov2_vits14 --data "shards/*.tar"
+    Size: 625,000 steps of 3,072, ViT-S/14; many GPUs.
+    Measured: unmeasured
+    """
     return _dinov2_large("s", drop_path=0.0, lr=4e-4)
 
 
 def dinov2_vitb14() -> Recipe:
-    """The large recipe at ViT-B/14 from scratch; ours (the paper distils this size); unmeasured."""
+    """The large recipe of DINOv2 at ViT-B/14 from scratch; ours, as the paper distils this size.
+
+    Command: multissl train image/dinov2_vitb14 --data "shards/*.tar"
+    Size: 625,000 steps of 3,072, ViT-B/14; many GPUs.
+    Measured: unmeasured
+    """
     return _dinov2_large("b", drop_path=0.1, lr=3e-4)
 
 
 def dinov2_small_data() -> Recipe:
-    """DINOv2's objective for one GPU and 10 to 500 thousand pictures: prototypes and averages scaled to the batch.
+    """DINOv2's objective for 10 to 500 thousand pictures: prototypes and averages scaled to the batch.
 
-    multissl train image/dinov2_small_data --data FOLDER --modality.size 224 --modality.local-size 98
+    Command: multissl train image/dinov2_small_data --data FOLDER
+    Size: 20,000 steps of 256, ViT-S; one GPU.
+    Measured: unmeasured
+
+    For larger pictures: --modality.size 224 --modality.local_size 96 --modality.patch 16
     """
     head = PrototypeHead.Config(prototypes=4096, bottleneck=256, hidden=2048)
     return Recipe(

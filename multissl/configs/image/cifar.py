@@ -1,14 +1,13 @@
-"""Recipes for small pictures (CIFAR-10 and its like), one a method, sized for minutes on two processor cores.
+"""Recipes for small pictures (CIFAR-10 and its like), one per method, sized for minutes on two processor cores.
 
 They share batches of 256 and, but for the masked methods, a ResNet-10 of base width 24 with the small-image stem: 36
-million multiplications a picture. `benchmarks/RESULTS.md` says what nine of them reach; the others (dcl, relic, mocov3,
-nnclr, vicregl, wmse, msn, simmim, ijepa, data2vec) are unmeasured. Heads and queues are an eighth of the papers';
-teachers are faster and targets sharper because the runs are short.
+million multiplications per picture. Measured ones have a table in `benchmarks/RESULTS.md`. Heads and queues are an
+eighth of the papers'; teachers are faster and targets sharper because the runs are short.
 """
 
 from __future__ import annotations
 
-from multissl.configs.common import batch_teacher, watched
+from multissl.configs.shared.common import batch_teacher, watched
 from multissl.contract.encoder import Encoder
 from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
@@ -37,36 +36,61 @@ from multissl.recipe import Recipe
 
 
 def simclr_cifar() -> Recipe:
-    """SimCLR (InfoNCE) for small pictures, minutes on two cores.
+    """SimCLR (InfoNCE) for small pictures.
 
-    multissl train image/simclr_cifar --data cifar10-train.parquet
+    Command: multissl train image/simclr_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 48.2 % on CIFAR-10 (untrained 31.45) with `--steps 300`, 7.5 minutes of one core.
+
+    On all 50,000 training pictures, with batches of 128 and a rate of 1.5e-3: 58.2 % after 2,000 steps, 17 minutes of
+    two cores.
     """
     return _small(InfoNCE.Config(temperature=0.2, projector=_projector(last_norm=True)))
 
 
 def dcl_cifar() -> Recipe:
-    """SimCLR without the positives in the denominator (DCL)."""
+    """SimCLR without the positives in the denominator (DCL).
+
+    Command: multissl train image/dcl_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: unmeasured
+    """
     made = simclr_cifar()
     made.objective = made.objective.replace(decoupled=True)
     return made
 
 
 def relic_cifar() -> Recipe:
-    """SimCLR with ReLIC's divergence between the views' distributions."""
+    """SimCLR with ReLIC's divergence between the distributions of the views.
+
+    Command: multissl train image/relic_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: unmeasured
+    """
     made = simclr_cifar()
     made.objective = made.objective.replace(relic=1.0)
     return made
 
 
 def moco_cifar() -> Recipe:
-    """MoCo v2 with a queue of 4,096 keys, both views asking."""
+    """MoCo v2 with a queue of 4,096 keys, symmetric.
+
+    Command: multissl train image/moco_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 44.55 % on CIFAR-10 (untrained 31.45) with `--steps 200`, 7.2 minutes of one core.
+    """
     return _small(
         MoCo.Config(queue=4096, symmetric=True, projector=_projector(), teacher=batch_teacher(0.99))
     )
 
 
 def mocov3_cifar() -> Recipe:
-    """MoCo v3: a predictor, keys from the batch, no queue."""
+    """MoCo v3: a predictor, keys from the batch, no queue.
+
+    Command: multissl train image/mocov3_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: unmeasured
+    """
     predictor = MLPHead.Config(hidden=512, out=128, layers=2, last_norm=True)
     objective = MoCo.Config(
         queue=0,
@@ -79,7 +103,12 @@ def mocov3_cifar() -> Recipe:
 
 
 def nnclr_cifar() -> Recipe:
-    """NNCLR with neighbours from the last 4,096 embeddings."""
+    """NNCLR with neighbours from the last 4,096 embeddings.
+
+    Command: multissl train image/nnclr_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: unmeasured
+    """
     predictor = MLPHead.Config(hidden=512, out=128, layers=2)
     return _small(
         NNCLR.Config(queue=4096, temperature=0.2, projector=_projector(last_norm=True), predictor=predictor)
@@ -87,13 +116,23 @@ def nnclr_cifar() -> Recipe:
 
 
 def byol_cifar() -> Recipe:
-    """BYOL with a teacher that starts at 0.97."""
+    """BYOL with a teacher that starts at 0.97.
+
+    Command: multissl train image/byol_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 38.55 % on CIFAR-10 (untrained 31.45) with `--steps 300`, 10.6 minutes of one core.
+    """
     predictor = MLPHead.Config(hidden=512, out=128, layers=2)
     return _small(BYOL.Config(projector=_projector(), predictor=predictor, teacher=batch_teacher(0.97)))
 
 
 def simsiam_cifar() -> Recipe:
-    """SimSiam: BYOL's prediction of the student's own projection, without a teacher."""
+    """SimSiam: BYOL's prediction of the student's own projection, without a teacher.
+
+    Command: multissl train image/simsiam_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 39.9 % on CIFAR-10 (untrained 31.45) with `--steps 200`, 5.6 minutes of one core.
+    """
     objective = BYOL.Config(
         target="student",
         projector=MLPHead.Config(hidden=512, out=512, layers=3, last_norm=True),
@@ -104,37 +143,67 @@ def simsiam_cifar() -> Recipe:
 
 
 def vicreg_cifar() -> Recipe:
-    """VICReg with an expander of 512."""
+    """VICReg with an expander of 512.
+
+    Command: multissl train image/vicreg_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 44.65 % on CIFAR-10 (untrained 31.45) with `--steps 200`, 4.9 minutes of one core.
+    """
     return _small(VICReg.Config(projector=MLPHead.Config(hidden=512, out=512)))
 
 
 def vicregl_cifar() -> Recipe:
-    """VICRegL: VICReg on whole pictures and on matching places."""
+    """VICRegL: VICReg on whole pictures and on matching places.
+
+    Command: multissl train image/vicregl_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: unmeasured
+    """
     wide, narrow = MLPHead.Config(hidden=512, out=512), MLPHead.Config(hidden=128, out=128)
     return _small(VICRegL.Config(matches=(8, 4), projector=wide, token_projector=narrow))
 
 
 def barlow_cifar() -> Recipe:
-    """Barlow Twins with a projector of 512."""
+    """Barlow Twins with a projector of 512 and lambda 0.01.
+
+    Command: multissl train image/barlow_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 47.5 % on CIFAR-10 (untrained 31.45) with `--steps 500`, 13.9 minutes of one core.
+    """
     return _small(
         BarlowTwins.Config(redundancy=0.01, scale=0.1, projector=MLPHead.Config(hidden=512, out=512))
     )
 
 
 def wmse_cifar() -> Recipe:
-    """W-MSE: whitening in groups of 128, 64 wide."""
+    """W-MSE: whitening in groups of 128, with 64 channels.
+
+    Command: multissl train image/wmse_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: unmeasured
+    """
     return _small(WMSE.Config(projector=MLPHead.Config(hidden=512, out=64, layers=2)))
 
 
 def swav_cifar() -> Recipe:
-    """SwAV with 512 prototypes and two small views."""
+    """SwAV with 512 prototypes and two small views.
+
+    Command: multissl train image/swav_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 41.7 % on CIFAR-10 (untrained 31.45) with `--steps 300`, 10.6 minutes of one core.
+    """
     return _small(
         SwAV.Config(prototypes=512, num_local=2, epsilon=0.03, freeze_prototypes=20, projector=_projector()),
     )
 
 
 def dino_cifar() -> Recipe:
-    """DINO on a ResNet: 512 prototypes evened out by Sinkhorn-Knopp, two small views."""
+    """DINO on a ResNet: 512 prototypes balanced by Sinkhorn-Knopp, two small views.
+
+    Command: multissl train image/dino_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
+    Measured: k-NN 36.7 % on CIFAR-10 (untrained 31.45) with `--steps 200`, 7.8 minutes of one core.
+    """
     objective = DINO.Config(
         ibot_weight=0.0,
         koleo_weight=0.0,
@@ -149,7 +218,12 @@ def dino_cifar() -> Recipe:
 
 
 def msn_cifar() -> Recipe:
-    """MSN on a transformer: masked and small views sorted as the teacher sorts the whole one."""
+    """MSN on a transformer: masked and small views are assigned as the teacher assigns the whole one.
+
+    Command: multissl train image/msn_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
+    Measured: unmeasured
+    """
     objective = MSN.Config(
         prototypes=256,
         num_local=4,
@@ -163,7 +237,9 @@ def msn_cifar() -> Recipe:
 def mae_cifar() -> Recipe:
     """MAE: a small transformer rebuilds three quarters of the patches.
 
-    multissl train image/mae_cifar --data cifar10-train.parquet
+    Command: multissl train image/mae_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
+    Measured: linear probe 45.7 % on CIFAR-10 (untrained 38.85), k-NN 34.0 % (32.4), 6.0 minutes of one core.
     """
     made = _small(MAE.Config(decoder=Decoder.Config(dim=64, depth=2, heads=4)), _vit(), colour=False)
     made.modality.mask = "random"  # type: ignore[attr-defined]
@@ -171,7 +247,12 @@ def mae_cifar() -> Recipe:
 
 
 def simmim_cifar() -> Recipe:
-    """SimMIM: mask tokens go through the encoder, a linear layer rebuilds pixels."""
+    """SimMIM: mask tokens go through the encoder, a linear layer rebuilds pixels.
+
+    Command: multissl train image/simmim_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
+    Measured: unmeasured
+    """
     objective = MAE.Config(masking="replace", mask_ratio=0.6, metric="l1", norm_target="none")
     made = _small(objective, _vit(), colour=False)
     made.modality.mask = "random"  # type: ignore[attr-defined]
@@ -179,14 +260,24 @@ def simmim_cifar() -> Recipe:
 
 
 def ijepa_cifar() -> Recipe:
-    """I-JEPA: from a context, the teacher's features of four blocks."""
+    """I-JEPA: predicts the teacher's features of four blocks from a context.
+
+    Command: multissl train image/ijepa_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
+    Measured: unmeasured
+    """
     predictor = Decoder.Config(dim=64, depth=2, heads=4)
     teacher = Teacher.Config(ema=0.99, ema_shape="linear")
     return _small(IJEPA.Config(predictor=predictor, teacher=teacher), _vit(), colour=False)
 
 
 def data2vec_cifar() -> Recipe:
-    """data2vec: at hidden tokens, the mean of the teacher's last three blocks."""
+    """data2vec: predicts the mean of the teacher's last three blocks at hidden tokens.
+
+    Command: multissl train image/data2vec_cifar --data cifar10-train.parquet
+    Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
+    Measured: unmeasured
+    """
     teacher = Teacher.Config(ema=0.99, final_ema=0.9999, ema_shape="linear")
     return _small(Data2Vec.Config(top_k=3, teacher=teacher), _vit(), colour=False)
 

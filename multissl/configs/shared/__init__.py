@@ -1,0 +1,1 @@
+"""What recipes of several modules share; no recipe itself."""
