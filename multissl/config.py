@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +49,8 @@ class Config:
         known = [f.name for f in fields(self)]
         if name not in known:
             raise AttributeError(no_option(config_name(type(self)), type(self), name))
-        object.__setattr__(self, name, value)
+        wanted = resolved_hints(type(self)).get(name, Any)
+        object.__setattr__(self, name, checked(wanted, value, f"{config_name(type(self))}.{name}"))
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """The component that these options describe."""
@@ -194,6 +197,86 @@ def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
         if name not in known:
             raise ValueError(no_option(where, cls, name))
     return cls(**{n: from_dict(hints[n], value, f"{where}.{n}", old=old) for n, value in data.items()})
+
+
+def checked(wanted: Any, value: Any, option: str) -> Any:
+    """Return the value of an option as its declared type, converted where nothing is lost, or raise a ValueError.
+
+    Lists become tuples, a single text becomes a tuple of one, whole numbers become floats, paths become texts and texts
+    paths. Nothing else is converted: "20" is no number. `option` is how the message calls it.
+    """
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _checked_union(args, value, option)
+    if origin is typing.Literal:
+        if value not in args or isinstance(value, bool) != any(
+            a is value for a in args if isinstance(a, bool)
+        ):
+            raise ValueError(f"{option}={value!r}{suggest(str(value), map(str, args))}")
+        return value
+    if origin in (tuple, list):
+        return _checked_sequence(origin, args, value, option)
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{option}={value!r}: want a mapping by name, got {type(value).__name__}")
+        return {k: checked(args[1], v, f"{option}.{k}") for k, v in value.items()}
+    if wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if wanted is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    if wanted is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(wanted, type) or (wanted not in (int, float) and isinstance(value, wanted)):
+        return value
+    raise ValueError(f"{option}={value!r}: want {described(wanted)}, got {type(value).__name__}")
+
+
+def described(wanted: type) -> str:
+    """Return how messages call a type."""
+    if issubclass(wanted, Config):
+        return f"options of {config_name(wanted)}, such as {wanted.__qualname__}()"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+    return words.get(wanted, wanted.__name__)
+
+
+def _checked_union(options: tuple[Any, ...], value: Any, option: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    errors: list[ValueError] = []
+    for wanted in (o for o in options if o is not type(None)):
+        try:
+            return checked(wanted, value, option)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _checked_sequence(origin: Any, args: tuple[Any, ...], value: Any, option: str) -> Any:
+    if isinstance(value, str | os.PathLike):  # a text is one entry, not its letters
+        value = (value,)
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise ValueError(
+            f"{option}={value!r}: want several values, such as a tuple, got {type(value).__name__}"
+        )
+    values = list(value)
+    if origin is list or args[-1] is Ellipsis:
+        return origin(checked(args[0], v, f"{option}.{i}") for i, v in enumerate(values))
+    if len(args) != len(values):
+        raise ValueError(f"{option}={value!r}: want {len(args)} values, got {len(values)}")
+    return tuple(checked(a, v, f"{option}.{i}") for i, (a, v) in enumerate(zip(args, values, strict=True)))
+
+
+@functools.cache
+def resolved_hints(cls: type) -> Mapping[str, Any]:
+    """Return the field types of a config; none for a class that names types only its function knows."""
+    try:
+        return hints_of(cls)
+    except NameError:
+        return {}
 
 
 @functools.cache

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from multissl.config import Component, Config, difference, from_dict, to_dict
+from multissl import registry
+from multissl.config import Component, Config, difference, from_dict, hints_of, to_dict
 
 
 class Base(Component):
@@ -95,3 +99,72 @@ def test_a_component_without_options_of_its_own_builds_itself() -> None:
     assert isinstance(Spare.Config(radius=2.0).build(), Spare)
     assert isinstance(Wheel.Config().build(), Wheel)
     assert not isinstance(Wheel.Config().build(), Spare)
+
+
+@dataclass(kw_only=True, slots=True)
+class Every(Config):
+    count: int = 1
+    rate: float = 0.5
+    on: bool = False
+    kind_of: Literal["a", "b"] = "a"
+    paths: tuple[str, ...] = ()
+    size: tuple[int, int] = (4, 4)
+    name: str = ""
+    folder: Path = Path()
+    wheels: dict[str, Base.Config] = field(default_factory=dict)
+    limit: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "stored"),
+    [
+        ("paths", "pairs.tar", ("pairs.tar",)), ("paths", Path("a"), ("a",)), ("paths", ["a", "b"], ("a", "b")),
+        ("size", [2, 3], (2, 3)), ("rate", 1, 1.0), ("name", Path("a/b"), "a/b"), ("folder", "a/b", Path("a/b")),
+        ("limit", None, None), ("limit", 2, 2.0), ("count", np.int64(3), 3), ("rate", np.float32(0.5), 0.5),
+    ],
+)  # fmt: skip
+def test_what_loses_nothing_is_converted_in_python_too(option: str, value: Any, stored: Any) -> None:
+    assert getattr(Every(**{option: value}), option) == stored
+    made = Every()
+    setattr(made, option, value)
+    assert getattr(made, option) == stored
+    assert type(getattr(made, option)) is type(stored)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("count", "20", "Every.count='20': want a whole number, got str"), ("count", 2.5, "want a whole number"),
+        ("count", True, "want a whole number, got bool"), ("rate", "0.1", "want a number, got str"),
+        ("on", 1, "want True or False, got int"), ("kind_of", "c", "Every.kind_of='c'; known: a, b"),
+        ("size", (1, 2, 3), "want 2 values, got 3"), ("paths", 3, "want several values"),
+        ("name", 3, "want a text, got int"), ("wheels", [], "want a mapping by name"),
+        ("wheels", {"left": Wheel}, r"Every.wheels.left=.*want options of Base, such as Base.Config\(\)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_refused_in_python_too(option: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Every(**{option: value})
+    with pytest.raises(ValueError, match=message):
+        setattr(Every(), option, value)
+
+
+PLAIN = {"kernels", "layouts", "sources"}
+"""Groups whose classes are built without options."""
+NAMED = [(group, name) for group in registry.GROUPS if group not in PLAIN for name in registry.GROUPS[group]]
+
+
+@pytest.mark.parametrize(("group", "name"), NAMED)
+def test_no_option_of_a_registered_component_takes_a_number_as_text(group: str, name: str) -> None:
+    try:
+        config = registry.resolve(name, group).Config
+        made = config()
+    except (ImportError, TypeError) as error:  # a package that is missing, options that have to be given
+        pytest.skip(str(error))
+    for option, wanted in hints_of(config).items():
+        if wanted in (int, float, bool):
+            with pytest.raises(ValueError, match=rf"\.{option}='20': want "):
+                setattr(made, option, "20")
+        if wanted == tuple[str, ...]:
+            setattr(made, option, "x/pairs.tar")
+            assert getattr(made, option) == ("x/pairs.tar",)
