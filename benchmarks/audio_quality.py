@@ -6,8 +6,8 @@
 A line for each group that is left out: one speaker (digits; recipe audio/words) or one official fold (scenes; recipe
 audio/scenes) is absent from pretraining, from the probe's training and from the choice of its strength, which is made
 by leaving the other groups out in turn, and then read once. Untrained encoder, trained encoder and, if asked, classical
-features (digits: 13 cepstral coefficients of centred bands at 16 moments of the word; scenes: mean and deviation
-of the bands) are measured by one function. `recording` is the share of recordings recognised by their other half.
+features (digits: 13 cepstral coefficients of centered bands at 16 moments of the word; scenes: mean and deviation
+of the bands) are measured by one function. `recording` is the share of recordings recognized by their other half.
 Scenes are decoded once, to wav. A finished run in runs/audio_quality is not repeated.
 """
 
@@ -92,7 +92,7 @@ def figures(featurize: Featurize, modality: Modality) -> list[float]:
 
 
 def encoded(encoders: Encoders, modality: Modality, scenes: bool) -> list[float]:
-    """The figures of encoders, and how many recordings they recognise."""
+    """The figures of encoders, and how many recordings they recognize."""
     frozen = FrozenEncoders.of(encoders)
     found = figures(Pooled(frozen), modality)
     probe = RecordingProbe(RecordingProbe.Config())

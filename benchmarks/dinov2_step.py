@@ -1,10 +1,10 @@
-"""How fast is a DINOv2 training step? Images a second, utilisation, peak memory, recompiles, host syncs.
+"""How fast is a DINOv2 training step? Images a second, utilization, peak memory, recompiles, host syncs.
 
     python benchmarks/dinov2_step.py                         # toy size on a CPU; S, B and L on a GPU
     python benchmarks/dinov2_step.py --sizes l --batch 64 --attention sdpa varlen --seconds 60
 
 A step is everything after the worker: crops in bytes to views, student and teacher, heads, Sinkhorn, losses, backward,
-clipping, AdamW, teacher. Utilisation is given twice: of the operations that ran (rows that drop path left out are not
+clipping, AdamW, teacher. Utilization is given twice: of the operations that ran (rows that drop path left out are not
 counted) and of those the architecture nominally has, so that skipped work cannot pass for speed. The peak is measured
 in the same run with a square matrix product in the step's precision.
 """

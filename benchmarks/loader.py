@@ -2,7 +2,7 @@
 
 Both decode the same synthetic 500 x 375 JPEGs (about 92 KB) and make 2 crops of 224 and 8 of 98 pixels. Ours hands
 uint8 crops and masks to the device; the other one, written as DINOv2's reference describes its own, also flips,
-jitters, blurs and normalises in the worker. Our part on the device is measured beside it, on the device given.
+jitters, blurs and normalizes in the worker. Our part on the device is measured beside it, on the device given.
 
     python benchmarks/loader.py [--images 48] [--rounds 5] [--device cpu]
 
@@ -70,7 +70,7 @@ def pillow() -> Any:
     from torchvision import transforms as t
 
     bicubic = t.InterpolationMode.BICUBIC
-    colour = [
+    color = [
         t.RandomHorizontalFlip(0.5),
         t.RandomApply([t.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
         t.RandomGrayscale(0.2),
@@ -78,7 +78,7 @@ def pillow() -> Any:
     last = [t.ToTensor(), t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
 
     def crops(size: int, scale: tuple[float, float], *extra: Any) -> Any:
-        return t.Compose([t.RandomResizedCrop(size, scale, interpolation=bicubic), *colour, *extra, *last])
+        return t.Compose([t.RandomResizedCrop(size, scale, interpolation=bicubic), *color, *extra, *last])
 
     def blur(chance: float) -> Any:
         return t.RandomApply([t.GaussianBlur(9, (0.1, 2.0))], chance)

@@ -6,7 +6,7 @@
 Both sides of a pair give the same arrays (compared before anything is timed) and leave views and masks out:
 - video: two clips of 16 frames, 4 apart, of one mp4 of 96 frames at 320 x 240: decord's VideoReader and get_batch;
   `one clip` asks for one of them
-- audio: the middle 5 s of 44.1 kHz flac as a normalised log-mel: soundfile, torchaudio's Resample and Kaldi's fbank
+- audio: the middle 5 s of 44.1 kHz flac as a normalized log-mel: soundfile, torchaudio's Resample and Kaldi's fbank
 - text: a jsonl of paragraphs as ids and word starts: a transformers fast tokenizer in batches of 64
 - tabular: a csv of 6,000 rows and 41 columns to scaled cells, and ten epochs of them in batches of 128: pandas, a row
   at a time by iloc as a Dataset does it; `csv` is the file alone, `batches` the epochs alone
@@ -124,7 +124,7 @@ def audio_plain(folder: Path) -> Read:
 
 
 def text_ours(folder: Path) -> Read:
-    """Read and tokenised as the modality does it when it opens a split."""
+    """Read and tokenized as the modality does it when it opens a split."""
     from multissl.modalities.text.files import read_texts
     from multissl.modalities.text.tokenizer import load_tokenizer
 

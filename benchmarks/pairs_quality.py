@@ -44,7 +44,7 @@ from multissl.contract.modality import Modality
 from multissl.evaluators.linear_probe import LinearProbe, probe_accuracy
 from multissl.evaluators.retrieval import Retrieval
 from multissl.evaluators.zero_shot import ZeroShot
-from multissl.inference import Featurize, labelled_split
+from multissl.inference import Featurize, labeled_split
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.text.adapter import Text
@@ -66,11 +66,11 @@ class NewClasses(LinearProbe):
     def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
         """`top1` in percent."""
         cfg, place = self.cfg, {"device": device, "stream": self.cfg.stream}
-        x, y = labelled_split(featurize, modality, "val", **place)
+        x, y = labeled_split(featurize, modality, "val", **place)
         if cfg.split == "val":
             queries, truth, x, y = x[1::2], y[1::2], x[::2], y[::2]
         else:
-            queries, truth = labelled_split(featurize, modality, cfg.split, **place)
+            queries, truth = labeled_split(featurize, modality, cfg.split, **place)
         return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps)
 
 
@@ -204,8 +204,14 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
         return made.replace(steps=400), both | probes("image", "audio")
     if task == "scenes":
         made = image_text.clip()
-        # colours and edges are what sentences speak of
-        plain: dict[str, Any] = {"hue": 0.0, "saturation": 0.0, "grey": 0.0, "solarise": 0.0, "blur": "none"}
+        # colors and edges are what sentences speak of
+        plain: dict[str, Any] = {
+            "hue": 0.0,
+            "saturation": 0.0,
+            "grayscale": 0.0,
+            "solarize": 0.0,
+            "blur": "none",
+        }
         image = Image.Config(size=96, local_size=32, patch=8, global_scale=(0.8, 1.0), **plain)
         text = Text.Config(length=48, local_length=16, pack=False, vocab=600, lower=True)
         made.modality = made.modality.replace(

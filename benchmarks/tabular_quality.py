@@ -1,11 +1,11 @@
-"""Few labelled rows of a table: classical models, the untrained and the trained encoder on the same paired draws.
+"""Few labeled rows of a table: classical models, the untrained and the trained encoder on the same paired draws.
 
     python benchmarks/tabular_quality.py --data adult-train.csv --label income --labels 325 [--split test]
     python benchmarks/tabular_quality.py --data california-train.parquet --label median_house_value --labels 144
 
 Trains `tabular/few_labels` on the table's training rows without their label (a run that is already in
 runs/tabular_quality is not repeated). On every draw: logistic regression or ridge on the raw cells with numbers as
-normal scores and as plain standardised ones, a random forest and gradient boosting (tuned on the draw); the linear
+normal scores and as plain standardized ones, a random forest and gradient boosting (tuned on the draw); the linear
 model on frozen features, and on those beside the raw cells. `over classical` is the gain over the best classical model,
 `over untrained` that over the same features of the untrained encoder, each with its 95 % interval by Student's t.
 Choices belong on the validation split, which is the default; the test file is for the end.
@@ -70,17 +70,17 @@ def main() -> None:
     evaluator: Any = FewLabels.Config(labels=args.labels, draws=args.draws, queries=0).build()
 
     def features(featurize: Any, modality: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Of the labelled rows [S, F] and of the queries [Q, F]."""
+        """Of the labeled rows [S, F] and of the queries [Q, F]."""
         pair = [("train", evaluator.cfg.pool), (args.split, 0)]
         first, second = (evaluator._features(featurize, modality, *which, "cpu")[0] for which in pair)
         return first, second
 
     plain = data.replace(scaling="standard").build()  # the same rows in the same splits
-    raw, both = trained.modality.baselines()["raw"], "normal scores and standardised"
+    raw, both = trained.modality.baselines()["raw"], "normal scores and standardized"
     _, y, _ = evaluator._features(raw, trained.modality, "train", evaluator.cfg.pool, "cpu")
     _, truth, _ = evaluator._features(raw, trained.modality, args.split, 0, "cpu")
-    inputs = {"normal scores": features(raw, trained.modality), "standardised": features(raw, plain)}
-    inputs[both] = beside(inputs["normal scores"], inputs["standardised"])
+    inputs = {"normal scores": features(raw, trained.modality), "standardized": features(raw, plain)}
+    inputs[both] = beside(inputs["normal scores"], inputs["standardized"])
     for name, encoders in (("untrained", untrained), ("trained", trained.encoders)):
         frozen = Pooled(FrozenEncoders.of(encoders))
         inputs[f"frozen, {name}"] = features(frozen, trained.modality)
@@ -100,11 +100,11 @@ def main() -> None:
             )
         print(line, flush=True)
 
-    for name in ("normal scores", "standardised", both):
+    for name in ("normal scores", "standardized", both):
         measure(f"linear, {name}", linear(y), inputs[name])
     if not args.no_trees:
         for name, fit in trees(y).items():
-            measure(name, fit, inputs["standardised"])
+            measure(name, fit, inputs["standardized"])
     best = max(scores, key=lambda name: scores[name].mean())
     for name in ("frozen", "raw + frozen"):
         measure(f"{name}, untrained", linear(y), inputs[f"{name}, untrained"], best)
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def beside(*pairs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Features of labelled rows and of queries, side by side."""
+    """Features of labeled rows and of queries, side by side."""
     return np.concatenate([p[0] for p in pairs], 1), np.concatenate([p[1] for p in pairs], 1)
 
 

@@ -4,10 +4,10 @@
         [--few sst2-train.parquet sst2-dev.parquet] [--split test]
     python benchmarks/text_quality.py characters --data tinyshakespeare.txt [--split test]
 
-`words`: masked language modelling on both texts together, in small letters, documents cut into passages of at most
+`words`: masked language modeling on both texts together, in small letters, documents cut into passages of at most
 1,000 characters. The last tenth of the first text's paragraphs and every tenth document of the table are the test
 split, every tenth passage of the rest the validation split. Measured: nats of a hidden word beside counts of its
-neighbours; with `--few`, accuracy of a linear model on 100 labels over 20 paired draws, beside the untrained encoder's,
+neighbors; with `--few`, accuracy of a linear model on 100 labels over 20 paired draws, beside the untrained encoder's,
 and with all labels beside TF-IDF. `characters`: next-token prediction on the first nine tenths of a text, the rest is
 the test split; bits a character beside counts of six characters. Without `--split test` the test texts are not read.
 Files go to runs/text_quality; a run that is there is not repeated.
@@ -94,7 +94,7 @@ def halved(plain: Path) -> Path:
     return write("characters-train", ({"text": text[i : min(i + PIECE, cut)]} for i in range(0, cut, PIECE)))
 
 
-def labelled(train: Path, test: Path) -> Path:
+def labeled(train: Path, test: Path) -> Path:
     """Two tables as one set with a test split."""
     write("few-test", table(test))
     return write("few-train", table(train))
@@ -150,7 +150,7 @@ def main() -> None:
             "hidden words": (MaskedWord.Config(split=args.split, count=5_000).build(), None)
         }
         if args.few:
-            few = recipe.modality.replace(data=str(labelled(*args.few))).build()
+            few = recipe.modality.replace(data=str(labeled(*args.few))).build()
             hundred = FewLabels.Config(
                 labels=100, draws=20, split=args.split, classical=False, metric="accuracy"
             )

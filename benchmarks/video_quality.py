@@ -26,8 +26,8 @@ from torch import Tensor
 
 from multissl.contract.data import Views
 from multissl.evaluators.knn import knn_accuracy
-from multissl.evaluators.linear_probe import LinearProbe, choose_l2, fit_logistic, standardised
-from multissl.inference import Pooled, labelled_split
+from multissl.evaluators.linear_probe import LinearProbe, choose_l2, fit_logistic, standardized
+from multissl.inference import Pooled, labeled_split
 
 
 def prepare(data: str, folder: Path, side: int) -> None:
@@ -51,15 +51,15 @@ def prepare(data: str, folder: Path, side: int) -> None:
 def predictions(x: Tensor, y: Tensor, queries: Tensor, classes: int) -> Tensor:
     """Classes [Q] that the linear probe gives to queries [Q, F] after x [S, F], y [S]."""
     l2 = choose_l2(x, y, LinearProbe.Config().l2, classes)
-    x, queries = standardised(x, queries)
+    x, queries = standardized(x, queries)
     weight, bias = fit_logistic(x, y, l2, classes)
     return (queries @ weight.T + bias).argmax(1)
 
 
 def line(name: str, featurize: Callable[[Views], Tensor], modality: Any, split: str, pairs: bool) -> str:
     """The figures of one feature on a split, in percent."""
-    x, y = labelled_split(featurize, modality, "train")
-    queries, truth = labelled_split(featurize, modality, split)
+    x, y = labeled_split(featurize, modality, "train")
+    queries, truth = labeled_split(featurize, modality, split)
     found = predictions(x, y, queries, 1 + int(max(y.max(), truth.max())))
     figures = [knn_accuracy(x, y, queries, truth)[20], 100 * (found == truth).double().mean().item()]
     if pairs:

@@ -30,7 +30,8 @@ class Config:
     owner: ClassVar[Any] = None
     """The component that these options build, a subclass of `Component`; None for plain options."""
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """New names by the names that options had in recipe format 1: files of that format are read, others refused."""
+    """New names of options by the names that they had in recipe format 1, of this class beside those of its bases.
+    Files of that format are read by it; elsewhere the old name is refused with the new one."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super(Config, cls).__init_subclass__(**kwargs)
@@ -63,10 +64,15 @@ class Config:
         return dataclasses.replace(self, **changes)
 
 
+def new_names(cls: type[Config]) -> dict[str, str]:
+    """Return the new names of a config's options by their old ones, as declared by the class and its bases."""
+    return {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("renamed", {}).items()}
+
+
 def no_option(where: str, cls: type[Config], name: str) -> str:
     """Return the message for an option that a config lacks: its new name, the nearest one, or all there are."""
-    if name in cls.renamed:
-        return f"{where} has no option {name!r}: it is called {cls.renamed[name]!r} now"
+    if name in (renamed := new_names(cls)):
+        return f"{where} has no option {name!r}: it is called {renamed[name]!r} now"
     return f"{where} has no option {name!r}{suggest(name, [f.name for f in fields(cls)])}"
 
 
@@ -192,7 +198,8 @@ def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
         cls = found
     hints, known = hints_of(cls), [f.name for f in fields(cls)]
     if old:
-        data = {cls.renamed.get(name, name): value for name, value in data.items()}
+        renamed = new_names(cls)
+        data = {renamed.get(name, name): value for name, value in data.items()}
     for name in data:
         if name not in known:
             raise ValueError(no_option(where, cls, name))

@@ -104,8 +104,8 @@ def featurize_places(
     return result
 
 
-def labelled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """`featurize_split` without its unlabelled samples."""
+def labeled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """`featurize_split` without its unlabeled samples."""
     features, labels = featurize_split(*args, **options)
     return features[labels >= 0], labels[labels >= 0]
 

@@ -122,7 +122,7 @@ def _way_out(need: str) -> str:
 
 
 def build(recipe: Recipe, device: torch.device) -> Parts:
-    """Build and check the components; the learner lies on `device`, parallelised."""
+    """Build and check the components; the learner lies on `device`, parallelized."""
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
     modality = recipe.modality.build()
     specs = modality.streams()

@@ -112,7 +112,7 @@ def two_ranks(rank: int, precision: Any) -> tuple[float, torch.Tensor]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cpu_ranks_normalise_by_their_own_rows(precision: str) -> None:
+def test_cpu_ranks_normalize_by_their_own_rows(precision: str) -> None:
     (_, a), (_, b) = run_ranks(2, two_ranks, precision)
     assert not torch.equal(a, b)
     whole = learner_of("vicreg")

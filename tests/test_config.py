@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 
 from multissl import registry
-from multissl.config import Component, Config, difference, from_dict, hints_of, to_dict
+from multissl.config import Component, Config, difference, from_dict, hints_of, new_names, to_dict
 
 
 class Base(Component):
@@ -58,6 +60,46 @@ def test_json_round_trip_keeps_kinds_and_types() -> None:
 def test_a_misspelt_option_suggests_the_right_one(make: object, nearest: str) -> None:
     with pytest.raises((TypeError, AttributeError, ValueError), match=f"did you mean [a-z.]*{nearest}"):
         make()  # type: ignore[operator]
+
+
+class Tyre(Wheel):
+    @dataclass(kw_only=True, slots=True)
+    class Config(Wheel.Config):
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"colour": "color"})
+
+        color: str = "black"
+
+
+class Striped(Tyre):
+    @dataclass(kw_only=True, slots=True)
+    class Config(Tyre.Config):
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "gray"})
+
+        gray: float = 0.5
+
+
+def test_a_file_of_an_earlier_format_may_use_the_old_names_of_options() -> None:
+    stored = {"wheel": {"kind": "tests.test_config:Striped", "colour": "red", "grey": 1.0, "radius": 2.0}}
+    read = from_dict(Cart, stored, old=True)
+    assert read == Cart(wheel=Striped.Config(color="red", gray=1.0, radius=2.0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Striped.Config(colour="red"),  # type: ignore[call-arg]
+        lambda: Striped.Config().replace(colour="red"),
+        lambda: setattr(Striped.Config(), "colour", "red"),
+        lambda: from_dict(Striped.Config, {"colour": "red"}),
+        lambda: from_dict(Cart, {"wheel": {"kind": "tests.test_config:Striped", "colour": "red"}}),
+    ],
+    ids=["python", "replace", "attribute", "file", "nested"],
+)
+def test_elsewhere_an_old_name_is_refused_with_the_new_one(make: Callable[[], object]) -> None:
+    with pytest.raises(
+        (TypeError, AttributeError, ValueError), match="no option 'colour': it is called 'color' now"
+    ):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -168,3 +210,17 @@ def test_no_option_of_a_registered_component_takes_a_number_as_text(group: str, 
         if wanted == tuple[str, ...]:
             setattr(made, option, "x/pairs.tar")
             assert getattr(made, option) == ("x/pairs.tar",)
+
+
+CONFIGS = [
+    registry.resolve(name, group).Config
+    for group in ("modalities", "encoders", "objectives", "evaluators")
+    for name in registry.names(group)
+]
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=lambda c: c.owner.__qualname__)
+def test_what_a_component_says_is_renamed_is_an_option_of_it(cls: type[Config]) -> None:
+    known = {f.name for f in fields(cls)}
+    assert set(new_names(cls).values()) <= known
+    assert not set(new_names(cls)) & known

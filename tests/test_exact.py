@@ -63,7 +63,7 @@ of pictures of one class."""
 OWN = {"mlm": "padded", "next_token": "padded", "infilling": "infill", "vime": "rows", "cav_mae": "twins"}
 """Objectives that want symbols, rows or two masked streams, which the others do not."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "dino": [{"centring": "ema", "tied_heads": True}, {"centring": "ema", "centre_lazy": True}],
+    "dino": [{"centering": "ema", "tied_heads": True}, {"centering": "ema", "center_lazy": True}],
     "infonce": [
         {"decoupled": True, "sigma": 0.5},
         {"relic": 1.0, "learn_temperature": True},

@@ -2,7 +2,7 @@
 
 Features are rounded to bf16 by a stand-in for the encoders, and heads run under bf16 autocast, as they do in mixed
 precision. A mode that sees every torch function notes the precision in which logs, softmaxes, norms and
-factorisations run.
+factorizations run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FRAGILE = {
 """Functions that lose too much in half precision. Inside networks (a teacher, a decoder) autocast decides, so what
 objectives and heads call is noted, but for torch's own norm layers, which add up in fp32."""
 TOLERANCE = {"nnclr": 5e-2, "barlow": 4e-2}
-"""Relative, where it is not 2e-2: the heads' rounding meets a low temperature and a nearest neighbour, or squares."""
+"""Relative, where it is not 2e-2: the heads' rounding meets a low temperature and a nearest neighbor, or squares."""
 PACKAGE = Path(registry.__file__).parent
 PROGRESS = Progress(step=0, total=10, epoch_steps=1)
 

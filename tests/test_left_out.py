@@ -200,7 +200,7 @@ def test_all_values_count_where_the_data_has_no_aim(tmp_path: Path) -> None:
     assert StateProbe.Config().build()._named(replay, np.array([0.1, 0.3]), "r2")["r2"] == pytest.approx(20)
 
 
-class HalfLabelled(Clusters):
+class HalfLabeled(Clusters):
     """Points of which those of one split have no labels."""
 
     bare = "train"
@@ -219,7 +219,7 @@ def test_labels_of_one_split_alone_measure_nothing(
     monkeypatch.setattr(
         "multissl.contract.evaluator.log.warning", lambda text, *values: said.append(text % values)
     )
-    modality = HalfLabelled(HalfLabelled.Config())
+    modality = HalfLabeled(HalfLabeled.Config())
     modality.bare = bare
     evaluator = config().build()
     assert evaluator.run(frozen(), modality, START) == {}

@@ -1,4 +1,4 @@
-"""The whole path, from files to gradients, on one rank and on two: decode, crops, masks, colour, DINOv2's objective."""
+"""The whole path, from files to gradients, on one rank and on two: decode, crops, masks, color, DINOv2's objective."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCH = 8
 
 
 def recipe() -> Recipe:
-    """The demo, tiny: real crops and colours, ema or Sinkhorn by default, drop path off (it draws by rank)."""
+    """The demo, tiny: real crops and colors, ema or Sinkhorn by default, drop path off (it draws by rank)."""
     made = dino.default()
     made.modality = made.modality.replace(size=16, local_size=8, mask_group=4, blur_kernel=3)
     made.encoders["image"] = TransformerEncoder.Config(dim=16, depth=2, heads=2, layerscale=0.5)

@@ -70,7 +70,7 @@ def words() -> Recipe:
         dynamics=60.0,
         noise=1.0,
         snr=(0.0, 40.0),
-        equalise=15.0,
+        equalize=15.0,
         warp=0.15,
     )
     made = _small(_pairs(), modality, _encoder(dim=128, depth=2))
@@ -90,7 +90,7 @@ def scenes() -> Recipe:
         frames=496,
         local_frames=248,
         patch=(8, 64),
-        equalise=10.0,
+        equalize=10.0,
         mixup=0.2,
         stretch=(0.6, 1.5),
     )

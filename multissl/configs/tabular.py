@@ -36,7 +36,7 @@ def default() -> Recipe:
 
 
 def scarf() -> Recipe:
-    """SCARF: a row and a copy with 60 % of its cells swapped recognise each other.
+    """SCARF: a row and a copy with 60 % of its cells swapped recognize each other.
 
     Command: multissl train tabular/scarf --data rows.csv --modality.label target
     Size: 1,000 steps of 128, MLP 256 x 4; minutes on two processor cores.
@@ -72,7 +72,7 @@ def vime() -> Recipe:
 
 
 def subtab() -> Recipe:
-    """SubTab-like: four overlapping runs of columns rebuild the row and recognise each other.
+    """SubTab-like: four overlapping runs of columns rebuild the row and recognize each other.
 
     Command: multissl train tabular/subtab --data rows.csv --modality.label target
     Size: 600 steps of 128, MLP 256 x 2; minutes on two processor cores.
@@ -132,13 +132,13 @@ def saint() -> Recipe:
 
 
 def few_labels() -> Recipe:
-    """Each column predicted from all the others, for few labelled rows beside many unlabelled ones.
+    """Each column predicted from all the others, for few labeled rows beside many unlabeled ones.
 
     Command: multissl train tabular/few_labels --data rows.csv --modality.label target
     Size: 1,000 steps of 128, leave-one-out MLP 128 x 3; minutes on two processor cores.
     Measured: R2 63.5 % with 144 labels of california beside raw cells, 192 channels (untrained 61.5, boosting 62.3).
 
-    Features for a linear model; boosting tuned on the same labelled rows can do as well or better.
+    Features for a linear model; boosting tuned on the same labeled rows can do as well or better.
     """
     return Recipe(
         modality=Tabular.Config(corrupt_by="hide", corruption=(0.6,)),

@@ -35,7 +35,7 @@ def default() -> Recipe:
 
 
 def masked() -> Recipe:
-    """Masked language modelling with SpanBERT's spans, 80 % of them masked, 10 % replaced, 10 % kept.
+    """Masked language modeling with SpanBERT's spans, 80 % of them masked, 10 % replaced, 10 % kept.
 
     Command: multissl train text/masked --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; 2 minutes on two processor cores.
@@ -45,7 +45,7 @@ def masked() -> Recipe:
 
 
 def bert() -> Recipe:
-    """BERT's masked language modelling: single tokens, no next-sentence task.
+    """BERT's masked language modeling: single tokens, no next-sentence task.
 
     Command: multissl train text/bert --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
@@ -59,7 +59,7 @@ def whole_word() -> Recipe:
 
     Command: multissl train text/whole_word --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
-    Measured: 6.2 nats per hidden word (untrained 10.8, neighbours 5.4), 12,000 ids, 8,000 steps of 24, 20 minutes.
+    Measured: 6.2 nats per hidden word (untrained 10.8, neighbors 5.4), 12,000 ids, 8,000 steps of 24, 20 minutes.
     """
     made = _masked(MLM.Config(), mask="word")
     made.evals["words"] = MaskedWord.Config(every=200)
@@ -67,7 +67,7 @@ def whole_word() -> Recipe:
 
 
 def spanbert() -> Recipe:
-    """SpanBERT: spans of words, and their tokens predicted from their neighbours.
+    """SpanBERT: spans of words, and their tokens predicted from their neighbors.
 
     Command: multissl train text/spanbert --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
@@ -141,7 +141,7 @@ def dino() -> Recipe:
 
 
 def data2vec_text() -> Recipe:
-    """data2vec on text: spans of four words, 35 % hidden; a teacher's layers, each token normalised.
+    """data2vec on text: spans of four words, 35 % hidden; a teacher's layers, each token normalized.
 
     Command: multissl train text/data2vec_text --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
@@ -155,7 +155,7 @@ def data2vec_text() -> Recipe:
 
 
 def _masked(objective: Objective.Config, **options: object) -> Recipe:
-    """With larger embeddings and a convolution over neighbours: without, hundreds of steps pass before words count."""
+    """With larger embeddings and a convolution over neighbors: without, hundreds of steps pass before words count."""
     made = _small(objective, **options)  # type: ignore[arg-type]
     made.encoders["text"] = made.encoders["text"].replace(
         embedding_std=0.5, position=Position(std=0.2), token_conv=5

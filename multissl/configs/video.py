@@ -66,7 +66,7 @@ def dino() -> Recipe:
     objective = small_dino(
         koleo_weight=0.02, teacher_temperature_start=0.02, teacher_temperature=0.02, freeze_last_layer=50
     )
-    return _small(objective, colour=True)
+    return _small(objective, color=True)
 
 
 def videomae() -> Recipe:
@@ -77,7 +77,7 @@ def videomae() -> Recipe:
     Measured: unmeasured
     """
     objective = MAE.Config(norm_target="channel", decoder=Decoder.Config(dim=64, depth=2, heads=4))
-    return _small(objective, colour=False)
+    return _small(objective, color=False)
 
 
 def vjepa() -> Recipe:
@@ -93,7 +93,7 @@ def vjepa() -> Recipe:
         metric="power", targets=1, target_ratio=(0.15, 0.15), context_ratio=(1.0, 1.0), predictor=predictor,
         teacher=teacher,
     )  # fmt: skip
-    made = _small(objective, colour=False)
+    made = _small(objective, color=False)
     made.modality.mask, made.modality.union = "block", 8  # type: ignore[attr-defined]
     return made
 
@@ -151,12 +151,12 @@ def vjepa_vitl16() -> Recipe:
 
 
 def _plain() -> dict[str, Any]:
-    return {"jitter": 0.0, "grey": 0.0}
+    return {"jitter": 0.0, "grayscale": 0.0}
 
 
-def _small(objective: Objective.Config, colour: bool = True) -> Recipe:
+def _small(objective: Objective.Config, color: bool = True) -> Recipe:
     """Clips of 8 frames at 32 x 32, tokens of 2 frames and 8 x 8 pixels: 64 a clip."""
-    # Colours and places would tell a video from others without a look at its motion, so views change them at will.
+    # Colors and places would tell a video from others without a look at its motion, so views change them at will.
     return Recipe(
         modality=Video.Config(
             frames=8,
@@ -169,10 +169,10 @@ def _small(objective: Objective.Config, colour: bool = True) -> Recipe:
             clips="apart",
             global_scale=(0.5, 1.0),
             local_scale=(0.25, 0.5),
-            jitter=0.8 if colour else 0.0,
+            jitter=0.8 if color else 0.0,
             saturation=0.4,
             hue=0.3,
-            grey=0.3 if colour else 0.0,
+            grayscale=0.3 if color else 0.0,
         ),
         encoders={
             "video": TransformerEncoder.Config(

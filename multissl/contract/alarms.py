@@ -62,7 +62,7 @@ def no_choice(history: History, prototypes: int, prefix: str = "stats/teacher") 
 def one_prototype(history: History, name: str = "stats/prototype_use", limit: float = 0.04) -> float | None:
     """The share of prototypes in use where a few take every sample; None where they do not.
 
-    Without centring the divergence from the student stays large, so it is no sign.
+    Without centering the divergence from the student stays large, so it is no sign.
     """
     values, last = lately(history, name), lasting(history, name, lambda u: u < limit)
     rising = last is not None and last > max(1.5 * values[0], limit / 2)

@@ -103,7 +103,7 @@ class Views:
     condition: Tensor | None = field(default=None, metadata=PER_ROW)
     """[R, A] what leads from the view before to this one: an action, a crop offset."""
     coords: Tensor | None = field(default=None, metadata=PER_ROW)
-    """[R, N, g] where the tokens' centres lie in the original sample, each axis of it 0 to 1, in the order of `space`
+    """[R, N, g] where the tokens' centers lie in the original sample, each axis of it 0 to 1, in the order of `space`
     (row, column); for objectives that match places."""
     present: Tensor | None = field(default=None, metadata=PER_SAMPLE)
     """bool [B], False where a sample lacks this stream (paired data)."""
@@ -234,7 +234,7 @@ class Sample:
     data: Any
     index: int
     label: int = -1
-    """Class of a labelled sample, -1 without one."""
+    """Class of a labeled sample, -1 without one."""
     group: int = -1
     """Episode, speaker, recording: a group stays in one split and holds no negatives; -1 without one."""
     place: float | None = None

@@ -107,7 +107,7 @@ class Evaluator(Component, ABC):
         """Draw pictures for the report; none by default."""
         return []
 
-    def labelled(self, modality: Modality, *splits: str) -> bool:
+    def labeled(self, modality: Modality, *splits: str) -> bool:
         """Return whether all of the splits have labels; warn once where one has none. Looks at 64 samples of each."""
         for split in splits:
             data = modality.dataset(split)

@@ -1,7 +1,7 @@
 """An objective turns encoders and a batch of views into losses, and owns everything that moves slowly.
 
 It says which views it wants, drives the encoders it is handed through `encode`, and keeps projectors, predictors,
-teachers, centres and queues, so that `state_dict()` is the whole truth. It names no modality.
+teachers, centers and queues, so that `state_dict()` is the whole truth. It names no modality.
 Shapes: see `contract.data`.
 """
 

@@ -1,6 +1,6 @@
-"""Pictures of what a transformer sees: its tokens as colours, its attention as light.
+"""Pictures of what a transformer sees: its tokens as colors, its attention as light.
 
-The colours are the first three principal components of the tokens of all pictures together, as in DINOv2
+The colors are the first three principal components of the tokens of all pictures together, as in DINOv2
 (arXiv 2304.07193, figure 1).
 Shapes: R pictures, C channels of 1 or 3, N tokens on a grid h x w, H heads, D width.
 """
@@ -41,10 +41,10 @@ def token_panel(x: Tensor, tokens: Tensor, patch: Sequence[int]) -> Figure:
     axes = axes[:, -3:].flip(1)  # [D, up to 3]
     # The sign of a component is arbitrary: fix it, so that reports of one run can be compared.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    colours = F.pad(flat @ axes, (0, 3 - axes.shape[1])).unflatten(0, tokens.shape[:2])  # [R, N, 3]
-    low, high = colours.flatten(0, 1).quantile(torch.tensor([0.02, 0.98], device=x.device), dim=0)
-    colours = (colours - low) / (high - low).clamp(min=1e-6)
-    image = _tiles([_pictures(x), _enlarge(_on_grid(colours.mT, x, patch), x.shape[2:])])
+    colors = F.pad(flat @ axes, (0, 3 - axes.shape[1])).unflatten(0, tokens.shape[:2])  # [R, N, 3]
+    low, high = colors.flatten(0, 1).quantile(torch.tensor([0.02, 0.98], device=x.device), dim=0)
+    colors = (colors - low) / (high - low).clamp(min=1e-6)
+    image = _tiles([_pictures(x), _enlarge(_on_grid(colors.mT, x, patch), x.shape[2:])])
     return Figure(
         "Patch tokens", image, "The first three principal components of the tokens, joint over the pictures."
     )
@@ -64,7 +64,7 @@ def _on_grid(values: Tensor, x: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def _pictures(x: Tensor) -> Tensor:
-    """Normalised pictures to [0, 1], each by its own range, in three channels and enlarged."""
+    """Normalized pictures to [0, 1], each by its own range, in three channels and enlarged."""
     flat = x.float().flatten(1)
     low, high = flat.amin(1)[:, None, None, None], flat.amax(1)[:, None, None, None]
     return _enlarge(((x.float() - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1), x.shape[2:])

@@ -2,7 +2,7 @@
 
 Mnih et al., Nature 518, 2015 (32, 64 and 64 channels, kernels 8, 4, 3, strides 4, 2, 1), as CURL (arXiv 2004.04136)
 and ATC (arXiv 2009.08319) end it: a linear map to a narrow code and a layer norm. The linear map is kept as one matrix
-a place, so that a token is what its place adds to the code; pooled is their sum, normalised.
+a place, so that a token is what its place adds to the code; pooled is their sum, normalized.
 Shapes: R rows, C channels, H*W = N places of the last map, D width of the code.
 """
 

@@ -111,7 +111,7 @@ def refuse_code(data: Any, where: str) -> None:
             )
         if name == "quantization_config" and value:
             raise ValueError(
-                f"{where} describes quantised weights, which cannot be trained: give full precision"
+                f"{where} describes quantized weights, which cannot be trained: give full precision"
             )
         if name in ("architecture", "backbone") and isinstance(value, str) and re.search(r"[/\\:]", value):
             raise ValueError(

@@ -4,7 +4,7 @@ He et al., CVPR 2016, arXiv 1512.03385; the small stem (a 3x3 convolution of str
 CIFAR experiments (arXiv 2002.05709, appendix B.9). Weights carry torchvision's names behind `net.`.
 Views of one size go through in one call, so batch norm takes its statistics from all of them together. Over several
 ranks they span the ranks on CUDA (SyncBatchNorm, put in when the learner is made parallel); on the CPU each rank
-normalises by its own rows, so n ranks are not exactly 1 rank with all rows, and the first rank's running statistics
+normalizes by its own rows, so n ranks are not exactly 1 rank with all rows, and the first rank's running statistics
 are the ones kept.
 Shapes: R rows, C channels, H*W places of the last map, D width of the last stage (8 x width, 50: 32 x width).
 State: the running statistics of batch norm.

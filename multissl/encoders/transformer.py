@@ -58,7 +58,7 @@ class TransformerEncoder(Encoder):
         embedding_std: float = 0.02
         """Deviation of the embeddings of ids at the start."""
         token_conv: int = 0
-        """Of sequences: tokens that a convolution over neighbours spans before the blocks, an odd number; 0: none."""
+        """Of sequences: tokens that a convolution over neighbors spans before the blocks, an odd number; 0: none."""
         attention: str = "sdpa"
         """The attention kernel. sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half
         precision; installed packages may bring others."""

@@ -48,7 +48,7 @@ class Data(Config):
     prefetch: int = 2
     """Batches that each worker holds ready."""
     views_on: Literal["device", "worker"] = "device"
-    """Where colour, blur and the like are computed."""
+    """Where color, blur and the like are computed."""
 
     def num_workers(self, ranks: int) -> int:
         """Workers of each rank."""

@@ -1,6 +1,6 @@
 """The buffers of a learner as they were before a step, for a step that is skipped.
 
-A forward pass moves batch norm statistics, centres and whatever else its modules update before anybody knows whether
+A forward pass moves batch norm statistics, centers and whatever else its modules update before anybody knows whether
 the loss is finite; one batch with a NaN would stay in them for good. Every buffer is copied, those of queues too: only
 their objective knows when it writes, and a copy of a queue is little beside scoring it. A transformer has next to none.
 What modules keep outside buffers until `after_step` is set anew by every forward pass.

@@ -348,7 +348,7 @@ def alarm_of(lines: list[dict[str, Any]]) -> str:
 
 
 def hash_of(*numbers: int) -> int:
-    """A seed from several numbers, far from the seeds of neighbouring ones."""
+    """A seed from several numbers, far from the seeds of neighboring ones."""
     value = 0
     for number in numbers:
         value = (value * 6364136223846793005 + number * 2 + 1442695040888963407) % 2**63

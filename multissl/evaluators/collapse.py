@@ -2,7 +2,7 @@
 
 RankMe: Garrido et al., ICML 2023, arXiv 2210.02885, equation 1, on raw features, eps added after the
 division. alpha-ReQ: Agrawal et al., NeurIPS 2022, the decay of the covariance's eigenvalues. Spread: std of
-the l2-normalised features times sqrt(D), 1 where they fill the sphere and 0 where all are one.
+the l2-normalized features times sqrt(D), 1 where they fill the sphere and 0 where all are one.
 Shapes: S samples, D width.
 """
 
@@ -110,7 +110,7 @@ def rankme(x: Tensor, eps: float = 1e-7) -> float:
 
 
 def spread(x: Tensor) -> float:
-    """Std of every dimension of the l2-normalised x [S, D], its mean over dimensions, times sqrt(D)."""
+    """Std of every dimension of the l2-normalized x [S, D], its mean over dimensions, times sqrt(D)."""
     return F.normalize(x, dim=1).std(0).mean().item() * math.sqrt(x.shape[1])
 
 

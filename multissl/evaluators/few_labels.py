@@ -1,4 +1,4 @@
-"""What pretraining is worth with few labels, beside models that never saw the unlabelled rows.
+"""What pretraining is worth with few labels, beside models that never saw the unlabeled rows.
 
 A number of training samples is drawn, as many draws as asked, classes in proportion (at least one each); on every
 draw the same samples go to a linear model on frozen features (logistic, or ridge where the label is a quantity), to
@@ -39,7 +39,7 @@ from multissl.inference import (
 )
 
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""From labelled features [n, F], labels [n] and queries [Q, F] to scores [Q, C] or values [Q]."""
+"""From labeled features [n, F], labels [n] and queries [Q, F] to scores [Q, C] or values [Q]."""
 
 
 class FewLabels(Evaluator):
@@ -56,7 +56,7 @@ class FewLabels(Evaluator):
         """Options of the evaluation with few labels."""
 
         labels: int = 100
-        """Labelled training samples of a draw."""
+        """Labeled training samples of a draw."""
         draws: int = 5
         """Times they are drawn; 20 for a narrow interval."""
         split: str = "val"
@@ -96,7 +96,7 @@ class FewLabels(Evaluator):
 
         After a call at step 0, `over_untrained` too: what was measured there is kept, by this object alone.
         """
-        if not self.labelled(modality, self.cfg.split, "train"):
+        if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         device = encoders.device
         featurize = Pooled(encoders)
@@ -128,7 +128,7 @@ class FewLabels(Evaluator):
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The classical models' figures."""
-        if not self.cfg.classical or not self.labelled(modality, self.cfg.split, "train"):
+        if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         return {name: float(np.mean(scores)) for name, scores in self._classical(modality).items()}
 
@@ -147,7 +147,7 @@ class FewLabels(Evaluator):
     def _features(
         self, featurize: Any, modality: Modality, split: str, limit: int, device: Any
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Features [S, F], classes int64 [S] or values float64 [S], and positions, of the labelled samples."""
+        """Features [S, F], classes int64 [S] or values float64 [S], and positions, of the labeled samples."""
         places = drawn(len(modality.dataset(split)), limit)  # type: ignore[arg-type]
         x, y, kept = featurize_places(
             featurize, modality, split, places, device=device, stream=self.cfg.stream
@@ -218,7 +218,7 @@ class FewLabels(Evaluator):
 
 
 def linear(y: np.ndarray) -> Fit:
-    """Standardised, then ridge or logistic regression with the strength chosen by cross-validation on the draw."""
+    """Standardized, then ridge or logistic regression with the strength chosen by cross-validation on the draw."""
     models = registry.require("sklearn.linear_model")
     scaler = registry.require("sklearn.preprocessing").StandardScaler
 

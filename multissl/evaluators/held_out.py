@@ -1,7 +1,7 @@
 """How well a language model foretells held-out text, beside count models of the same training text.
 
 `MaskedWord`: one word of a row is hidden whole and all its pieces are predicted (objective mlm); in nats a word, the
-sum over its pieces. The baseline interpolates counts of the word between the same two neighbours; see
+sum over its pieces. The baseline interpolates counts of the word between the same two neighbors; see
 modalities.text_counts. `BitsPerCharacter`: every token of running text from those before it (objective next_token); the
 sum over the tokens, over the characters they spell, so that tokenizers compare. The first token of a document costs as
 much as a uniform guess. The baseline counts runs of six characters. Both need the objective, so they measure while a

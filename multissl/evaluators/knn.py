@@ -2,7 +2,7 @@
 
 Wu et al., CVPR 2018, arXiv 1805.01978, as DINO uses it (Caron et al., arXiv 2104.14294): a query's k most
 similar bank samples vote for their class with exp(similarity / T). One function serves learned, untrained and
-raw features: centred with the bank's mean, then l2-normalised.
+raw features: centered with the bank's mean, then l2-normalized.
 Shapes: S samples in the bank, Q queries, F features, C classes.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
-from multissl.evaluators.neighbours import centred, nearest, neighbour_strip
+from multissl.evaluators.neighbors import centered, nearest, neighbor_strip
 from multissl.evaluators.verdicts import learned
-from multissl.inference import Featurize, Pooled, labelled_split
+from multissl.inference import Featurize, Pooled, labeled_split
 
 
 class KNN(Evaluator):
@@ -33,7 +33,7 @@ class KNN(Evaluator):
         """Options of the k-NN."""
 
         k: tuple[int, ...] = (20,)
-        """Neighbours that vote. The first is reported as top1, others as top1_k10 and so on."""
+        """Neighbors that vote. The first is reported as top1, others as top1_k10 and so on."""
         temperature: float = 0.07
         split: str = "val"
         """Where the queries come from; the bank is the train split."""
@@ -49,7 +49,7 @@ class KNN(Evaluator):
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
             if not self.k or min(self.k) < 1:
-                raise ValueError(f"k={self.k}: want one or more counts of neighbours, each 1 or more")
+                raise ValueError(f"k={self.k}: want one or more counts of neighbors, each 1 or more")
             if not self.temperature >= 0.01:
                 raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
             if self.bank < 0 or self.queries < 0:
@@ -66,7 +66,7 @@ class KNN(Evaluator):
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
-        if not self.labelled(modality, self.cfg.split, "train"):
+        if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         device = encoders.device
         featurize = Pooled(encoders)
@@ -76,7 +76,7 @@ class KNN(Evaluator):
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for each of the modality's classical features."""
-        if not self.labelled(modality, self.cfg.split, "train"):
+        if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         baselines = modality.baselines()
         return {
@@ -90,17 +90,15 @@ class KNN(Evaluator):
 
     def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
         """Some queries, each with its nearest training samples; none where samples are no pictures."""
-        strip = neighbour_strip(encoders, modality, self.cfg.split, stream=self.cfg.stream)
+        strip = neighbor_strip(encoders, modality, self.cfg.split, stream=self.cfg.stream)
         return [] if strip is None else [strip]
 
     def _accuracies(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
     ) -> dict[int, float]:
         cfg = self.cfg
-        bank, labels = labelled_split(
-            featurize, modality, "train", cfg.bank, device=device, stream=cfg.stream
-        )
-        queries, truth = labelled_split(
+        bank, labels = labeled_split(featurize, modality, "train", cfg.bank, device=device, stream=cfg.stream)
+        queries, truth = labeled_split(
             featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
         )
         return knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device)
@@ -116,7 +114,7 @@ def knn_accuracy(
     device: torch.device | str = "cpu",
 ) -> dict[int, float]:
     """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q]."""
-    bank, queries = (x.to(device) for x in centred(bank, queries))
+    bank, queries = (x.to(device) for x in centered(bank, queries))
     similarity, index = (x.cpu() for x in nearest(bank, queries, max(ks)))  # [Q, max k]
     num_classes = 1 + int(max(labels.max(), truth.max()))
     found = {}
@@ -127,7 +125,7 @@ def knn_accuracy(
 
 
 def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, T: float, num_classes: int) -> Tensor:
-    """Votes [Q, C] of the k nearest of bank [S, F], both sides l2-normalised; the argmax predicts."""
+    """Votes [Q, C] of the k nearest of bank [S, F], both sides l2-normalized; the argmax predicts."""
     similarity, index = nearest(bank, queries, k)
     return votes(similarity, labels[index], T, num_classes)
 

@@ -1,6 +1,6 @@
 """Quick linear probe: multinomial logistic regression on frozen features.
 
-Features are standardised with the training statistics; a tenth of the training samples chooses the L2
+Features are standardized with the training statistics; a tenth of the training samples chooses the L2
 strength, then the classifier is fitted to all of them. Full-batch L-BFGS from zero: no learning rate. Where queries
 come from other groups (speakers, scenes) than the training samples, `by_group` chooses on groups left out in turn.
 Shapes: S training samples, Q queries, F features, C classes.
@@ -25,7 +25,7 @@ from multissl.inference import (
     Pooled,
     drawn,
     featurize_places,
-    labelled_split,
+    labeled_split,
 )
 
 
@@ -70,7 +70,7 @@ class LinearProbe(Evaluator):
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
-        if not self.labelled(modality, self.cfg.split, "train"):
+        if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         device = encoders.device
         featurize = Pooled(encoders)
@@ -78,7 +78,7 @@ class LinearProbe(Evaluator):
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features, where `classical` asks for it."""
-        if not self.cfg.classical or not self.labelled(modality, self.cfg.split, "train"):
+        if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         return {
             name: self.accuracy(baseline, modality, "cpu") for name, baseline in modality.baselines().items()
@@ -92,7 +92,7 @@ class LinearProbe(Evaluator):
         """`top1` of any features of the modality's samples."""
         cfg = self.cfg
         x, y, groups = self._train(featurize, modality, device)
-        queries, truth = labelled_split(
+        queries, truth = labeled_split(
             featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
         )
         x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
@@ -101,7 +101,7 @@ class LinearProbe(Evaluator):
     def _train(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features [S, F], labels [S] and, where the choice goes by them, groups [S] of labelled training samples."""
+        """Features [S, F], labels [S] and, where the choice goes by them, groups [S] of labeled training samples."""
         data = modality.dataset("train")
         places = drawn(len(data), self.cfg.train)  # type: ignore[arg-type]
         x, y, kept = featurize_places(
@@ -125,7 +125,7 @@ def probe_accuracy(
     """Accuracy in percent on queries [Q, F] of the probe fitted to x [S, F]; labels int64 [S] and [Q]."""
     classes = 1 + int(max(y.max(), truth.max()))
     l2 = choose_l2(x, y, strengths, classes, max_steps, groups) if len(strengths) > 1 else strengths[0]
-    x, queries = standardised(x, queries)
+    x, queries = standardized(x, queries)
     weight, bias = fit_logistic(x, y, l2, classes, max_steps)
     return _percent(queries @ weight.T + bias, truth)
 
@@ -145,7 +145,7 @@ def choose_l2(
     """
     if len(x) < 10:
         raise ValueError(
-            f"{len(x)} labelled samples cannot choose among {len(strengths)} strengths: give one --l2"
+            f"{len(x)} labeled samples cannot choose among {len(strengths)} strengths: give one --l2"
         )
     tenth = torch.zeros(len(x), dtype=torch.bool)
     tenth[drawn(len(x), max(1, len(x) // 10))] = True
@@ -153,7 +153,7 @@ def choose_l2(
     order = sorted(strengths, reverse=True)
     totals = dict.fromkeys(order, 0.0)
     for held in (fold.to(x.device) for fold in folds):
-        rest, queries = standardised(x[~held], x[held])
+        rest, queries = standardized(x[~held], x[held])
         start = None
         for l2 in order:
             start = fit_logistic(rest, y[~held], l2, classes, max_steps, start)
@@ -192,7 +192,7 @@ def fit_logistic(
     return weight.detach(), bias.detach()
 
 
-def standardised(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def standardized(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """x [S, F] and others with the mean and std of x taken out; a constant feature becomes 0."""
     mean, std = x.mean(0), x.std(0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))

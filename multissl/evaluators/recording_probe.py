@@ -1,8 +1,8 @@
 """Whether features tell which recording a sound comes from: microphone, room and codec rather than what is heard.
 
-Two parts of each recording are featurised apart. For each second part the nearest first part is sought, by cosine after
+Two parts of each recording are featurized apart. For each second part the nearest first part is sought, by cosine after
 the mean of the first parts is taken out of both; it should be of the same recording in `same` percent. Views of one
-recording share its noise baseline, which a contrastive objective can recognise instead of the sound. The figure should
+recording share its noise baseline, which a contrastive objective can recognize instead of the sound. The figure should
 not be far above the untrained encoder's and the classical features' while accuracy on classes rises. Parts that the
 modality cannot read (silence) leave the recording out. There is no verdict: content is similar within a recording too.
 Shapes: n recordings, F features.
@@ -26,9 +26,9 @@ from multissl.inference import Featurize, Pooled, clean_views, drawn
 
 
 class RecordingProbe(Evaluator):
-    """Share of recordings recognised by another part of them, in percent."""
+    """Share of recordings recognized by another part of them, in percent."""
 
-    titles: ClassVar[dict[str, str]] = {"same": "recording recognised, %"}
+    titles: ClassVar[dict[str, str]] = {"same": "recording recognized, %"}
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):
@@ -53,13 +53,13 @@ class RecordingProbe(Evaluator):
             return {}
         featurize = Pooled(encoders)
         first, second = self._features(featurize, modality, pairs, encoders.device)
-        return {"same": recognised(first, second), "chance": 100 / len(first)}
+        return {"same": recognized(first, second), "chance": 100 / len(first)}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features."""
         pairs = self._pairs(modality)
         baselines = modality.baselines().items() if pairs else ()
-        return {name: recognised(*self._features(f, modality, pairs, "cpu")) for name, f in baselines}
+        return {name: recognized(*self._features(f, modality, pairs, "cpu")) for name, f in baselines}
 
     def _pairs(self, modality: Modality) -> list[tuple[Sample, Sample]]:
         """The two parts of the recordings that have them, numbered alike."""
@@ -101,7 +101,7 @@ class RecordingProbe(Evaluator):
         return torch.cat(found[0]), torch.cat(found[1])
 
 
-def recognised(first: Tensor, second: Tensor) -> float:
+def recognized(first: Tensor, second: Tensor) -> float:
     """Percent of rows of second [n, F] whose nearest row of first [n, F] is their own."""
     mean = first.mean(0)
     first, second = (F.normalize((x - mean).double(), dim=1) for x in (first, second))

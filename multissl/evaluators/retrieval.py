@@ -22,7 +22,7 @@ from torch import Tensor
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
-from multissl.evaluators.neighbours import OTHER, PLAIN, SAME, framed
+from multissl.evaluators.neighbors import OTHER, PLAIN, SAME, framed
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.evaluators.verdicts import first_and_last
 from multissl.inference import drawn, readable_views
@@ -212,8 +212,8 @@ def nearest_pairs(found: Embedded, modality: Modality, queries: int = 6, k: int 
             others = _pictures(both, modality, b, answers)
             if left is None or others is None:
                 break
-            colours = [SAME if right[query, i] else OTHER for i in answers]
-            tiles = [framed(left[0], PLAIN), *(framed(*pair) for pair in zip(others, colours, strict=True))]
+            colors = [SAME if right[query, i] else OTHER for i in answers]
+            tiles = [framed(left[0], PLAIN), *(framed(*pair) for pair in zip(others, colors, strict=True))]
             rows.append(side_by_side(tiles))
         if rows:
             wide = max(row.shape[1] for row in rows)

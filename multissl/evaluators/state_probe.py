@@ -1,7 +1,7 @@
 """Ridge regression of the known state of the world from frozen features, as R2 in percent.
 
 The state (an emulator's memory, the values of a simulator) comes from the modality's `states`. Features and states are
-standardised by the training samples, the strength is chosen on a tenth of the training groups (episodes), and R2 is
+standardized by the training samples, the strength is chosen on a tenth of the training groups (episodes), and R2 is
 that of a split whose groups were not trained on. Floors at equal width: the untrained encoder (the first run) and the
 principal components, as many as the encoder is wide, of the modality's raw features; raw features themselves are told.
 Shapes: S training samples, Q of the split, F features, n values of a state.
@@ -142,7 +142,7 @@ def r2_of(
 ) -> Tensor:
     """R2 [n] on queries [Q, F], truth [Q, n] of the ridge regression of y [S, n] on x [S, F]; the strength is chosen.
 
-    Groups [S] are whole in the part that chooses: of neighbours in time one would otherwise tell the other.
+    Groups [S] are whole in the part that chooses: of neighbors in time one would otherwise tell the other.
     """
     held = torch.isin(groups, groups.unique()[::10])
     chosen = max(strengths)
@@ -155,16 +155,16 @@ def r2_of(
 
 def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]) -> list[Tensor]:
     """R2 [n] for each strength."""
-    mean, centre = x.mean(0), y.mean(0)
+    mean, center = x.mean(0), y.mean(0)
     std = x.std(0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
     x, queries = (x - mean) * scale, (queries - mean) * scale
-    gram, both = x.T @ x / len(x), x.T @ (y - centre) / len(x)
+    gram, both = x.T @ x / len(x), x.T @ (y - center) / len(x)
     spread = (truth - truth.mean(0)).square().sum(0).clamp(min=1e-12)
     found = []
     for l2 in strengths:
         weight = torch.linalg.solve(gram + l2 * torch.eye(len(gram), dtype=x.dtype), both)  # [F, n]
-        found.append(1 - (queries @ weight + centre - truth).square().sum(0) / spread)
+        found.append(1 - (queries @ weight + center - truth).square().sum(0) / spread)
     return found
 
 

@@ -76,7 +76,7 @@ class ZeroShot(Evaluator):
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1`, `chance`, `shuffled` and `p`; nothing without labels or a shared space."""
-        if not self.labelled(modality, self.cfg.split):
+        if not self.labeled(modality, self.cfg.split):
             return {}
         text = stream_of(modality, self.cfg.text)
         stream = self.cfg.stream or next(s for s in modality.streams() if s != text)

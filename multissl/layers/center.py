@@ -1,7 +1,7 @@
-"""The moving centre of a teacher's scores, which keeps its targets from one prototype.
+"""The moving center of a teacher's scores, which keeps its targets from one prototype.
 
 Caron et al. 2021, arXiv 2104.14294, equation 4.
-Shapes: M rows on this rank, K prototypes.  State: the centre, and the mean that waits to enter it.
+Shapes: M rows on this rank, K prototypes.  State: the center, and the mean that waits to enter it.
 Collectives: a sum of scores and counts.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multissl.losses.sinkhorn import Weighting, centred
+from multissl.losses.sinkhorn import Weighting, centered
 from multissl.losses.targets import Targets, chunks
 from multissl.parallel.collectives import sum_ranks
 from multissl.precision import wide
 
 
-class Centre(nn.Module):
+class Center(nn.Module):
     """A moving average of the teacher's logits; a step's mean enters it after the step, or lazily at the next one."""
 
-    centre: Tensor
+    center: Tensor
     waiting: Tensor
     """NaN where no mean waits"""
 
@@ -29,14 +29,14 @@ class Centre(nn.Module):
         super().__init__()
         self.momentum, self.lazy = momentum, lazy
         self.weighting: Weighting = weighting
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("center", torch.zeros(prototypes))
         self.register_buffer("waiting", torch.full((prototypes,), torch.nan))
 
     def targets(self, logits: Tensor, temperature: float, real: Tensor | None = None) -> Targets:
-        """Targets of logits [M, K] by the centre of the steps before."""
+        """Targets of logits [M, K] by the center of the steps before."""
         if self.lazy:
             self.move()
-        return centred(logits, temperature, self.centre, real)
+        return centered(logits, temperature, self.center, real)
 
     @torch.no_grad()
     def observe(self, logits: Tensor, real: Tensor | None = None) -> None:
@@ -54,9 +54,9 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def move(self) -> None:
-        """Move the centre by the mean that waits, if one does."""
-        moved = self.centre.lerp(self.waiting, 1 - self.momentum)
-        self.centre.copy_(torch.where(self.waiting.isnan(), self.centre, moved))
+        """Move the center by the mean that waits, if one does."""
+        moved = self.center.lerp(self.waiting, 1 - self.momentum)
+        self.center.copy_(torch.where(self.waiting.isnan(), self.center, moved))
         self.waiting.fill_(torch.nan)
 
     def after_step(self) -> None:

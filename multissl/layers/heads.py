@@ -44,7 +44,7 @@ class RankBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [R, width] normalised by the batch while training, by the running statistics otherwise."""
+        """x [R, width] normalized by the batch while training, by the running statistics otherwise."""
         full = wide(x)  # [R, width]
         if self.training and len(x) * world() < 2:
             raise ValueError(

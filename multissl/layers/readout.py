@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multissl.contract.plans import StreamSpec
 from multissl.layers.init import init_linear
-from multissl.losses.rebuild import Metric, Norm, mean_of_columns, normalise, values_loss
+from multissl.losses.rebuild import Metric, Norm, mean_of_columns, normalize, values_loss
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
 from multissl.precision import wide
@@ -78,7 +78,7 @@ class Readout(nn.Module):
             share = torch.bincount(asked.flatten(), minlength=pred.shape[-1]) / asked.numel()  # [T]
             constant = torch.special.entr(share).sum()
             return F.cross_entropy(pred.flatten(0, 1), asked.flatten()), constant
-        asked = normalise(asked, norm, self.channels)
+        asked = normalize(asked, norm, self.channels)
         constant = values_loss(asked.mean((0, 1)).expand_as(asked), asked, metric)
         return values_loss(pred, asked, metric), constant
 
@@ -92,7 +92,7 @@ class Readout(nn.Module):
             constant = torch.special.entr(share).sum()
         else:
             measure = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[metric]
-            asked = normalise(asked, norm, self.channels)
+            asked = normalize(asked, norm, self.channels)
             mean = (asked * real[..., None]).sum((0, 1)) / real.sum().clamp(min=1)  # [T]
             constant = values_loss(mean.expand_as(asked), asked, metric, real)
             errors = measure(pred, asked, reduction="none").mean(-1)  # [R, Q]

@@ -46,7 +46,7 @@ class Teacher(Component, nn.Module):
         buffers: Literal["copy", "keep", "ema"] = "copy"
         """Batch norm statistics and the like: taken from the student, left alone, or averaged too."""
         batch_norm: Literal["running", "batch"] = "running"
-        """Statistics by which the teacher's batch norms normalise while training: their running ones, or each batch's
+        """Statistics by which the teacher's batch norms normalize while training: their running ones, or each batch's
         own (BYOL, MoCo), which go into their running ones; use that with buffers=keep."""
 
         def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ class Tokenizer(DeclaresParameters, nn.Module):
     pos_embed: Tensor | None
     """[1, 1+N, D] over `self.grid`: learned, fixed, or None."""
     conv: nn.Conv1d | None
-    """Over neighbouring tokens, of sequences that ask for it; what is hidden must go before it."""
+    """Over neighboring tokens, of sequences that ask for it; what is hidden must go before it."""
 
     def __init__(self, dim: int, grid: Sequence[int], registers: int, position: Position) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class GridTokenizer(Tokenizer):
 
 
 class SequenceTokenizer(Tokenizer):
-    """An embedding of ids, and, if asked, a convolution over neighbouring tokens.
+    """An embedding of ids, and, if asked, a convolution over neighboring tokens.
 
     The convolution tells where tokens stand to each other (wav2vec 2.0, Baevski et al. 2020, arXiv 2006.11477,
     section 2); one filter a channel, GELU, added to the tokens. It sees no padding and nothing that is hidden.

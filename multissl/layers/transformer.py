@@ -76,7 +76,7 @@ class Subset(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward net, each normalised before and added to the stream."""
+    """Attention and a feed-forward net, each normalized before and added to the stream."""
 
     def __init__(
         self, dim: int, heads: int, hidden: int, ffn: FFN, layerscale: float, eps: float, backend: str

@@ -1,7 +1,7 @@
 """Barlow Twins' terms: the cross-correlation of the features of two views, and its distance from the identity.
 
-Zbontar et al., ICML 2021, arXiv 2103.03230, equation 1; standardised as in the official code, with biased variance and
-1e-5 under the root. lightly standardises each rank by its own rows (`own_statistics`), which makes the loss depend on
+Zbontar et al., ICML 2021, arXiv 2103.03230, equation 1; standardized as in the official code, with biased variance and
+1e-5 under the root. lightly standardizes each rank by its own rows (`own_statistics`), which makes the loss depend on
 the number of ranks.
 Shapes: B samples on this rank, P projector width.  Collectives: sums over ranks, with gradient.
 """
@@ -20,7 +20,7 @@ def cross_correlation(
 ) -> Tensor:
     """The correlations [P, P] of the features of a with those of b, both [B, P], over the rows of all ranks.
 
-    present bool [B] leaves rows out; `own_statistics` standardises by this rank's rows alone. In fp32 at least: of
+    present bool [B] leaves rows out; `own_statistics` standardizes by this rank's rows alone. In fp32 at least: of
     inputs rounded to bf16 the correlations agree to 0.01 with those of the inputs themselves.
     """
     with torch.autocast(a.device.type, enabled=False):
@@ -31,16 +31,16 @@ def cross_correlation(
             raise ValueError("barlow needs 2 or more samples a step, got 1: raise batch_size")
         count = count.clamp(min=1)
         mine = here.sum().clamp(min=1) if own_statistics else count
-        unit = [standardise(x, here, mine, own_statistics) for x in (a, b)]
+        unit = [standardize(x, here, mine, own_statistics) for x in (a, b)]
         return sum_ranks(unit[0].T @ unit[1]) / count
 
 
-def standardise(x: Tensor, here: Tensor, count: Tensor, own: bool) -> Tensor:
+def standardize(x: Tensor, here: Tensor, count: Tensor, own: bool) -> Tensor:
     """Rows x [B, P] with mean 0 and biased variance 1 over the `count` rows that are `here` [B, 1]; the others 0."""
     total = (lambda t: t) if own else sum_ranks
-    centred = (x - total((x * here).sum(0)) / count) * here  # [B, P]
-    variance = total(centred.pow(2).sum(0)) / count  # [P]
-    return centred * (variance + 1e-5).rsqrt()
+    centered = (x - total((x * here).sum(0)) / count) * here  # [B, P]
+    variance = total(centered.pow(2).sum(0)) / count  # [P]
+    return centered * (variance + 1e-5).rsqrt()
 
 
 def barlow_terms(correlation: Tensor) -> dict[str, Tensor]:

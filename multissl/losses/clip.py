@@ -36,6 +36,6 @@ def clip_loss(
 
 @torch.no_grad()
 def modality_gap(z: Tensor) -> Tensor:
-    """The mean distance between the centres of the streams' unit embeddings z [S, B, P]; 0 where they mix."""
-    centres = F.normalize(z, dim=-1).mean(1)  # [S, P]
-    return torch.stack([(a - b).norm() for a, b in combinations(centres, 2)]).mean()
+    """The mean distance between the centers of the streams' unit embeddings z [S, B, P]; 0 where they mix."""
+    centers = F.normalize(z, dim=-1).mean(1)  # [S, P]
+    return torch.stack([(a - b).norm() for a, b in combinations(centers, 2)]).mean()

@@ -1,4 +1,4 @@
-"""data2vec's targets, the mean of a teacher's normalised layers, and its error.
+"""data2vec's targets, the mean of a teacher's normalized layers, and its error.
 
 Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4.
 Shapes: R rows, N tokens, D width.  Collectives: none.
@@ -19,7 +19,7 @@ LayerNorm = Literal["instance", "layer", "none"]
 
 
 def average_layers(layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none") -> Tensor:
-    """The mean of layers [R, N, D], each normalised, in fp32; then normalised as a whole."""
+    """The mean of layers [R, N, D], each normalized, in fp32; then normalized as a whole."""
     return _norm(torch.stack([_norm(wide(x), each) for x in layers]).mean(0), final)
 
 

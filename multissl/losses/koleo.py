@@ -1,7 +1,7 @@
-"""KoLeo: spread features out by pushing each one away from its nearest neighbour.
+"""KoLeo: spread features out by pushing each one away from its nearest neighbor.
 
 Sablayrolles et al., ICLR 2019, arXiv 1806.03198; as in DINOv2 (Oquab et al. 2023, arXiv 2304.07193): the negative mean
-log distance to the nearest other unit vector. Neighbours are searched in fixed groups of G samples by their number in
+log distance to the nearest other unit vector. Neighbors are searched in fixed groups of G samples by their number in
 the global batch, so the loss does not depend on the number of ranks; with G = the batch of a GPU it is DINOv2's.
 Shapes: B rows on this rank, W ranks, G rows a group, D width.  State: none.
 """
@@ -19,8 +19,8 @@ from multissl.precision import wide
 EPS = 1e-8
 
 
-def koleo(x: Tensor, neighbours: int = 1) -> Tensor:
-    """Minus the log distance of every row of x [..., G, D] to its `neighbours` nearest, averaged over them: [..., G].
+def koleo(x: Tensor, neighbors: int = 1) -> Tensor:
+    """Minus the log distance of every row of x [..., G, D] to its `neighbors` nearest, averaged over them: [..., G].
 
     Always in fp32 (in fp16 two equal rows give inf); the gradient flows into both ends of a pair.
     """
@@ -29,15 +29,15 @@ def koleo(x: Tensor, neighbours: int = 1) -> Tensor:
         with torch.no_grad():
             likeness = unit @ unit.mT  # [..., G, G]
             likeness.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-            nearest = likeness.topk(neighbours, dim=-1).indices  # [..., G, neighbours]
+            nearest = likeness.topk(neighbors, dim=-1).indices  # [..., G, neighbors]
         picked = torch.take_along_dim(
             unit.unsqueeze(-3), nearest.unsqueeze(-1), dim=-2
-        )  # [..., G, neighbours, D]
-        distance = (unit.unsqueeze(-2) - picked + EPS).norm(dim=-1)  # [..., G, neighbours]
+        )  # [..., G, neighbors, D]
+        distance = (unit.unsqueeze(-2) - picked + EPS).norm(dim=-1)  # [..., G, neighbors]
         return -(distance + EPS).log().mean(-1)
 
 
-def grouped_koleo(x: Tensor, group: int, neighbours: int = 1) -> Tensor:
+def grouped_koleo(x: Tensor, group: int, neighbors: int = 1) -> Tensor:
     """Mean KoLeo of this rank's rows x [B, D] among groups of `group` rows of the global batch."""
     rows = len(x)
     alone = rows % group == 0 or world() == 1  # this rank owns whole groups
@@ -49,8 +49,8 @@ def grouped_koleo(x: Tensor, group: int, neighbours: int = 1) -> Tensor:
             "alone: change batch_size, or set objective.koleo_weight=0"
         )
     whole = total - total % group
-    parts = [koleo(everyone[:whole].unflatten(0, (-1, group)), neighbours).flatten()] if whole else []
+    parts = [koleo(everyone[:whole].unflatten(0, (-1, group)), neighbors).flatten()] if whole else []
     if whole < total:
-        parts.append(koleo(everyone[whole:], neighbours))
+        parts.append(koleo(everyone[whole:], neighbors))
     losses = torch.cat(parts)  # [W*B]
     return (losses if alone else losses[rank() * rows : (rank() + 1) * rows]).mean()

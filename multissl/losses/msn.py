@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.losses.sinkhorn import centred, sinkhorn
+from multissl.losses.sinkhorn import centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
@@ -31,7 +31,7 @@ def msn_targets(scores: Tensor, temperature: float, sharpening: float, rounds: i
     logits = wide(scores) / (temperature * sharpening)
     if rounds:  # on the sharpened probabilities, so that every row begins with a sum of 1
         return sinkhorn(logits.log_softmax(1), 1.0, rounds=rounds)
-    return centred(logits, 1.0, logits.new_zeros(logits.shape[1]))
+    return centered(logits, 1.0, logits.new_zeros(logits.shape[1]))
 
 
 def msn_terms(

@@ -1,4 +1,4 @@
-"""The contrastive kernel: anchors recognise their positives among the candidates of all ranks.
+"""The contrastive kernel: anchors recognize their positives among the candidates of all ranks.
 
 InfoNCE: van den Oord et al. 2018, arXiv 1807.03748, equation 4, in the log-sum-exp form
   loss_i = LSE over the denominator of s_ij  -  mean over positives p of s_ip,      s = cos(q, k) / temperature

@@ -1,4 +1,4 @@
-"""NNCLR's nearest neighbours in a queue, and their contrast with predictions.
+"""NNCLR's nearest neighbors in a queue, and their contrast with predictions.
 
 Dwibedi et al., ICCV 2021, arXiv 2104.14548, equations 2 and 3.
 Shapes: B samples on this rank, K queued embeddings, P width.  Collectives: gathers of predictions, with gradient.
@@ -14,7 +14,7 @@ from multissl.losses.nce import Relations, one_way, scores
 
 
 @torch.no_grad()
-def neighbours(z: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+def neighbors(z: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """The row of queue [K, P] with the highest cosine to each z [B, P], without gradient, and its number [B]."""
     place = scores(z, queue).argmax(1)
     return queue[place], place
@@ -23,7 +23,7 @@ def neighbours(z: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
 def nnclr_loss(
     near: Tensor, p: Tensor, relation: Relations, temperature: float, two_view: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of neighbours [B, P] that look for predictions p [B, P] of the same samples.
+    """Loss and accuracy of neighbors [B, P] that look for predictions p [B, P] of the same samples.
 
     bf16 inputs give the fp32 loss within 0.02 / temperature.
     """

@@ -1,6 +1,6 @@
 """Errors of rebuilding what was hidden, for any target a stream can have.
 
-values   a token's floats: squared, absolute or smooth absolute error. Targets may be normalised token by token, as in
+values   a token's floats: squared, absolute or smooth absolute error. Targets may be normalized token by token, as in
          MAE (arXiv 2111.06377; all values of the patch, unbiased variance plus 1e-6 under the root), or token and
          channel (VideoMAE, arXiv 2203.12602; 1e-6 added to the deviation). Predicting 0 then costs (T-1)/T.
 cells    a number or a level of a table's column: the mean over the hidden cells of a column, then over the columns, so
@@ -23,7 +23,7 @@ Metric = Literal["mse", "l1", "smooth_l1"]
 Norm = Literal["token", "channel", "none"]
 
 
-def normalise(target: Tensor, norm: Norm, channels: int = 1) -> Tensor:
+def normalize(target: Tensor, norm: Norm, channels: int = 1) -> Tensor:
     """Targets [..., T] with mean 0 and deviation 1 in every token, or in every channel of it (the fastest index)."""
     target = wide(target)
     if norm == "token":

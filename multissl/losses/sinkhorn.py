@@ -1,8 +1,8 @@
-"""Targets from teacher logits, by Sinkhorn-Knopp or EMA centring; both give potentials (`Targets`), never a matrix.
+"""Targets from teacher logits, by Sinkhorn-Knopp or EMA centering; both give potentials (`Targets`), never a matrix.
 
 Sinkhorn-Knopp (Caron et al. 2020, arXiv 2006.09882) repeats a_k = LSE_i(S_ik / T - b_i), over the samples of all
-ranks, and b_i = LSE_k(S_ik / T - a_k); nothing overflows and sample counts cancel. Centring (Caron et al. 2021, arXiv
-2104.14294) has a = centre / T.
+ranks, and b_i = LSE_k(S_ik / T - a_k); nothing overflows and sample counts cancel. Centering (Caron et al. 2021, arXiv
+2104.14294) has a = center / T.
 Shapes: M rows on this rank, K prototypes, c rows of a chunk.  Collectives: a gather of potentials per round.
 """
 
@@ -34,13 +34,13 @@ def sinkhorn(logits: Tensor, temperature: float, real: Tensor | None = None, rou
             (wide(logits[c]) / temperature - found.b[c, None]).logsumexp(0) for c in chunks(*logits.shape)
         ]
         a = gather(torch.stack([nothing, *parts]).logsumexp(0, keepdim=True)).logsumexp(0)  # [K]
-        found = Targets.normalised(
+        found = Targets.normalized(
             logits, temperature, a.masked_fill(a.isneginf(), 0), real
         )  # -inf: no row anywhere
     return found
 
 
 @torch.no_grad()
-def centred(logits: Tensor, temperature: float, centre: Tensor, real: Tensor | None = None) -> Targets:
-    """Targets softmax((logits - centre) / temperature) of logits [M, K] and a centre [K]."""
-    return Targets.normalised(logits, temperature, wide(centre) / temperature, real)
+def centered(logits: Tensor, temperature: float, center: Tensor, real: Tensor | None = None) -> Targets:
+    """Targets softmax((logits - center) / temperature) of logits [M, K] and a center [K]."""
+    return Targets.normalized(logits, temperature, wide(center) / temperature, real)

@@ -39,7 +39,7 @@ class Targets(NamedTuple):
     """[M], inf on padding rows, whose probabilities are 0"""
 
     @staticmethod
-    def normalised(logits: Tensor, temperature: float, a: Tensor, real: Tensor | None = None) -> Targets:
+    def normalized(logits: Tensor, temperature: float, a: Tensor, real: Tensor | None = None) -> Targets:
         """The targets with prototype potentials a [K] whose real rows (bool [M]) sum to 1."""
         parts = [(wide(logits[c]) / temperature - a).logsumexp(1) for c in chunks(*logits.shape)]
         b = torch.cat([a[:0], *parts])  # [M]

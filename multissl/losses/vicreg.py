@@ -54,14 +54,14 @@ def moments(z: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise ValueError("vicreg needs 2 or more samples a step, got 1: raise batch_size")
     if present is None:
         count = torch.full((len(z), 1), rows, dtype=z.dtype, device=z.device)
-        centred = everyone - everyone.mean(1, keepdim=True)
+        centered = everyone - everyone.mean(1, keepdim=True)
     else:
         here = gather(present.T.to(z.dtype).contiguous()).T.unsqueeze(-1)  # [V, W*B, 1]
         count = here.sum(1)  # [V, 1]
         mean = (everyone * here).sum(1, keepdim=True) / count.clamp(min=1).unsqueeze(-1)
-        centred = (everyone - mean) * here
+        centered = (everyone - mean) * here
     free = (count - 1).clamp(min=1)  # [V, 1]
-    std = (centred.pow(2).sum(1) / free + 1e-4).sqrt()  # [V, P]
-    covariance = centred.mT @ centred / free.unsqueeze(-1)  # [V, P, P]
+    std = (centered.pow(2).sum(1) / free + 1e-4).sqrt()  # [V, P]
+    covariance = centered.mT @ centered / free.unsqueeze(-1)  # [V, P, P]
     off_diagonal = covariance.pow(2).sum((1, 2)) - covariance.diagonal(dim1=1, dim2=2).pow(2).sum(1)  # [V]
     return F.relu(1 - std).mean(1), off_diagonal / z.shape[-1]

@@ -43,8 +43,8 @@ def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
     """Groups x [.., G, P], G > P, with mean 0 and, where eps = 0, the identity as covariance; in fp32 at least."""
     with torch.autocast(x.device.type, enabled=False):
         x = wide(x)
-        centred = x - x.mean(-2, keepdim=True)
-        covariance = centred.mT @ centred / (x.shape[-2] - 1)  # [.., P, P]
+        centered = x - x.mean(-2, keepdim=True)
+        covariance = centered.mT @ centered / (x.shape[-2] - 1)  # [.., P, P]
         shrunk = (1 - eps) * covariance + eps * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         factor, failed = torch.linalg.cholesky_ex(shrunk)
         if failed.any() and shrunk.isfinite().all():  # the trainer knows what to do about NaN
@@ -52,4 +52,4 @@ def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
                 f"embeddings do not fill their {x.shape[-1]} dimensions and cannot be whitened: raise objective.eps, "
                 "or lower objective.projector.out"
             )
-        return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+        return torch.linalg.solve_triangular(factor, centered.mT, upper=False).mT

@@ -1,9 +1,9 @@
 """Barlow Twins: the features of two views correlate each with itself and with no other.
 
 Zbontar et al., ICML 2021, arXiv 2103.03230, equation 1: sum_i (C_ii - 1)^2 + lambda * sum_{i != j} C_ij^2 of the
-cross-correlation C between views, as in the official code: features standardised by the batch (biased variance, 1e-5
+cross-correlation C between views, as in the official code: features standardized by the batch (biased variance, 1e-5
 under the root), sums over the matrix, not means. solo-learn multiplies the loss by `scale` = 0.025 to 0.1, which
-matters where gradients are clipped and in sums of objectives. lightly standardises each rank by its own rows, an
+matters where gradients are clipped and in sums of objectives. lightly standardizes each rank by its own rows, an
 option of the free function only: it makes the loss depend on the number of ranks. More than two views: the mean over
 their pairs.
 Shapes: V views, B samples on this rank, P projector width.  State: a projector a stream.

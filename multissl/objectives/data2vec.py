@@ -1,7 +1,7 @@
 """data2vec: a student that sees mask tokens predicts the mean of a teacher's last blocks, which see everything.
 
 Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4. Targets: outputs of the teacher's last k blocks,
-each normalised, averaged, perhaps normalised again; loss on hidden tokens, squared or smooth L1, times 1/sqrt(D).
+each normalized, averaged, perhaps normalized again; loss on hidden tokens, squared or smooth L1, times 1/sqrt(D).
 Layers are block outputs, as in data2vec 2.0 (arXiv 2212.07525); the first version took those of the feed-forward nets.
 The official trainer sums over channels and tokens and divides by the number of tokens: so do we; sum_channels=False
 averages the channels too, which is D times less. The teacher's rate goes linearly to its final

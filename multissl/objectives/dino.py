@@ -12,14 +12,15 @@ Statistics of the targets are those of the views and, as ibot_NAME, those of the
 many tokens as there are global views; reading all of their targets again would be a large share of a step. Without a
 loss on views the plain names are the tokens'.
 Shapes: B samples on this rank, L local views, N tokens, M hidden tokens (padded), D width, K prototypes.
-State: teacher encoders and heads, the student's heads, centres where centring is ema.
+State: teacher encoders and heads, the student's heads, centers where centering is ema.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,13 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.layers.center import Centre
+from multissl.layers.center import Center
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo
-from multissl.losses.sinkhorn import Weighting, centred, sinkhorn
+from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy, describe
 from multissl.objectives.common import lone, spread
 from multissl.precision import wide
@@ -52,13 +53,23 @@ class DINO(Objective):
     class Config(Objective.Config):
         """Options of the DINO family; the defaults are DINOv2's with fewer prototypes."""
 
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
+            {
+                "centring": "centering",
+                "centre_momentum": "center_momentum",
+                "centre_lazy": "center_lazy",
+                "centre_weighting": "center_weighting",
+                "centre_tokens": "center_tokens",
+            }
+        )
+
         dino_weight: float = 1.0
         """Of the view-to-view loss; 0 leaves it out, with its head."""
         ibot_weight: float = 1.0
         """Of the loss on hidden tokens; 0 leaves it out, with its head and the masks (plain DINO)."""
         koleo_weight: float = 0.1
         koleo_group: int = 64
-        """Samples among which KoLeo looks for neighbours."""
+        """Samples among which KoLeo looks for neighbors."""
         num_local: int = 8
         mask_ratio: tuple[float, float] = (0.1, 0.5)
         """Range of the hidden share of a masked global view."""
@@ -76,16 +87,16 @@ class DINO(Objective):
         teacher: Teacher.Config = field(default_factory=lambda: Teacher.Config())
         freeze_last_layer: int = 0
         """Steps at the start in which the prototypes do not move."""
-        centring: Literal["sinkhorn", "ema", "none"] = "sinkhorn"
-        """How targets are kept from one prototype: Sinkhorn-Knopp (DINOv2), a moving centre (DINO), or not at all."""
+        centering: Literal["sinkhorn", "ema", "none"] = "sinkhorn"
+        """How targets are kept from one prototype: Sinkhorn-Knopp (DINOv2), a moving center (DINO), or not at all."""
         sinkhorn_rounds: int = 3
-        centre_momentum: float = 0.9
-        centre_lazy: bool = False
-        """Let a step's mean enter the stored centre at the next step, as DINOv2 does; the targets are the same."""
-        centre_weighting: Weighting = "count"
+        center_momentum: float = 0.9
+        center_lazy: bool = False
+        """Let a step's mean enter the stored center at the next step, as DINOv2 does; the targets are the same."""
+        center_weighting: Weighting = "count"
         """count: every token weighs the same on any number of ranks; equal: every rank does (DINOv2)."""
-        centre_tokens: Literal["hidden", "all"] = "hidden"
-        """Whose mean moves the token centre: the hidden ones' (DINOv2) or all tokens', which costs logits (iBOT)."""
+        center_tokens: Literal["hidden", "all"] = "hidden"
+        """Whose mean moves the token center: the hidden ones' (DINOv2) or all tokens', which costs logits (iBOT)."""
         reference_counts: bool = False
         """Divide by 3 instead of 2 pairs where num_local is 0, as DINOv2's code does."""
 
@@ -112,8 +123,8 @@ class DINO(Objective):
             for name, limit in {**limits, "teacher_temperature_steps": 0}.items():
                 if getattr(self, name) < limit:
                     raise ValueError(f"objective.{name}={getattr(self, name)}: want {limit} or more")
-            if not 0 <= self.centre_momentum <= 1:
-                raise ValueError(f"objective.centre_momentum={self.centre_momentum}: want 0 to 1")
+            if not 0 <= self.center_momentum <= 1:
+                raise ValueError(f"objective.center_momentum={self.center_momentum}: want 0 to 1")
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
@@ -131,13 +142,13 @@ class DINO(Objective):
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
         parts = {"dino": cfg.dino_weight and cfg.head.prototypes}
         parts["ibot"] = cfg.ibot_weight and (cfg.head if cfg.tied_heads else cfg.ibot_head).prototypes
-        options = (cfg.centre_momentum, cfg.centre_weighting, cfg.centre_lazy)
+        options = (cfg.center_momentum, cfg.center_weighting, cfg.center_lazy)
         used = {
-            name: Centre(int(size), *options)
+            name: Center(int(size), *options)
             for name, size in parts.items()
-            if size and cfg.centring == "ema"
+            if size and cfg.centering == "ema"
         }
-        self.centres = nn.ModuleDict(used)
+        self.centers = nn.ModuleDict(used)
 
     def students(self, encoders: nn.Module) -> dict[str, nn.Module]:
         """What the teacher has a copy of, by name."""
@@ -177,7 +188,7 @@ class DINO(Objective):
             terms = {**new, **terms}
             stats = {**describe(targets["dino"], ce), **{f"ibot_{n}": value for n, value in stats.items()}}
         if cfg.koleo_weight:
-            first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbours
+            first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbors
             terms["koleo"] = grouped_koleo(first, cfg.koleo_group) + grouped_koleo(second, cfg.koleo_group)
         stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)))
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
@@ -201,19 +212,19 @@ class DINO(Objective):
         """Targets from the global views without a mask: dino of 2*B views, ibot of M hidden tokens."""
         (features,) = self.teacher.encoders.encode([views], "none")
         tokens, mask = features.tokens.flatten(0, 1), views.mask  # [2*B*N, D]
-        every = "ibot" in self.centres and self.cfg.centre_tokens == "all"
+        every = "ibot" in self.centers and self.cfg.center_tokens == "all"
         hidden = None if mask is None else tokens if every else tokens[mask.index]
         logits = self.score(self.teacher.now, features.pooled, hidden)
         found: dict[str, Targets] = {}
         for name, scores in logits.items():
             real = None if mask is None or name == "dino" else mask.weight > 0  # [M]
             mine = scores[mask.index] if mask is not None and name == "ibot" and every else scores
-            if self.cfg.centring == "none":
-                found[name] = centred(mine, temperature, wide(mine.new_zeros(mine.shape[1])), real)
-            elif name in self.centres:
-                centre = cast(Centre, self.centres[name])
-                found[name] = centre.targets(mine, temperature, real)
-                centre.observe(scores, None if scores is not mine else real)
+            if self.cfg.centering == "none":
+                found[name] = centered(mine, temperature, wide(mine.new_zeros(mine.shape[1])), real)
+            elif name in self.centers:
+                center = cast(Center, self.centers[name])
+                found[name] = center.targets(mine, temperature, real)
+                center.observe(scores, None if scores is not mine else real)
             else:
                 found[name] = sinkhorn(mine, temperature, real, self.cfg.sinkhorn_rounds)
         return found
@@ -231,10 +242,10 @@ class DINO(Objective):
         return found if hidden is None else {**found, "ibot": heads["ibot_head"](hidden)}
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
-        """Teacher and centres follow."""
+        """Teacher and centers follow."""
         self.teacher.update(self.students(encoders), progress)
-        for centre in self.centres.values():
-            cast(Centre, centre).after_step()
+        for center in self.centers.values():
+            cast(Center, center).after_step()
 
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Return what is wrong: uniform targets or few prototypes, of views or tokens, or features in one point."""
@@ -245,7 +256,7 @@ class DINO(Objective):
         for whose, prefix, head in (("", "", view_head), (" of the hidden tokens", "ibot_", token_head)):
             if (level := no_choice(history, head.prototypes, f"stats/{prefix}teacher")) is not None:
                 way = "set objective.teacher_temperature to 0.04 to 0.07" if t >= s else (
-                    "lower objective.teacher_temperature or objective.centre_momentum"
+                    "lower objective.teacher_temperature or objective.center_momentum"
                 )  # fmt: skip
                 return (
                     f"dino: the teacher's targets{whose} are uniform (entropy {level:.3f} of log K): {way}, "
@@ -253,8 +264,8 @@ class DINO(Objective):
                 )
             if (use := one_prototype(history, f"stats/{prefix}prototype_use")) is not None:
                 way = (
-                    "objective.centring=none lets it; set it to sinkhorn or ema"
-                    if cfg.centring == "none"
+                    "objective.centering=none lets it; set it to sinkhorn or ema"
+                    if cfg.centering == "none"
                     else "raise objective.teacher_temperature, or lower objective.teacher.ema and optim.lr"
                 )
                 return f"dino: a few prototypes take every sample{whose} (share in use {use:.3f}): {way}"

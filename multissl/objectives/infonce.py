@@ -1,4 +1,4 @@
-"""InfoNCE: each view of a sample is recognised by its other views among the views of all samples (SimCLR, NT-Xent).
+"""InfoNCE: each view of a sample is recognized by its other views among the views of all samples (SimCLR, NT-Xent).
 
 NT-Xent: Chen et al. 2020, arXiv 2002.05709, equation 1: V views, anchors are all V*B of them, candidates all views of
 all ranks but the anchor itself, the mean over anchors (lightly, solo-learn; Google's code is V times that). Options:

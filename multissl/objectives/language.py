@@ -1,4 +1,4 @@
-"""Masked language modelling and next-token prediction: cross entropy over a vocabulary.
+"""Masked language modeling and next-token prediction: cross entropy over a vocabulary.
 
 MLM: BERT, Devlin et al., NAACL 2019, arXiv 1810.04805, section 3.1: of the selected tokens some are replaced by a mask
 symbol, some by others, some stay; the loss is on all selected ones. Replacing is the modality's business: the encoder
@@ -40,11 +40,11 @@ class MLM(PredictsParts):
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
-        """Options of masked language modelling."""
+        """Options of masked language modeling."""
 
         mask_ratio: float = 0.15
         boundary_weight: float = 0.0
-        """Weight of the prediction from a run's two neighbours (SpanBERT: 1); 0 leaves it out."""
+        """Weight of the prediction from a run's two neighbors (SpanBERT: 1); 0 leaves it out."""
 
         def __post_init__(self) -> None:
             if not 0 < self.mask_ratio < 1:

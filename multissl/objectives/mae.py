@@ -1,7 +1,7 @@
 """MAE and SimMIM: rebuild the hidden tokens of a view from those that are left.
 
 MAE: He et al., CVPR 2022, arXiv 2111.06377, section 3. The encoder sees the visible tokens only, a small decoder gets
-them back with mask tokens at the hidden places and predicts every hidden token's target, normalised token by token.
+them back with mask tokens at the hidden places and predicts every hidden token's target, normalized token by token.
 SimMIM: Xie et al., CVPR 2022, arXiv 2111.09886 (masking=replace): the encoder sees mask tokens, one linear layer
 reads its outputs; there the absolute error of plain values is usual (metric=l1 norm_target=none), on squares of
 several tokens. The official MAE gives the decoder the class token: so do we, as the encoder's pooled feature. SimMIM's
@@ -65,7 +65,7 @@ class MAE(Objective):
             values = spec.target_dim // (spec.shape[0] if cfg.norm_target == "channel" else 1)
             if cfg.norm_target != "none" and values < 2:
                 raise ValueError(
-                    f"objective.norm_target={cfg.norm_target} needs 2 or more values to normalise, a token of this"
+                    f"objective.norm_target={cfg.norm_target} needs 2 or more values to normalize, a token of this"
                     f" stream has {values}: set objective.norm_target=none"
                 )
         kernel = encoders.kernel(self.stream)

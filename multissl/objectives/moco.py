@@ -1,4 +1,4 @@
-"""MoCo: a view is recognised by the key that a slowly moving copy of the encoder makes of the sample's other view.
+"""MoCo: a view is recognized by the key that a slowly moving copy of the encoder makes of the sample's other view.
 
 v2, the default: He et al. 2020, arXiv 1911.05722, equation 1 and algorithm 1, with the head of arXiv 2003.04297: one
 direction, negatives from a queue of earlier keys, which the step's keys enter after the loss. v3 (Chen et al. 2021,

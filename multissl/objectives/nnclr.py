@@ -1,8 +1,8 @@
-"""NNCLR: the nearest earlier embedding stands in for a view, and recognises the sample's other view.
+"""NNCLR: the nearest earlier embedding stands in for a view, and recognizes the sample's other view.
 
-Dwibedi et al. 2021, arXiv 2104.14548, equations 2 and 3, the mean of both directions: anchors are the neighbours of
+Dwibedi et al. 2021, arXiv 2104.14548, equations 2 and 3, the mean of both directions: anchors are the neighbors of
 view a in a queue, candidates the predictions of view b of all ranks (the paper's form, and solo-learn's). lightly
-contrasts neighbours and predictions with both (NT-Xent), the option `two_view`. Embeddings of the first view enter the
+contrasts neighbors and predictions with both (NT-Xent), the option `two_view`. Embeddings of the first view enter the
 queue after the step. Batch norms see one view at a time.
 Shapes: V views, B samples on this rank, W ranks, K queued embeddings, P width.
 Collectives: gathers of predictions (with gradient), of new embeddings (without) and of ids.
@@ -28,7 +28,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.layers.queue import Queue
 from multissl.losses.common import embedding_std
-from multissl.losses.nnclr import neighbours, nnclr_loss
+from multissl.losses.nnclr import neighbors, nnclr_loss
 from multissl.objectives.common import presence, project, spread, views_per_stream
 from multissl.objectives.pairing import predict, relations_of
 from multissl.parallel.collectives import gather
@@ -36,17 +36,17 @@ from multissl.parallel.ranks import world
 
 
 class NNCLR(Objective):
-    """Contrast with nearest neighbours, of two views or of one view of each of several streams."""
+    """Contrast with nearest neighbors, of two views or of one view of each of several streams."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of NNCLR."""
 
         queue: int = 65536
-        """Embeddings of earlier steps among which neighbours are looked for."""
+        """Embeddings of earlier steps among which neighbors are looked for."""
         temperature: float = 0.1
         two_view: bool = False
-        """Contrast neighbours and predictions with each other and among themselves (lightly)."""
+        """Contrast neighbors and predictions with each other and among themselves (lightly)."""
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=2048, out=256, layers=3, last_norm=True)
         )
@@ -79,10 +79,10 @@ class NNCLR(Objective):
         return spread(self.projectors, self.plan)
 
     def check_dataset_size(self, samples: int) -> None:
-        """A queue that outlasts an epoch would hand samples their own past as neighbours."""
+        """A queue that outlasts an epoch would hand samples their own past as neighbors."""
         if self.cfg.queue > samples:
             raise ValueError(
-                f"objective.queue={self.cfg.queue}: more than the {samples} training samples, whose nearest neighbours "
+                f"objective.queue={self.cfg.queue}: more than the {samples} training samples, whose nearest neighbors "
                 f"would be themselves; set objective.queue to {samples} or less"
             )
 
@@ -99,7 +99,7 @@ class NNCLR(Objective):
         found, hits = [], []
         for a, b in permutations(range(len(z)), 2):
             queue = cast(Queue, self.queues[streams[a]])
-            near, place = neighbours(z[a], queue.rows)
+            near, place = neighbors(z[a], queue.rows)
             hits.append((place < queue.filled).float().mean())
             found.append(nnclr_loss(near, p[b], relation, cfg.temperature, cfg.two_view))
         losses, right = (torch.stack(values) for values in zip(*found, strict=True))

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +43,15 @@ class SPR(Objective):
     class Config(Objective.Config):
         """Options of SPR."""
 
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"renormalise": "renormalize"})
+
         steps: int = 5
         """K, the views after the first that are predicted."""
         weight: float = 1.0
         """Of the prediction."""
         inverse: float = 0.0
         """Weight of reading the action from the latents around it (SGI: 1); 0 leaves it out."""
-        renormalise: bool = True
+        renormalize: bool = True
         """Scale every latent to 0..1, whole vectors at a time."""
         transition: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=512, layers=2, norm="layer")
@@ -144,7 +148,7 @@ class SPR(Objective):
 
     def scaled(self, z: Tensor) -> Tensor:
         """z [..., D] scaled to 0..1, if that is asked for."""
-        if not self.cfg.renormalise:
+        if not self.cfg.renormalize:
             return z
         low, high = z.amin(-1, keepdim=True), z.amax(-1, keepdim=True)
         return (z - low) / (high - low + 1e-5)

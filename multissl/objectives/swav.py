@@ -54,7 +54,7 @@ class SwAV(Objective):
         num_local: int = 6
         """Small views of a lone stream; they predict codes and have none."""
         epsilon: float = 0.05
-        """Temperature of the codes: Sinkhorn's regularisation."""
+        """Temperature of the codes: Sinkhorn's regularization."""
         sinkhorn_rounds: int = 3
         queue: int = 0
         """Earlier samples that join the codes' rounds; a batch of 256 and less needs some 15 batches of them."""

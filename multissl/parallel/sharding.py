@@ -41,7 +41,7 @@ class Parallel(Config):
 def parallelize(learner: Shardable, cfg: Parallel, device: torch.device) -> None:
     """Move a learner to its device; then activation checkpointing, compile and FSDP2, in that order, block by block.
 
-    On CUDA ranks torch's batch norms become SyncBatchNorm; on CPU ranks, which have none, each normalises by its own
+    On CUDA ranks torch's batch norms become SyncBatchNorm; on CPU ranks, which have none, each normalizes by its own
     rows. Batch norm cannot run on sharded bf16 parameters: a learner that holds one keeps them in fp32, and its
     encoders (a teacher's copies too) compute under torch.autocast.
     """

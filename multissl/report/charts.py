@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: equal in size, labelled at the line, colours from the page's style sheet.
+"""Line charts as inline SVG: equal in size, labeled at the line, colors from the page's style sheet.
 
 A long curve is drawn as the means of some hundred stretches, with a band from their smallest to largest value.
 """
@@ -16,7 +16,7 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 320, 170, 48, 10, 146
 LETTER = 6.2
 """About the width of a character of the labels."""
 STRETCHES = 160
-COLOURS = 6
+COLORS = 6
 """--s0 .. --s5 of the style sheet."""
 
 
@@ -48,19 +48,19 @@ def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] 
         )
         labels.append((y(value), text, ""))
     for place, points in enumerate(series.values()):
-        colour = f"var(--s{place % COLOURS})"
+        color = f"var(--s{place % COLORS})"
         means = stretched(points)
         if any(low < high for _, _, low, high in means):
             edge = [f"{x(s):.1f},{y(high):.1f}" for s, _, _, high in means]
             edge += [f"{x(s):.1f},{y(low):.1f}" for s, _, low, _ in reversed(means)]
-            marks.append(f'<polygon class="band" fill="{colour}" points="{" ".join(edge)}"/>')
+            marks.append(f'<polygon class="band" fill="{color}" points="{" ".join(edge)}"/>')
         line = " ".join(f"{x(s):.1f},{y(mean):.1f}" for s, mean, _, _ in means)
-        marks.append(f'<polyline class="curve" stroke="{colour}" points="{line}"/>')
+        marks.append(f'<polyline class="curve" stroke="{color}" points="{line}"/>')
         end = means[-1]
-        marks.append(f'<circle cx="{x(end[0]):.1f}" cy="{y(end[1]):.1f}" r="2.5" fill="{colour}"/>')
-        labels.append((y(end[1]), texts[len(floors) + place], colour))
-    for height, text, colour in apart(labels):
-        style = f' style="fill:{colour}"' if colour else ""
+        marks.append(f'<circle cx="{x(end[0]):.1f}" cy="{y(end[1]):.1f}" r="2.5" fill="{color}"/>')
+        labels.append((y(end[1]), texts[len(floors) + place], color))
+    for height, text, color in apart(labels):
+        style = f' style="fill:{color}"' if color else ""
         marks.append(f'<text x="{right + 6}" y="{height + 4:.1f}"{style}>{escape(text)}</text>')
     marks.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">{first:,}</text>')
     marks.append(f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {last:,}</text>')
@@ -109,11 +109,11 @@ def tick_labels(ticks: list[float]) -> list[str]:
 def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple[float, str, str]]:
     """Labels moved up or down until none covers another, inside the picture."""
     placed: list[tuple[float, str, str]] = []
-    for height, text, colour in sorted(labels):
+    for height, text, color in sorted(labels):
         lowest = placed[-1][0] + gap if placed else TOP - 4.0
-        placed.append((max(height, lowest), text, colour))
+        placed.append((max(height, lowest), text, color))
     over = placed[-1][0] - (HEIGHT - 8) if placed else 0.0
-    return [(height - max(0.0, over), text, colour) for height, text, colour in placed]
+    return [(height - max(0.0, over), text, color) for height, text, color in placed]
 
 
 def short(value: float) -> str:

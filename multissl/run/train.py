@@ -82,7 +82,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
             lines = trainer.fit()
             write_model(folder, parts)
         said = verdicts(parts.evaluators, lines)
-        result = summarise(folder, recipe, default, said, lines, time.time() - began, device)
+        result = summarize(folder, recipe, default, said, lines, time.time() - began, device)
         barrier()  # from here on the first rank is alone
         if is_main():
             trainer.display.say(f"report: {report(folder)}")
@@ -207,7 +207,7 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def summarise(
+def summarize(
     folder: Path, recipe: Recipe, default: Recipe | None, said: list[tuple[bool, str]],
     lines: list[dict[str, Any]], seconds: float, device: torch.device,
 ) -> Result:  # fmt: skip
@@ -331,7 +331,7 @@ def evaluate(run: Path | str) -> dict[str, float]:
 
 
 def report(run: Path | str, samples: int = 8) -> Path:
-    """Write `report.html` of a finished run: its views, what its encoder sees, neighbours and curves."""
+    """Write `report.html` of a finished run: its views, what its encoder sees, neighbors and curves."""
     from multissl.engine.batches import Steps
     from multissl.report.page import write_report
 

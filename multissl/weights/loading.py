@@ -112,7 +112,7 @@ def layout_of(names: Collection[str], encoder: nn.Module) -> Layout:
         except ImportError as error:
             log.warning("the weight layout %s is left out: %s", name, error)
             continue
-        if layout.recognises(names, encoder):
+        if layout.recognizes(names, encoder):
             return layout
     return Ours()
 

@@ -176,7 +176,7 @@ def test_an_attention_named_by_a_folder_is_not_fetched(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (VIT | {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised weights"),
+        (VIT | {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized weights"),
         (
             {"model_type": "detr", "backbone": "someone/net", "use_timm_backbone": False},
             "backbone='someone/net'",

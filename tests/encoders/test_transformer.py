@@ -24,7 +24,7 @@ def build(spec: StreamSpec = IMAGE, **options: Any) -> TransformerEncoder:
     torch.manual_seed(0)
     given: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2} | options
     encoder = TransformerEncoder.Config(**given).build(spec)
-    for parameter in encoder.parameters():  # away from the special values of an initialisation
+    for parameter in encoder.parameters():  # away from the special values of an initialization
         parameter.data += 0.1 * torch.randn_like(parameter)
     return encoder
 

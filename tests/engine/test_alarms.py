@@ -106,7 +106,7 @@ class Sinking(stubs.Spread):
 
     def alarm(self, history: Any, progress: Progress) -> str | None:
         assert progress.step + 1 == history[-1]["step"]
-        assert all({"loss", "terms/pull", "stats/centre"} <= h.keys() for h in history)
+        assert all({"loss", "terms/pull", "stats/center"} <= h.keys() for h in history)
         assert [h["step"] for h in history] == [5 * (i + 1) for i in range(len(history))]
         last = history[-1]["step"]
         assert isinstance(self.cfg, Sinking.Config)
@@ -153,14 +153,14 @@ def test_a_resumed_run_remembers_the_figures_and_does_not_say_it_again(tmp_path:
 HEAD = PrototypeHead.Config(prototypes=64, bottleneck=16, hidden=64, init_std=0.0)
 MLP = MLPHead.Config(hidden=64, out=32, layers=2)
 PLAIN = DINO.Config(
-    ibot_weight=0.0, koleo_weight=0.0, num_local=0, head=HEAD, centring="ema", teacher_temperature_start=0.04,
+    ibot_weight=0.0, koleo_weight=0.0, num_local=0, head=HEAD, centering="ema", teacher_temperature_start=0.04,
     teacher_temperature=0.04, teacher=Teacher.Config(ema=0.9, final_ema=0.99),
 )  # fmt: skip
 YOU = BYOL.Config(
     projector=MLP, predictor=MLP, teacher=BYOL.Config().teacher.replace(ema=0.99, final_ema=1.0)
 )
 COLLAPSES: dict[str, tuple[Objective.Config, str]] = {
-    "dino without centring": (PLAIN.replace(centring="none"), "objective.centring"),
+    "dino without centering": (PLAIN.replace(centering="none"), "objective.centering"),
     "dino with a teacher at temperature 1": (
         PLAIN.replace(teacher_temperature_start=1.0, teacher_temperature=1.0), "objective.teacher_temperature",
     ),
@@ -174,7 +174,7 @@ COLLAPSES: dict[str, tuple[Objective.Config, str]] = {
     ),
     "vicreg without variance": (VICReg.Config(variance=0.0, projector=MLP), "objective.variance"),
 }  # fmt: skip
-# At this batch a moving centre is too weak for plain DINO: that run collapses, and says so.
+# At this batch a moving center is too weak for plain DINO: that run collapses, and says so.
 HEALTHY: dict[str, Objective.Config] = {
     "byol": YOU,
     "simsiam": YOU.replace(target="student"),

@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, short: Path) -> Path:
 MOMENTS = {
     "encoder.safetensors": (safetensors.torch, "save_file"),
     "modality.json": (Points, "state"),
-    "summary.json": (run, "summarise"),
+    "summary.json": (run, "summarize"),
     "report.html": (run, "report"),
     "the record that it has finished": (run, "record_finish"),
 }

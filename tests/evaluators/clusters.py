@@ -1,4 +1,4 @@
-"""A modality of labelled points in the plane, and encoders of it, as small as evaluators can be tested on."""
+"""A modality of labeled points in the plane, and encoders of it, as small as evaluators can be tested on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START = Progress(step=0, total=10)
 
 
 class Clusters(Modality):
-    """Points around `classes` centres on the unit circle; the label is the centre. Far from the origin."""
+    """Points around `classes` centers on the unit circle; the label is the center. Far from the origin."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
@@ -58,11 +58,11 @@ class Clusters(Modality):
         return Batch([Views(x=raw["x"], stream="points", role="clean")])
 
     def pictures(self, views: Views) -> np.ndarray | None:
-        """A grey square, the lighter the further to the right."""
+        """A gray square, the lighter the further to the right."""
         if not self.cfg.pictures:
             return None
-        grey = (views.x[:, :1] * 30).clamp(0, 255).byte().numpy()
-        return np.broadcast_to(grey[:, :, None, None], (len(grey), 8, 8, 3)).copy()
+        gray = (views.x[:, :1] * 30).clamp(0, 255).byte().numpy()
+        return np.broadcast_to(gray[:, :, None, None], (len(gray), 8, 8, 3)).copy()
 
 
 class Pointwise(Encoder):

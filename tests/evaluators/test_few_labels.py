@@ -69,7 +69,7 @@ def test_classical_models_see_the_same_rows() -> None:
     assert found["gain_low"] <= found["gain"] <= found["gain_high"]
 
 
-def test_a_quantity_is_measured_by_r2_and_unlabelled_data_by_nothing() -> None:
+def test_a_quantity_is_measured_by_r2_and_unlabeled_data_by_nothing() -> None:
     pytest.importorskip("sklearn")
     evaluator = FewLabels.Config(labels=20, draws=2, classical=False).build()
     assert evaluator.run(frozen(), Quantity.Config().build(), START)["score"] > 99

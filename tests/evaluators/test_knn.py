@@ -18,7 +18,7 @@ from multissl.contract.learning import Features
 from multissl.contract.plans import Masking
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN, knn_accuracy, knn_predict
-from multissl.evaluators.neighbours import centred, nearest
+from multissl.evaluators.neighbors import centered, nearest
 from multissl.inference import featurize_split
 from tests.evaluators.clusters import START, Clusters, Pointwise, encoders, frozen
 
@@ -40,13 +40,13 @@ def test_votes_are_those_of_a_plain_loop() -> None:
     torch.testing.assert_close(knn_predict(bank, labels, queries, 5, 0.07, 4), expected, rtol=1e-5, atol=0)
 
 
-def test_queries_in_chunks_find_the_same_neighbours() -> None:
+def test_queries_in_chunks_find_the_same_neighbors() -> None:
     bank, queries = torch.randn(40, 5), torch.randn(11, 5)
     whole, parts = nearest(bank, queries, 3), nearest(bank, queries, 3, chunk=4)
     assert torch.equal(whole[1], parts[1])
 
 
-def test_more_neighbours_than_samples_means_all_of_them() -> None:
+def test_more_neighbors_than_samples_means_all_of_them() -> None:
     bank = F.normalize(torch.randn(4, 3), dim=1)
     assert nearest(bank, bank, 20)[1].shape == (4, 4)
 
@@ -210,16 +210,16 @@ def test_options_out_of_range_are_named(options: dict[str, object]) -> None:
         knn(**options)
 
 
-def test_the_strip_shows_queries_beside_their_neighbours() -> None:
+def test_the_strip_shows_queries_beside_their_neighbors() -> None:
     modality = Clusters(Clusters.Config(pictures=True))
     (figure,) = knn().figures(frozen(), modality)
     tile = 64 + 4 * 3
     assert figure.image.shape == (6 * tile, 6 * tile + 12, 3)
     assert figure.image.dtype == np.uint8
     same, other = (0, 114, 178), (213, 94, 0)
-    colours = {tuple(c) for c in figure.image[3].tolist()}  # the frames' row of pixels
-    assert same in colours
-    assert other not in colours  # clear clusters: all neighbours are of the query's class
+    colors = {tuple(c) for c in figure.image[3].tolist()}  # the frames' row of pixels
+    assert same in colors
+    assert other not in colors  # clear clusters: all neighbors are of the query's class
 
 
 def test_samples_that_are_no_pictures_give_no_strip() -> None:
@@ -242,6 +242,6 @@ def test_raw_cifar10_gives_the_published_floor() -> None:
     (bank, labels), (queries, truth) = read("cifar10-train.parquet"), read("cifar10-test.parquet")
     assert round(knn_accuracy(bank, labels, queries, truth)[20], 1) == 40.8
     guess = knn_predict(F.normalize(bank), labels, F.normalize(queries), 20, 0.07, 10).argmax(1)
-    uncentred = 100 * (guess == truth).double().mean().item()
-    assert uncentred == pytest.approx(32.8, abs=0.06)  # 32.85 in float32: a query or two either way
-    torch.testing.assert_close(centred(bank, queries)[0].norm(dim=1), torch.ones(len(bank)))
+    uncentered = 100 * (guess == truth).double().mean().item()
+    assert uncentered == pytest.approx(32.8, abs=0.06)  # 32.85 in float32: a query or two either way
+    torch.testing.assert_close(centered(bank, queries)[0].norm(dim=1), torch.ones(len(bank)))

@@ -12,16 +12,16 @@ from multissl.evaluators.linear_probe import (
     choose_l2,
     fit_logistic,
     probe_accuracy,
-    standardised,
+    standardized,
 )
 from tests.evaluators.clusters import START, Clusters, frozen
 
 
 def problem(samples: int = 120, width: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    centres = torch.randn(classes, width, generator=generator, dtype=torch.float64)
+    centers = torch.randn(classes, width, generator=generator, dtype=torch.float64)
     y = torch.arange(samples) % classes
-    return centres[y] + torch.randn(samples, width, generator=generator, dtype=torch.float64), y
+    return centers[y] + torch.randn(samples, width, generator=generator, dtype=torch.float64), y
 
 
 def test_the_fit_is_a_minimum() -> None:
@@ -52,10 +52,10 @@ def test_a_warm_start_ends_at_the_same_point() -> None:
     torch.testing.assert_close(warm[0], cold[0], rtol=1e-3, atol=1e-4)
 
 
-def test_standardising_uses_the_training_statistics_and_drops_constants() -> None:
+def test_standardizing_uses_the_training_statistics_and_drops_constants() -> None:
     x, other = torch.randn(50, 3) * 4 + 2, torch.randn(9, 3)
     x[:, 1] = 1e3
-    a, b = standardised(x, other)
+    a, b = standardized(x, other)
     torch.testing.assert_close(a[:, 0].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(a[:, 0].std(correction=0), torch.tensor(1.0))
     assert not a[:, 1].any()
@@ -72,7 +72,7 @@ def test_the_strength_is_the_best_and_of_equals_the_strongest() -> None:
 
 def test_too_few_samples_to_choose_a_strength_are_refused() -> None:
     x, y = problem(samples=6)
-    with pytest.raises(ValueError, match="6 labelled samples"):
+    with pytest.raises(ValueError, match="6 labeled samples"):
         choose_l2(x, y, (0.1, 1.0), 3)
     assert probe_accuracy(x, y, x, y, (1e-3,)) == 100.0  # one strength needs no choice
 

@@ -1,4 +1,4 @@
-"""The recording probe: recordings with a mark of their own are recognised, alike ones are not; silence is left out."""
+"""The recording probe: recordings with a mark of their own are recognized, alike ones are not; silence is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multissl.contract.data import Views
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking
-from multissl.evaluators.recording_probe import RecordingProbe, recognised
+from multissl.evaluators.recording_probe import RecordingProbe, recognized
 from multissl.modalities.audio.adapter import Audio
 from tests.evaluators.clusters import Clusters
 
@@ -43,7 +43,7 @@ def fresh_bands() -> FrozenEncoders:
     return FrozenEncoders(bands, torch.device("cpu"))
 
 
-def test_a_mark_is_recognised_and_noise_is_not(tmp_path: Path) -> None:
+def test_a_mark_is_recognized_and_noise_is_not(tmp_path: Path) -> None:
     probe = RecordingProbe.Config(split="all").build()
     for marked, low, high in ((True, 90, 101), (False, -1, 30)):
         folder = tmp_path / str(marked)
@@ -66,11 +66,11 @@ def test_parts_are_the_two_halves(tmp_path: Path) -> None:
     np.testing.assert_array_equal(second.data, wave[4501:])
 
 
-def test_the_nearest_row_after_centring_counts() -> None:
+def test_the_nearest_row_after_centering_counts() -> None:
     first = torch.tensor([[10.0, 1.0], [10.0, -1.0], [11.0, 0.0]])
     second = torch.tensor([[10.0, 3.0], [10.0, 2.0], [15.0, 0.0]])
     expected: Tensor = torch.tensor([True, False, True])
-    assert recognised(first, second) == pytest.approx(100 * expected.double().mean().item())
+    assert recognized(first, second) == pytest.approx(100 * expected.double().mean().item())
 
 
 def test_data_without_recordings_gives_no_figure_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

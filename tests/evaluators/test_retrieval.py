@@ -94,7 +94,7 @@ def test_every_ordered_pair_of_three_streams_is_told() -> None:
     assert found["p"] == 0.01
 
 
-def test_the_gap_is_the_distance_of_the_centres() -> None:
+def test_the_gap_is_the_distance_of_the_centers() -> None:
     moved = drawn_pairs(0.0)
     moved.z["b"] = moved.z["b"] + 2.0
     assert retrieval_figures(moved)["gap_a_b"] == pytest.approx(2 * math.sqrt(8), rel=1e-5)

@@ -48,7 +48,7 @@ def test_r2_is_that_of_scikit_learn() -> None:
     torch.testing.assert_close(found, right)
 
 
-def test_neighbours_in_time_do_not_choose_the_strength() -> None:
+def test_neighbors_in_time_do_not_choose_the_strength() -> None:
     """Features that tell each episode apart fit frames of known episodes and fail on new ones: strong is right."""
     g = torch.Generator().manual_seed(0)
     groups = torch.arange(40).repeat_interleave(10)

@@ -1,6 +1,6 @@
 """Reads golden cases: inputs and outputs of other projects' code, compared with ours at the stated tolerance.
 
-A part of the cases lies in `cases`: the smallest ones, and none whose source is under a non-commercial licence or one
+A part of the cases lies in `cases`: the smallest ones, and none whose source is under a non-commercial license or one
 of its own (`cases/NOTICE.md`). The whole folder is named by MULTISSL_GOLDEN, by default `shared/golden` beside the
 checkout; where it exists, all cases come from it. What lies in neither place skips with the reason.
 """
@@ -110,7 +110,7 @@ def why_absent(family: str, variant: str) -> str:
         return f"no {family}/{variant} in {FOLDER}"
     sources = " and ".join(manifest()["left_out"][family][variant])
     return (
-        f"{family}/{variant} is not in the repository: the licence of {sources} is non-commercial or its own; "
+        f"{family}/{variant} is not in the repository: the license of {sources} is non-commercial or its own; "
         "set MULTISSL_GOLDEN to the whole folder"
     )
 

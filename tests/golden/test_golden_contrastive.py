@@ -20,7 +20,7 @@ from multissl.losses.clip import clip_loss
 from multissl.losses.infonce import infonce_terms
 from multissl.losses.moco import queue_loss
 from multissl.losses.nce import nce, one_way, relations, scores
-from multissl.losses.nnclr import neighbours, nnclr_loss
+from multissl.losses.nnclr import neighbors, nnclr_loss
 from multissl.losses.siglip import pair_sigmoid
 from multissl.parallel.ranks import world
 from tests.golden import Case, cases, cases_of, close, run_on_ranks
@@ -211,7 +211,7 @@ def test_golden_nnclr(case: Case) -> None:
     given, t = case.tensors("in"), case.hyper["temperature"]
     queue = Queue(case.hyper["K"], case.hyper["D"], wrap="drop").to(given["bank"].dtype)
     queue.rows.copy_(given["bank"])
-    near = [neighbours(given[f"z{i}"], queue.rows)[0] for i in (0, 1)]
+    near = [neighbors(given[f"z{i}"], queue.rows)[0] for i in (0, 1)]
     for i in (0, 1):
         case.check(near[i], "out", f"nn{i}")
     p = [given[f"p{i}"].requires_grad_() for i in (0, 1)]

@@ -1,6 +1,6 @@
 """Golden cases of the family `dinov2_step`: whole DINOv2 training iterations, by the learner and optimizer of a run.
 
-Covered: dinov2_training_steps (losses, gradients, clipping norms, weights, teacher and centres after some steps).
+Covered: dinov2_training_steps (losses, gradients, clipping norms, weights, teacher and centers after some steps).
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def build(case: Case) -> tuple[Learner, Optimizer, list[float]]:
         head=heads[0],
         ibot_head=heads[-1],
         tied_heads=not hyper["sep"],
-        centring="ema" if hyper["centering"] == "centering" else "sinkhorn",
-        centre_lazy=True,
-        centre_weighting="equal",
+        centering="ema" if hyper["centering"] == "centering" else "sinkhorn",
+        center_lazy=True,
+        center_weighting="equal",
         reference_counts=True,
         freeze_last_layer=frozen,
         teacher=Teacher.Config(ema=hyper["mom"], final_ema=hyper["mom"]),
@@ -170,5 +170,5 @@ def test_golden_training_steps(case: Case) -> None:
             case.check(parameters[ours], "out", name)
     for name in ("dino", "ibot"):
         if f"{name}_center" in out:
-            centre = objective.centres.get_submodule(name).get_buffer("centre")
-            case.check(centre.view_as(out[f"{name}_center"]), "out", f"{name}_center")
+            center = objective.centers.get_submodule(name).get_buffer("center")
+            case.check(center.view_as(out[f"{name}_center"]), "out", f"{name}_center")

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from multissl.contract.learning import Progress
-from multissl.layers.center import Centre
+from multissl.layers.center import Center
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
 from multissl.layers.teacher import Teacher
 from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo, koleo
 from multissl.losses.msn import cosines, msn_targets, msn_terms
-from multissl.losses.sinkhorn import centred, sinkhorn
+from multissl.losses.sinkhorn import centered, sinkhorn
 from multissl.losses.swav import swav_loss
 from multissl.losses.targets import Targets, cross_entropy
 from multissl.parallel.ranks import world
@@ -38,9 +38,9 @@ def test_golden_not_covered_yet(variant: str) -> None:
     pytest.skip(f"distillation/{variant}: not covered, its loss is not built")
 
 
-def centre_of(case: Case, prototypes: int, lazy: bool = False) -> Centre:
-    centre = Centre(prototypes, case.hyper.get("m", 0.9), "count", lazy)
-    return centre.double() if case.manifest["dtype"] == "f64" else centre
+def center_of(case: Case, prototypes: int, lazy: bool = False) -> Center:
+    center = Center(prototypes, case.hyper.get("m", 0.9), "count", lazy)
+    return center.double() if case.manifest["dtype"] == "f64" else center
 
 
 # -------------------------------------------------------------------------------- targets and losses
@@ -62,18 +62,18 @@ def test_golden_dino(case: Case) -> None:
     rates = torch.tensor([schedule.at(e, hyper["ne"]) for e in range(hyper["ne"])], dtype=torch.float64)
     expected = case.tensors("out")["teacher_temp_schedule"]
     close(rates.to(expected.dtype), expected, case.rtol or 0, "teacher_temp_schedule")
-    centre = centre_of(case, hyper["K"])
+    center = center_of(case, hyper["K"])
     for step, epoch in enumerate(hyper["epochs"]):
         student, teacher = given[f"student_{step}"].requires_grad_(), given[f"teacher_{step}"]
-        targets = centre.targets(teacher, schedule.at(epoch, hyper["ne"]))
+        targets = center.targets(teacher, schedule.at(epoch, hyper["ne"]))
         terms, _ = dino_terms(student, targets, [2, hyper["ncrops"] - 2], hyper["st"])
         loss = torch.stack([*terms.values()]).sum()
         loss.backward()
-        centre.observe(teacher)
-        centre.after_step()
+        center.observe(teacher)
+        center.after_step()
         case.check(loss, "out", f"loss_{step}")
         case.check(student.grad, "grad", f"student_{step}")
-        case.check(centre.centre[None], "out", f"center_{step + 1}")
+        case.check(center.center[None], "out", f"center_{step + 1}")
 
 
 @pytest.mark.parametrize("case", cases("distillation", "ibot_official"))
@@ -82,34 +82,34 @@ def test_golden_ibot(case: Case) -> None:
     hyper, given = case.hyper, case.tensors("in")
     st, m = hyper.get("st", 0.1), hyper.get("m", 0.9)
     names = ("student_cls", "student_patch", "student_local_cls")
-    centres = Centre(hyper["K"], m, "count", False), Centre(hyper["K2"], hyper.get("m2", m), "count", False)
+    centers = Center(hyper["K"], m, "count", False), Center(hyper["K2"], hyper.get("m2", m), "count", False)
     if case.manifest["dtype"] == "f64":
-        centres = centres[0].double(), centres[1].double()
+        centers = centers[0].double(), centers[1].double()
     for step in range(hyper["steps"]):
         tt = ramp(0.04, 0.07, 2).at(step, hyper["steps"] + 2)
         sides = {n: given[f"{n}_{step}"].requires_grad_() for n in names if f"{n}_{step}" in given}
         local = [sides["student_local_cls"]] if "student_local_cls" in sides else []
         cls = torch.cat([sides["student_cls"], *local])
-        targets = centres[0].targets(given[f"teacher_cls_{step}"], tt)
+        targets = centers[0].targets(given[f"teacher_cls_{step}"], tt)
         terms, _ = dino_terms(cls, targets, [2, hyper["nl"]], st)
         hidden = given[f"mask_{step}"].flatten(2).flatten(0, 1)  # [2*B, N]
         teacher_patches = given[f"teacher_patch_{step}"].flatten(0, 1)
-        patches = centres[1].targets(teacher_patches, tt)
+        patches = centers[1].targets(teacher_patches, tt)
         index = hidden.flatten().nonzero().flatten()
         ce = cross_entropy(sides["student_patch"].flatten(0, 1)[index], patches, index[:, None], st)
         weight = (1 / hidden.sum(1).clamp(min=1).to(ce)).repeat_interleave(hidden.sum(1))
         loss_cls, loss_patch = torch.stack([*terms.values()]).sum(), (ce * weight).sum() / len(hidden)
         total = hyper["l1"] * loss_cls + hyper["l2"] * loss_patch
         total.backward()
-        for centre, seen in zip(centres, (given[f"teacher_cls_{step}"], teacher_patches), strict=True):
-            centre.observe(seen)
-            centre.after_step()
+        for center, seen in zip(centers, (given[f"teacher_cls_{step}"], teacher_patches), strict=True):
+            center.observe(seen)
+            center.after_step()
         for name, value in {"loss": total, "cls": loss_cls, "patch": loss_patch}.items():
             case.check(value, "out", f"{name}_{step}")
         for name, side in sides.items():
             case.check(side.grad, "grad", f"{name}_{step}")
-        case.check(centres[0].centre[None], "out", f"center_{step + 1}")
-        case.check(centres[1].centre[None, None], "out", f"center2_{step + 1}")
+        case.check(centers[0].center[None], "out", f"center_{step + 1}")
+        case.check(centers[1].center[None, None], "out", f"center2_{step + 1}")
 
 
 def pair_sum(student: Tensor, targets: Targets, num_teacher: int, temperature: float) -> Tensor:
@@ -120,17 +120,17 @@ def pair_sum(student: Tensor, targets: Targets, num_teacher: int, temperature: f
 
 
 @pytest.mark.parametrize("case", cases("distillation", "dinov2_dino_centering"))
-def test_golden_dinov2_centring(case: Case) -> None:
+def test_golden_dinov2_centering(case: Case) -> None:
     hyper, given = case.hyper, case.tensors("in")
-    centre = centre_of(case, hyper["K"], lazy=True)
+    center = center_of(case, hyper["K"], lazy=True)
     for step, temperature in enumerate(hyper["temps"]):
         student, teacher = given[f"student_{step}"].requires_grad_(), given[f"teacher_{step}"]
-        targets = centre.targets(teacher, temperature)
-        case.check(centre.centre[None], "out", f"center_used_{step}")
-        centre.observe(teacher)
+        targets = center.targets(teacher, temperature)
+        case.check(center.center[None], "out", f"center_used_{step}")
+        center.observe(teacher)
         loss = pair_sum(student, targets, hyper["nt"], hyper["st"])
         loss.backward()
-        centre.after_step()
+        center.after_step()
         case.check(targets.probabilities(), "out", f"teacher_probs_{step}")
         case.check(loss, "out", f"loss_{step}")
         case.check(student.grad, "grad", f"student_{step}")
@@ -151,7 +151,7 @@ def test_golden_dinov2_sinkhorn(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("distillation", "dinov2_ibot_masked"))
 def test_golden_dinov2_hidden_tokens(case: Case) -> None:
     hyper, given = case.hyper, case.tensors("in")
-    centre, st = centre_of(case, hyper["K"], lazy=True), hyper.get("st", 0.1)
+    center, st = center_of(case, hyper["K"], lazy=True), hyper.get("st", 0.1)
     for step in range(hyper["steps"]):
         hidden = given[f"masks_{step}"].bool()
         index = hidden.flatten().nonzero().flatten()  # [M]
@@ -165,8 +165,8 @@ def test_golden_dinov2_hidden_tokens(case: Case) -> None:
         for name in ("cent", "sk"):
             student = given[f"student_{step}"].clone().requires_grad_()
             if name == "cent":
-                targets = centre.targets(logits, hyper["temp"], weight > 0)
-                case.check(centre.centre[None, None], "out", f"center_used_{step}")
+                targets = center.targets(logits, hyper["temp"], weight > 0)
+                case.check(center.center[None, None], "out", f"center_used_{step}")
             else:
                 targets = sinkhorn(logits, hyper["temp"], weight > 0)
             assert not targets.probabilities()[count:].any()
@@ -180,8 +180,8 @@ def test_golden_dinov2_hidden_tokens(case: Case) -> None:
             if name == "cent":
                 case.check(loss, "out", f"loss_dense_{step}")
                 case.check(loss, "out", f"loss_cent_default_weight_{step}")
-        centre.observe(logits, weight > 0)
-        centre.after_step()
+        center.observe(logits, weight > 0)
+        center.after_step()
 
 
 @pytest.mark.parametrize("case", cases("distillation", "swav_loss"))
@@ -308,10 +308,10 @@ def on_rank(rank: int, variant: str, hyper: dict[str, Any], given: dict[str, Ten
     found = {"q": sinkhorn(mine["scores"], hyper["temp"]).probabilities()}
     found["q_ibot"] = sinkhorn(mine["patch_scores"], hyper["temp"], real).probabilities()[:count]
     for name, scores, rows in (("dino", mine["scores"], None), ("ibot", mine["patch_scores"], real)):
-        centre = Centre(hyper["K"], 0.9, "equal", lazy=False)
-        centre.observe(scores, rows)
-        centre.after_step()
-        found[f"center_{name}"] = centre.centre
+        center = Center(hyper["K"], 0.9, "equal", lazy=False)
+        center.observe(scores, rows)
+        center.after_step()
+        found[f"center_{name}"] = center.center
     return found
 
 
@@ -352,8 +352,8 @@ def check_rank(case: Case, rank: int, part: dict[str, Tensor]) -> None:
                 case.check(value, "grad", f"{name}_rank{rank}")
 
 
-def test_centring_targets_are_a_softmax() -> None:
-    logits, centre = torch.randn(5, 7), torch.randn(7)
+def test_centering_targets_are_a_softmax() -> None:
+    logits, center = torch.randn(5, 7), torch.randn(7)
     torch.testing.assert_close(
-        centred(logits, 0.07, centre).probabilities(), ((logits - centre) / 0.07).softmax(1)
+        centered(logits, 0.07, center).probabilities(), ((logits - center) / 0.07).softmax(1)
     )

@@ -1,7 +1,7 @@
-"""Golden cases of masked modelling: values and gradients of other projects' code.
+"""Golden cases of masked modeling: values and gradients of other projects' code.
 
 Covered of masked_modeling: mae_random_masking, mae_loss, mae_model, simmim_loss, videomae_loss (target and loss),
-audiomae_loss (its masks stand with sound), ijepa_model_loss, vjepa_loss (without its regulariser, which is off in its
+audiomae_loss (its masks stand with sound), ijepa_model_loss, vjepa_loss (without its regularizer, which is off in its
 own recipes); sincos_pos_embed stands with the encoders. Of noncontrastive: data2vec_targets.
 """
 
@@ -23,7 +23,7 @@ from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
 from multissl.losses.data2vec import average_layers, scaled_errors
 from multissl.losses.ijepa import latent_loss, latent_targets
-from multissl.losses.rebuild import masked_mean, normalise, values_loss
+from multissl.losses.rebuild import masked_mean, normalize, values_loss
 from multissl.modalities.base import pack_masks
 from multissl.modalities.image.crops import patchify
 from multissl.modalities.masks import num_hidden
@@ -77,7 +77,7 @@ def test_golden_mae_loss(case: Case) -> None:
     target, pred = patchify(given["imgs"], case.hyper["p"]), given["pred"].requires_grad_()
     case.check(target, "out", "patchified")
     norm = "token" if case.hyper["norm"] else "none"
-    loss = values_loss(pred, normalise(target, norm), "mse", given["mask"])
+    loss = values_loss(pred, normalize(target, norm), "mse", given["mask"])
     loss.backward()
     case.check(loss, "out", "loss")
     case.check(pred.grad, "grad", "pred")
@@ -89,7 +89,7 @@ def test_golden_audiomae_loss(case: Case) -> None:
     assert hyper["stride"] == hyper["p"]
     target, pred = patchify(given["spec"], hyper["p"]), given["pred"].requires_grad_()
     case.check(target, "out", "patchified")
-    loss = values_loss(pred, normalise(target, "token" if hyper["norm"] else "none"), "mse", given["mask"])
+    loss = values_loss(pred, normalize(target, "token" if hyper["norm"] else "none"), "mse", given["mask"])
     loss.backward()
     case.check(loss, "out", "loss")
     case.check(pred.grad, "grad", "pred")
@@ -101,11 +101,11 @@ def test_golden_videomae_loss(case: Case) -> None:
     shape = (1, 3, 1, 1, 1)
     mean = torch.tensor((0.485, 0.456, 0.406)).to(given["videos"]).view(shape)
     std = torch.tensor((0.229, 0.224, 0.225)).to(given["videos"]).view(shape)
-    x = given["videos"] * std + mean  # the official targets are un-normalised pixels
+    x = given["videos"] * std + mean  # the official targets are un-normalized pixels
     b, c, t, h, w = x.shape
     cut = x.reshape(b, c, t // 2, 2, h // p, p, w // p, p).permute(0, 2, 4, 6, 3, 5, 7, 1)
     tokens = cut.reshape(b, -1, 2 * p * p * c)  # time, row, column, channel
-    target = normalise(tokens, "channel" if case.hyper["norm"] else "none", c)
+    target = normalize(tokens, "channel" if case.hyper["norm"] else "none", c)
     _, hidden = places(pack_masks(given["mask"]))
     case.check(take(target, hidden), "out", "labels")
     pred = given["pred"].requires_grad_()
@@ -179,7 +179,7 @@ def test_golden_mae_model(case: Case) -> None:
     pred_bias = state["decoder_pred.bias"].requires_grad_()
     pred = F.linear(whole, state["decoder_pred.weight"], pred_bias)
     case.check(pred, "out", "pred")
-    target = normalise(patchify(x.detach(), hyper["p"]), "token" if hyper["norm"] else "none")
+    target = normalize(patchify(x.detach(), hyper["p"]), "token" if hyper["norm"] else "none")
     loss = values_loss(pred, target, "mse", mask.hidden)
     loss.backward()
     case.check(loss, "out", "loss")

@@ -10,7 +10,7 @@ import torch
 
 from multissl.evaluators.collapse import alpha_req, rankme
 from multissl.evaluators.knn import knn_predict, votes
-from multissl.evaluators.neighbours import nearest
+from multissl.evaluators.neighbors import nearest
 from multissl.evaluators.retrieval import rank
 from tests.golden import Case, cases, close
 

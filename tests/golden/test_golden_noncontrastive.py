@@ -136,7 +136,7 @@ def all_on_rank(rank: int, work: Work) -> list[list[Tensor]]:
         if variant == "dist_vicreg":
             terms = vicreg_terms(torch.stack(z))
             loss = 25 * terms["invariance"] + 25 * terms["variance"] + terms["covariance"]
-        else:  # lightly standardises every rank by its own rows
+        else:  # lightly standardizes every rank by its own rows
             loss = barlow(z[0], z[1], hyper["lambd"], own=True)
         found.append([loss.detach(), *torch.autograd.grad(loss, z)])
     return found

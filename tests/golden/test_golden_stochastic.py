@@ -126,9 +126,9 @@ def test_golden_crops(case: Case) -> None:
 OPS = {
     "flip": "hflip",
     "hue": "adjust_hue",
-    "greyscale": "rgb_to_grayscale",
+    "grayscale": "rgb_to_grayscale",
     "blur": "gaussian_blur",
-    "solarise": "solarize",
+    "solarize": "solarize",
 }
 
 

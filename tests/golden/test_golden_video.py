@@ -18,7 +18,7 @@ from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
-from multissl.losses.rebuild import normalise, values_loss
+from multissl.losses.rebuild import normalize, values_loss
 from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.video.adapter import Video
@@ -174,7 +174,7 @@ def test_golden_hf_videomae(case: Case) -> None:
     logits = F.linear(out, state["decoder.head.weight"], state["decoder.head.bias"])
     case.check(logits, "out", "logits")
     mean, std = (torch.tensor(v)[:, None, None, None] for v in (Video.Config().mean, Video.Config().std))
-    target = normalise(tubelets(x * std + mean, patch), "channel" if c["norm_pix_loss"] else "none", 3)
+    target = normalize(tubelets(x * std + mean, patch), "channel" if c["norm_pix_loss"] else "none", 3)
     loss = values_loss(logits, take(target, hidden), "mse")
     loss.backward()
     case.check(loss, "out", "loss")

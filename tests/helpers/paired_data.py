@@ -33,7 +33,7 @@ RATE = 16_000
 
 
 def png(level: int, side: int = 16) -> bytes:
-    """A grey picture that grows lighter from left to right."""
+    """A gray picture that grows lighter from left to right."""
     pixels = np.clip(np.arange(side) + level, 0, 255).astype(np.uint8)
     made = io.BytesIO()
     Pillow.fromarray(np.broadcast_to(pixels[None, :, None], (side, side, 3)).copy()).save(made, "PNG")
@@ -65,7 +65,7 @@ def members(row: int, **more: bytes | str) -> dict[str, bytes | str]:
     k = row % 10
     return {
         "png": png(20 * k), "txt": f"sample {row} shows {WORDS[k]}", "wav": tone(k), "video.npy": frames(20 * k),
-        "json": json.dumps({"label": WORDS[k], "size": row / 10, "colour": WORDS[k % 3]}), **more,
+        "json": json.dumps({"label": WORDS[k], "size": row / 10, "color": WORDS[k % 3]}), **more,
     }  # fmt: skip
 
 

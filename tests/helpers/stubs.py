@@ -1,4 +1,4 @@
-"""A small encoder, an objective and a recipe for tests of the engine: fast, with dropout and a centre as slow state.
+"""A small encoder, an objective and a recipe for tests of the engine: fast, with dropout and a center as slow state.
 
 `tests/helpers/stubs.py:recipe` also serves the command line.
 """
@@ -45,7 +45,7 @@ class Listed(Samples):
 
 
 class Points(Modality):
-    """Points in 6 dimensions around 4 centres; a view adds noise. Some may be unreadable."""
+    """Points in 6 dimensions around 4 centers; a view adds noise. Some may be unreadable."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
@@ -57,8 +57,8 @@ class Points(Modality):
         return {"points": StreamSpec(kind="columns", shape=(6,), num_tokens=6)}
 
     def dataset(self, split: str) -> Samples:
-        centres = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 3
-        return Listed([Sample(centres[i % 4] + i / 1000, i, i % 4) for i in range(self.cfg.count)])
+        centers = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 3
+        return Listed([Sample(centers[i % 4] + i / 1000, i, i % 4) for i in range(self.cfg.count)])
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         for sample in samples:
@@ -104,7 +104,7 @@ class Net(Encoder):
 
 
 class Spread(Objective):
-    """Pull views together, keep the batch spread out around a moving centre."""
+    """Pull views together, keep the batch spread out around a moving center."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -116,8 +116,8 @@ class Spread(Objective):
         super().__init__()
         self.cfg = cfg
         self.heads = PerStream({s: nn.Linear(encoders.widths()[s], 4) for s in streams})
-        self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(4))
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(4))
 
     def plans(self) -> Plans:
         return spread(self.heads, ViewPlan(num_global=2))
@@ -126,15 +126,15 @@ class Spread(Objective):
         pause(progress.step)
         z = project(encoders, self.heads, batch)  # [V, B, 4]
         everyone = torch.stack([gather(v) for v in z])
-        variance = (everyone - self.centre).var(1)
+        variance = (everyone - self.center).var(1)
         self.seen = sum_ranks(z.detach().mean((0, 1))) / world()
         terms = {"pull": (z[0] - z[1]).pow(2).mean(), "spread": torch.relu(1 - variance).mean()}
         if progress.step in self.cfg.spoil:
             terms["pull"] = terms["pull"] * float("nan")
-        return Losses.weigh(terms, {"pull": self.cfg.pull, "spread": 1.0}, {"centre": self.centre.norm()})
+        return Losses.weigh(terms, {"pull": self.cfg.pull, "spread": 1.0}, {"center": self.center.norm()})
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
-        self.centre.lerp_(self.seen, 0.1)
+        self.center.lerp_(self.seen, 0.1)
 
 
 def pause(step: int) -> None:

@@ -12,7 +12,7 @@ from multissl.layers.transformer import Block, Trunk
 def build_block() -> tuple[Trunk, Block]:
     torch.manual_seed(0)
     trunk = Trunk(8, 1, 2, layerscale=0.5)
-    for parameter in trunk.parameters():  # away from the special values of an initialisation
+    for parameter in trunk.parameters():  # away from the special values of an initialization
         parameter.data += 0.1 * torch.randn_like(parameter)
     (block,) = trunk.blocks
     assert isinstance(block, Block)

@@ -146,7 +146,7 @@ def test_sequences_are_embedded_and_may_be_shorter() -> None:
         tokens(tokenizer, torch.zeros(2, 7, dtype=torch.long))
 
 
-def test_neighbouring_tokens_are_mixed_and_neither_padding_nor_what_is_hidden_is_seen() -> None:
+def test_neighboring_tokens_are_mixed_and_neither_padding_nor_what_is_hidden_is_seen() -> None:
     spec = StreamSpec(kind="sequence", shape=(6,), num_tokens=6, vocab=9)
     tokenizer = tokenizer_for(spec, 8, token_conv=3)
     nn.init.normal_(tokenizer.mask_token)

@@ -12,7 +12,7 @@ SIZES = ((4, 6), (8, 3))
 def trunk(**options: Any) -> Trunk:
     torch.manual_seed(0)
     made = Trunk(16, 3, 2, layerscale=0.5, **options)
-    for parameter in made.parameters():  # away from the special values of an initialisation
+    for parameter in made.parameters():  # away from the special values of an initialization
         parameter.data += 0.1 * torch.randn_like(parameter)
     return made
 

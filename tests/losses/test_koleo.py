@@ -44,7 +44,7 @@ def test_autocast_does_not_reach_it() -> None:
 
 
 def test_the_gradient_reaches_both_ends_of_a_pair() -> None:
-    # Rows 0 and 1 are each other's neighbours; row 2's is row 1, and row 2 is nobody's.
+    # Rows 0 and 1 are each other's neighbors; row 2's is row 1, and row 2 is nobody's.
     angles = torch.tensor([0.0, 0.5, 1.5])
     x = torch.stack([angles.cos(), angles.sin()], dim=1).requires_grad_()
     (grad,) = torch.autograd.grad(koleo(x)[2], x)
@@ -61,7 +61,7 @@ def test_groups_are_apart_and_a_last_smaller_one_counts() -> None:
 
 
 @pytest.mark.parametrize(("batch", "group"), [(1, 64), (65, 64), (5, 4)])
-def test_a_row_without_a_neighbour_is_refused(batch: int, group: int) -> None:
+def test_a_row_without_a_neighbor_is_refused(batch: int, group: int) -> None:
     with pytest.raises(ValueError, match=f"koleo_group={group}, and a batch of {batch} leaves one alone"):
         grouped_koleo(torch.randn(batch, 3), group)
 

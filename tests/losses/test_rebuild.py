@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multissl.contract.plans import StreamSpec
 from multissl.layers.readout import Readout
-from multissl.losses.rebuild import mean_of_columns, normalise, values_loss
+from multissl.losses.rebuild import mean_of_columns, normalize, values_loss
 from tests.helpers.ranks import run_ranks
 
 TABLE = StreamSpec(
@@ -21,15 +21,15 @@ PICTURE = StreamSpec(kind="grid", shape=(3, 8, 8), patch=(4, 4), num_tokens=4, t
 WORDS = StreamSpec(kind="sequence", shape=(6,), num_tokens=6, vocab=5, target_dim=5, target_kind="classes")
 
 
-def test_predicting_zero_for_normalised_patches_costs_what_is_known() -> None:
-    target = normalise(torch.randn(4, 8, 768, dtype=torch.float64) * 3 + 1, "token")
+def test_predicting_zero_for_normalized_patches_costs_what_is_known() -> None:
+    target = normalize(torch.randn(4, 8, 768, dtype=torch.float64) * 3 + 1, "token")
     loss = values_loss(torch.zeros_like(target), target, "mse")
     assert loss.item() == pytest.approx(767 / 768, abs=1e-5)
     assert round(767 / 768, 4) == 0.9987
 
 
-def test_channels_are_normalised_apart() -> None:
-    target = normalise(torch.randn(5, 48) * torch.tensor([1.0, 10.0, 0.1]).repeat(16), "channel", 3)
+def test_channels_are_normalized_apart() -> None:
+    target = normalize(torch.randn(5, 48) * torch.tensor([1.0, 10.0, 0.1]).repeat(16), "channel", 3)
     cut = target.unflatten(1, (16, 3))
     torch.testing.assert_close(cut.mean(1), torch.zeros(5, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(cut.std(1), torch.ones(5, 3), atol=1e-3, rtol=0)

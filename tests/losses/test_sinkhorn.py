@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.layers.center import Centre
+from multissl.layers.center import Center
 from multissl.losses import targets as module
-from multissl.losses.sinkhorn import Weighting, centred, sinkhorn
+from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
 from tests.helpers.ranks import run_ranks
 
 
@@ -25,10 +25,10 @@ def logits_like_a_heads(rows: int, prototypes: int) -> Tensor:
 
 
 def mean_of(logits: Tensor, real: Tensor | None = None, weighting: Weighting = "count") -> Tensor:
-    centre = Centre(logits.shape[1], momentum=0.0, weighting=weighting)
-    centre.observe(logits, real)
-    centre.after_step()
-    return centre.centre
+    center = Center(logits.shape[1], momentum=0.0, weighting=weighting)
+    center.observe(logits, real)
+    center.after_step()
+    return center.center
 
 
 @pytest.mark.parametrize("temperature", [0.04, 0.07])
@@ -42,7 +42,7 @@ def test_potentials_give_the_matrix_form(temperature: float) -> None:
 
 
 def test_every_sample_sums_to_one_and_prototypes_are_used_more_evenly() -> None:
-    logits = 0.1 * torch.randn(64, 16) + torch.linspace(0, 1, 16)  # the last prototypes are favoured
+    logits = 0.1 * torch.randn(64, 16) + torch.linspace(0, 1, 16)  # the last prototypes are favored
     found = sinkhorn(logits, 0.1).probabilities()
     torch.testing.assert_close(found.sum(1), torch.ones(64))
     plain = (logits / 0.1).softmax(1).sum(0)
@@ -70,11 +70,11 @@ def test_padding_rows_have_no_say_and_no_target() -> None:
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(11, 6)
-    whole = sinkhorn(logits, 0.1).probabilities(), centred(logits, 0.1, logits[0]).probabilities()
+    whole = sinkhorn(logits, 0.1).probabilities(), centered(logits, 0.1, logits[0]).probabilities()
     mean = mean_of(logits)
     monkeypatch.setattr(module, "CHUNK", 13)  # two rows at a time
     torch.testing.assert_close(sinkhorn(logits, 0.1).probabilities(), whole[0])
-    torch.testing.assert_close(centred(logits, 0.1, logits[0]).probabilities(), whole[1])
+    torch.testing.assert_close(centered(logits, 0.1, logits[0]).probabilities(), whole[1])
     torch.testing.assert_close(mean_of(logits), mean)
 
 
@@ -86,19 +86,19 @@ def test_half_precision_logits_get_fp32_targets() -> None:
     torch.testing.assert_close(found.probabilities(), sinkhorn(logits.float(), 0.07).probabilities())
 
 
-def test_the_centre_shifts_the_softmax_and_follows_the_batches() -> None:
-    centre = Centre(5, 0.9, "count", lazy=False)
+def test_the_center_shifts_the_softmax_and_follows_the_batches() -> None:
+    center = Center(5, 0.9, "count", lazy=False)
     first, second = torch.randn(4, 5), torch.randn(4, 5)
-    torch.testing.assert_close(centre.targets(first, 0.1).probabilities(), (first / 0.1).softmax(1))
-    centre.observe(first)
-    centre.after_step()
-    torch.testing.assert_close(centre.centre, 0.1 * first.mean(0))
+    torch.testing.assert_close(center.targets(first, 0.1).probabilities(), (first / 0.1).softmax(1))
+    center.observe(first)
+    center.after_step()
+    torch.testing.assert_close(center.center, 0.1 * first.mean(0))
     expected = ((second - 0.1 * first.mean(0)) / 0.1).softmax(1)
-    torch.testing.assert_close(centre.targets(second, 0.1).probabilities(), expected)
+    torch.testing.assert_close(center.targets(second, 0.1).probabilities(), expected)
 
 
-def test_a_lazy_centre_moves_one_step_later_with_the_same_targets() -> None:
-    prompt, lazy = Centre(5, 0.9, "count", lazy=False), Centre(5, 0.9, "count", lazy=True)
+def test_a_lazy_center_moves_one_step_later_with_the_same_targets() -> None:
+    prompt, lazy = Center(5, 0.9, "count", lazy=False), Center(5, 0.9, "count", lazy=True)
     before = torch.zeros(5)
     for _ in range(3):
         logits = torch.randn(4, 5)
@@ -107,29 +107,29 @@ def test_a_lazy_centre_moves_one_step_later_with_the_same_targets() -> None:
         for c in (prompt, lazy):
             c.observe(logits)
             c.after_step()
-        torch.testing.assert_close(lazy.centre, before)
-        assert not torch.equal(lazy.centre, prompt.centre)
-        before = prompt.centre.clone()
+        torch.testing.assert_close(lazy.center, before)
+        assert not torch.equal(lazy.center, prompt.center)
+        before = prompt.center.clone()
 
 
-def test_a_lazy_centre_survives_a_checkpoint() -> None:
-    lazy, logits = Centre(5, 0.9, "count", lazy=True), torch.randn(4, 5)
+def test_a_lazy_center_survives_a_checkpoint() -> None:
+    lazy, logits = Center(5, 0.9, "count", lazy=True), torch.randn(4, 5)
     lazy.observe(logits)
-    again = Centre(5, 0.9, "count", lazy=True)
+    again = Center(5, 0.9, "count", lazy=True)
     again.load_state_dict(lazy.state_dict())
     again.targets(logits, 0.1)
-    torch.testing.assert_close(again.centre, 0.1 * logits.mean(0))
+    torch.testing.assert_close(again.center, 0.1 * logits.mean(0))
 
 
-def test_without_a_row_the_centre_stays() -> None:
-    centre, logits = Centre(5), torch.randn(4, 5)
-    centre.observe(logits)
-    centre.after_step()
-    before = centre.centre.clone()
-    centre.observe(logits, torch.zeros(4, dtype=torch.bool))
-    centre.after_step()
-    centre.after_step()  # without a new mean
-    assert torch.equal(centre.centre, before)
+def test_without_a_row_the_center_stays() -> None:
+    center, logits = Center(5), torch.randn(4, 5)
+    center.observe(logits)
+    center.after_step()
+    before = center.center.clone()
+    center.observe(logits, torch.zeros(4, dtype=torch.bool))
+    center.after_step()
+    center.after_step()  # without a new mean
+    assert torch.equal(center.center, before)
 
 
 def on_two_ranks(rank: int, logits: Tensor, real: Tensor) -> list[Tensor]:

@@ -67,7 +67,7 @@ def test_the_last_row_is_predicted_unless_the_reference_is_asked_for() -> None:
         assert (edge == 0).all() if reference else (edge > 0).all()
 
 
-def test_a_context_is_trimmed_without_favour_for_the_first_rows() -> None:
+def test_a_context_is_trimmed_without_favor_for_the_first_rows() -> None:
     plan = ViewPlan(num_global=1, num_masks=4, mask_ratio=(0.15, 0.2), context_ratio=(1.0, 1.0))
     seen = sum(
         frequency(draw_multiblock(plan, "block", (8, 8), rows(0, 16, 16, s))[0], 64) for s in range(40)

@@ -101,7 +101,7 @@ def test_only_the_student_has_a_gradient_and_the_teacher_follows_slowly() -> Non
         torch.testing.assert_close(p, before[name] + 0.1)
 
 
-def test_the_teacher_normalises_by_the_batch_and_keeps_its_own_statistics() -> None:
+def test_the_teacher_normalizes_by_the_batch_and_keeps_its_own_statistics() -> None:
     objective, encoders = made()
     objective.train()
     norms = [m for m in objective.teacher.modules() if isinstance(m, RankBatchNorm)]

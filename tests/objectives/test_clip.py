@@ -99,7 +99,7 @@ def test_the_scale_is_learned_clamped_logged_and_not_decayed() -> None:
     assert fixed.scale is None
 
 
-def test_the_gap_is_between_centres() -> None:
+def test_the_gap_is_between_centers() -> None:
     a = torch.eye(2)[:1].expand(4, 2)
     torch.testing.assert_close(modality_gap(torch.stack([a, a.flip(1)])), torch.tensor(2.0).sqrt())
     assert modality_gap(torch.stack([a, a])) == 0

@@ -44,7 +44,7 @@ def test_the_student_sees_no_hidden_pixel_and_the_teacher_sees_all() -> None:
     assert not torch.equal(objective(net, Batch([given]), START).total, loss)  # only the targets moved
 
 
-def test_layers_are_normalised_before_their_mean() -> None:
+def test_layers_are_normalized_before_their_mean() -> None:
     layers = [torch.randn(2, 5, 8) * 100, torch.randn(2, 5, 8) * 0.01]
     kinds: tuple[tuple[Any, int], ...] = (("instance", 1), ("layer", 2))
     for kind, axis in kinds:

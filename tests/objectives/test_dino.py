@@ -15,12 +15,12 @@ from multissl.contract.encoder import Encoder, Encoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine.learner import Learner
-from multissl.layers.center import Centre
+from multissl.layers.center import Center
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.losses import targets as targets_module
 from multissl.losses.koleo import koleo
-from multissl.losses.sinkhorn import centred, sinkhorn
+from multissl.losses.sinkhorn import centered, sinkhorn
 from multissl.losses.targets import cross_entropy, describe
 from multissl.modalities.base import pack_masks
 from multissl.objectives.dino import DINO
@@ -80,7 +80,7 @@ def batch_of(batch: int, num_local: int, masked: bool = True) -> Batch:
 
 
 def softmaxed(logits: Tensor, temperature: float, cfg: DINO.Config) -> Tensor:
-    if cfg.centring == "ema":  # the centre starts at 0
+    if cfg.centering == "ema":  # the center starts at 0
         return (logits / temperature).softmax(1)
     return matrix_form(logits, temperature)
 
@@ -127,9 +127,9 @@ def slow_total(encoders: Encoders, objective: DINO, batch: Batch) -> tuple[Tenso
 
 @pytest.mark.parametrize("num_local", [0, 2, 8])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
-def test_the_packed_loss_is_the_slow_loop(num_local: int, tied: bool, centring: str) -> None:
-    encoders, objective = build(num_local=num_local, tied_heads=tied, centring=centring, ibot_weight=0.7)
+@pytest.mark.parametrize("centering", ["sinkhorn", "ema"])
+def test_the_packed_loss_is_the_slow_loop(num_local: int, tied: bool, centering: str) -> None:
+    encoders, objective = build(num_local=num_local, tied_heads=tied, centering=centering, ibot_weight=0.7)
     batch = batch_of(4, num_local)
     losses = objective(encoders, batch, START)
     total, terms = slow_total(encoders, objective, batch)
@@ -192,7 +192,7 @@ def test_uniform_predictions_cost_ln_k_and_show_as_such() -> None:
 
 def test_the_statistics_say_how_the_teacher_spreads() -> None:
     logits = torch.eye(6)[torch.tensor([0, 0, 1, 2])].double() * 100  # three of six prototypes, very sure
-    targets = centred(logits, 0.1, torch.zeros(6).double())
+    targets = centered(logits, 0.1, torch.zeros(6).double())
     sure = describe(targets, torch.full((4,), 2.0).double())
     assert sure["prototype_use"] == 3 / 4  # four rows can lead four prototypes at most
     assert sure["teacher_entropy"] < 1e-6
@@ -270,45 +270,45 @@ def test_no_fp32_copy_of_the_logits_is_kept_for_the_backward_pass() -> None:
 # ---------------------------------------------------------------------------------- teacher and state
 
 
-def centre_of(objective: DINO, name: str) -> Centre:
-    centre = objective.centres[name]
-    assert isinstance(centre, Centre)
-    return centre
+def center_of(objective: DINO, name: str) -> Center:
+    center = objective.centers[name]
+    assert isinstance(center, Center)
+    return center
 
 
-def test_a_step_moves_teacher_and_centres_and_exports_the_teacher() -> None:
-    encoders, objective = build(centring="ema", teacher=Teacher.Config(ema=0.5, final_ema=0.5))
+def test_a_step_moves_teacher_and_centers_and_exports_the_teacher() -> None:
+    encoders, objective = build(centering="ema", teacher=Teacher.Config(ema=0.5, final_ema=0.5))
     assert objective.exported(encoders) is objective.teacher["encoders"]
     before = objective.teacher["dino_head"].mlp[0].weight.clone()
     objective(encoders, batch_of(4, 2), START)
-    assert not centre_of(objective, "ibot").centre.any()
+    assert not center_of(objective, "ibot").center.any()
     objective.after_step(encoders, START)
-    assert centre_of(objective, "ibot").centre.any()
+    assert center_of(objective, "ibot").center.any()
     student = dict(objective.named_parameters())["dino_head.mlp.0.weight"]
     torch.testing.assert_close(objective.teacher["dino_head"].mlp[0].weight, (before + student) / 2)
     _, frozen = build(teacher=Teacher.Config(rule="frozen"))
     assert frozen.exported(encoders) is encoders
 
 
-def test_the_token_centre_may_see_all_tokens() -> None:
-    encoders, objective = build(centring="ema", centre_tokens="all", centre_momentum=0.0)
+def test_the_token_center_may_see_all_tokens() -> None:
+    encoders, objective = build(centering="ema", center_tokens="all", center_momentum=0.0)
     batch = batch_of(4, 2)
     (seen,) = objective.teacher["encoders"].encode([batch[0]], "none")
-    _, hidden_only = build(centring="ema")
+    _, hidden_only = build(centering="ema")
     losses = [o(encoders, batch, START).total for o in (objective, hidden_only)]
-    torch.testing.assert_close(losses[0], losses[1])  # the first centre is 0 either way
+    torch.testing.assert_close(losses[0], losses[1])  # the first center is 0 either way
     expected = objective.teacher["ibot_head"](seen.tokens.flatten(0, 1)).mean(0)
     objective.after_step(encoders, START)
-    torch.testing.assert_close(centre_of(objective, "ibot").centre, expected)
+    torch.testing.assert_close(center_of(objective, "ibot").center, expected)
     hidden_only.after_step(encoders, START)
-    assert not torch.allclose(centre_of(hidden_only, "ibot").centre * 10, expected)
+    assert not torch.allclose(center_of(hidden_only, "ibot").center * 10, expected)
 
 
 def test_the_state_holds_everything_the_next_step_needs() -> None:
-    encoders, objective = build(centring="ema", centre_lazy=True)
+    encoders, objective = build(centering="ema", center_lazy=True)
     objective(encoders, batch_of(4, 2), START)
     objective.after_step(encoders, START)
-    _, again = build(centring="ema", centre_lazy=True)
+    _, again = build(centering="ema", center_lazy=True)
     again.load_state_dict(objective.state_dict())
     a, b = (o(encoders, batch_of(4, 2), START).total for o in (objective, again))
     assert torch.equal(a, b)
@@ -355,7 +355,7 @@ def test_encoding_a_few_samples_at_a_time_changes_no_gradient() -> None:
         ({"dino_weight": 0.0, "ibot_weight": 0.0}, "leave no loss"),
         ({"koleo_group": 1}, r"objective\.koleo_group=1: want 2 or more"),
         ({"teacher_temperature": 0.0}, r"objective\.teacher_temperature=0\.0: want more than 0"),
-        ({"centre_momentum": 1.5}, r"objective\.centre_momentum=1\.5: want 0 to 1"),
+        ({"center_momentum": 1.5}, r"objective\.center_momentum=1\.5: want 0 to 1"),
     ],
 )
 def test_options_outside_their_limits_are_named(options: dict[str, Any], message: str) -> None:
@@ -379,7 +379,7 @@ def test_a_misfit_says_the_way_out() -> None:
 
 
 def test_the_config_comes_back_from_json() -> None:
-    cfg = DINO.Config(centring="ema", teacher=Teacher.Config(ema=0.9), head=HEAD)
+    cfg = DINO.Config(centering="ema", teacher=Teacher.Config(ema=0.9), head=HEAD)
     assert from_dict(DINO.Config, to_dict(cfg)) == cfg
     with pytest.raises(ValueError, match=r"did you mean koleo_group\?"):
         from_dict(DINO.Config, {"kind": "dino", "koleo_grop": 2}, "objective")

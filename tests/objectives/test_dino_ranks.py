@@ -30,7 +30,7 @@ SMALL = PrototypeHead.Config(prototypes=16, bottleneck=8, hidden=16)
 STEPS = 2
 CASES = {
     "sinkhorn": {},
-    "ema": {"centring": "ema", "tied_heads": True},
+    "ema": {"centering": "ema", "tied_heads": True},
     "norm": {"head": HEAD.replace(norm="batch"), "koleo_group": 2},
 }
 
@@ -52,13 +52,13 @@ def part_of(batch: Batch, rank: int) -> Batch:
 def gradients(rank: int, options: dict[str, Any]) -> list[Tensor]:
     encoders, objective = build(**options)
     found: list[Tensor] = []
-    for step in range(2):  # the second step sees a centre and a teacher that moved
+    for step in range(2):  # the second step sees a center and a teacher that moved
         losses: Losses = objective(encoders, part_of(batch_of(8, 2), rank), START)
         trained = [p for m in (encoders, objective) for p in m.parameters() if p.requires_grad]
         found += [g / world() for g in torch.autograd.grad(losses.total, trained)]
         if step == 0:
             objective.after_step(encoders, START)
-    return [*found, objective.teacher["encoders"]["rows"].embed.weight, *objective.centres.buffers()]
+    return [*found, objective.teacher["encoders"]["rows"].embed.weight, *objective.centers.buffers()]
 
 
 PLANTS = {
@@ -84,7 +84,7 @@ def test_two_ranks_with_different_data_give_the_gradients_of_one_and_a_missing_r
     expected = {name: gradients(0, options) for name, options in CASES.items()}
     expected["unplanted"] = gradients(0, {"koleo_group": 8, "koleo_weight": 1.0})
     for name, right in expected.items():
-        count = len(right) - len([*build(**CASES.get(name, {}))[1].centres.buffers()]) - 1
+        count = len(right) - len([*build(**CASES.get(name, {}))[1].centers.buffers()]) - 1
         for i, value in enumerate(right):
             found = parts[0][name][i] + parts[1][name][i] if i < count else parts[0][name][i]
             torch.testing.assert_close(found, value, msg=f"{name}, tensor {i}")

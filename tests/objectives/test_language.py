@@ -57,7 +57,7 @@ def test_mlm_is_the_mean_over_hidden_tokens() -> None:
     torch.testing.assert_close(found.stats["constant"], -(counts * counts.clamp(min=1e-9).log()).sum())
 
 
-def test_boundary_reads_the_neighbours_and_nothing_between() -> None:
+def test_boundary_reads_the_neighbors_and_nothing_between() -> None:
     encoders, objective = both(MLM.Config(boundary_weight=1.0))
     mask = masked().mask
     assert mask is not None

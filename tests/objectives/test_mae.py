@@ -134,7 +134,7 @@ def test_it_learns_what_a_constant_cannot() -> None:
     found: list[dict[str, Tensor]] = []
     for _ in range(25):
         given = views(8)
-        given.x = torch.randn(8, 3, 1, 1).expand(-1, -1, 16, 16) + 0.1 * given.x  # one colour a picture
+        given.x = torch.randn(8, 3, 1, 1).expand(-1, -1, 16, 16) + 0.1 * given.x  # one color a picture
         given.target = patchify(given.x, 4)
         losses = learner(Batch([given]), START)
         learner.backward(losses)

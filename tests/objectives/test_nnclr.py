@@ -10,7 +10,7 @@ from torch import Tensor
 from multissl.layers.heads import MLPHead
 from multissl.losses import nce as kernel
 from multissl.losses.nce import relations
-from multissl.losses.nnclr import neighbours, nnclr_loss
+from multissl.losses.nnclr import neighbors, nnclr_loss
 from multissl.objectives.nnclr import NNCLR
 from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, gradients, moved
@@ -20,9 +20,9 @@ SMALL = NNCLR.Config(queue=24, projector=HEAD, predictor=HEAD.replace(last_norm=
 CASES = {"paper": SMALL, "two views": SMALL.replace(two_view=True)}
 
 
-def test_neighbours_are_the_nearest_rows_without_gradient() -> None:
+def test_neighbors_are_the_nearest_rows_without_gradient() -> None:
     z, queue = torch.randn(4, 5, requires_grad=True), torch.randn(9, 5)
-    near, place = neighbours(z, queue)
+    near, place = neighbors(z, queue)
     expected = [max(range(9), key=lambda j: F.cosine_similarity(row, queue[j], dim=0).item()) for row in z]
     assert place.tolist() == expected
     assert torch.equal(near, queue[place])

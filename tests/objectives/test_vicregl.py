@@ -69,14 +69,14 @@ def test_global_terms_of_two_views_are_those_of_vicreg_with_half_the_covariance(
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 6, 7])
-def test_places_of_another_grid_are_the_centres_of_its_cells(after: int) -> None:
-    def centres(n: int) -> Tensor:
+def test_places_of_another_grid_are_the_centers_of_its_cells(after: int) -> None:
+    def centers(n: int) -> Tensor:
         at = (torch.arange(n) + 0.5) / n
         flipped = 0.9 - 0.6 * at  # a crop of 0.3 to 0.9, mirrored
         grid = torch.stack([(0.1 + 0.5 * at)[:, None].expand(n, n), flipped[None].expand(n, n)], -1)
         return grid.flatten(0, 1)[None]
 
-    torch.testing.assert_close(places_of(centres(4), after**2), centres(after))
+    torch.testing.assert_close(places_of(centers(4), after**2), centers(after))
 
 
 def test_places_that_cannot_be_told_are_refused() -> None:

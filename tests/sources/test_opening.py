@@ -78,7 +78,7 @@ def test_class_folders_label_nested_files_whatever_the_case_of_their_suffix(tmp_
     assert [(os.path.basename(s.data), s.label) for s in data] == [("c.png", 0), ("a.PNG", 1), ("b.jpeg", 1)]
 
 
-def test_a_flat_or_mixed_folder_is_unlabelled(tmp_path: Path) -> None:
+def test_a_flat_or_mixed_folder_is_unlabeled(tmp_path: Path) -> None:
     put(tmp_path / "flat" / "a.png")
     put(tmp_path / "flat" / "sub" / "b.png")
     put(tmp_path / "single" / "all" / "b.png")
@@ -314,7 +314,7 @@ def test_sixteen_bits_survive(form: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK"])
-def test_every_colour_mode_becomes_three_channels_or_one(mode: str) -> None:
+def test_every_color_mode_becomes_three_channels_or_one(mode: str) -> None:
     form = "JPEG" if mode == "CMYK" else "PNG"
     data = encoded(form, Image.fromarray(PIXELS).convert(mode))
     assert decode(data, 3).shape == (3, 12, 10)
@@ -353,7 +353,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_or_mislabelled_file_is_unreadable_and_named(tmp_path: Path, kind: str) -> None:
+def test_a_broken_or_mislabeled_file_is_unreadable_and_named(tmp_path: Path, kind: str) -> None:
     path = put(tmp_path / "bad.jpg", BROKEN[kind])
     with pytest.raises(Unreadable, match=r"bad\.jpg: .+") as caught:
         load(Sample(str(path), 7), 3)
@@ -380,5 +380,5 @@ def test_a_missing_file_is_unreadable() -> None:
         load(Sample("/nowhere/a.png", 3), 3)
 
 
-def test_a_mislabelled_suffix_is_read_by_content(tmp_path: Path) -> None:
+def test_a_mislabeled_suffix_is_read_by_content(tmp_path: Path) -> None:
     assert load(Sample(str(put(tmp_path / "a.jpg", encoded("PNG"))), 0), 3).shape == (3, 12, 10)

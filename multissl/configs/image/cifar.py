@@ -103,7 +103,7 @@ def mocov3_cifar() -> Recipe:
 
 
 def nnclr_cifar() -> Recipe:
-    """NNCLR with neighbours from the last 4,096 embeddings.
+    """NNCLR with neighbors from the last 4,096 embeddings.
 
     Command: multissl train image/nnclr_cifar --data cifar10-train.parquet
     Size: 600 steps of 256, ResNet-10 of width 24; minutes on two processor cores.
@@ -241,7 +241,7 @@ def mae_cifar() -> Recipe:
     Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
     Measured: linear probe 45.7 % on CIFAR-10 (untrained 38.85), k-NN 34.0 % (32.4), 6.0 minutes of one core.
     """
-    made = _small(MAE.Config(decoder=Decoder.Config(dim=64, depth=2, heads=4)), _vit(), colour=False)
+    made = _small(MAE.Config(decoder=Decoder.Config(dim=64, depth=2, heads=4)), _vit(), color=False)
     made.modality.mask = "random"  # type: ignore[attr-defined]
     return made
 
@@ -254,7 +254,7 @@ def simmim_cifar() -> Recipe:
     Measured: unmeasured
     """
     objective = MAE.Config(masking="replace", mask_ratio=0.6, metric="l1", norm_target="none")
-    made = _small(objective, _vit(), colour=False)
+    made = _small(objective, _vit(), color=False)
     made.modality.mask = "random"  # type: ignore[attr-defined]
     return made
 
@@ -268,7 +268,7 @@ def ijepa_cifar() -> Recipe:
     """
     predictor = Decoder.Config(dim=64, depth=2, heads=4)
     teacher = Teacher.Config(ema=0.99, ema_shape="linear")
-    return _small(IJEPA.Config(predictor=predictor, teacher=teacher), _vit(), colour=False)
+    return _small(IJEPA.Config(predictor=predictor, teacher=teacher), _vit(), color=False)
 
 
 def data2vec_cifar() -> Recipe:
@@ -279,7 +279,7 @@ def data2vec_cifar() -> Recipe:
     Measured: unmeasured
     """
     teacher = Teacher.Config(ema=0.99, final_ema=0.9999, ema_shape="linear")
-    return _small(Data2Vec.Config(top_k=3, teacher=teacher), _vit(), colour=False)
+    return _small(Data2Vec.Config(top_k=3, teacher=teacher), _vit(), color=False)
 
 
 def _projector(last_norm: bool = False) -> MLPHead.Config:
@@ -291,7 +291,7 @@ def _vit() -> TransformerEncoder.Config:
     return TransformerEncoder.Config(dim=128, depth=6, heads=4, ffn_ratio=2.0, pooling="mean", init_std=0.0)
 
 
-def _small(objective: Objective.Config, encoder: Encoder.Config | None = None, colour: bool = True) -> Recipe:
+def _small(objective: Objective.Config, encoder: Encoder.Config | None = None, color: bool = True) -> Recipe:
     return Recipe(
         modality=Image.Config(
             size=32,
@@ -299,11 +299,11 @@ def _small(objective: Objective.Config, encoder: Encoder.Config | None = None, c
             patch=4,
             global_scale=(0.2, 1.0),
             local_scale=(0.1, 0.3),
-            jitter=0.8 if colour else 0.0,
+            jitter=0.8 if color else 0.0,
             saturation=0.4,
-            grey=0.2 if colour else 0.0,
+            grayscale=0.2 if color else 0.0,
             blur="none",
-            solarise=0.0,
+            solarize=0.0,
         ),
         encoders={"image": encoder or ResNetEncoder.Config(depth=10, width=24, stem="small")},
         objective=objective,

@@ -27,7 +27,7 @@ def default() -> Recipe:
     Measured: k-NN 84.4 % on the built-in pictures (untrained 26.7, raw pixels 35.2); 3 minutes 12 seconds.
     """
     # Two blocks of width 64 learn motifs within a thousand steps where deeper ones do not; narrow layers need larger
-    # initial weights; a fast teacher, sharp targets and little iBOT let the view loss start. Colour is drawn for each
+    # initial weights; a fast teacher, sharp targets and little iBOT let the view loss start. Color is drawn for each
     # picture and would identify it, so views change hue and saturation at will.
     head = PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0)
     return Recipe(
@@ -39,7 +39,7 @@ def default() -> Recipe:
             local_scale=(0.2, 0.6),
             saturation=0.5,
             hue=0.5,
-            grey=0.5,
+            grayscale=0.5,
             blur="half",
             blur_kernel=5,
         ),
@@ -78,7 +78,7 @@ def dinov2_cpu() -> Recipe:
     """
     made = default()
     head = PrototypeHead.Config(prototypes=512, bottleneck=32, hidden=192, init_std=0.0)
-    # Colour tells classes apart in photographs, so it changes less than in the demo.
+    # Color tells classes apart in photographs, so it changes less than in the demo.
     made.modality = Image.Config(
         size=32,
         local_size=16,
@@ -88,7 +88,7 @@ def dinov2_cpu() -> Recipe:
         saturation=0.4,
         blur="half",
         blur_kernel=5,
-        solarise=0.1,
+        solarize=0.1,
     )
     made.encoders["image"] = TransformerEncoder.Config(
         dim=96, depth=3, heads=3, ffn_ratio=2.0, conv_stem=True, layerscale=1.0, init_std=0.0
@@ -122,7 +122,7 @@ def dino_vits16() -> Recipe:
             ibot_weight=0.0,
             koleo_weight=0.0,
             num_local=8,
-            centring="ema",
+            centering="ema",
             head=PrototypeHead.Config(prototypes=65_536, gain="fixed"),
             teacher=Teacher.Config(ema=0.996),
             teacher_temperature_start=0.04,
@@ -158,8 +158,8 @@ def ibot_vits16() -> Recipe:
         tied_heads=True,
         mask_ratio=(0.1, 0.5),
         mask_share=0.5,
-        centring="ema",
-        centre_tokens="all",
+        centering="ema",
+        center_tokens="all",
         head=PrototypeHead.Config(prototypes=8192, gain="fixed"),
         teacher=Teacher.Config(ema=0.996),
         teacher_temperature_start=0.04,
@@ -185,7 +185,7 @@ def dinov2_vitl16_in1k() -> Recipe:
         "l",
         patch=16,
         drop_path=0.3,
-        objective=_targets(65_536, tied=True, centring="ema", centre_lazy=True, centre_weighting="equal"),
+        objective=_targets(65_536, tied=True, centering="ema", center_lazy=True, center_weighting="equal"),
         optim=_adamw(lr=4e-3, warmup=12_500, final_weight_decay=0.4, layer_decay=0.9),
         ema=0.992,
         batch_size=2048,
@@ -254,7 +254,7 @@ def dinov2_small_data() -> Recipe:
             num_local=4,
             head=head,
             ibot_head=head,
-            centring="sinkhorn",
+            centering="sinkhorn",
             teacher=Teacher.Config(ema=0.99),
             teacher_temperature_start=0.04,
             teacher_temperature=0.05,
@@ -332,7 +332,7 @@ def _dinov2_large(size: Literal["s", "b", "l", "g"], drop_path: float = 0.4, lr:
         size,
         patch=14,
         drop_path=drop_path,
-        objective=_targets(131_072, bottleneck=384, centring="sinkhorn"),
+        objective=_targets(131_072, bottleneck=384, centering="sinkhorn"),
         optim=_adamw(lr=lr, warmup=100_000, final_weight_decay=0.2),
         ema=0.994,
         batch_size=3072,

@@ -45,8 +45,8 @@ def simclr_resnet50() -> Recipe:
     Size: 312,000 steps of 4,096, ResNet-50; many GPUs.
     Measured: unmeasured
     """
-    colour = _colours(strength=2.0, saturation=0.8, global_scale=(0.08, 1.0), blur="half", solarise=0.0)
-    return _paper(InfoNCE.Config(temperature=0.1), _lars(0.3, 1e-6), colour, 4096, 1000)
+    color = _colors(strength=2.0, saturation=0.8, global_scale=(0.08, 1.0), blur="half", solarize=0.0)
+    return _paper(InfoNCE.Config(temperature=0.1), _lars(0.3, 1e-6), color, 4096, 1000)
 
 
 def mocov2_resnet50() -> Recipe:
@@ -162,8 +162,8 @@ def swav_resnet50() -> Recipe:
     Size: 249,600 steps of 4,096, ResNet-50; many GPUs.
     Measured: unmeasured
     """
-    views = _colours(
-        strength=2.0, saturation=0.8, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14), solarise=0.0,
+    views = _colors(
+        strength=2.0, saturation=0.8, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14), solarize=0.0,
         blur="half",
     )  # fmt: skip
     optim = _lars(0.3, 1e-6)
@@ -178,7 +178,7 @@ def msn_vits16() -> Recipe:
     Size: 1,000,800 steps of 1,024, ViT-S/16; many GPUs.
     Measured: unmeasured
     """
-    views = _colours(strength=1.25, saturation=0.4, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
+    views = _colors(strength=1.25, saturation=0.4, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
     optim = AdamW.Config(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4)
     objective = MSN.Config(sinkhorn_rounds=3, teacher=batch_teacher(0.996))
     return _paper(objective, optim, views, 1024, 800, warmup=15, encoder=vit("s"))
@@ -267,7 +267,7 @@ def _lars(lr: float, weight_decay: float) -> LARS.Config:
     return LARS.Config(lr=lr, lr_scaling="linear", weight_decay=weight_decay, final_lr=0.0)
 
 
-def _colours(strength: float = 1.0, **options: Any) -> Image.Config:
+def _colors(strength: float = 1.0, **options: Any) -> Image.Config:
     """Jitter of 0.4, 0.4 and hue 0.1, times a strength, and what else an article changes; blur of 23 pixels."""
     made = Image.Config(
         brightness=0.4 * strength, contrast=0.4 * strength, hue=0.1 * strength, local_size=96, blur_kernel=23
@@ -276,15 +276,15 @@ def _colours(strength: float = 1.0, **options: Any) -> Image.Config:
 
 
 def _byol_views() -> Image.Config:
-    return _colours(global_scale=(0.08, 1.0), saturation=0.2, blur="paper", solarise=0.2)
+    return _colors(global_scale=(0.08, 1.0), saturation=0.2, blur="paper", solarize=0.2)
 
 
 def _mocov2_views() -> Image.Config:
-    return _colours(global_scale=(0.2, 1.0), saturation=0.4, blur="half", solarise=0.0)
+    return _colors(global_scale=(0.2, 1.0), saturation=0.4, blur="half", solarize=0.0)
 
 
 def _plain(scale: tuple[float, float]) -> Image.Config:
     """Crops and flips only, random masks."""
     return Image.Config(
-        global_scale=scale, jitter=0.0, grey=0.0, blur="none", solarise=0.0, mask="random", local_size=96
+        global_scale=scale, jitter=0.0, grayscale=0.0, blur="none", solarize=0.0, mask="random", local_size=96
     )

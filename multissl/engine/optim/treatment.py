@@ -18,7 +18,7 @@ from multissl.contract.learning import ParamRule
 from multissl.engine.learner import Learner
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-"""Normalisation as torch has it; `_NormBase` is the base of batch and instance norms."""
+"""Normalization as torch has it; `_NormBase` is the base of batch and instance norms."""
 
 
 class Kind(NamedTuple):

@@ -3,10 +3,10 @@
 Huang et al., NeurIPS 2022, arXiv 2207.06405 (AudioMAE: 128 mel bins, patches of 16 x 16, dataset mean and twice the
 deviation); Niizumi et al., IJCNN 2021, arXiv 2103.06695 (BYOL-A: mixing, stretching); Park et al., Interspeech 2019,
 arXiv 1904.08779 (SpecAugment). The worker decodes, resamples and cuts segments of sound; on the device they are turned
-in a circle, made louder or softer, given noise, become spectrograms, are mixed with another recording, normalised,
-stretched, and lose stretches of time and bands of frequency. BYOL-A normalises each batch again; we do not, because
+in a circle, made louder or softer, given noise, become spectrograms, are mixed with another recording, normalized,
+stretched, and lose stretches of time and bands of frequency. BYOL-A normalizes each batch again; we do not, because
 views would then depend on the number of ranks. A recording shorter than a view ends in silence, which is marked in
-`valid` and neither normalised as sound nor hidden as such.
+`valid` and neither normalized as sound nor hidden as such.
 Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, S samples of sound, T frames, F mel bins, N
 tokens. State: mean and deviation of the training data's log-mel, and the value of padding.
 """
@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -30,10 +31,10 @@ from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
-from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabelled
+from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
 from multissl.modalities.audio.masks import Band, draw_bands, fixed_count
 from multissl.modalities.audio.resampling import FASTEST, SLOWEST
-from multissl.modalities.audio.views import centres, silence, spectrograms, uniform
+from multissl.modalities.audio.views import centers, silence, spectrograms, uniform
 from multissl.modalities.base import Payloads
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.random import RowRandom
@@ -46,7 +47,7 @@ LIMITS = {
     **dict.fromkeys(("mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
     **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
     "mixup": (0, 0.9),
-    **dict.fromkeys(("gain", "equalise"), (0, 60)),
+    **dict.fromkeys(("gain", "equalize"), (0, 60)),
     **dict.fromkeys(("trim", "dynamics"), (0, 120)),
     "warp": (0, 0.5),
     "std": (0, math.inf),
@@ -59,6 +60,8 @@ class Audio(HasRecordings):
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
         """Options of sounds."""
+
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"equalise": "equalize", "centre": "center"})
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet or .tar (a pattern names several); empty: the built-in demo of
@@ -95,7 +98,7 @@ class Audio(HasRecordings):
         """Probability of white noise."""
         snr: tuple[float, float] = (5.0, 20.0)
         """Decibels by which that noise lies below the sound."""
-        equalise: float = 0.0
+        equalize: float = 0.0
         """A smooth filter, drawn for each view, makes bands louder or softer by up to so many decibels: what tells
         microphones, rooms and codecs apart."""
         mixup: float = 0.0
@@ -119,7 +122,7 @@ class Audio(HasRecordings):
         """Of the log-mel values, used where std is given; AudioSet: -4.268 and 4.569."""
         std: float = 0.0
         """0: mean and std are measured on the training data."""
-        centre: bool = False
+        center: bool = False
         """Subtract each view's own mean in every band too, and with it the average voice and microphone."""
 
         def __post_init__(self) -> None:
@@ -180,7 +183,7 @@ class Audio(HasRecordings):
         cfg = self.cfg
         if split not in self._sources:
             names = {"label": cfg.label_pattern, "group": cfg.group_pattern, "hold_out": cfg.hold_out}
-            known = functools.partial(relabelled, **names)
+            known = functools.partial(relabeled, **names)
             self._sources[split] = (
                 open_source(cfg.data, split, SUFFIXES, "audio", relabel=known) if cfg.data else _demo(split)
             )
@@ -290,7 +293,7 @@ class Audio(HasRecordings):
                 at = torch.arange(grid[0], device=x.device) < self._columns(real, grid[0])[:, None]  # [R, T']
                 views.valid = at.repeat_interleave(grid[1], 1)
             if plan.coords and role != "clean":
-                views.coords = centres(grid, given[f"{role}_box"], box)
+                views.coords = centers(grid, given[f"{role}_box"], box)
             if role == "global":
                 views.masks = self._masks(given, plan)
                 views.target = ops.patchify(x, self.cfg.patch) if plan.target else None
@@ -363,7 +366,7 @@ class Audio(HasRecordings):
         return {"mean": mean, "std": std, "pad": (silence(self.cfg.dynamics) - mean) / (2 * std)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Normalise as in training."""
+        """Normalize as in training."""
         self._statistics = (state["mean"], state["std"])
 
 

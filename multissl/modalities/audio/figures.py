@@ -18,13 +18,13 @@ from multissl.contract.learning import Figure
 
 SAMPLES, WIDTH, HEIGHT, GAP = 6, 160, 80, 4
 SCALE = ((0.05, 0.04, 0.20), (0.50, 0.12, 0.48), (0.93, 0.41, 0.30), (0.99, 0.90, 0.64))
-"""Colours from soft to loud."""
+"""Colors from soft to loud."""
 HIDDEN, PADDING = (0.62, 0.66, 0.70), (1.0, 1.0, 1.0)
 STEPS = 32
 
 
-def coloured(x: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Normalised log-mel [..., T, F] as colours 0 to 1, [..., 3, F, T], low sounds below; each row its own range.
+def colored(x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Normalized log-mel [..., T, F] as colors 0 to 1, [..., 3, F, T], low sounds below; each row its own range.
 
     What is `padding`, bool [..., T, F], does not count for the range.
     """
@@ -35,13 +35,13 @@ def coloured(x: Tensor, padding: Tensor | None = None) -> Tensor:
     level = ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * (len(SCALE) - 1)
     first = level.long().clamp(max=len(SCALE) - 2)
     table = torch.tensor(SCALE)
-    colours = table[first] + (level - first)[..., None] * (table[first + 1] - table[first])
-    return colours.movedim(-1, -3).transpose(-1, -2).flip(-2)
+    colors = table[first] + (level - first)[..., None] * (table[first + 1] - table[first])
+    return colors.movedim(-1, -3).transpose(-1, -2).flip(-2)
 
 
 def drawn(x: Tensor) -> np.ndarray:
     """Spectrograms [R, T, F] as pictures, uint8 [R, F, T, 3]."""
-    return _bytes(coloured(x))
+    return _bytes(colored(x))
 
 
 def sound_panel(batch: Sequence[Views], patch: tuple[int, int]) -> list[Figure]:
@@ -62,7 +62,7 @@ def sound_panel(batch: Sequence[Views], patch: tuple[int, int]) -> list[Figure]:
     if any(v.role != "clean" for v in batch):
         parts.append("Views are cut, shifted, made noisier; flat stripes, if any, were wiped out.")
     if any(v.mask is not None for v in batch):
-        parts.append("Grey tiles are hidden from the encoder that learns; it has to say what belongs there.")
+        parts.append("Gray tiles are hidden from the encoder that learns; it has to say what belongs there.")
     if any(v.valid is not None and not bool(v.valid.all()) for v in batch):
         parts.append("White ends are padding of short recordings, which nothing looks at.")
     return [Figure("What the encoder is shown", _bytes(page), " ".join(parts))]
@@ -79,11 +79,11 @@ def _tiles(views: Views, patch: tuple[int, int]) -> list[Tensor]:
         return grid.repeat_interleave(patch[0], -2).repeat_interleave(patch[1], -1)
 
     padding = None if views.valid is None else fine(~views.valid)
-    shown = coloured(x, padding)
-    for tiles, colour in ((fine(views.mask.hidden) if views.mask else None, HIDDEN), (padding, PADDING)):
+    shown = colored(x, padding)
+    for tiles, color in ((fine(views.mask.hidden) if views.mask else None, HIDDEN), (padding, PADDING)):
         if tiles is not None:
             turned = tiles.transpose(-1, -2).flip(-2)[:, :, None]  # [V, b, 1, F, T]
-            shown = torch.where(turned, torch.tensor(colour)[:, None, None], shown)
+            shown = torch.where(turned, torch.tensor(color)[:, None, None], shown)
     width = WIDTH if views.role != "local" else WIDTH // 2
     return [F.interpolate(v, size=(HEIGHT, width), mode="nearest") for v in shown]
 

@@ -124,7 +124,7 @@ def name_of(data: Any, index: int) -> str:
     return data.name if isinstance(data, Slice) else f"sample {index}"
 
 
-def relabelled(listing: Listing, label: str, group: str, hold_out: str) -> Listing:
+def relabeled(listing: Listing, label: str, group: str, hold_out: str) -> Listing:
     """Labels and groups read from the names of the files, and one group set apart for validation.
 
     `label` and `group` are regular expressions whose first parenthesis is the value; empty: as the source says.

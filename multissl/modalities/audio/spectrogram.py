@@ -125,7 +125,7 @@ def stretch(x: Tensor, box: Tensor, edges: Literal["zeros", "border"] = "zeros")
     return F.grid_sample(x[:, None], places, padding_mode=edges, align_corners=False)[:, 0]
 
 
-def equalise(x: Tensor, decibels: Tensor) -> Tensor:
+def equalize(x: Tensor, decibels: Tensor) -> Tensor:
     """Log-mel [R, T, F] as another microphone has it: K bands louder by `decibels` [R, K], linear between them."""
     curve = F.interpolate(decibels[:, None], size=x.shape[2], mode="linear", align_corners=True)  # [R, 1, F]
     return x + curve * (math.log(10) / 10)
@@ -136,7 +136,7 @@ def relative(x: Tensor, decibels: float) -> Tensor:
     return (x - x.amax((1, 2), keepdim=True)).clamp(min=-decibels * math.log(10) / 10)
 
 
-def centre(x: Tensor, real: Tensor) -> Tensor:
+def center(x: Tensor, real: Tensor) -> Tensor:
     """Log-mel [R, T, F] less the mean of each band over its real frames [R, T]; other frames stay as they are."""
     weight = real[:, :, None].to(x.dtype)
     mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)  # [R, 1, F]

@@ -1,7 +1,7 @@
 """What is done to segments of sound on their device, from waves to spectrograms as the encoder sees them.
 
 In this order: turned in a circle, louder or softer, noise, log-mel, another recording mixed in, a filter, levels
-relative to the loudest, padding, normalised by the data, stretched or warped, each band centred, stretches of time and
+relative to the loudest, padding, normalized by the data, stretched or warped, each band centered, stretches of time and
 bands of frequency wiped out.
 Shapes: R = V*B rows stacked view-major, S samples of sound, T frames, F mel bins, N tokens.  State: none.
 """
@@ -20,7 +20,7 @@ from multissl.modalities.audio import spectrogram as ops
 from multissl.random import RowRandom
 
 KNOTS = 6
-"""Places along the bands at which `equalise` draws."""
+"""Places along the bands at which `equalize` draws."""
 Draw = Callable[..., Tensor]
 """From sizes to uniform numbers [R, *sizes]."""
 
@@ -48,8 +48,8 @@ def spectrograms(
     x = ops.fbank(wave, cfg.mels, cfg.rate)  # [R, T, F]
     if draw is not None and other is not None:
         x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw())
-    if draw is not None and cfg.equalise:
-        x = ops.equalise(x, cfg.equalise * (2 * draw(KNOTS) - 1))
+    if draw is not None and cfg.equalize:
+        x = ops.equalize(x, cfg.equalize * (2 * draw(KNOTS) - 1))
     x = ops.relative(x, cfg.dynamics) if cfg.dynamics else x
     mean, std = statistics
     x = (x.masked_fill(_past(cfg.rate, real, x)[:, :, None], silence(cfg.dynamics)) - mean) / (2 * std)
@@ -69,8 +69,8 @@ def spectrograms(
         end = ((real / wave.shape[1] - box[:, 0]) / box[:, 1]).clamp(0, 1)  # where the sound ends now
         real = torch.where(real < wave.shape[1], (end * wave.shape[1]).long(), real)
     real = torch.full_like(real, wave.shape[1]) if cfg.short == "fit" else real
-    if cfg.centre:
-        x = ops.centre(x, ~_past(cfg.rate, real, x))
+    if cfg.center:
+        x = ops.center(x, ~_past(cfg.rate, real, x))
     if draw is not None and (cfg.time_mask or cfg.frequency_mask):
         frames, mels = x.shape[1:]
         hit = ops.spans(frames, cfg.time_mask * frames, draw(cfg.spans, 2))[:, :, None]
@@ -80,7 +80,7 @@ def spectrograms(
 
 
 def silence(dynamics: float) -> float:
-    """What padding holds before it is normalised."""
+    """What padding holds before it is normalized."""
     return -dynamics * math.log(10) / 10 if dynamics else ops.FLOOR
 
 
@@ -104,7 +104,7 @@ def _past(rate: int, real: Tensor, x: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device) * hop + size > real[:, None]
 
 
-def centres(grid: tuple[int, int], box: Tensor, cut: Tensor) -> Tensor:
+def centers(grid: tuple[int, int], box: Tensor, cut: Tensor) -> Tensor:
     """Where tokens lie in a recording, (time, frequency) in shares of it: [R, N, 2]; past its end above 1.
 
     box [R, 2]: start and length of the segment; cut [R, 5]: box cut from the spectrogram, share it was turned by.

@@ -1,8 +1,8 @@
 """Images: multi-crop views, block masks and patch targets from photographs or any pixels on a grid.
 
-Crops and colours follow DINOv2 (Oquab et al., TMLR 2024, arXiv 2304.07193) after DINO and BYOL. What an image
-shows is settled in the worker on uint8 (decode, crop, bicubic resize with antialias); flip, colour, blur,
-solarise and normalise run on the device, a batch at a time. Files of 16 bits become floats of 0 to 255 when
+Crops and colors follow DINOv2 (Oquab et al., TMLR 2024, arXiv 2304.07193) after DINO and BYOL. What an image
+shows is settled in the worker on uint8 (decode, crop, bicubic resize with antialias); flip, color, blur,
+solarize and normalize run on the device, a batch at a time. Files of 16 bits become floats of 0 to 255 when
 they are cropped.
 Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, N tokens, T = C*p*p floats of a
 patch. State: means and deviations of the channels, where they were measured on the training data.
@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -29,14 +30,14 @@ from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
 from multissl.modalities.image.crops import (
     TRIES,
-    centre,
+    center,
     crop_box,
     patchify,
     resize,
     share_of,
-    token_centres,
+    token_centers,
 )
-from multissl.modalities.image.figures import colours, crop_panel, to_bytes
+from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
@@ -53,7 +54,7 @@ BLUR = {
 }
 LIMITS = {
     **dict.fromkeys(("size", "local_size", "patch", "channels", "mask_group", "clean_zoom"), (1, math.inf)),
-    **dict.fromkeys(("flip", "jitter", "grey", "solarise"), (0, 1)),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "solarize"), (0, 1)),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
     "hue": (0, 0.5),
 }
@@ -66,6 +67,8 @@ class Image(Modality):
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
         """Options of images."""
+
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`
@@ -81,18 +84,18 @@ class Image(Modality):
         ratio: tuple[float, float] = (3 / 4, 4 / 3)
         """Range of a crop's width over height, drawn log-uniformly."""
         flip: float = 0.5
-        """Probability, as for jitter, grey and solarise."""
+        """Probability, as for jitter, grayscale and solarize."""
         jitter: float = 0.8
         brightness: float = 0.4
         contrast: float = 0.4
         saturation: float = 0.2
         hue: float = 0.1
-        grey: float = 0.2
+        grayscale: float = 0.2
         blur: Literal["official", "paper", "half", "none"] = "official"
         """Probabilities for view 1, view 2 and local views. official: 0, 0.9, 0.5, as the released models were
         trained; paper: 1, 0.1, 0.5; half: 0.5 for all."""
         blur_kernel: int = 9
-        solarise: float = 0.2
+        solarize: float = 0.2
         """On the second global view only."""
         mask: Kind = "block"
         mask_group: int = 32
@@ -108,10 +111,10 @@ class Image(Modality):
         measure: bool = False
         """Measure mean and std on the training images where 3 channels would take ImageNet's."""
         clean_zoom: float = 256 / 224
-        """Clean views: the short side becomes size * clean_zoom, then the centre is cut out. An image that
+        """Clean views: the short side becomes size * clean_zoom, then the center is cut out. An image that
         already has the size stays as it is."""
         clean_whole: bool = False
-        """Clean views show the whole image, squeezed into the square, instead of its centre."""
+        """Clean views show the whole image, squeezed into the square, instead of its center."""
 
         def __post_init__(self) -> None:
             for name, (low, high) in LIMITS.items():
@@ -180,7 +183,7 @@ class Image(Modality):
             image = load(sample, cfg.channels)
             height, width = image.shape[1:]
             if plan.num_clean and not cfg.clean_whole and max(height, width) > 2 * min(height, width):
-                told = f"an image of {width} x {height} pixels is judged by its centre"
+                told = f"an image of {width} x {height} pixels is judged by its center"
                 say_once("long", f"{told}; modality.clean_whole=True squeezes all of it into the square")
             for role in ROLES:
                 size = cfg.local_size if role == "local" else cfg.size
@@ -189,7 +192,7 @@ class Image(Modality):
                         crop = (
                             resize(image, (0, 0, height, width), (size, size))
                             if cfg.clean_whole
-                            else centre(image, size, cfg.clean_zoom)
+                            else center(image, size, cfg.clean_zoom)
                         )
                     else:
                         box = crop_box(height, width, draw, scales[role], cfg.ratio)
@@ -231,12 +234,12 @@ class Image(Modality):
             x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
             flipped = torch.zeros(len(x), dtype=torch.bool)
             if role != "clean":
-                x, flipped = self._recolour(x, role, _num(plan, role), rng.fork(line).to("cpu"))
-            x = ops.normalise(x, mean, std)
+                x, flipped = self._recolor(x, role, _num(plan, role), rng.fork(line).to("cpu"))
+            x = ops.normalize(x, mean, std)
             views = Views(x=x, stream="image", role=role, num_views=_num(plan, role))
             if plan.coords and role != "clean":
                 side = x.shape[-1] // self.cfg.patch
-                views.coords = token_centres(given[f"{role}_box"], side, flipped.to(x.device))
+                views.coords = token_centers(given[f"{role}_box"], side, flipped.to(x.device))
             views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
             if role == "global":
                 views.masks = self._masks(given, plan)
@@ -244,8 +247,8 @@ class Image(Modality):
             batch.append(views)
         return Batch(batch)
 
-    def _recolour(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> tuple[Tensor, Tensor]:
-        """Flip, jitter, grey, blur and solarise, each by its own probability; x [V*B, C, S, S] is written into.
+    def _recolor(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> tuple[Tensor, Tensor]:
+        """Flip, jitter, grayscale, blur and solarize, each by its own probability; x [V*B, C, S, S] is written into.
 
         Returns it with which rows were flipped, bool [V*B].
         """
@@ -259,18 +262,18 @@ class Image(Modality):
 
         one, two, local = BLUR[cfg.blur]
         blurred = [local] * count if role == "local" else [(one, two)[v % 2] for v in range(count)]
-        solarised = [cfg.solarise if role == "global" and v % 2 else 0.0 for v in range(count)]
+        solarized = [cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)]
         flipped = hit(*[cfg.flip] * count)
         x = ops.apply_to(x, flipped, ops.flip)
         spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
         low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
         high = torch.cat([1 + spread[:3], spread[3:]])
         x = ops.jitter(x, hit(*[cfg.jitter] * count), draw(4).argsort(1), low + (high - low) * draw(4))
-        x = ops.apply_to(x, hit(*[cfg.grey] * count), ops.greyscale)
+        x = ops.apply_to(x, hit(*[cfg.grayscale] * count), ops.grayscale)
         low_sigma, high_sigma = ops.BLUR_SIGMA
         sigma = low_sigma + (high_sigma - low_sigma) * draw()
         x = ops.apply_to(x, hit(*blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
-        return ops.apply_to(x, hit(*solarised), ops.solarise), flipped
+        return ops.apply_to(x, hit(*solarized), ops.solarize), flipped
 
     def _square(self) -> int:
         return (self.cfg.mask_patch or self.cfg.patch) // self.cfg.patch
@@ -305,7 +308,7 @@ class Image(Modality):
         self._statistics = given or channel_statistics(data, self.cfg.channels)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
-        """Pixels, and histograms of gradients and colours."""
+        """Pixels, and histograms of gradients and colors."""
         mean, std = self.statistics()
         return {
             "raw": functools.partial(pixel_floor, mean=mean, std=std),
@@ -322,7 +325,7 @@ class Image(Modality):
 
     def pictures(self, views: Views) -> np.ndarray:
         """Clean views as pictures, uint8 [R, S, S, 3]."""
-        return to_bytes(colours(views.x, *self.statistics()))
+        return to_bytes(colors(views.x, *self.statistics()))
 
     def state(self) -> dict[str, Any]:
         """The channel statistics in use."""
@@ -330,7 +333,7 @@ class Image(Modality):
         return {"mean": list(mean), "std": list(std)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Normalise as in training."""
+        """Normalize as in training."""
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
 
 

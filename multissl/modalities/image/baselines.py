@@ -1,4 +1,4 @@
-"""Classical image features that learning has to beat: pixels, and histograms of gradients and colours.
+"""Classical image features that learning has to beat: pixels, and histograms of gradients and colors.
 
 Dalal and Triggs, CVPR 2005 (9 unsigned orientations, blocks of 2x2 cells, L2-Hys), beside the square root of
 a 64-bin RGB histogram. Cells are an eighth of the side, at 32 px 4 px; larger images are averaged down to 96
@@ -36,23 +36,23 @@ def pixel_floor(views: Views, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def histogram_floor(views: Views, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Histograms of gradients (1,764 values) and, for RGB, of colours (64)."""
+    """Histograms of gradients (1,764 values) and, for RGB, of colors (64)."""
     x = pixels(views, mean, std, 96)
     gradients = hog(luminance(x)[:, 0])
-    return torch.cat([gradients, colours(x)], 1) if x.shape[1] == 3 else gradients
+    return torch.cat([gradients, colors(x)], 1) if x.shape[1] == 3 else gradients
 
 
-def hog(grey: Tensor) -> Tensor:
+def hog(gray: Tensor) -> Tensor:
     """Histograms of oriented gradients of [R, S, S]: [R, 7*7*2*2*9]."""
-    cell = max(grey.shape[-1] // CELLS, 1)
-    side = min(cell * CELLS, grey.shape[-1])
-    grey = grey[:, :side, :side]
-    dy, dx = torch.zeros_like(grey), torch.zeros_like(grey)
-    dy[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
-    dx[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
+    cell = max(gray.shape[-1] // CELLS, 1)
+    side = min(cell * CELLS, gray.shape[-1])
+    gray = gray[:, :side, :side]
+    dy, dx = torch.zeros_like(gray), torch.zeros_like(gray)
+    dy[:, 1:-1] = gray[:, 2:] - gray[:, :-2]
+    dx[:, :, 1:-1] = gray[:, :, 2:] - gray[:, :, :-2]
     size = torch.sqrt(dx**2 + dy**2)  # [R, side, side]
     turn = torch.atan2(dy, dx) % math.pi / math.pi * BINS
-    votes = grey.new_zeros(len(grey), BINS, side, side)
+    votes = gray.new_zeros(len(gray), BINS, side, side)
     votes.scatter_(1, turn.long().clamp_(max=BINS - 1)[:, None], size[:, None])
     cells = F.avg_pool2d(votes, cell)  # [R, 9, cells, cells]
     blocks = F.unfold(cells, 2)  # [R, 9*4, blocks]
@@ -60,11 +60,11 @@ def hog(grey: Tensor) -> Tensor:
     return F.normalize(blocks, dim=1, eps=1e-5).flatten(1)
 
 
-def colours(x: Tensor) -> Tensor:
-    """Square roots of the shares of 4 x 4 x 4 colours in RGB images [R, 3, S, S]: [R, 64]."""
+def colors(x: Tensor) -> Tensor:
+    """Square roots of the shares of 4 x 4 x 4 colors in RGB images [R, 3, S, S]: [R, 64]."""
     level = (x * LEVELS).long().clamp(0, LEVELS - 1)
-    colour = (level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]
+    color = (level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]
     counts = torch.zeros(len(x), LEVELS**3, device=x.device)
-    flat = colour.flatten(1)
+    flat = color.flatten(1)
     counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=counts.dtype))
     return (counts / flat.shape[1]).sqrt()

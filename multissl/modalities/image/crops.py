@@ -1,4 +1,4 @@
-"""What an image shows, and how it is cut: random resized crops, the canonical centre, patches.
+"""What an image shows, and how it is cut: random resized crops, the canonical center, patches.
 
 Resizing is bicubic with antialias on uint8, equal to Pillow's up to rounding; a box is cut out before it is
 resized.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TRIES = 10
-"""Draws of a random resized crop before the largest centred one is taken."""
+"""Draws of a random resized crop before the largest centered one is taken."""
 
 
 def crop_box(
@@ -24,7 +24,7 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random resized crop; draws are up to ten tries of four uniform numbers.
 
-    Where no try fits in the image, the largest centred crop of an allowed ratio.
+    Where no try fits in the image, the largest centered crop of an allowed ratio.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area_draw, ratio_draw, top_draw, left_draw in draws:
@@ -48,8 +48,8 @@ def resize(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int])
     return resized.clamp_(0, 255) if image.is_floating_point() else resized
 
 
-def centre(image: Tensor, size: int, zoom: float) -> Tensor:
-    """The canonical view [C, size, size]: short side to size * zoom, then the centre."""
+def center(image: Tensor, size: int, zoom: float) -> Tensor:
+    """The canonical view [C, size, size]: short side to size * zoom, then the center."""
     _, height, width = image.shape
     if height == width == size:
         return image
@@ -76,8 +76,8 @@ def share_of(box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
     return torch.tensor([top / height, left / width, h / height, w / width])
 
 
-def token_centres(boxes: Tensor, side: int, flipped: Tensor) -> Tensor:
-    """Where the centres of side x side patches lie in the image, (row, column) in shares of it: [R, side**2, 2].
+def token_centers(boxes: Tensor, side: int, flipped: Tensor) -> Tensor:
+    """Where the centers of side x side patches lie in the image, (row, column) in shares of it: [R, side**2, 2].
 
     boxes [R, 4] as from `share_of`; flipped bool [R], mirrored left to right after the cut.
     """

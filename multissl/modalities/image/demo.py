@@ -1,15 +1,15 @@
 """The demo image dataset: ten synthetic motifs, drawn at start-up, so that an image run needs no download.
 
-Every picture is a two-coloured pattern (stripes, checks, dots, ...) and its class is the kind of pattern. All else
-is nuisance, drawn per picture: rotation over the full circle, scale over a factor of 2.5, centre and phase, the two
-colours and which of them is in front, an illumination gradient, discs of clutter on top, pixel noise. No usual view
-(crop, flip, colour jitter, blur) undoes the rotation, the gradient or the clutter, so the class is not handed over
+Every picture is a two-colored pattern (stripes, checks, dots, ...) and its class is the kind of pattern. All else
+is nuisance, drawn per picture: rotation over the full circle, scale over a factor of 2.5, center and phase, the two
+colors and which of them is in front, an illumination gradient, discs of clutter on top, pixel noise. No usual view
+(crop, flip, color jitter, blur) undoes the rotation, the gradient or the clutter, so the class is not handed over
 by the augmentation; an encoder has to find it.
 
 Only a frozen random stream and integer arithmetic are used: the bytes are the same on every machine.
 
-Floors, weighted k-NN (20 neighbours, centred) from `train` to `val`, 10 % being chance: raw pixels 35.2 %, histograms
-of gradients and colours 71.5 %.
+Floors, weighted k-NN (20 neighbors, centered) from `train` to `val`, 10 % being chance: raw pixels 35.2 %, histograms
+of gradients and colors 71.5 %.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class _Frame:
 
     u: Pixels  # phase along the picture's own first axis
     v: Pixels  # phase along its second axis
-    radius: Pixels  # phase outwards from the centre
-    angle: Pixels  # direction from the centre
+    radius: Pixels  # phase outwards from the center
+    angle: Pixels  # direction from the center
     shift: Column  # phase offset
     count: Column  # 0, 1 or 2: how many arms more than the fewest
     scale: Column  # how often it is repeated
@@ -107,7 +107,7 @@ def _column(rng: np.random.RandomState, low: int, high: int, n: int) -> Column:
 
 
 def _frame(rng: np.random.RandomState, x: Pixels, y: Pixels, n: int) -> _Frame:
-    """Shifts, turns and scales the pixel grid: each picture has its own centre, rotation and period."""
+    """Shifts, turns and scales the pixel grid: each picture has its own center, rotation and period."""
     x = x - _column(rng, -800, 801, n)
     y = y - _column(rng, -800, 801, n)
     turn, scale = _column(rng, 0, TURN, n), _column(rng, 1200, 3000, n)  # 3000: a period of 5.5 in 32 pixels
@@ -120,21 +120,21 @@ def _frame(rng: np.random.RandomState, x: Pixels, y: Pixels, n: int) -> _Frame:
     )  # fmt: skip
 
 
-def _over(image: np.ndarray, colour: np.ndarray, cover: Pixels) -> np.ndarray:
-    """Lays one colour [n, 3] over the images [n, h, w, 3]; cover runs from 0 (none) to 256 (all)."""
-    return image + ((colour[:, None, None] - image) * cover[..., None] >> 8)
+def _over(image: np.ndarray, color: np.ndarray, cover: Pixels) -> np.ndarray:
+    """Lays one color [n, 3] over the images [n, h, w, 3]; cover runs from 0 (none) to 256 (all)."""
+    return image + ((color[:, None, None] - image) * cover[..., None] >> 8)
 
 
 def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Colours a motif (level > 0 is in front) and adds light, clutter and noise: uint8 [n, h, w, 3].
+    """Colors a motif (level > 0 is in front) and adds light, clutter and noise: uint8 [n, h, w, 3].
 
-    Returns it with the colours before all that, front then back, int32 [n, 2, 3].
+    Returns it with the colors before all that, front then back, int32 [n, 2, 3].
     """
     n = len(level)
     dark, light = rng.randint(0, 126, (n, 3), dtype=np.int32), rng.randint(130, 256, (n, 3), dtype=np.int32)
     bright = _column(rng, 0, 2, n) == 0  # either of the two may be in front
     level = np.where(bright, level, -level)
-    colours = np.where(bright, np.stack([light, dark], 1), np.stack([dark, light], 1))
+    colors = np.where(bright, np.stack([light, dark], 1), np.stack([dark, light], 1))
     image = _over(
         np.broadcast_to(dark[:, None, None], (*level.shape, 3)), light, np.clip(128 + level // 48, 0, 256)
     )
@@ -146,7 +146,7 @@ def _paint(rng: np.random.RandomState, level: Pixels, x: Pixels, y: Pixels) -> t
         inside = (radius**2 - (x - cx) ** 2 - (y - cy) ** 2) // (2 * radius)  # about the distance to the edge
         image = _over(image, rng.randint(0, 256, (n, 3), dtype=np.int32), np.clip(128 + 4 * inside, 0, 256))
     image = image + rng.randint(-14, 15, image.shape, dtype=np.int8)
-    return np.clip(image, 0, 255).astype(np.uint8), colours
+    return np.clip(image, 0, 255).astype(np.uint8), colors
 
 
 def motifs(split: str, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -162,25 +162,25 @@ class Drawings(NamedTuple):
     """uint8 [n, size, size, 3]"""
     labels: np.ndarray
     """int64 [n]"""
-    colours: np.ndarray
+    colors: np.ndarray
     """int32 [n, 2, 3]: in front and behind, before light and noise."""
     scales: np.ndarray
     """int32 [n]: 1200 to 2999; across a picture a motif is repeated about scale / 512 times."""
 
 
 def drawings(split: str, size: int = 32) -> Drawings:
-    """The pictures of one split with their colours and scales."""
+    """The pictures of one split with their colors and scales."""
     n, seed = _SPLITS[split]
     rng = np.random.RandomState(seed)
     labels = (rng.permutation(n) % len(CLASSES)).astype(np.int64)
     images = np.empty((n, size, size, 3), dtype=np.uint8)
-    colours, scales = np.empty((n, 2, 3), dtype=np.int32), np.empty(n, dtype=np.int32)
+    colors, scales = np.empty((n, 2, 3), dtype=np.int32), np.empty(n, dtype=np.int32)
     grid = ((2 * np.arange(size, dtype=np.int32) + 1 - size) * HALF) // size
     x, y = grid[None, None, :], grid[None, :, None]
     for k, motif in enumerate(_MOTIFS.values()):
         rows = np.flatnonzero(labels == k)
         frame = _frame(rng, x, y, len(rows))
         level = np.broadcast_to(motif(frame), (len(rows), size, size))
-        images[rows], colours[rows] = _paint(rng, level, x, y)
+        images[rows], colors[rows] = _paint(rng, level, x, y)
         scales[rows] = frame.scale[:, 0, 0]
-    return Drawings(images, labels, colours, scales)
+    return Drawings(images, labels, colors, scales)

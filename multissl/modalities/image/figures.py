@@ -1,4 +1,4 @@
-"""The picture of a batch of image views for the report: a line a sample, hidden patches greyed.
+"""The picture of a batch of image views for the report: a line a sample, hidden patches grayed.
 
 Shapes: B samples, V views, C channels, S pixels a side.  State: none.
 """
@@ -32,8 +32,8 @@ def crop_panel(
 
 
 def _tiles(views: Views, mean: tuple[float, ...], std: tuple[float, ...], patch: int) -> list[Tensor]:
-    """The views of the first samples as colours 0 to 1, by view [b, 3, TILE, TILE]; small crops stay smaller."""
-    x = colours(views.x, mean, std).unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, 3, S, S]
+    """The views of the first samples as colors 0 to 1, by view [b, 3, TILE, TILE]; small crops stay smaller."""
+    x = colors(views.x, mean, std).unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, 3, S, S]
     if views.mask is not None:
         side = x.shape[-1] // patch
         hidden = views.mask.hidden.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
@@ -47,8 +47,8 @@ def _tiles(views: Views, mean: tuple[float, ...], std: tuple[float, ...], patch:
     return [F.pad(v, (0, edge, edge // 2, edge - edge // 2), value=1.0) for v in resized]
 
 
-def colours(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised images [R, C, S, S] as RGB, values 0 to 1, on the CPU; three channels or one are shown."""
+def colors(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Normalized images [R, C, S, S] as RGB, values 0 to 1, on the CPU; three channels or one are shown."""
     x = x.detach().float().cpu()
     x = (x * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)
     return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
@@ -66,12 +66,12 @@ def _caption(views: Sequence[Views]) -> str:
         parts.append("The untouched picture stands first.")
     if "global" in roles:
         parts.append(
-            "Large tiles are cut from most of the picture, with colours, blur and mirror image drawn at random."
+            "Large tiles are cut from most of the picture, with colors, blur and mirror image drawn at random."
         )
         if roles["global"].mask is not None:
             parts.append(
-                "Greyed squares are hidden from the encoder that learns; it has to say what belongs there."
+                "Grayed squares are hidden from the encoder that learns; it has to say what belongs there."
             )
     if "local" in roles:
-        parts.append("Small tiles show a detail, which has to be recognised as part of the same picture.")
+        parts.append("Small tiles show a detail, which has to be recognized as part of the same picture.")
     return " ".join(parts)

@@ -1,7 +1,7 @@
 """Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, the rest by Pillow, arrays by numpy.
 
 The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits.
-EXIF orientation is ignored, as in the reference pipelines. A TIFF whose pages are grey has its pages as
+EXIF orientation is ignored, as in the reference pipelines. A TIFF whose pages are gray has its pages as
 channels.
 Shapes: C channels, H, W pixels.  State: none.
 """
@@ -68,7 +68,7 @@ def say_once(kind: str, text: str) -> None:
 def decode(data: Any, channels: int) -> Tensor:
     """An image as uint8 or uint16 [C, H, W] from the bytes of a file, an array [H, W, C] or a Pillow image.
 
-    Grey becomes colour and colour grey where 3 or 1 channels are wanted; any other number has to be there.
+    Gray becomes color and color gray where 3 or 1 channels are wanted; any other number has to be there.
     """
     if data is None:
         raise ValueError("the cell is empty")
@@ -106,7 +106,7 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
 
 
 def _pages(image: Any) -> np.ndarray:
-    """A Pillow image as an array [H, W] or [H, W, C]; grey pages of a TIFF become channels."""
+    """A Pillow image as an array [H, W] or [H, W, C]; gray pages of a TIFF become channels."""
     if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     elif image.mode == "1":
@@ -139,7 +139,7 @@ def _from_array(array: np.ndarray) -> Tensor:
 
 
 def fit_channels(image: Tensor, channels: int) -> Tensor:
-    """[C, H, W] with the channels wanted: grey repeated, colour averaged by brightness, alpha dropped."""
+    """[C, H, W] with the channels wanted: gray repeated, color averaged by brightness, alpha dropped."""
     have = image.shape[0]
     if have == channels:
         return image

@@ -1,8 +1,8 @@
-"""Photometric augmentation of whole batches on their device: jitter, greyscale, blur, solarise, flip.
+"""Photometric augmentation of whole batches on their device: jitter, grayscale, blur, solarize, flip.
 
 Each operation is torchvision's (float images, values 0 to 1) with parameters of its own for every row; the
 rows an operation leaves alone are not computed. Which rows those are is decided on the CPU, so a GPU is never
-waited for. Greyscale, saturation and hue are about RGB: images of another number of channels pass through
+waited for. Grayscale, saturation and hue are about RGB: images of another number of channels pass through
 them unchanged.
 Shapes: R rows, C channels, H, W pixels.  State: none.
 """
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GREY = (0.2989, 0.587, 0.114)
-SOLARISED_FROM = 128 / 255
+GRAY = (0.2989, 0.587, 0.114)
+SOLARIZED_FROM = 128 / 255
 BLUR_SIGMA = (0.1, 2.0)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 """Factors of brightness, contrast, saturation and hue that change nothing."""
@@ -55,11 +55,11 @@ def luminance(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     red, green, blue = x.split(1, 1)
-    return torch.mul(red, GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+    return torch.mul(red, GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
 
 
-def greyscale(x: Tensor) -> Tensor:
-    """RGB to grey in all three channels."""
+def grayscale(x: Tensor) -> Tensor:
+    """RGB to gray in all three channels."""
     return luminance(x).expand_as(x).clone() if x.shape[1] == 3 else x
 
 
@@ -74,7 +74,7 @@ def contrast(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Towards (or away from) its own greyscale by factor [R]."""
+    """Towards (or away from) its own grayscale by factor [R]."""
     return _blend(x, luminance(x), factor) if x.shape[1] == 3 else x
 
 
@@ -99,9 +99,9 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-def solarise(x: Tensor) -> Tensor:
+def solarize(x: Tensor) -> Tensor:
     """Values from 128 of 255 on are inverted."""
-    return torch.where(x >= SOLARISED_FROM, 1 - x, x)
+    return torch.where(x >= SOLARIZED_FROM, 1 - x, x)
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int = 9) -> Tensor:
@@ -121,11 +121,11 @@ def flip(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
-def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std by channel."""
     as_channels: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
-    centre = torch.tensor(mean, **as_channels)[:, None, None]
-    return (x - centre).div_(torch.tensor(std, **as_channels)[:, None, None])
+    center = torch.tensor(mean, **as_channels)[:, None, None]
+    return (x - center).div_(torch.tensor(std, **as_channels)[:, None, None])
 
 
 def _column(factor: Tensor) -> Tensor:

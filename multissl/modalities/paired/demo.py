@@ -1,9 +1,9 @@
 """The demo pairs: the pictures of the image demo, each with a caption that says what was drawn.
 
-A caption names the motif, how coarse it is, the colour in front and the colour behind, in one of five ways of putting
-it; 2,940 different contents. Rotation, centre, light, clutter and noise are not told. Pictures of equal content are
+A caption names the motif, how coarse it is, the color in front and the color behind, in one of five ways of putting
+it; 2,940 different contents. Rotation, center, light, clutter and noise are not told. Pictures of equal content are
 positives of each other, however they are put. In motifs whose front and back look alike (stripes, checks) the order of
-the two colours cannot be seen, and colours are told before light and clutter change them, so no model gets all right.
+the two colors cannot be seen, and colors are told before light and clutter change them, so no model gets all right.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from multissl.modalities.image.demo import CLASSES, drawings
 
 HUES = ("red", "yellow", "green", "turquoise", "blue", "purple")
-GREY = 36
-"""Difference of the strongest and the weakest colour below which there is no hue."""
+GRAY = 36
+"""Difference of the strongest and the weakest color below which there is no hue."""
 SIZES = ("coarse", "medium", "fine")
 TEMPLATES = (
     "{size} {kind} in {front} on {back}",
@@ -39,11 +39,11 @@ class Captioned(NamedTuple):
     """int64 [n]; equal where what captions tell is equal."""
 
 
-def hue(colour: np.ndarray) -> int:
-    """The number of a hue, red 0 to purple 5, or 6 for none; colour int32 [3]."""
-    r, g, b = colour.tolist()
+def hue(color: np.ndarray) -> int:
+    """The number of a hue, red 0 to purple 5, or 6 for none; color int32 [3]."""
+    r, g, b = color.tolist()
     top, span = max(r, g, b), max(r, g, b) - min(r, g, b)
-    if span < GREY:
+    if span < GRAY:
         return len(HUES)
     # sixths of the circle, doubled so that halves stay whole: red 0, green 4, blue 8
     around = 2 * (g - b) if top == r else 2 * (b - r) + 4 * span if top == g else 2 * (r - g) + 8 * span
@@ -54,11 +54,9 @@ def captioned(split: str, size: int = 32) -> Captioned:
     """The pairs of one split."""
     drawn = drawings(split, size)
     texts, contents = [], []
-    for row, (label, colours, scale) in enumerate(
-        zip(drawn.labels, drawn.colours, drawn.scales, strict=True)
-    ):
-        front, back = hue(colours[0]), hue(colours[1])
-        bright = bool(colours[0].sum() > colours[1].sum())
+    for row, (label, colors, scale) in enumerate(zip(drawn.labels, drawn.colors, drawn.scales, strict=True)):
+        front, back = hue(colors[0]), hue(colors[1])
+        bright = bool(colors[0].sum() > colors[1].sum())
         coarse = min(max((int(scale) - 1200) // 600, 0), 2)
         contents.append((((int(label) * 2 + bright) * 7 + front) * 7 + back) * 3 + coarse)
         texts.append(

@@ -18,7 +18,7 @@ SAMPLES, HEIGHT, GAP = 6, 110, 6
 
 
 def side_by_side(drawn: Sequence[tuple[str, np.ndarray, Tensor | None]]) -> list[Figure]:
-    """One panel of streams' pictures, uint8 [B, H, W, 3] each; what a sample lacks stays grey. None of no pictures."""
+    """One panel of streams' pictures, uint8 [B, H, W, 3] each; what a sample lacks stays gray. None of no pictures."""
     if not drawn:
         return []
     columns = []
@@ -33,5 +33,5 @@ def side_by_side(drawn: Sequence[tuple[str, np.ndarray, Tensor | None]]) -> list
     page = torch.cat([torch.cat(list(c), 1) for c in columns], 2)  # [3, H, W]
     said = f"Each line is one sample of the training set: {', '.join(name for name, _, _ in drawn)}, as seen."
     if any(here is not None and not here[:SAMPLES].all() for _, _, here in drawn):
-        said += " Grey is what a sample does not have."
+        said += " Gray is what a sample does not have."
     return [Figure("Pairs", page.round().to(torch.uint8).movedim(0, -1).numpy(), said)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -27,11 +28,11 @@ from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unre
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.modalities.image.crops import patchify, token_centres
+from multissl.modalities.image.crops import patchify, token_centers
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack_alone
-from multissl.modalities.rl.figures import grey, stack_panel
+from multissl.modalities.rl.figures import gray, stack_panel
 from multissl.modalities.rl.pixels import check_layout
 from multissl.modalities.rl.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
 from multissl.random import RowRandom
@@ -50,6 +51,8 @@ class RL(HasStates):
     class Config(Modality.Config):
         """Options of RL frames."""
 
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"colours": "channels"})
+
         data: str = ""
         """`gym:NAME` (made on the spot; ALE/Pong-v5 and other Atari games too), an .npz or .h5 replay, `minari:NAME`;
         empty: the built-in game of two paddles."""
@@ -58,7 +61,7 @@ class RL(HasStates):
         steps: int = 100
         seed: int = 0
         layout: str = ""
-        """How a picture lies in the observations or recorded frames, a letter per axis: h, w, c (colours), s (a stack,
+        """How a picture lies in the observations or recorded frames, a letter per axis: h, w, c (colors), s (a stack,
         read as its newest frame), such as chw; `render`: take what the environment draws; empty: as the shape says."""
         entry: str = ""
         """Entry of a Dict observation, or array of a file, that holds the pictures; empty: the only one."""
@@ -70,7 +73,8 @@ class RL(HasStates):
         patch: int = 12
         frame: int = 0
         """Side of the stored frames, of which views are crops (CURL: 100 for size 84); 0: size."""
-        colours: Literal[1, 3] = 1
+        channels: Literal[1, 3] = 1
+        """Of a frame: gray, or red, green and blue."""
         stack: int = 3
         """Frames that make one observation."""
         horizon: int = 3
@@ -141,7 +145,7 @@ class RL(HasStates):
                     found = game(cfg.episodes, cfg.steps, cfg.seed, cfg.background)
                 elif cfg.data.startswith("gym:"):
                     name = cfg.data.removeprefix("gym:")
-                    shown = (side, cfg.colours, cfg.layout, cfg.entry)
+                    shown = (side, cfg.channels, cfg.layout, cfg.entry)
                     found = rollout(name, cfg.episodes, cfg.steps, cfg.seed, *shown)
                 else:
                     found = read_replay(cfg.data, cfg.layout, cfg.entry)
@@ -149,8 +153,8 @@ class RL(HasStates):
                 split_episodes(len(found.start) - 1, "train")  # refuses too few, with the file's name
             except ValueError as error:
                 raise ValueError(f"modality.data={cfg.data!r}: {error}") from error
-            if found.frames.shape[1:3] != (side, side) or (found.frames.ndim == 4) != (cfg.colours == 3):
-                found.frames = np.stack([shrink(f, side, cfg.colours) for f in found.frames])
+            if found.frames.shape[1:3] != (side, side) or (found.frames.ndim == 4) != (cfg.channels == 3):
+                found.frames = np.stack([shrink(f, side, cfg.channels) for f in found.frames])
             self._replay = found
         return self._replay
 
@@ -182,12 +186,12 @@ class RL(HasStates):
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of pixels, the frames of a stack as its channels, oldest first."""
         cfg = self.cfg
-        channels, side = cfg.stack * cfg.colours, cfg.size // cfg.patch
+        channels, side = cfg.stack * cfg.channels, cfg.size // cfg.patch
         names = [f"t-{cfg.stack - 1 - i}" if i < cfg.stack - 1 else "t" for i in range(cfg.stack)]
         return {
             "rl": StreamSpec(
                 kind="grid", shape=(channels, cfg.size, cfg.size), patch=(cfg.patch, cfg.patch), num_tokens=side**2,
-                target_dim=channels * cfg.patch**2, channels=tuple(names) if cfg.colours == 1 else (),
+                target_dim=channels * cfg.patch**2, channels=tuple(names) if cfg.channels == 1 else (),
                 condition_dim=max(cfg.horizon, 1) * self.fitted()["actions"] if cfg.actions else 0,
             )
         }  # fmt: skip
@@ -259,7 +263,7 @@ class RL(HasStates):
         if not isinstance(sample.data, Moment):
             side = self.cfg.frame or self.cfg.size
             try:
-                alone = stack_alone(np.asarray(sample.data), self.cfg.stack, side, self.cfg.colours)
+                alone = stack_alone(np.asarray(sample.data), self.cfg.stack, side, self.cfg.channels)
             except ValueError as error:
                 raise Unreadable(sample.index, f"sample {sample.index} {error}") from error
             return Moment(alone, 0, self.cfg.stack - 1)
@@ -277,7 +281,7 @@ class RL(HasStates):
         return Moment(replay, episode, min(t, have - 1 - span))
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        """Shift, crop, intensity and normalisation, on the device of the stacks."""
+        """Shift, crop, intensity and normalization, on the device of the stacks."""
         given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
         batch: list[Views] = []
         for line, role in enumerate(ROLES):
@@ -303,7 +307,7 @@ class RL(HasStates):
             if plan.coords and role != "clean":
                 side = torch.full_like(place, size)
                 boxes = torch.cat([place, side], 1) / stacks.shape[-1]
-                views.coords = token_centres(
+                views.coords = token_centers(
                     boxes, size // cfg.patch, torch.zeros(len(x), dtype=torch.bool, device=x.device)
                 )
             if role == "global":
@@ -336,13 +340,13 @@ class RL(HasStates):
         fitted = self.fitted()
         shown = [v for v in batch if v.stream == "rl"]
         return stack_panel(
-            shown, fitted["mean"], fitted["std"], self.cfg.patch, self.cfg.colours, self.cfg.horizon
+            shown, fitted["mean"], fitted["std"], self.cfg.patch, self.cfg.channels, self.cfg.horizon
         )
 
     def pictures(self, views: Views) -> np.ndarray:
         """The newest frame of each stack, uint8 [R, H, W, 3]."""
         fitted = self.fitted()
-        return grey(views.x, fitted["mean"], fitted["std"], self.cfg.colours)[:, -1]
+        return gray(views.x, fitted["mean"], fitted["std"], self.cfg.channels)[:, -1]
 
     def state(self) -> dict[str, Any]:
         """Statistics of the pixels, width of an action, edges of the label's cells."""

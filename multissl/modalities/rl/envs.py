@@ -38,7 +38,7 @@ RAM: dict[str, dict[str, int]] = {
 
 
 def game(episodes: int, steps: int, seed: int, background: Background = "noise") -> Replay:
-    """The built-in game: `episodes` of `steps` frames of 48 x 48 grey pixels, 3 actions."""
+    """The built-in game: `episodes` of `steps` frames of 48 x 48 gray pixels, 3 actions."""
     frames = np.empty((episodes, steps, SIDE, SIDE), np.uint8)
     actions = np.empty((episodes, steps), np.int64)
     states = np.empty((episodes, steps, len(GAME)), np.float32)
@@ -59,7 +59,7 @@ def game(episodes: int, steps: int, seed: int, background: Background = "noise")
 
 
 def _play(rng: np.random.Generator, actions: np.ndarray) -> np.ndarray:
-    """Centres of the ball and heights of the paddles in pixels, float32 [T, 4]."""
+    """Centers of the ball and heights of the paddles in pixels, float32 [T, 4]."""
     left, right, half = 4.0, SIDE - 5.0, PADDLE / 2
     x, y = SIDE / 2, float(rng.uniform(8, SIDE - 8))
     vx, vy = float(rng.choice([-1, 1]) * rng.uniform(1.2, 2.2)), float(rng.uniform(-1.6, 1.6))
@@ -107,7 +107,7 @@ def rollout(
     steps: int,
     seed: int,
     size: int,
-    colours: int,
+    channels: int,
     layout: str = "",
     entry: str = "",
 ) -> Replay:
@@ -117,7 +117,7 @@ def rollout(
     else from what it renders. An Atari game is stepped 4 frames at a time with sticky actions, as its v5 says, and its
     state is what is known of its memory; otherwise the state is the observation, where this is a row of numbers.
     """
-    env, sight = _make(name, colours, layout, entry)
+    env, sight = _make(name, channels, layout, entry)
     atari = hasattr(env.unwrapped, "ale")
     frames: list[np.ndarray] = []
     actions: list[np.ndarray] = []
@@ -130,7 +130,7 @@ def rollout(
         drawn, first = draw_actions(env.action_space, rng, steps), len(frames)
         for t in range(steps):
             picture = sight.frames(sight.entry(seen)[None])[0] if sight else _drawn(env, name)
-            frames.append(shrink(picture, size, colours))
+            frames.append(shrink(picture, size, channels))
             states.append(_state(env, seen, known))
             seen, _, terminated, truncated, _ = env.step(action_at(env.action_space, drawn, t))
             if terminated or truncated:
@@ -150,12 +150,12 @@ def rollout(
     )
 
 
-def _make(name: str, colours: int, layout: str, entry: str) -> tuple[Any, Sight | None]:
+def _make(name: str, channels: int, layout: str, entry: str) -> tuple[Any, Sight | None]:
     """The environment, and where its observations hold a picture; None where it renders them."""
     options: dict[str, Any] = {}
     if name.startswith("ALE/"):
         registry.require("gymnasium").register_envs(registry.require("ale_py"))
-        options = {"obs_type": "rgb" if colours == 3 else "grayscale"}
+        options = {"obs_type": "rgb" if channels == 3 else "grayscale"}
     env = _opened(name, options)
     if layout != RENDER and (sight := sight_of(env.observation_space, layout, entry, _single(env))):
         return env, sight
@@ -200,25 +200,25 @@ def _drawn(env: Any, name: str) -> np.ndarray:
     return newest(drawn[None], layout_of(drawn.shape, rgba=True))[0]
 
 
-def shrink(picture: np.ndarray, size: int, colours: int) -> np.ndarray:
-    """A picture [H, W(, 3)] averaged to [size, size] grey levels, or [size, size, 3] colours; uint8."""
+def shrink(picture: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """A picture [H, W(, 3)] averaged to [size, size] gray levels, or [size, size, 3] colors; uint8."""
     x = torch.from_numpy(np.ascontiguousarray(picture)).float()
     x = x[None] if x.ndim == 2 else x.movedim(-1, 0)[:3]  # [c, H, W]
-    if colours == 1 and len(x) == 3:
+    if channels == 1 and len(x) == 3:
         x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
     x = torch.nn.functional.interpolate(x[None], (size, size), mode="area")[0].round_().byte()
-    return (x.expand(3, -1, -1).movedim(0, -1) if colours == 3 else x[0]).numpy()
+    return (x.expand(3, -1, -1).movedim(0, -1) if channels == 3 else x[0]).numpy()
 
 
-def stack_alone(frames: np.ndarray, k: int, size: int, colours: int) -> Replay:
+def stack_alone(frames: np.ndarray, k: int, size: int, channels: int) -> Replay:
     """A stack in memory as an episode of its own: uint8 [k, H, W], [k, H, W, 3] or [k, 3, H, W]."""
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or len(frames) != k:
         want = f"want a stack of {k} frames, uint8 [k, H, W] or [k, H, W, 3]"
         raise ValueError(f"is {frames.dtype} {frames.shape}: {want}")
     layout = layout_of(frames.shape[1:], rgba=True)
     if "s" in layout:
-        raise ValueError(f"is {frames.shape}: want {k} single frames of 1 or 3 colours")
-    frames = np.stack([shrink(f, size, colours) for f in newest(frames, layout)])
+        raise ValueError(f"is {frames.shape}: want {k} single frames of 1 or 3 colors")
+    frames = np.stack([shrink(f, size, channels) for f in newest(frames, layout)])
     return Replay(frames=frames, actions=np.zeros(k, np.int64), start=np.array([0, k]))
 
 

@@ -17,15 +17,15 @@ SAMPLES, TILE, GAP, CELL, HEAD = 5, 104, 3, 16, 18
 LIT, UNLIT, INK = (0, 114, 178), (225, 225, 225), (90, 90, 90)
 
 
-def grey(x: object, mean: float, std: float, colours: int) -> np.ndarray:
+def gray(x: object, mean: float, std: float, channels: int) -> np.ndarray:
     """Stacks [R, C, S, S] as frames, uint8 [R, k, S, S, 3], oldest first."""
     values = x.detach().float().cpu().numpy() * std + mean  # type: ignore[attr-defined]
-    frames = values.reshape(len(values), -1, colours, *values.shape[2:]).transpose(0, 1, 3, 4, 2)
+    frames = values.reshape(len(values), -1, channels, *values.shape[2:]).transpose(0, 1, 3, 4, 2)
     return np.broadcast_to((frames.clip(0, 1) * 255).round().astype(np.uint8), (*frames.shape[:4], 3)).copy()
 
 
 def stack_panel(
-    batch: Sequence[Views], mean: float, std: float, patch: int, colours: int, horizon: int
+    batch: Sequence[Views], mean: float, std: float, patch: int, channels: int, horizon: int
 ) -> list[Figure]:
     """One panel of the views of the first samples, or none without views."""
     if not batch:
@@ -34,7 +34,7 @@ def stack_panel(
     for sample in range(min(SAMPLES, batch[0].batch)):
         parts, names = [_space(GAP)], [""]
         for views in batch:
-            frames = grey(views.x[sample :: views.batch], mean, std, colours)  # [V, k, S, S, 3]
+            frames = gray(views.x[sample :: views.batch], mean, std, channels)  # [V, k, S, S, 3]
             for v, stack in enumerate(_hidden(frames, views, sample, patch)):
                 if v and views.condition is not None:
                     parts.append(_actions(views.condition[v * views.batch + sample].tolist(), horizon))
@@ -51,7 +51,7 @@ def stack_panel(
 
 
 def _hidden(frames: np.ndarray, views: Views, sample: int, patch: int) -> np.ndarray:
-    """Frames [V, k, S, S, 3] with hidden patches greyed."""
+    """Frames [V, k, S, S, 3] with hidden patches grayed."""
     if views.mask is None:
         return frames
     side = frames.shape[2] // patch
@@ -115,7 +115,7 @@ def _caption(batch: Sequence[Views], horizon: int) -> str:
         if shown.condition is not None and horizon:
             parts.append("Between them: the actions taken, a step a line, the action in blue.")
     if shown is not None and shown.mask is not None:
-        parts.append("Greyed squares are hidden from the encoder that learns.")
+        parts.append("Grayed squares are hidden from the encoder that learns.")
     if any(v.role == "local" for v in batch):
         parts.append("Small tiles show a part of the picture only.")
     return " ".join(parts)

@@ -1,12 +1,12 @@
 """Where the picture of an observation is, and how its array lies: layouts, spaces, brightness as whole bytes.
 
-A layout is written in letters, one per axis: h and w are the picture's rows and columns, c its colours (1, 3, or 4 for
+A layout is written in letters, one per axis: h and w are the picture's rows and columns, c its colors (1, 3, or 4 for
 RGBA, of which the alpha is dropped), s the frames of a stack, oldest first, as gymnasium and Stable-Baselines3 stack
-them. Where "sc" stands for a single axis, its colours lie in threes. A stack is read as its newest frame, because
+them. Where "sc" stands for a single axis, its colors lie in threes. A stack is read as its newest frame, because
 replays keep single frames and stack them again on read.
-Where no layout is given, the shape tells it: a leading or trailing axis shorter than the picture's sides holds colours
-if it is 1 or 3 long, colour frames if it is a multiple of 3, else grey frames. What then fits twice is refused.
-Shapes: T observations, H, W pixels, C colours.  State: none.
+Where no layout is given, the shape tells it: a leading or trailing axis shorter than the picture's sides holds colors
+if it is 1 or 3 long, color frames if it is a multiple of 3, else gray frames. What then fits twice is refused.
+Shapes: T observations, H, W pixels, C colors.  State: none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from multissl.registry import suggest
 
 RENDER = "render"
 """The layout of pictures that the environment draws, whatever it observes."""
-COLOURS = (1, 3, 4)
+COLORS = (1, 3, 4)
 
 
 def check_layout(layout: str) -> None:
@@ -32,7 +32,7 @@ def check_layout(layout: str) -> None:
     if layout in ("", RENDER) or (len(letters) == len(layout) and {*"hw"} <= letters <= {*"schw"}):
         return
     raise ValueError(
-        f"modality.layout={layout!r}: want h and w, with c (colours) and s (frames of a stack) where there are any,"
+        f"modality.layout={layout!r}: want h and w, with c (colors) and s (frames of a stack) where there are any,"
         f" each once and in the order of the axes, such as chw; or {RENDER}, or nothing"
     )
 
@@ -40,7 +40,7 @@ def check_layout(layout: str) -> None:
 def layout_of(shape: Sequence[int], *, rgba: bool = False) -> str:
     """Return the layout of a picture's array of this shape, or refuse where several fit.
 
-    `rgba` says that four channels at the end are colours with alpha; they may be four grey frames as well.
+    `rgba` says that four channels at the end are colors with alpha; they may be four gray frames as well.
     """
     if len(shape) == 2:
         return "hw"
@@ -50,7 +50,7 @@ def layout_of(shape: Sequence[int], *, rgba: bool = False) -> str:
         layout
         for layout in ("shwc", "schw")
         if len(shape) == 4
-        and shape[layout.index("c")] in COLOURS
+        and shape[layout.index("c")] in COLORS
         and max(shape[0], shape[layout.index("c")]) < min(shape[layout.index("h")], shape[layout.index("w")])
     ]
     if len(fits) == 1:
@@ -59,18 +59,18 @@ def layout_of(shape: Sequence[int], *, rgba: bool = False) -> str:
 
 
 def _layout_of_three(shape: Sequence[int], rgba: bool) -> str:
-    # an axis of up to four may hold colours though the picture is smaller still
+    # an axis of up to four may hold colors though the picture is smaller still
     ends = [axis for axis in (0, 2) if shape[axis] <= 4 or shape[axis] < min(shape[2 - axis], shape[1])]
     if len(ends) != 1:
         raise ValueError(_ambiguous(shape, _fitting(shape)))
     (axis,) = ends
-    plain, grey, coloured = ("chw", "shw", "schw") if axis == 0 else ("hwc", "hws", "hwsc")
+    plain, gray, colored = ("chw", "shw", "schw") if axis == 0 else ("hwc", "hws", "hwsc")
     count = shape[axis]
     if count in (1, 3) or (count == 4 and axis == 2 and rgba):
         return plain
-    if count == 4:  # RGBA, or four grey frames
-        raise ValueError(_ambiguous(shape, [plain, grey]))
-    return grey if count % 3 else coloured
+    if count == 4:  # RGBA, or four gray frames
+        raise ValueError(_ambiguous(shape, [plain, gray]))
+    return gray if count % 3 else colored
 
 
 def _fitting(shape: Sequence[int]) -> list[str]:
@@ -78,15 +78,15 @@ def _fitting(shape: Sequence[int]) -> list[str]:
     letters = {3: ("chw", "shw"), 4: ("schw",)}.get(len(shape), ())
     orders = ["".join(order) for some in letters for order in permutations(some)]
     return [
-        o for o in orders if o.index("h") < o.index("w") and ("c" not in o or shape[o.index("c")] in COLOURS)
+        o for o in orders if o.index("h") < o.index("w") and ("c" not in o or shape[o.index("c")] in COLORS)
     ]
 
 
 def _ambiguous(shape: Sequence[int], layouts: Sequence[str]) -> str:
     if not layouts:
-        return f"pictures of shape {tuple(shape)} are none: want rows and columns, with colours or frames of a stack"
+        return f"pictures of shape {tuple(shape)} are none: want rows and columns, with colors or frames of a stack"
     return (
-        f"pictures of shape {tuple(shape)} may lie in several ways (h, w, c colours, s frames of a stack): say how with"
+        f"pictures of shape {tuple(shape)} may lie in several ways (h, w, c colors, s frames of a stack): say how with"
         f" --modality.layout {' or '.join(layouts)}"
     )
 
@@ -97,9 +97,7 @@ def newest(array: np.ndarray, layout: str) -> np.ndarray:
     if "sc" in layout and len(shape) == len(layout) - 1:  # both share an axis: unfold it
         at = layout.index("sc")
         if shape[at] % 3:
-            raise ValueError(
-                f"modality.layout={layout}: an axis of {shape[at]} cannot hold colours in threes"
-            )
+            raise ValueError(f"modality.layout={layout}: an axis of {shape[at]} cannot hold colors in threes")
         array = array.reshape(*array.shape[: at + 1], -1, 3, *shape[at + 1 :])
     if array.ndim != len(layout) + 1:
         raise ValueError(f"modality.layout={layout}: the pictures have shape {shape}, another number of axes")
@@ -110,8 +108,8 @@ def newest(array: np.ndarray, layout: str) -> np.ndarray:
     array = array.transpose(0, *order)
     if "c" not in layout:
         return array
-    if array.shape[-1] not in COLOURS:
-        raise ValueError(f"modality.layout={layout}: {array.shape[-1]} colours, want 1, 3 or 4 (RGBA)")
+    if array.shape[-1] not in COLORS:
+        raise ValueError(f"modality.layout={layout}: {array.shape[-1]} colors, want 1, 3 or 4 (RGBA)")
     return array[..., 0] if array.shape[-1] == 1 else array[..., :3]
 
 
@@ -159,7 +157,7 @@ class Sight:
             if alpha.min() != alpha.max() and (pictures != alpha).any():
                 raise ValueError(
                     f"pictures of shape {self.shape} are no RGBA, as the fourth channel is a picture too: say"
-                    " --modality.layout hws for a stack of four grey frames, or hwc to leave it out"
+                    " --modality.layout hws for a stack of four gray frames, or hwc to leave it out"
                 )
         return as_bytes(newest(pictures, self.layout), self.low, self.high)
 

@@ -3,10 +3,10 @@
 Frames are stored once; a stack of k frames repeats the episode's first one where there were none before, as
 gymnasium's frame stacking does. Files: npz and HDF5 with one array a name (frames `observations`, `actions`, the ends
 of episodes as `terminals`, `timeouts`, `episode_ends` or `episode_ids`, and where known `states` and `state_names`),
-or a local Minari dataset. Colours may come first and frames be stacks, as `rl_pixels` says; a stack is read as its
+or a local Minari dataset. Colors may come first and frames be stacks, as `rl_pixels` says; a stack is read as its
 newest frame.
 Action t leads from frame t to frame t+1; the action of an episode's last frame leads nowhere and is never used.
-Shapes: S frames of all episodes, E episodes, H, W pixels, C colours, A numbers of an action, n values of a state.
+Shapes: S frames of all episodes, E episodes, H, W pixels, C colors, A numbers of an action, n values of a state.
 State: none but what was read.
 """
 
@@ -282,7 +282,7 @@ def _single_frames(frames: np.ndarray, layout: str) -> np.ndarray:
     try:
         layout = layout or layout_of(frames.shape[1:])
     except ValueError as error:
-        want = "want single frames of 1 or 3 colours, not stacks that may be colours"
+        want = "want single frames of 1 or 3 colors, not stacks that may be colors"
         raise ValueError(f"frames have shape {frames.shape}: {want}; {error}") from error
     return as_bytes(newest(frames, layout), 0, 1 if unit else 255)
 

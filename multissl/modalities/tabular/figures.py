@@ -1,4 +1,4 @@
-"""The picture of a batch of table rows for the report: cells as text, replaced and hidden ones in colour.
+"""The picture of a batch of table rows for the report: cells as text, replaced and hidden ones in color.
 
 A row of the table, under it each of its views: a cell that the view keeps is pale, one that was replaced is red and
 holds the new value, one that the encoder does not see is dark.
@@ -84,11 +84,9 @@ def _page(rows: _Rows, columns: Sequence[Column]) -> Image.Image:
     page = Image.new("RGB", (SIDE + WIDE * len(columns), HIGH * (1 + count * (views + 1))), PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
 
-    def put(
-        line: int, left: int, wide: int, text: str, colour: tuple[int, ...], ink: tuple[int, ...]
-    ) -> None:
+    def put(line: int, left: int, wide: int, text: str, color: tuple[int, ...], ink: tuple[int, ...]) -> None:
         top = line * HIGH
-        draw.rectangle((left, top, left + wide - 2, top + HIGH - 2), fill=colour)
+        draw.rectangle((left, top, left + wide - 2, top + HIGH - 2), fill=color)
         said = text if len(text) <= TEXT else text[: TEXT - 1] + "."
         draw.text((left + 4, top + 3), said.encode("ascii", "replace").decode(), fill=ink, font=font)
 

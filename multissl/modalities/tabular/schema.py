@@ -1,7 +1,7 @@
 """The schema of a table: what its training rows say a column is, and how cells become numbers by it.
 
 A number becomes a normal score: its place among 257 quantiles of the training rows, mid-rank for ties, through the
-inverse normal distribution (or plainly standardised, scaling=standard). A missing number becomes 0, the middle, and
+inverse normal distribution (or plainly standardized, scaling=standard). A missing number becomes 0, the middle, and
 where the training rows miss any, a column of its own tells so. A category becomes the number of its level; level 0 is
 unknown: never seen, or seen in fewer than `rare` training rows, so that it too is trained. A missing category is a
 level. Columns that say nothing (constant, all missing, a different text in every row) are left out, each with its
@@ -28,7 +28,7 @@ QUANTILES = 257
 EDGE = 1 / (2 * QUANTILES)
 """How near to 0 and 1 a rank comes: scores end at +-2.9."""
 FAR = 10.0
-"""Standardised numbers are cut at this many deviations."""
+"""Standardized numbers are cut at this many deviations."""
 ODD = 0.02
 """Share of the known cells of a column of numbers that may be no numbers; their rows are unreadable."""
 GONE = "(missing)"

@@ -4,7 +4,7 @@ A table is its header and one array a column: numbers as float64 (NaN where a ce
 (None where missing). Nothing is fitted here; rows that are no rows are listed in `broken` and skipped later.
 The demo: 40 columns, 8 hidden kinds of row. 12 text columns and 8 numbers depend on the kind, each weakly and with
 much noise; the other 20 are independent noise. No column tells the kind, and distances between raw rows are
-mostly noise: weighted k-NN (20 neighbours) on raw one-hot rows finds 63 % of the kinds, a linear
+mostly noise: weighted k-NN (20 neighbors) on raw one-hot rows finds 63 % of the kinds, a linear
 classifier 80 %, chance being 12.5 %. What columns say about each other is only the kind, so whoever learns to fill
 cells in learns it.
 Shapes: S rows, C columns.  State: none.

@@ -1,8 +1,8 @@
 """Count models of text, the classical floors of what a language model predicts.
 
-`Neighbours`: a word from the words to its left and right, relative frequencies after (left, right), left, right and of
+`Neighbors`: a word from the words to its left and right, relative frequencies after (left, right), left, right and of
 the word alone, interpolated (Jelinek and Mercer 1980) over those contexts that were seen at all: weights by how often
-(left, right) was seen, fitted by expectation maximisation on every tenth document, which the counts leave out
+(left, right) was seen, fitted by expectation maximization on every tenth document, which the counts leave out
 meanwhile. It is told what its masks tell a masked language model, the number of pieces of the word, as a part of every
 context; and it knows no words but those of the training documents, so what it is asked must be among them.
 `characters`: a character from the five before it, interpolated by Witten and Bell (1991).
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 SEEN = (1, 2, 4, 16)
-"""Where the weights of the interpolation change, by how often the two neighbours were seen together."""
+"""Where the weights of the interpolation change, by how often the two neighbors were seen together."""
 TERMS = 4
 ORDER = 6
 """Characters of the longest run that is counted."""
@@ -69,8 +69,8 @@ class Table(NamedTuple):
         return np.where(self.numbers[at] == asked, self.counts[at], 0)
 
 
-class Neighbours:
-    """A word from its two neighbours."""
+class Neighbors:
+    """A word from its two neighbors."""
 
     def __init__(self, train: Words, rounds: int = 30) -> None:
         self.any = 1 + int(train.word.max())  # stands for "whatever word"

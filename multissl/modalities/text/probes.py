@@ -17,7 +17,7 @@ import torch
 from multissl.contract.abilities import HiddenWords, Running
 from multissl.contract.data import Views
 from multissl.modalities.base import pack_masks
-from multissl.modalities.text.counts import Neighbours, characters, words_of
+from multissl.modalities.text.counts import Neighbors, characters, words_of
 from multissl.modalities.text.files import Documents
 from multissl.modalities.text.rows import Rows
 from multissl.modalities.text.tokenizer import Tokens, Vocabulary
@@ -36,7 +36,7 @@ def hidden_words(
     Raises a ValueError where no word of `data` is known from `train`.
     """
     known: dict[bytes, int] = {}
-    model = Neighbours(words_of(spelled(train), known, True))
+    model = Neighbors(words_of(spelled(train), known, True))
     words = words_of(spelled(data), known, False)
     heads = np.flatnonzero(data.starts)
     names = {number: word for word, number in known.items()}

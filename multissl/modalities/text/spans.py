@@ -36,7 +36,7 @@ def budget(kind: Kind, tokens: int, share: float) -> int:
 
 @cache
 def span_lengths(p: float = GEOMETRIC, longest: int = LONGEST) -> np.ndarray:
-    """Probabilities of 1 to `longest` words: geometric, cut off and renormalised."""
+    """Probabilities of 1 to `longest` words: geometric, cut off and renormalized."""
     weights = p * (1 - p) ** np.arange(longest)
     return weights / weights.sum()
 

@@ -1,12 +1,12 @@
-"""Videos: clips of one decode, cut and coloured as a whole, with tubes, blocks and targets of tubelets.
+"""Videos: clips of one decode, cut and colored as a whole, with tubes, blocks and targets of tubelets.
 
 Tubelets and tube masks are VideoMAE's (Tong et al., NeurIPS 2022, arXiv 2203.12602), block masks V-JEPA's (Bardes et
 al. 2024, arXiv 2404.08471), pairs of clips those of Feichtenhofer et al. (CVPR 2021, arXiv 2104.14558), long and short
 clips SVT's (Ranasinghe et al., CVPR 2022, arXiv 2112.01514). The worker decodes the frames that any view needs, once,
-and cuts uint8 clips; flip, colours and normalisation run on the device, with one draw a clip. Clips are not mirrored
+and cuts uint8 clips; flip, colors and normalization run on the device, with one draw a clip. Clips are not mirrored
 unless that is asked for: a mirrored motion is another motion. The audio track is not read.
 Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, T frames, S pixels a side, N tokens in the
-order time, row, column, D = 3*t*p*p values of a tubelet, colour fastest.  State: means and deviations of the colours.
+order time, row, column, D = 3*t*p*p values of a tubelet, color fastest.  State: means and deviations of the colors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,10 +30,10 @@ from multissl.modalities.image.crops import TRIES, crop_box, share_of
 from multissl.modalities.video.baselines import clip_floor, flow_floor, frame_floor
 from multissl.modalities.video.clips import (
     Span,
-    centre_box,
+    center_box,
     choose_frames,
     resize_clip,
-    tubelet_centres,
+    tubelet_centers,
     tubelets,
 )
 from multissl.modalities.video.figures import clip_panel, pixels
@@ -51,7 +52,7 @@ from multissl.sources.payloads import describe_file
 LIMITS = {
     **dict.fromkeys(("size", "local_size", "frames", "patch", "tubelet", "stride"), (1, math.inf)),
     **dict.fromkeys(("mask_group", "clean_zoom"), (1, math.inf)),
-    **dict.fromkeys(("flip", "jitter", "grey", "solarise"), (0, 1)),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "solarize"), (0, 1)),
     **dict.fromkeys(
         ("brightness", "contrast", "saturation", "seconds", "local_frames", "union"), (0, math.inf)
     ),
@@ -66,6 +67,8 @@ class Video(Modality):
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
         """Options of videos."""
+
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
 
         data: str = ""
         """A folder of videos or of folders of frames, a list (.txt), table (.csv), .parquet or .tar (a pattern names
@@ -87,21 +90,21 @@ class Video(Modality):
         0: stride counts."""
         clips: Literal["anywhere", "apart", "same"] = "anywhere"
         """Where the global clips of a video lie: each anywhere; each in its own part of the video, the parts equal; or
-        all the same frames, cropped and coloured anew."""
+        all the same frames, cropped and colored anew."""
         global_scale: tuple[float, float] = (0.5, 1.0)
         """Range of a crop's share of the frame's area; the crop stays the same over a clip."""
         local_scale: tuple[float, float] = (0.1, 0.5)
         ratio: tuple[float, float] = (3 / 4, 4 / 3)
         """Range of a crop's width over height, drawn log-uniformly."""
         flip: float = 0.0
-        """Probability, as for jitter, grey and solarise; drawn once a clip, like every colour."""
+        """Probability, as for jitter, grayscale and solarize; drawn once a clip, like every color."""
         jitter: float = 0.8
         brightness: float = 0.4
         contrast: float = 0.4
         saturation: float = 0.2
         hue: float = 0.1
-        grey: float = 0.2
-        solarise: float = 0.0
+        grayscale: float = 0.2
+        solarize: float = 0.0
         mask: Hiding = "tube"
         """tube: random cells, hidden in every frame; block: rectangles, hidden in every frame; random: tokens."""
         union: int = 0
@@ -110,7 +113,7 @@ class Video(Modality):
         mask_group: int = 32
         """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-        """Of each colour, values 0 to 1; ImageNet's, as is usual for videos."""
+        """Of each color, values 0 to 1; ImageNet's, as is usual for videos."""
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
         clean: Literal["clip", "frame", "shuffled"] = "clip"
         """What is evaluated: the clip; its middle frame alone, standing still; or its frames in an order drawn for
@@ -253,7 +256,7 @@ class Video(Modality):
     def _box(self, role: Role, height: int, width: int, draw: Tensor) -> tuple[int, int, int, int]:
         cfg = self.cfg
         if role == "clean":
-            return centre_box(height, width, cfg.size, cfg.clean_zoom)
+            return center_box(height, width, cfg.size, cfg.clean_zoom)
         scale = cfg.local_scale if role == "local" else cfg.global_scale
         return crop_box(height, width, draw[:TRIES].tolist(), scale, cfg.ratio)
 
@@ -290,14 +293,14 @@ class Video(Modality):
             x = torch.div(given[role], 255).flatten(0, 1)  # [R*T, 3, S, S]
             flipped = torch.zeros(len(given[role]), dtype=torch.bool)
             if role != "clean":
-                x, flipped = self._recolour(x, frames, role, count, rng.fork(line).to("cpu"))
+                x, flipped = self._recolor(x, frames, role, count, rng.fork(line).to("cpu"))
             x = (
-                ops.normalise(x, mean, std).unflatten(0, (-1, frames)).transpose(1, 2).contiguous()
+                ops.normalize(x, mean, std).unflatten(0, (-1, frames)).transpose(1, 2).contiguous()
             )  # [R, 3, T, S, S]
             views = Views(x=x, stream="video", role=role, num_views=count)
             if plan.coords and role != "clean":
                 grid = [n // p for n, p in zip(x.shape[2:], self.patch, strict=True)]
-                views.coords = tubelet_centres(given[f"{role}_box"], grid, flipped.to(x.device))
+                views.coords = tubelet_centers(given[f"{role}_box"], grid, flipped.to(x.device))
             views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
             if role == "global":
                 views.masks = self._masks(given, plan)
@@ -305,10 +308,10 @@ class Video(Modality):
             batch.append(views)
         return Batch(batch)
 
-    def _recolour(
+    def _recolor(
         self, x: Tensor, frames: int, role: Role, count: int, rng: RowRandom
     ) -> tuple[Tensor, Tensor]:
-        """Flip, jitter, grey and solarise with one draw a clip; x [V*B*T, 3, S, S] is written into.
+        """Flip, jitter, grayscale and solarize with one draw a clip; x [V*B*T, 3, S, S] is written into.
 
         Returns it with which clips were flipped, bool [V*B].
         """
@@ -323,9 +326,9 @@ class Video(Modality):
         low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
         high = torch.cat([1 + spread[:3], spread[3:]])
         x = ops.jitter(x, draw() < cfg.jitter, draw(4).argsort(1), low + (high - low) * draw(4))
-        x = ops.apply_to(x, draw() < cfg.grey, ops.greyscale)
-        chance = torch.tensor([cfg.solarise if role == "global" and v % 2 else 0.0 for v in range(count)])
-        x = ops.apply_to(x, draw() < chance.repeat_interleave(len(x) // count), ops.solarise)
+        x = ops.apply_to(x, draw() < cfg.grayscale, ops.grayscale)
+        chance = torch.tensor([cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)])
+        x = ops.apply_to(x, draw() < chance.repeat_interleave(len(x) // count), ops.solarize)
         return x, flipped[::frames]
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
@@ -347,12 +350,12 @@ class Video(Modality):
         return (torch.cat(frames, -1).movedim(1, -1) * 255).round().to(torch.uint8).numpy()
 
     def state(self) -> dict[str, Any]:
-        """The colour statistics in use."""
+        """The color statistics in use."""
         mean, std = self._statistics
         return {"mean": list(mean), "std": list(std)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Normalise as in training."""
+        """Normalize as in training."""
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
 
 

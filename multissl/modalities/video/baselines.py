@@ -31,9 +31,9 @@ def frame_floor(views: Views) -> Tensor:
 def flow_floor(views: Views) -> Tensor:
     """The mean flow of 4 x 4 patches over the first and the second half of the clip: [R, 2*2*4*4]."""
     x = views.x.float()
-    grey = luminance(x.movedim(1, 2).flatten(0, 1))[:, 0].unflatten(0, (len(x), -1))  # [R, T, S, S]
-    change = grey[:, 1:] - grey[:, :-1]
-    mean = (grey[:, 1:] + grey[:, :-1]) / 2
+    gray = luminance(x.movedim(1, 2).flatten(0, 1))[:, 0].unflatten(0, (len(x), -1))  # [R, T, S, S]
+    change = gray[:, 1:] - gray[:, :-1]
+    mean = (gray[:, 1:] + gray[:, :-1]) / 2
     slopes = torch.gradient(mean, dim=(2, 3))  # down, right
     dy, dx = slopes
     parts = torch.stack([dy * dy, dy * dx, dx * dx, dy * change, dx * change], 2).flatten(0, 1)

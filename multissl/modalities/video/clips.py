@@ -67,7 +67,7 @@ def resize_clip(frames: Tensor, box: Box, size: int) -> Tensor:
     )
 
 
-def centre_box(height: int, width: int, size: int, zoom: float) -> Box:
+def center_box(height: int, width: int, size: int, zoom: float) -> Box:
     """The square in the middle whose side is the short one's / zoom; frames of the very size stay whole."""
     if height == width == size:
         return 0, 0, size, size
@@ -83,8 +83,8 @@ def tubelets(x: Tensor, patch: Sequence[int]) -> Tensor:
     return x.flatten(4).flatten(1, 3)
 
 
-def tubelet_centres(places: Tensor, grid: Sequence[int], flipped: Tensor) -> Tensor:
-    """Where the tubelets' centres lie in the video, (time, row, column) in shares of it: [R, N, 3].
+def tubelet_centers(places: Tensor, grid: Sequence[int], flipped: Tensor) -> Tensor:
+    """Where the tubelets' centers lie in the video, (time, row, column) in shares of it: [R, N, 3].
 
     places [R, 6] are the clip's begin, top, left and its length, height, width; flipped bool [R], left to right.
     """

@@ -2,7 +2,7 @@
 
 Containers stamp packets in the order of decoding. A stamp may be missing (MPEG streams, raw H.264) or nonsense, and a
 clock may start anew where files were put together or a counter of 33 bits ran over. A few frames without a good stamp
-get a time between or beside their neighbours; where they are many, frames are counted and come at the rate of the file.
+get a time between or beside their neighbors; where they are many, frames are counted and come at the rate of the file.
 Shapes: T frames, in the order in which they are shown.  State: none.
 """
 

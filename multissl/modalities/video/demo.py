@@ -2,9 +2,9 @@
 
 A video is three shots of eight frames. All shots of a video share its motion: a pan to one of four sides, a zoom in or
 out, a turn to the left or right, at a speed of the video's own; the class is the kind of motion. All else is drawn anew
-for each shot: the texture, its two colours, two still discs in front and theirs; the light flickers from frame to
+for each shot: the texture, its two colors, two still discs in front and theirs; the light flickers from frame to
 frame, and frames carry noise. Each kind of motion is another one played backwards, so a single frame tells nothing of
-the class, and neither do colours or textures.
+the class, and neither do colors or textures.
 
 Only a frozen random stream and integer arithmetic are used: the bytes are the same on every machine. A test holds their
 hash.

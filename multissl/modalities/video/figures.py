@@ -1,4 +1,4 @@
-"""The picture of a batch of clips for the report: a strip of frames a view, hidden tubes greyed.
+"""The picture of a batch of clips for the report: a strip of frames a view, hidden tubes grayed.
 
 Shapes: B samples, V views, R = V*B rows, C channels, T frames, S pixels a side.  State: none.
 """
@@ -41,7 +41,7 @@ def clip_panel(
     roles = ", then ".join(CAPTION[v.role] for v in views)
     text = f"Each block is one video, each line one clip of it, time runs to the right: {roles}."
     if any(v.mask is not None for v in views):
-        text += " Greyed places are hidden from the encoder that learns; where they stay over time they are tubes."
+        text += " Grayed places are hidden from the encoder that learns; where they stay over time they are tubes."
     return [Figure("What the encoder is shown", to_bytes(torch.cat(lines[:-1], 1)), text)]
 
 
@@ -61,7 +61,7 @@ def _strip(v: Views, row: int, mean: Sequence[float], std: Sequence[float], patc
 
 
 def pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised clips [R, 3, T, S, S] as colours 0 to 1, on the CPU."""
+    """Normalized clips [R, 3, T, S, S] as colors 0 to 1, on the CPU."""
     x = x.detach().float().cpu()
     scale, shift = (torch.tensor(v)[:, None, None, None] for v in (std, mean))
     return (x * scale + shift).clamp(0, 1)

@@ -3,7 +3,7 @@
 `open_clip` says how many frames a video has and when each is shown, `read_frames` decodes some of them. decord is
 asked first, it reaches any frame fast; it is not maintained, so PyAV reads where decord is missing, fails or misreads.
 Times are those of the file, where they can be believed (`video_clock`): frames that come at an uneven rate keep theirs.
-Shapes: T frames, H, W pixels, 3 colours.  State: none.
+Shapes: T frames, H, W pixels, 3 colors.  State: none.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Folder(Clip):
         for i in index:
             pixels = decode(Path(self.paths[i]).read_bytes(), 3)
             if pixels.dtype != torch.uint8:
-                raise ValueError(f"{os.path.basename(self.paths[i])} has 16 bits a colour: want 8")
+                raise ValueError(f"{os.path.basename(self.paths[i])} has 16 bits a color: want 8")
             if frames and pixels.shape[1:] != frames[0].shape[:2]:
                 raise ValueError(
                     f"{os.path.basename(self.paths[i])} has another size than the frames before it"

@@ -1,7 +1,7 @@
 """Masks of clips: tubes and blocks that last as long as the clip, random tokens, and unions of blocks.
 
 VideoMAE (Tong et al., NeurIPS 2022, arXiv 2203.12602): the same random cells are hidden in every slot of time, else a
-hidden token is copied from its neighbour in time. V-JEPA (Bardes et al. 2024, arXiv 2404.08471): a target is the union
+hidden token is copied from its neighbor in time. V-JEPA (Bardes et al. 2024, arXiv 2404.08471): a target is the union
 of several blocks of full duration, the context is everything else.
 Every mask is drawn in space and repeated over the slots, except mask=random, which hides tokens one by one.
 Shapes: S slots of time, H, W cells of a slot, N = S*H*W tokens in the order time, row, column, R rows, view-major,

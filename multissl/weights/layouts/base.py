@@ -24,7 +24,7 @@ class Layout(ABC):
     """How it is registered, for messages."""
 
     @abstractmethod
-    def recognises(self, names: Collection[str], encoder: nn.Module) -> bool:
+    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
         """Return whether tensors of these names are in this naming, and can fill such an encoder."""
 
     @abstractmethod

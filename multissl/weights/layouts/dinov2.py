@@ -28,7 +28,7 @@ class DINOv2(Layout):
 
     name = "dinov2"
 
-    def recognises(self, names: Collection[str], encoder: nn.Module) -> bool:
+    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
         """Return whether there are patches or blocks without `tokenizer.` and `trunk.` before them."""
         found = any(unwrapped(name).startswith(("blocks.", "patch_embed.")) for name in names)
         return found and isinstance(encoder, TransformerEncoder)

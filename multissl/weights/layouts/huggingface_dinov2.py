@@ -45,7 +45,7 @@ class HuggingFaceDINOv2(Layout):
 
     name = "huggingface_dinov2"
 
-    def recognises(self, names: Collection[str], encoder: nn.Module) -> bool:
+    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
         """Return whether a name begins as theirs do."""
         return isinstance(encoder, TransformerEncoder) and any(PARTS.match(unwrapped(n)) for n in names)
 

@@ -13,11 +13,11 @@ CLASSIFIERS = ("net.fc.", "net.head.", "net.classifier.")
 
 
 class Ours(Layout):
-    """An encoder's own names: whatever no other layout recognises is compared with them."""
+    """An encoder's own names: whatever no other layout recognizes is compared with them."""
 
     name = "ours"
 
-    def recognises(self, names: Collection[str], encoder: nn.Module) -> bool:
+    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
         """Return True: this is the last that is asked."""
         return True
 
@@ -32,7 +32,7 @@ class Library(Layout):
 
     name = "library"
 
-    def recognises(self, names: Collection[str], encoder: nn.Module) -> bool:
+    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
         """Return whether the encoder is nothing but such a network, whatever the file is."""
         return all(name.startswith("net.") for name in encoder.state_dict())
 

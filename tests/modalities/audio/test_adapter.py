@@ -15,14 +15,14 @@ from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Steps
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.adapter import Audio
-from multissl.modalities.audio.figures import SCALE, coloured
+from multissl.modalities.audio.figures import SCALE, colored
 from multissl.modalities.audio.files import measure
 from multissl.random import RowRandom
 
 RATE = 16_000
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.5, 0.5), target=True, coords=True)
-MIXED = {"mixup": 0.4, "stretch": (0.6, 1.5), "roll": 0.5, "equalise": 6.0}
-WARPED = {"warp": 0.2, "centre": True, "equalise": 6.0}
+MIXED = {"mixup": 0.4, "stretch": (0.6, 1.5), "roll": 0.5, "equalize": 6.0}
+WARPED = {"warp": 0.2, "center": True, "equalize": 6.0}
 
 
 def small(**options: Any) -> Audio:
@@ -130,7 +130,7 @@ def test_clean_views_take_no_notice_of_the_options_of_views() -> None:
 
 @pytest.mark.parametrize(
     "options", [{"gain": 12.0}, {"noise": 1.0}, {"roll": 1.0}, {"mixup": 0.5}, {"stretch": (0.6, 1.5)},
-                {"equalise": 6.0}, {"warp": 0.2}, {"time_mask": 0.5}, {"frequency_mask": 0.5}],
+                {"equalize": 6.0}, {"warp": 0.2}, {"time_mask": 0.5}, {"frequency_mask": 0.5}],
     ids=lambda o: next(iter(o))
 )  # fmt: skip
 def test_every_option_of_views_changes_global_views(options: dict[str, Any]) -> None:
@@ -187,9 +187,9 @@ def test_a_warp_keeps_the_whole_sound_and_moves_its_pitch_and_its_end() -> None:
     assert int((inside - lengths).abs().max()) <= 1
 
 
-def test_equalising_moves_bands_smoothly_within_its_decibels() -> None:
+def test_equalizing_moves_bands_smoothly_within_its_decibels() -> None:
     x = torch.zeros(2, 3, 11)
-    found = ops.equalise(x, torch.tensor([[0.0, 10.0, -10.0], [3.0, 3.0, 3.0]]))
+    found = ops.equalize(x, torch.tensor([[0.0, 10.0, -10.0], [3.0, 3.0, 3.0]]))
     assert found.shape == x.shape
     decibels = found * 10 / np.log(10)  # of power
     torch.testing.assert_close(decibels[0, 1, ::5], torch.tensor([0.0, 10.0, -10.0]))
@@ -197,10 +197,10 @@ def test_equalising_moves_bands_smoothly_within_its_decibels() -> None:
     assert float(decibels[0].diff(dim=1).abs().max()) <= 4.001
 
 
-def test_centring_takes_a_filter_back_and_looks_at_real_frames_alone() -> None:
-    options = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0, "centre": True}
+def test_centering_takes_a_filter_back_and_looks_at_real_frames_alone() -> None:
+    options = {"gain": 0.0, "noise": 0.0, "time_mask": 0.0, "frequency_mask": 0.0, "center": True}
     plan = ViewPlan(num_clean=1, num_global=1)
-    clean, filtered = run(small(**options, equalise=12.0), noises(SHORT), plan)
+    clean, filtered = run(small(**options, equalize=12.0), noises(SHORT), plan)
     ends = [32, 11, 17, 1]  # real frames of 9000 (the whole view), 2000, 3000 and 500 samples
     for i, end in enumerate(ends):
         torch.testing.assert_close(clean.x[i, 0, :end].mean(0), torch.zeros(32), atol=1e-5, rtol=0)
@@ -362,7 +362,7 @@ def test_baselines_figures_and_pictures() -> None:
     torch.testing.assert_close(stats[1, :32], real.mean(0))
     (figure,) = modality.figures(batch)
     assert figure.image.dtype == np.uint8
-    assert "Grey tiles" in figure.caption
+    assert "Gray tiles" in figure.caption
     assert "padding" in figure.caption
     assert (
         "the sound as a whole, the recording as it is, 2 x changed view, 2 x short changed view"
@@ -371,9 +371,9 @@ def test_baselines_figures_and_pictures() -> None:
     assert figure.image.shape[:2] == (4 * 88, 2 * 168 + 168 + 2 * 168 + 2 * 88), (
         "a recording a line, a view a column"
     )
-    quiet = coloured(torch.tensor([[0.0, 1.0], [-9.0, -9.0]]), torch.tensor([[False, False], [True, True]]))
+    quiet = colored(torch.tensor([[0.0, 1.0], [-9.0, -9.0]]), torch.tensor([[False, False], [True, True]]))
     assert quiet[:, 1, 0].allclose(torch.tensor(SCALE[0]), atol=0.1), (
-        "padding took part in the range of colours"
+        "padding took part in the range of colors"
     )
     assert modality.pictures(batch[0]).shape == (4, 32, 32, 3)
     assert modality.figures(Batch()) == []
@@ -395,7 +395,7 @@ def test_baselines_figures_and_pictures() -> None:
             r"have no frequency to hide; set modality.mask=time or random",
         ),
         ({"warp": 0.2, "stretch": (0.6, 1.5)}, r"modality.warp=0.2 and modality.stretch=.* set one"),
-        ({"equalise": 61.0}, r"modality.equalise=61.0: want 0 to 60"),
+        ({"equalize": 61.0}, r"modality.equalize=61.0: want 0 to 60"),
         ({"hold_out": "jackson"}, r"modality.hold_out needs modality.data"),
     ],
 )

@@ -15,7 +15,7 @@ from multissl.random import RowRandom
 
 ROWS, SIDE, FRAMES = 2000, 5, 4
 PLAN = ViewPlan(num_global=2, num_local=1)
-OFF: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "grey": 0.0, "solarise": 0.0}
+OFF: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "solarize": 0.0}
 PLAIN: dict[str, Any] = {
     "size": SIDE, "local_size": SIDE, "patch": SIDE, "mean": (0.0,) * 3, "std": (1.0,) * 3
 }  # fmt: skip
@@ -48,15 +48,15 @@ def test_nothing_is_changed_where_all_is_off(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("option", ["flip", "jitter", "grey"])
+@pytest.mark.parametrize("option", ["flip", "jitter", "grayscale"])
 def test_an_option_is_the_share_of_the_samples_that_its_operation_changes(option: str, kind: str) -> None:
     for view in find_changed(kind, **{option: RATE}):
         assert view.float().mean().item() == pytest.approx(RATE, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_only_the_second_global_view_is_solarised(kind: str) -> None:
-    first, second, local = find_changed(kind, solarise=RATE)
+def test_only_the_second_global_view_is_solarized(kind: str) -> None:
+    first, second, local = find_changed(kind, solarize=RATE)
     assert second.float().mean().item() == pytest.approx(RATE, abs=TOLERANCE)
     assert not first.any()
     assert not local.any()

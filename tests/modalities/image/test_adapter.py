@@ -18,7 +18,7 @@ from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Steps
 from multissl.modalities.image import files as image_files
 from multissl.modalities.image.adapter import Image
-from multissl.modalities.image.crops import centre, crop_box, patchify, resize
+from multissl.modalities.image.crops import center, crop_box, patchify, resize
 from multissl.random import RowRandom
 
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=3, mask_ratio=(0.1, 0.5), mask_share=0.5, target=True)
@@ -106,8 +106,8 @@ def test_views_are_a_pure_function_and_masks_leave_crops_alone() -> None:
     )
 
 
-def test_without_augmentation_a_view_is_the_normalised_crop() -> None:
-    still = small(flip=0, jitter=0, grey=0, blur="none", solarise=0, global_scale=(1, 1), ratio=(1, 1))
+def test_without_augmentation_a_view_is_the_normalized_crop() -> None:
+    still = small(flip=0, jitter=0, grayscale=0, blur="none", solarize=0, global_scale=(1, 1), ratio=(1, 1))
     square = Sample(RNG.integers(0, 255, (16, 16, 3)).astype(np.uint8), 0)
     views = run(still, [square], ViewPlan(num_clean=1, num_global=1))
     expected = torch.from_numpy(square.data).permute(2, 0, 1)[None].float() / 255
@@ -116,17 +116,17 @@ def test_without_augmentation_a_view_is_the_normalised_crop() -> None:
         torch.testing.assert_close(v.x, expected, atol=1e-6, rtol=0)
 
 
-def test_only_the_second_view_is_blurred_and_solarised() -> None:
-    quiet = {"flip": 0, "jitter": 0, "grey": 0}
+def test_only_the_second_view_is_blurred_and_solarized() -> None:
+    quiet = {"flip": 0, "jitter": 0, "grayscale": 0}
     samples = pictures(8)
     plan = ViewPlan(num_global=2)
 
     def changed(**options: Any) -> list[int]:
-        plain = run(small(**quiet, blur="none", solarise=0), samples, plan)[0].x
-        found = run(small(**quiet, **{"blur": "none", "solarise": 0, **options}), samples, plan)[0].x
+        plain = run(small(**quiet, blur="none", solarize=0), samples, plan)[0].x
+        found = run(small(**quiet, **{"blur": "none", "solarize": 0, **options}), samples, plan)[0].x
         return (found != plain).flatten(1).any(1).view(2, 8).sum(1).tolist()
 
-    assert changed(solarise=1) == [0, 8]
+    assert changed(solarize=1) == [0, 8]
     first, second = changed(blur="official")
     assert first == 0
     assert second >= 5
@@ -172,27 +172,27 @@ def test_a_crop_is_what_pillow_makes_of_it() -> None:
         assert away.float().mean() < 0.02
 
 
-def test_the_clean_view_is_resize_256_and_centre_crop_224() -> None:
+def test_the_clean_view_is_resize_256_and_center_crop_224() -> None:
     pixels = torch.randint(0, 255, (3, 90, 70), dtype=torch.uint8)
     expected = tv.resize(pixels, [32], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
-    assert torch.equal(centre(pixels, 28, 256 / 224), tv.center_crop(expected, [28, 28]))
-    assert centre(pixels[:, :28, :28], 28, 256 / 224).equal(pixels[:, :28, :28])
+    assert torch.equal(center(pixels, 28, 256 / 224), tv.center_crop(expected, [28, 28]))
+    assert center(pixels[:, :28, :28], 28, 256 / 224).equal(pixels[:, :28, :28])
 
 
-def test_a_clean_view_of_the_whole_image_squeezes_it_and_a_centre_is_told(
+def test_a_clean_view_of_the_whole_image_squeezes_it_and_a_center_is_told(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr(image_files, "_told", set())
     pixels = np.zeros((16, 64, 3), np.uint8)
-    pixels[:, :16] = 200  # what the centre does not show
+    pixels[:, :16] = 200  # what the center does not show
     samples = [Sample(pixels, i) for i in range(2)]
-    centred, whole = (run(small(clean_whole=w), samples, CLEAN)[0].x for w in (False, True))
-    assert centred.std((2, 3)).max() < 1e-4
+    centered, whole = (run(small(clean_whole=w), samples, CLEAN)[0].x for w in (False, True))
+    assert centered.std((2, 3)).max() < 1e-4
     assert (whole[..., :3] > whole[..., 6:].max() + 1).all()
-    assert sum("64 x 16 pixels is judged by its centre" in line for line in said) == 1
+    assert sum("64 x 16 pixels is judged by its center" in line for line in said) == 1
 
 
-def test_crops_of_impossible_shape_fall_back_to_the_centre() -> None:
+def test_crops_of_impossible_shape_fall_back_to_the_center() -> None:
     never = [[0.99, 0.5, 0.0, 0.0]] * 10
     assert crop_box(40, 200, never, (0.32, 1.0), (3 / 4, 4 / 3)) == (0, 73, 40, 53)
     assert crop_box(200, 40, never, (0.32, 1.0), (3 / 4, 4 / 3)) == (73, 0, 53, 40)
@@ -277,10 +277,10 @@ def test_gradient_histograms_see_the_direction_of_an_edge() -> None:
     torch.testing.assert_close(hog(upright), hog(upright * 0.5 + 0.2), atol=1e-3, rtol=0)
 
 
-def test_colour_histograms_count_every_pixel() -> None:
-    from multissl.modalities.image.baselines import colours
+def test_color_histograms_count_every_pixel() -> None:
+    from multissl.modalities.image.baselines import colors
 
-    found = colours(torch.rand(2, 3, 8, 8))
+    found = colors(torch.rand(2, 3, 8, 8))
     torch.testing.assert_close(found.pow(2).sum(1), torch.ones(2))
 
 

@@ -1,4 +1,4 @@
-"""Where tokens lie in the picture: an image whose colours are its coordinates tells the truth."""
+"""Where tokens lie in the picture: an image whose colors are its coordinates tells the truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from multissl.contract.data import Batch, Sample
 from multissl.contract.plans import ViewPlan
 from multissl.modalities.image.adapter import Image
-from multissl.modalities.image.crops import share_of, token_centres
+from multissl.modalities.image.crops import share_of, token_centers
 from multissl.random import RowRandom
 
 PLAN = ViewPlan(num_global=2, num_local=3, coords=True)
@@ -18,7 +18,7 @@ PLAN = ViewPlan(num_global=2, num_local=3, coords=True)
 def drawn(flip: float, plan: ViewPlan = PLAN) -> Batch:
     """Views of two pictures, one wide and one tall, whose red is the row and whose green is the column."""
     modality = Image.Config(
-        size=64, local_size=32, patch=16, flip=flip, jitter=0, grey=0, blur="none", solarise=0,
+        size=64, local_size=32, patch=16, flip=flip, jitter=0, grayscale=0, blur="none", solarize=0,
         mean=(0, 0, 0), std=(1, 1, 1),
     ).build()  # fmt: skip
     samples = []
@@ -50,9 +50,9 @@ def test_nobody_pays_for_coordinates_that_are_not_asked_for() -> None:
     assert all(v.coords is None for v in drawn(0.5, ViewPlan(num_global=2)))
 
 
-def test_centres_by_hand() -> None:
+def test_centers_by_hand() -> None:
     box = share_of((10, 40, 20, 20), 40, 80)[None]
     expected = torch.tensor([[0.375, 0.5625], [0.375, 0.6875], [0.625, 0.5625], [0.625, 0.6875]])
-    torch.testing.assert_close(token_centres(box, 2, torch.tensor([False]))[0], expected)
-    mirrored = token_centres(box, 2, torch.tensor([True]))[0]
+    torch.testing.assert_close(token_centers(box, 2, torch.tensor([False]))[0], expected)
+    mirrored = token_centers(box, 2, torch.tensor([True]))[0]
     torch.testing.assert_close(mirrored, expected[[1, 0, 3, 2]])

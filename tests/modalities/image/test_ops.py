@@ -32,21 +32,21 @@ def test_a_row_is_what_torchvision_makes_of_it(name: str) -> None:
     torch.testing.assert_close(ours(ROWS.clone(), parameters), expected, atol=2e-6, rtol=0)
 
 
-def test_greyscale_solarise_flip_and_normalise_are_torchvision_s() -> None:
-    torch.testing.assert_close(ops.greyscale(ROWS), tv.rgb_to_grayscale(ROWS, 3), atol=1e-6, rtol=0)
+def test_grayscale_solarize_flip_and_normalize_are_torchvision_s() -> None:
+    torch.testing.assert_close(ops.grayscale(ROWS), tv.rgb_to_grayscale(ROWS, 3), atol=1e-6, rtol=0)
     bytes_ = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    solarised = ops.solarise(bytes_.float() / 255)
-    torch.testing.assert_close(solarised * 255, tv.solarize(bytes_, 128).float(), atol=1e-4, rtol=0)
+    solarized = ops.solarize(bytes_.float() / 255)
+    torch.testing.assert_close(solarized * 255, tv.solarize(bytes_, 128).float(), atol=1e-4, rtol=0)
     assert torch.equal(ops.flip(ROWS), tv.horizontal_flip(ROWS))
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    torch.testing.assert_close(ops.normalise(ROWS, mean, std), tv.normalize(ROWS, list(mean), list(std)))
+    torch.testing.assert_close(ops.normalize(ROWS, mean, std), tv.normalize(ROWS, list(mean), list(std)))
 
 
-def test_hue_and_saturation_survive_grey_pixels() -> None:
-    grey = torch.full((1, 3, 4, 4), 0.3)
+def test_hue_and_saturation_survive_gray_pixels() -> None:
+    gray = torch.full((1, 3, 4, 4), 0.3)
     for op, parameter in ((ops.hue, 0.3), (ops.saturation, 1.4)):
-        turned = op(grey.clone(), torch.tensor([parameter]))
-        torch.testing.assert_close(turned, grey, atol=1e-4, rtol=0)  # the weights of grey add up to 0.9999
+        turned = op(gray.clone(), torch.tensor([parameter]))
+        torch.testing.assert_close(turned, gray, atol=1e-4, rtol=0)  # the weights of gray add up to 0.9999
 
 
 def test_jitter_takes_each_row_s_operations_in_its_own_order() -> None:
@@ -78,12 +78,12 @@ def test_rows_that_are_not_hit_are_not_computed() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_other_channel_counts_pass_the_operations_on_colour_unchanged(channels: int) -> None:
+def test_other_channel_counts_pass_the_operations_on_color_unchanged(channels: int) -> None:
     x = torch.rand(2, channels, 6, 6)
     one: Any = torch.tensor([0.5, 1.5])
     for op in (ops.saturation, ops.hue):
         assert torch.equal(op(x, one), x)
-    assert torch.equal(ops.greyscale(x), x)
+    assert torch.equal(ops.grayscale(x), x)
     assert not torch.equal(ops.brightness(x, one), x)
     assert not torch.equal(ops.contrast(x, one), x)
     assert ops.blur(x, one, 3).shape == x.shape

@@ -222,7 +222,7 @@ def test_cells_are_a_member_and_measured_on_the_training_rows(tmp_path: Path) ->
     data = shard(tmp_path / "a.tar", rows())
     made = pairs(data, members={"tabular": Tabular.Config(), "image": IMAGE})
     spec = made.streams()["tabular"]
-    assert spec.channels == ("size", "colour"), "the label is no cell"
+    assert spec.channels == ("size", "color"), "the label is no cell"
     plans: Plans = {"tabular": ViewPlan(num_clean=1, num_global=2), "image": CLEAN}
     expected = batch(Steps(made, plans, 8, 0, 0, 1, final=False), 0)
     state = json.loads(json.dumps(made.state()))
@@ -231,7 +231,7 @@ def test_cells_are_a_member_and_measured_on_the_training_rows(tmp_path: Path) ->
     assert later.streams() == made.streams()
     moved = pairs("gone.tar", members=made.cfg.members)  # a run is read where its data is not
     moved.restore(state)
-    row = {"size": 0.7, "colour": "one"}
+    row = {"size": 0.7, "color": "one"}
     views = clean(moved, [Sample({"tabular": row}, 0)], {"tabular": CLEAN})["tabular"]
     assert torch.equal(views.x, clean(later, [Sample({"tabular": row}, 0)], {"tabular": CLEAN})["tabular"].x)
     assert expected[0].stream == "tabular"
@@ -301,7 +301,7 @@ def test_the_built_in_captions_tell_what_was_drawn() -> None:
     first = [train[i].data.parts["text"] for i in range(3)]
     assert first == [
         "medium crosses in light grey on dark turquoise",
-        "a picture of fine bricks, light grey before dark grey",
+        "a picture of fine bricks, light grey before dark gray",
         "dark grey spiral on a light purple ground, coarse",
     ]
     assert isinstance(val[0].data, Record)

@@ -37,7 +37,7 @@ def from_file(path: str, **options: Any) -> RL:
 
 
 def pixels(modality: RL, x: torch.Tensor) -> torch.Tensor:
-    """The grey level of each frame of normalised stacks of one colour, [R, k]."""
+    """The gray level of each frame of normalized stacks of one color, [R, k]."""
     fitted = modality.fitted()
     return ((x[:, :, 0, 0] * fitted["std"] + fitted["mean"]) * 255).round().long()
 

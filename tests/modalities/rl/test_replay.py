@@ -49,7 +49,7 @@ def test_episodes_end_where_terminated_or_truncated_or_where_ids_change() -> Non
     assert from_arrays(ids).start.tolist() == [0, 4, 8, 12]
 
 
-def test_continuous_actions_and_colours_are_kept() -> None:
+def test_continuous_actions_and_colors_are_kept() -> None:
     given = {"frames": np.zeros((4, 3, 8, 8), np.uint8), "actions": np.ones((4, 2)), "episode_ends": [4]}
     found = from_arrays(given)
     assert found.frames.shape == (4, 8, 8, 3)
@@ -67,7 +67,7 @@ GOOD: dict[str, Any] = {"frames": FRAMES, "actions": ACTIONS, "episode_ends": EN
         ({"actions": None}, "holds no actions"),
         ({"episode_ends": None}, "does not say where episodes end: want one of terminated, truncated"),
         ({"frames": FRAMES.astype(float)}, r"frames are float64 of shape \(12, 8, 8\): want uint8"),
-        ({"frames": np.zeros((12, 8, 8, 4), np.uint8)}, "want single frames of 1 or 3 colours, not stacks"),
+        ({"frames": np.zeros((12, 8, 8, 4), np.uint8)}, "want single frames of 1 or 3 colors, not stacks"),
         ({"actions": ACTIONS[:7]}, "12 frames and 7 actions: want as many"),
         ({"actions": ACTIONS - 1}, "actions go down to -1"),
         ({"actions": np.full((12, 2), np.nan)}, "12 actions are not finite"),

@@ -25,9 +25,9 @@ NUMBER = itertools.count()
 SIDE = 40
 
 
-def painted(layout: str, stack: int = 1, colours: int = 1, fused: bool = False) -> np.ndarray:
+def painted(layout: str, stack: int = 1, colors: int = 1, fused: bool = False) -> np.ndarray:
     """A picture of 40 x 40, dark but for a square off the diagonal in its newest frame, 0 to 1; alpha is 1 all over."""
-    canonical = np.zeros((stack, SIDE, SIDE, colours))
+    canonical = np.zeros((stack, SIDE, SIDE, colors))
     canonical[-1, 4:12, 24:32] = 200 / 255
     canonical[..., 3:] = 1
     axes = ["shwc".index(letter) for letter in layout]
@@ -36,7 +36,7 @@ def painted(layout: str, stack: int = 1, colours: int = 1, fused: bool = False) 
     if not fused:
         return picture
     at = layout.index("sc")
-    return picture.reshape(*picture.shape[:at], stack * colours, *picture.shape[at + 2 :])
+    return picture.reshape(*picture.shape[:at], stack * colors, *picture.shape[at + 2 :])
 
 
 def arrives(frames: np.ndarray) -> bool:
@@ -70,7 +70,7 @@ def environment(
             return copy.deepcopy(observed), 0.0, False, False, {}
 
         def render(self) -> Any:
-            return (255 * painted("hwc", colours=3)).round().astype(np.uint8)
+            return (255 * painted("hwc", colors=3)).round().astype(np.uint8)
 
     name = f"Space{next(NUMBER)}-v0"
     # the checker warns of what is refused here
@@ -89,14 +89,14 @@ def box(picture: np.ndarray, dtype: Any = np.uint8, high: float = 255, low: floa
 
 LAYOUTS = [
     painted("hw"),
-    *(painted("hwc", colours=c) for c in (1, 3, 4)),
-    *(painted("chw", colours=c) for c in (1, 3)),
+    *(painted("hwc", colors=c) for c in (1, 3, 4)),
+    *(painted("chw", colors=c) for c in (1, 3)),
     *(painted("shw", stack=s) for s in (2, 5, 7, 8)),
     *(painted("hws", stack=s) for s in (2, 5, 8)),
-    *(painted("shwc", stack=s, colours=c) for s in (2, 3, 4, 6) for c in (1, 3, 4)),
-    *(painted("schw", stack=s, colours=c) for s in (2, 3, 4, 6) for c in (1, 3)),
-    *(painted("hwsc", stack=s, colours=3, fused=True) for s in (2, 3, 4)),
-    *(painted("schw", stack=s, colours=3, fused=True) for s in (2, 3, 4)),
+    *(painted("shwc", stack=s, colors=c) for s in (2, 3, 4, 6) for c in (1, 3, 4)),
+    *(painted("schw", stack=s, colors=c) for s in (2, 3, 4, 6) for c in (1, 3)),
+    *(painted("hwsc", stack=s, colors=3, fused=True) for s in (2, 3, 4)),
+    *(painted("schw", stack=s, colors=3, fused=True) for s in (2, 3, 4)),
 ]
 
 
@@ -104,15 +104,15 @@ def shape_of(value: Any) -> str | None:
     return "x".join(map(str, value.shape)) if isinstance(value, np.ndarray) else None
 
 
-def frames_of(name: str, colours: int = 1, **options: Any) -> np.ndarray:
-    return rollout(name, 3, 3, 0, 20, colours, **options).frames
+def frames_of(name: str, colors: int = 1, **options: Any) -> np.ndarray:
+    return rollout(name, 3, 3, 0, 20, colors, **options).frames
 
 
 @pytest.mark.parametrize("picture", LAYOUTS, ids=shape_of)
-@pytest.mark.parametrize("colours", [1, 3])
-def test_the_newest_frame_arrives_whatever_the_layout(picture: np.ndarray, colours: int) -> None:
-    found = frames_of(environment(*box(picture)), colours)
-    assert found.shape == ((9, 20, 20) if colours == 1 else (9, 20, 20, 3))
+@pytest.mark.parametrize("colors", [1, 3])
+def test_the_newest_frame_arrives_whatever_the_layout(picture: np.ndarray, colors: int) -> None:
+    found = frames_of(environment(*box(picture)), colors)
+    assert found.shape == ((9, 20, 20) if colors == 1 else (9, 20, 20, 3))
     assert arrives(found)
 
 
@@ -121,11 +121,11 @@ def test_the_newest_frame_arrives_whatever_the_layout(picture: np.ndarray, colou
     [(np.float32, 0, 1), (np.float64, 0, 255), (np.float16, 0, 1), (np.int64, 0, 255), (np.uint8, 0, 200)],
 )
 def test_brightness_is_read_from_the_bounds_of_the_space(dtype: Any, low: float, high: float) -> None:
-    assert arrives(frames_of(environment(*box(painted("chw", colours=3), dtype, high, low))))
+    assert arrives(frames_of(environment(*box(painted("chw", colors=3), dtype, high, low))))
 
 
 def test_other_bounds_are_read_where_the_layout_is_given() -> None:
-    observed, space = box(painted("hwc", colours=3), np.float32, 1, -1)
+    observed, space = box(painted("hwc", colors=3), np.float32, 1, -1)
     name = environment(observed, space)
     with pytest.raises(ValueError, match="cannot render pictures"):
         frames_of(name)
@@ -157,11 +157,11 @@ def test_what_may_be_several_things_is_refused_with_ways_out_that_work(
 
 def test_a_layout_is_what_it_says() -> None:
     assert arrives(frames_of(environment(*box(painted("shw", stack=4))), layout="shw"))
-    assert arrives(frames_of(environment(*box(painted("chw", colours=4))), layout="chw"))
+    assert arrives(frames_of(environment(*box(painted("chw", colors=4))), layout="chw"))
     assert arrives(frames_of(environment(*box(painted("hws", stack=4))), layout="hws"))
     assert arrives(frames_of(environment(*box(painted("hws", stack=6))), layout="hws"))
     assert arrives(frames_of(environment(*box(painted("shw", stack=3))), layout="shw"))
-    assert arrives(frames_of(environment(*box(painted("hwsc", stack=2, colours=3))), layout="hwsc"))
+    assert arrives(frames_of(environment(*box(painted("hwsc", stack=2, colors=3))), layout="hwsc"))
     assert arrives(frames_of(environment(*box(painted("wh"))), layout="wh"))
     drawn = environment(*box(np.zeros((4, SIDE, SIDE))), modes=("rgb_array",))
     assert arrives(frames_of(drawn, layout="render"))
@@ -175,24 +175,24 @@ def test_a_layout_that_names_no_picture_is_refused(layout: str) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "message"),
-    [("hw", r"have shape \(5, 40, 40\), another number of axes"), ("chw", "5 colours, want 1, 3 or 4"),
-     ("schw", "an axis of 5 cannot hold colours in threes")],
+    [("hw", r"have shape \(5, 40, 40\), another number of axes"), ("chw", "5 colors, want 1, 3 or 4"),
+     ("schw", "an axis of 5 cannot hold colors in threes")],
 )  # fmt: skip
 def test_a_layout_that_does_not_fit_is_refused(layout: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frames_of(environment(*box(painted("shw", stack=5))), layout=layout)
 
 
-def test_four_grey_frames_are_not_taken_for_rgba() -> None:
+def test_four_gray_frames_are_not_taken_for_rgba() -> None:
     name = environment(*box(painted("hws", stack=4)))
     with pytest.raises(ValueError, match=r"are no RGBA, .*--modality\.layout hws for a stack of four"):
         frames_of(name)
 
 
 @pytest.mark.parametrize("stack", [2, 3, 4, 6])
-@pytest.mark.parametrize("colours", [0, 1, 3])
-def test_gymnasiums_frame_stack_is_known(stack: int, colours: int) -> None:
-    picture = painted("hwc", colours=colours) if colours else painted("hw")
+@pytest.mark.parametrize("colors", [0, 1, 3])
+def test_gymnasiums_frame_stack_is_known(stack: int, colors: int) -> None:
+    picture = painted("hwc", colors=colors) if colors else painted("hw")
     wrappers = pytest.importorskip("gymnasium.wrappers")
     name = environment(*box(picture), wrap=lambda env: wrappers.FrameStackObservation(env, stack))
     assert arrives(frames_of(name))
@@ -200,7 +200,7 @@ def test_gymnasiums_frame_stack_is_known(stack: int, colours: int) -> None:
 
 @pytest.mark.parametrize("place", ["pixels", "image", "camera"])
 def test_the_one_picture_among_the_entries_is_found(place: str) -> None:
-    observed, space = box(painted("chw", colours=3))
+    observed, space = box(painted("chw", colors=3))
     vector = spaces.Box(-1, 1, (5,), np.float32)
     entries = spaces.Dict({"speed": vector, place: space, "goal": spaces.Discrete(4)})
     seen = {"speed": np.zeros(5, np.float32), place: observed, "goal": 1}
@@ -233,7 +233,7 @@ def test_what_holds_no_picture_is_drawn(space: Any) -> None:
 
 
 def test_a_picture_is_read_where_nothing_can_be_drawn() -> None:
-    assert arrives(frames_of(environment(*box(painted("hwc", colours=3)), modes=())))
+    assert arrives(frames_of(environment(*box(painted("hwc", colors=3)), modes=())))
 
 
 def test_pixels_beyond_their_space_are_refused() -> None:
@@ -330,7 +330,7 @@ def test_recorded_frames_arrive_whatever_their_layout(picture: np.ndarray, dtype
     assert arrives(found[:, ::2, ::2])
 
 
-def test_recorded_stacks_that_may_be_colours_want_a_layout(tmp_path: Path) -> None:
+def test_recorded_stacks_that_may_be_colors_want_a_layout(tmp_path: Path) -> None:
     values, _ = box(painted("hws", stack=4))
     np.savez(tmp_path / "four.npz", **recorded(np.stack([values] * 6)))
     path = str(tmp_path / "four.npz")
@@ -342,7 +342,7 @@ def test_recorded_stacks_that_may_be_colours_want_a_layout(tmp_path: Path) -> No
 
 
 def test_the_array_of_the_pictures_can_be_named() -> None:
-    values, _ = box(painted("chw", colours=3))
+    values, _ = box(painted("chw", colors=3))
     arrays = recorded(np.zeros((6, 2)), camera=np.stack([values] * 6))
     assert arrives(from_arrays(arrays, entry="camera").frames[:, ::2, ::2])
     with pytest.raises(ValueError, match=r"modality\.entry='camrea' .*did you mean camera"):
@@ -350,7 +350,7 @@ def test_the_array_of_the_pictures_can_be_named() -> None:
 
 
 def test_a_minari_dataset_is_read_by_its_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    values, space = box(painted("chw", colours=3), np.float32, 1)
+    values, space = box(painted("chw", colors=3), np.float32, 1)
     episode = SimpleNamespace(
         observations={"pixels": np.stack([values] * 4), "speed": np.zeros((4, 2))},
         actions=np.array([-1, 1, -1]),
@@ -370,7 +370,7 @@ def test_a_minari_dataset_is_read_by_its_spaces(monkeypatch: pytest.MonkeyPatch)
     assert found.width == 3
 
 
-def test_a_stack_in_memory_may_have_its_colours_first() -> None:
+def test_a_stack_in_memory_may_have_its_colors_first() -> None:
     modality = RL.Config(episodes=3, steps=4, size=20, local_size=20, patch=10, stack=3).build()
     rng = RowRandom((0, 0), 0, 1, 1)
 
@@ -378,8 +378,8 @@ def test_a_stack_in_memory_may_have_its_colours_first() -> None:
         raw = modality.collate([Sample(stack, 0)], {"rl": CLEAN}, rng)
         return raw["rl"]["clean"][0, -1:].numpy()
 
-    values = np.stack([box(painted("chw", colours=3))[0]] * 3)
+    values = np.stack([box(painted("chw", colors=3))[0]] * 3)
     assert arrives(newest_of(values))
     assert arrives(newest_of(values.transpose(0, 2, 3, 1)))
-    with pytest.raises(Unreadable, match=r"sample 0 is .*: want 3 single frames of 1 or 3 colours"):
+    with pytest.raises(Unreadable, match=r"sample 0 is .*: want 3 single frames of 1 or 3 colors"):
         newest_of(np.zeros((3, 2, SIDE, SIDE), np.uint8))

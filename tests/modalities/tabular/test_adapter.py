@@ -20,7 +20,7 @@ from multissl.modalities.tabular.tables import beside, holding, read_table
 from multissl.random import RowRandom
 from multissl.run import train as run
 
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 
 
 def write(path: Path, lines: list[str]) -> str:
@@ -30,10 +30,10 @@ def write(path: Path, lines: list[str]) -> str:
 
 def lines(count: int = 60) -> list[str]:
     body = [
-        f"{20 + i % 30},{COLOURS[i % 3]},{'' if i % 5 == 2 else i * 0.5},{'yes' if i % 2 else 'no'}"
+        f"{20 + i % 30},{COLORS[i % 3]},{'' if i % 5 == 2 else i * 0.5},{'yes' if i % 2 else 'no'}"
         for i in range(count)
     ]
-    return ["age,colour,income,target", *body]
+    return ["age,color,income,target", *body]
 
 
 def small(tmp_path: Path, given: list[str] | None = None, **options: Any) -> Tabular:
@@ -53,7 +53,7 @@ def test_the_schema_is_fitted_on_the_training_rows_alone(tmp_path: Path) -> None
     given = lines()
     given[1] = "1000000,violet,7,no"  # row 0 is for validation
     modality = small(tmp_path, given)
-    assert [c.name for c in modality.schema.columns] == ["age", "colour", "income", "income is missing"]
+    assert [c.name for c in modality.schema.columns] == ["age", "color", "income", "income is missing"]
     assert modality.schema.cardinalities == (0, 4, 0, 2)
     assert modality.schema.columns[1].levels == ["(unknown)", "blue", "green", "red"]
     assert modality.schema.columns[0].knots[-1] == 49.0
@@ -108,7 +108,7 @@ def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
     expected = small(tmp_path)
     columns = {
         "age": [20 + i % 30 for i in range(60)],
-        "colour": [COLOURS[i % 3] for i in range(60)],
+        "color": [COLORS[i % 3] for i in range(60)],
         "income": [None if i % 5 == 2 else i * 0.5 for i in range(60)],
         "target": ["yes" if i % 2 else "no" for i in range(60)],
     }
@@ -137,14 +137,14 @@ def test_a_frame_of_another_process_is_refused() -> None:
 def test_splits_a_test_file_and_groups(tmp_path: Path) -> None:
     train, test = tmp_path / "my-train.csv", tmp_path / "my-test.csv"
     write(train, lines(50))
-    write(test, ["colour,age,target,income", "red,30,yes,1", "blue,31,no,2"])
+    write(test, ["color,age,target,income", "red,30,yes,1", "blue,31,no,2"])
     modality = Tabular.Config(data=str(train)).build()
     assert beside(str(train)) == str(test)
     assert {s: len(rows) for s, rows in modality.splits.items()} == {"train": 45, "val": 5, "test": 2}
     assert [modality.dataset("test")[i].label for i in range(2)] == [1, 0]
-    write(test, ["colour,target,income", "red,yes,1"])
+    write(test, ["color,target,income", "red,yes,1"])
     with pytest.raises(
-        ValueError, match=r"modality\.test=.*column 'age' is missing; it has colour, target, income"
+        ValueError, match=r"modality\.test=.*column 'age' is missing; it has color, target, income"
     ):
         Tabular.Config(data=str(train)).build()
     given = ["a,who,target", *(f"{i},p{i // 4},{i % 2}" for i in range(80))]
@@ -204,7 +204,7 @@ def test_wrong_names_and_files_are_named(tmp_path: Path) -> None:
 def test_a_label_that_is_not_there_is_an_error_if_named_and_told_if_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"modality\.label names column 'colur'; did you mean colour"):
+    with pytest.raises(ValueError, match=r"modality\.label names column 'colur'; did you mean color"):
         small(tmp_path, label="colur")
     said = said_by(monkeypatch, "warning")
     modality = small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()])
@@ -255,16 +255,14 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
     said: list[str] = []
     monkeypatch.setattr(tabular.log, "warning", lambda text, *args: said.append(text % args))
     other.restore(state)
-    assert said == [
-        "modality.data: column 'colour' has 10 cells of a level that training rarely or never saw"
-    ]
+    assert said == ["modality.data: column 'color' has 10 cells of a level that training rarely or never saw"]
     assert (other.cells[1::3, 1] == 0).all()
 
     fewer = ["agee,income,target", *(f"{i},{i},yes" for i in range(30))]
     other = Tabular.Config(data=write(tmp_path / "new.csv", fewer)).build()
     with pytest.raises(ValueError, match=r"column 'age' of the training data is missing; did you mean agee"):
         other.restore(state)
-    words = ["age,colour,income,target", *(f"old{i % 2},red,{i},yes" for i in range(30))]
+    words = ["age,color,income,target", *(f"old{i % 2},red,{i},yes" for i in range(30))]
     other = Tabular.Config(data=write(tmp_path / "new.csv", words)).build()
     with pytest.raises(
         ValueError, match=r"column 'age' held numbers in the training data, here it holds 'old0'"
@@ -277,16 +275,16 @@ def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
     from multissl.inference import clean_views
 
     modality = small(tmp_path)
-    row = {"age": 25, "colour": "blue", "income": 2.5}
+    row = {"age": 25, "color": "blue", "income": 2.5}
     (found,) = clean_views(modality, [Sample(row, 0)], "tabular").x
     torch.testing.assert_close(found, modality.cells[5])
-    other = {"income": 2.5, "colour": "green", "age": 31}
+    other = {"income": 2.5, "color": "green", "age": 31}
     more = [Sample(r, i) for i, r in enumerate([row, other, {**row, "more": 1}, {**row, "age": 26}])]
     together = clean_views(modality, more, "tabular").x
     alone = torch.cat([clean_views(modality, [s], "tabular").x for s in more])
     torch.testing.assert_close(together, alone, atol=0, rtol=0)
     levels = [
-        Sample({"age": 25, "colour": c, "income": 2.5}, i) for i, c in enumerate([5.0, "blue", None, True])
+        Sample({"age": 25, "color": c, "income": 2.5}, i) for i, c in enumerate([5.0, "blue", None, True])
     ]
     found = clean_views(modality, levels, "tabular").x
     torch.testing.assert_close(found, torch.cat([clean_views(modality, [s], "tabular").x for s in levels]))
@@ -295,7 +293,7 @@ def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
             clean_views(modality, [*more, Sample(wrong, 7)], "tabular")
         assert caught.value.index == 7
     for wrong, message in (
-        ({"age": 25}, "'colour' of the training data is missing"),
+        ({"age": 25}, "'color' of the training data is missing"),
         (["25"], "want a mapping"),
     ):
         with pytest.raises(Unreadable, match=message):
@@ -320,13 +318,13 @@ def test_cells_that_go_missing_after_training_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = small(tmp_path).state()
-    gone = ["age,colour,income,target", *(f"{i},,,yes" if i % 2 else f",red,{i},yes" for i in range(30))]
+    gone = ["age,color,income,target", *(f"{i},,,yes" if i % 2 else f",red,{i},yes" for i in range(30))]
     new = Tabular.Config(data=write(tmp_path / "new.csv", gone)).build()
     said = said_by(monkeypatch, "warning")
     new.restore(state)
     assert said == [
         "modality.data: column 'age' has 15 missing cells, and training missed none: they become the middle",
-        "modality.data: column 'colour' has 15 missing cells, and training missed none: unknown",
+        "modality.data: column 'color' has 15 missing cells, and training missed none: unknown",
     ]  # the missing incomes have a flag
     assert not new.cells[::2, 0].any()
     assert not new.cells[1::2, 1].any()

@@ -14,7 +14,7 @@ from torch import Tensor
 from multissl.contract.data import Batch
 from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.evaluators.knn import knn_accuracy
-from multissl.inference import labelled_split
+from multissl.inference import labeled_split
 from multissl.modalities.tabular import views as tabular_views
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.random import RowRandom
@@ -206,8 +206,8 @@ def test_the_baseline_is_one_hot(tmp_path: Path) -> None:
 
 def test_raw_rows_of_the_demo_are_poor() -> None:
     modality = Tabular.Config().build()
-    bank, labels = labelled_split(modality.baselines()["raw"], modality, "train", 3000)
-    queries, truth = labelled_split(modality.baselines()["raw"], modality, "val")
+    bank, labels = labeled_split(modality.baselines()["raw"], modality, "train", 3000)
+    queries, truth = labeled_split(modality.baselines()["raw"], modality, "val")
     assert 45 < knn_accuracy(bank, labels, queries, truth)[20] < 66
     assert len(set(labels.tolist())) == 8
     assert math.isfinite(float(modality.cells.sum()))

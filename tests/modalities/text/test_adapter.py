@@ -197,9 +197,9 @@ def test_spans_share_one_fate(corpus: str) -> None:
     views = only(modality, ViewPlan(num_global=1, mask_ratio=(0.4, 0.4), corrupt=True, target=True))
     assert views.mask is not None
     masked = views.x == modality.vocabulary().mask
-    neighbours = views.mask.hidden[:, 1:] & views.mask.hidden[:, :-1]
-    assert neighbours.any()
-    assert (masked[:, 1:] == masked[:, :-1])[neighbours].all()
+    neighbors = views.mask.hidden[:, 1:] & views.mask.hidden[:, :-1]
+    assert neighbors.any()
+    assert (masked[:, 1:] == masked[:, :-1])[neighbors].all()
     assert masked.any()
     assert (views.mask.hidden & ~masked).any()
 
@@ -330,9 +330,9 @@ def test_baselines_and_pictures(corpus: str) -> None:
     plan = ViewPlan(num_clean=1, num_global=1, mask_ratio=(0.4, 0.4), corrupt=True, target=True)
     (figure,) = modality.figures(batch_of(modality, plan))
     assert figure.image.dtype == np.uint8
-    grey = (figure.image == 206).all(-1)
+    gray = (figure.image == 206).all(-1)
     orange = (figure.image == np.array([190, 80, 0])).all(-1)
-    assert grey.sum() > 2000  # letters have grey edges, struck words a grey ground
+    assert gray.sum() > 2000  # letters have gray edges, struck words a gray ground
     assert orange.any()
     (plain,) = modality.figures(batch_of(modality, ViewPlan(num_clean=1)))
     assert (plain.image == 206).all(-1).sum() < 500

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from multissl.modalities.text.counts import Neighbours, Words, characters, words_of
+from multissl.modalities.text.counts import Neighbors, Words, characters, words_of
 
 
 def word(number: int, pieces: int = 1) -> bytes:
@@ -18,7 +18,7 @@ def corpus(documents: int = 40) -> list[list[bytes]]:
     return [[word(n, 1 + n % 2) for n in rng.integers(6, size=12).tolist()] for _ in range(documents)]
 
 
-def test_words_know_their_neighbours_inside_a_document() -> None:
+def test_words_know_their_neighbors_inside_a_document() -> None:
     known: dict[bytes, int] = {}
     words = words_of([[word(7), word(8, 2), word(7)], [word(9)]], known, True)
     assert words.word.tolist() == [1, 2, 1, 3]
@@ -35,7 +35,7 @@ def test_terms_are_relative_frequencies() -> None:
     a, b, c, long = word(1), word(2), word(3), word(4, 2)
     train = words_of([[a, b, c], [a, b, c], [a, c, c], [b, c, long]] * 10, known, True)
     asked = words_of([[a, b, c]], known, False).where(np.array([1]))
-    terms, seen, _ = Neighbours(train).terms(asked)
+    terms, seen, _ = Neighbors(train).terms(asked)
     # b of one-piece words: between a and c 2 of 3 times, after a 2 of 3, before c 3 of 5, of all 3 of 11
     np.testing.assert_allclose(terms, [[2 / 3, 2 / 3, 3 / 5, 3 / 11]])
     assert seen.all()
@@ -44,7 +44,7 @@ def test_terms_are_relative_frequencies() -> None:
 def test_the_chances_of_all_words_of_as_many_pieces_sum_to_one() -> None:
     known: dict[bytes, int] = {}
     train = words_of(corpus(), known, True)
-    model = Neighbours(train)
+    model = Neighbors(train)
     assert np.allclose(model.weights.sum(1), 1)
     of_one = [number for spelled, number in known.items() if len(spelled) == 4]
     for left, right in ((1, 2), (3, 3), (0, 4), (0, 0)):
@@ -53,14 +53,14 @@ def test_the_chances_of_all_words_of_as_many_pieces_sum_to_one() -> None:
         assert math.isclose(np.exp(-model.nats(asked)).sum(), 1.0, rel_tol=1e-9)
 
 
-def test_neighbours_that_tell_are_found_and_unknown_words_cost_infinitely() -> None:
+def test_neighbors_that_tell_are_found_and_unknown_words_cost_infinitely() -> None:
     rng = np.random.default_rng(0)
     known: dict[bytes, int] = {}
     # the word in the middle is told by the one before it, the one after it is drawn
     told = [
         [word(n), word(n + 10), word(30 + int(rng.integers(5)))] for n in rng.integers(10, size=400).tolist()
     ]
-    model = Neighbours(words_of(told, known, True))
+    model = Neighbors(words_of(told, known, True))
     middle = words_of(told[:50], known, False).where(np.tile([False, True, False], 50))
     assert model.nats(middle).mean() < 0.1
     stranger = words_of([[word(1), word(99), word(30)]], known, False).where(np.array([1]))

@@ -14,13 +14,13 @@ from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Data, Steps, stream
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.baselines import flow_floor
-from multissl.modalities.video.clips import choose_frames, tubelet_centres, tubelets
+from multissl.modalities.video.clips import choose_frames, tubelet_centers, tubelets
 from multissl.modalities.video.masks import union_size
 from multissl.random import RowRandom
 
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.75, 0.75), target=True, coords=True)
 CPU = torch.device("cpu")
-QUIET = {"flip": 0.0, "jitter": 0.0, "grey": 0.0}
+QUIET = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0}
 RNG = np.random.default_rng(0)
 
 
@@ -142,21 +142,21 @@ def test_workers_do_not_change_the_stream(workers: int) -> None:
         assert torch.equal(found.mask.hidden, views.mask.hidden)
 
 
-def test_a_clip_is_recoloured_as_a_whole_and_keeps_its_crop() -> None:
+def test_a_clip_is_recolored_as_a_whole_and_keeps_its_crop() -> None:
     still = np.broadcast_to(RNG.integers(0, 255, (1, 20, 24, 3)).astype(np.uint8), (10, 20, 24, 3))
     samples = [Sample(still, i) for i in range(4)]
-    modality = small(jitter=1.0, grey=0.5, flip=0.5, solarise=0.5)
+    modality = small(jitter=1.0, grayscale=0.5, flip=0.5, solarize=0.5)
     _, large, local = run(modality, samples)
     for views in (large, local):
         assert torch.equal(views.x, views.x[:, :, :1].expand_as(views.x)), (
-            "a frame differs from its neighbours"
+            "a frame differs from its neighbors"
         )
         assert len({tuple(v.tolist()) for v in views.x.flatten(1)[:, :50]}) == len(views.x), (
             "two clips are the same"
         )
 
 
-def test_without_augmentation_a_view_is_the_normalised_clip() -> None:
+def test_without_augmentation_a_view_is_the_normalized_clip() -> None:
     modality = small(**QUIET, global_scale=(1, 1), ratio=(1, 1), frames=4)
     sample = Sample(RNG.integers(0, 255, (4, 16, 16, 3)).astype(np.uint8), 0)
     for views in run(modality, [sample], ViewPlan(num_clean=1, num_global=1)):
@@ -234,17 +234,17 @@ def test_clean_views_show_the_middle_one_frame_of_it_or_its_frames_in_disorder()
 # tokens
 
 
-def test_tubelets_hold_time_row_column_colour_of_each_token() -> None:
+def test_tubelets_hold_time_row_column_color_of_each_token() -> None:
     x = torch.arange(2 * 3 * 4 * 4 * 6).reshape(2, 3, 4, 4, 6)
     cut = tubelets(x, (2, 2, 3))
     assert cut.shape == (2, 8, 36)
-    t, row, column, colour = 1, 0, 2, 1  # inside token (1, 0, 1), which is number 5
-    assert cut[1, 5, ((t * 2 + row) * 3 + column) * 3 + colour] == x[1, colour, 2 + t, 0 + row, 3 + column]
+    t, row, column, color = 1, 0, 2, 1  # inside token (1, 0, 1), which is number 5
+    assert cut[1, 5, ((t * 2 + row) * 3 + column) * 3 + color] == x[1, color, 2 + t, 0 + row, 3 + column]
 
 
-def test_tubelet_centres_lie_in_shares_of_the_video() -> None:
+def test_tubelet_centers_lie_in_shares_of_the_video() -> None:
     places = torch.tensor([[0.5, 0.2, 0.0, 0.5, 0.4, 1.0]])
-    found = tubelet_centres(places, (2, 1, 2), torch.tensor([False]))
+    found = tubelet_centers(places, (2, 1, 2), torch.tensor([False]))
     expected = [[0.625, 0.4, 0.25], [0.625, 0.4, 0.75], [0.875, 0.4, 0.25], [0.875, 0.4, 0.75]]
     torch.testing.assert_close(found, torch.tensor([expected]))
 

@@ -39,7 +39,7 @@ def needs(package: str) -> None:
 
 
 def levels(frames: int, side: int = 64) -> np.ndarray:
-    """Frame t is grey of brightness 10 * t."""
+    """Frame t is gray of brightness 10 * t."""
     return np.broadcast_to(10 * np.arange(frames)[:, None, None, None], (frames, side, side, 3)).astype(
         np.uint8
     )

@@ -1,6 +1,6 @@
-"""Nearest neighbours by cosine, as numbers and as a picture for the report.
+"""Nearest neighbors by cosine, as numbers and as a picture for the report.
 
-Shapes: S samples in the bank, Q queries, F features, k neighbours.
+Shapes: S samples in the bank, Q queries, F features, k neighbors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from multissl.inference import (
 )
 
 SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
-"""Frames in colours that the colour-blind tell apart: same class, another class, no labels."""
+"""Frames in colors that the color-blind tell apart: same class, another class, no labels."""
 
 
-def centred(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Both [*, F] minus the bank's mean, then l2-normalised."""
+def centered(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [*, F] minus the bank's mean, then l2-normalized."""
     mean = bank.double().mean(0).to(bank.dtype)
     return F.normalize(bank - mean, dim=1), F.normalize(queries - mean, dim=1)
 
@@ -40,7 +40,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[T
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 
-def neighbour_strip(
+def neighbor_strip(
     encoders: FrozenEncoders,
     modality: Modality,
     split: str,
@@ -62,7 +62,7 @@ def neighbour_strip(
         featurize, modality, "train", drawn(len(train), bank), device=device, stream=stream
     )
     x, truth, places = featurize_places(featurize, modality, split, places, device=device, stream=stream)
-    _, index = nearest(*centred(stored, x), k)  # [Q, k]
+    _, index = nearest(*centered(stored, x), k)  # [Q, k]
     rows = []
     for query, found in enumerate(index):
         left = _pictures(modality, split, [places[query]], stream)
@@ -79,7 +79,7 @@ def neighbour_strip(
     )
     if bool((truth >= 0).any()):
         caption += " Blue frame: same class; orange: another class."
-    return Figure("Nearest neighbours", np.concatenate(rows), caption)
+    return Figure("Nearest neighbors", np.concatenate(rows), caption)
 
 
 def _pictures(modality: Modality, split: str, places: list[int], stream: str) -> np.ndarray | None:
@@ -89,12 +89,12 @@ def _pictures(modality: Modality, split: str, places: list[int], stream: str) ->
     return modality.pictures(views)
 
 
-def framed(picture: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:
-    """A picture [H, W, 3], enlarged to 64 pixels or more, in a frame of a colour and a white margin."""
+def framed(picture: np.ndarray, color: tuple[int, int, int], width: int = 3) -> np.ndarray:
+    """A picture [H, W, 3], enlarged to 64 pixels or more, in a frame of a color and a white margin."""
     times = max(1, -(-64 // min(picture.shape[:2])))
     picture = picture.repeat(times, axis=0).repeat(times, axis=1)
     h, w, _ = picture.shape
     tile = np.full((h + 4 * width, w + 4 * width, 3), 255, np.uint8)
-    tile[width:-width, width:-width] = colour
+    tile[width:-width, width:-width] = color
     tile[2 * width : -2 * width, 2 * width : -2 * width] = picture
     return tile
