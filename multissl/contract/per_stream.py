@@ -1,4 +1,4 @@
-"""Modules by stream, whatever the streams are called."""
+"""Modules and parameters by stream, whatever the streams are called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Generic, TypeVar, cast
 from urllib.parse import unquote
 
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,9 +26,7 @@ class PerStream(nn.Module, Generic[M]):
     @classmethod
     def key(cls, stream: str) -> str:
         """Return the name under which a stream's module is kept."""
-        if not stream or hasattr(cls, stream) or stream.startswith("_") or stream == "training":
-            return "".join(f"%{byte:02X}" for byte in stream.encode()) or "%"
-        return stream.replace("%", "%25").replace(".", "%2E")
+        return _key(cls, stream)
 
     @staticmethod
     def stream(key: str) -> str:
@@ -64,3 +62,22 @@ class PerStream(nn.Module, Generic[M]):
 
     def _by_stream(self) -> dict[str, M]:
         return {self.stream(key): cast(M, module) for key, module in self._modules.items()}
+
+
+class ParameterPerStream(nn.Module):
+    """A parameter for each stream, registered in the order of insertion under the names that `PerStream` gives."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for stream, tensor in tensors.items():
+            self.register_parameter(_key(type(self), stream), nn.Parameter(tensor))
+
+    def __getitem__(self, stream: str) -> nn.Parameter:
+        return self.get_parameter(_key(type(self), stream))
+
+
+def _key(cls: type[nn.Module], stream: str) -> str:
+    """Return the name under which torch can hold something of a stream in a module of a class."""
+    if not stream or hasattr(cls, stream) or stream.startswith("_") or stream == "training":
+        return "".join(f"%{byte:02X}" for byte in stream.encode()) or "%"
+    return stream.replace("%", "%25").replace(".", "%2E")

@@ -7,10 +7,9 @@ Shapes: R rows, N tokens, D width, T packed tokens.  State: none.
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
+from multissl.contract.per_stream import PerStream
 from multissl.layers.attention import Attention
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import layout
@@ -27,15 +26,16 @@ class JointBlock(nn.Module):
     def __init__(self, dim: int, heads: int, streams: list[str], backend: str = "sdpa") -> None:
         super().__init__()
         self.attn, self.mlp = Attention(dim, heads, backend), MLP(dim, 4 * dim)
-        norms = {s: nn.ModuleList(nn.LayerNorm(dim, 1e-6) for _ in range(3)) for s in (*streams, TOGETHER)}
-        self.norms = nn.ModuleDict(norms)
+        self.norms: PerStream[nn.ModuleList] = PerStream(
+            {s: nn.ModuleList(nn.LayerNorm(dim, 1e-6) for _ in range(3)) for s in (*streams, TOGETHER)}
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module, 0.0)
 
     def forward(self, x: Tensor, stream: str, valid: Tensor | None = None) -> Tensor:
         """Tokens [R, N, D] of a stream alone, or of all of them under the name TOGETHER, to normed tokens [R, N, D]."""
-        before, middle, after = cast(nn.ModuleList, self.norms[stream])
+        before, middle, after = self.norms[stream]
         lay = layout([(x.shape[0], x.shape[1])], x.device, self.attn.kernel, False, [valid])
         flat = x.flatten(0, 1).to(self.mlp.fc1.weight.dtype)  # [T, D]
         flat = flat + self.attn(before(flat), lay)

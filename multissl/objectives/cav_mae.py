@@ -25,7 +25,7 @@ from multissl.contract.data import Batch
 from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
-from multissl.contract.per_stream import PerStream
+from multissl.contract.per_stream import ParameterPerStream, PerStream
 from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, Places, places
 from multissl.layers.joint import TOGETHER, Alone, JointBlock, mean_token
@@ -91,7 +91,7 @@ class CAVMAE(Objective):
         self.places = PerStream(
             {s: Places(d, cfg.decoder.init_std, width, spec) for s, spec in streams.items()}
         )
-        self.kinds = nn.ParameterDict({s: 0.02 * torch.randn(1, 1, d) for s in streams})
+        self.kinds = ParameterPerStream({s: 0.02 * torch.randn(1, 1, d) for s in streams})
         decoder = cfg.decoder
         self.trunk = Trunk(d, decoder.depth, decoder.heads, init_std=decoder.init_std, backend=kernel)
         self.readouts = PerStream({s: Readout(d, spec, cfg.decoder.init_std) for s, spec in streams.items()})

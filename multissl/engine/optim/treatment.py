@@ -15,6 +15,7 @@ from torch import nn
 
 from multissl.contract.abilities import DeclaresParameters
 from multissl.contract.learning import ParamRule
+from multissl.contract.per_stream import ParameterPerStream
 from multissl.engine.learner import Learner
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -75,8 +76,8 @@ def kinds_of(module: nn.Module) -> dict[int, Kind]:
     undecayed = {id(p) for m in declaring for p in m.undecayed_parameters()}
     kinds: dict[int, Kind] = {}
     for owner in module.modules():
-        # The keys of a ParameterDict are data, such as streams: one may be called bias.
-        keyed = isinstance(owner, nn.ParameterDict)
+        # The keys of these are data, such as streams: one may be called bias.
+        keyed = isinstance(owner, nn.ParameterDict | ParameterPerStream)
         for attribute, parameter in owner.named_parameters(recurse=False):
             vector = parameter.ndim < 2 or isinstance(owner, NORMS) or (attribute == "bias" and not keyed)
             place = id(parameter)
