@@ -23,6 +23,15 @@ GROUPS: dict[str, dict[str, str]] = {
         "rl": "multissl.modalities.rl.adapter:RL",
         "paired": "multissl.modalities.paired.adapter:Paired",
     },
+    "sources": {
+        "folder": "multissl.sources.folder:FolderSource",
+        "table": "multissl.sources.table:TableSource",
+        "tar": "multissl.sources.tar:TarSource",
+        "parquet": "multissl.sources.parquet:ParquetSource",
+        "shards": "multissl.sources.shards:PatternSource",
+        "torchvision": "multissl.sources.torchvision:TorchvisionSource",
+        "hugging_face": "multissl.sources.hugging_face:HuggingFaceSource",
+    },
     "encoders": {
         "transformer": "multissl.encoders.transformer:TransformerEncoder",
         "resnet": "multissl.encoders.resnet:ResNetEncoder",

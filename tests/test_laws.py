@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "files": (),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),
-    "sources": FOUNDATION,
+    "sources": ("contract", "registry"),
     "modalities": ("sources", *FOUNDATION),
     "encoders": ("layers", *FOUNDATION),
     "objectives": ("losses", "layers", *FOUNDATION),
@@ -105,6 +105,8 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "a modality imports an objective in a function": (
         arrows, "modalities/sub/a.py", "def f():\n    from multissl.objectives import dino"
     ),
+    "a source imports a modality": (arrows, "sources/sub/a.py", "from multissl.modalities.image.files import decode"),
+    "a source asks for ranks": (arrows, "sources/sub/a.py", "from multissl.parallel import ranks"),
     "an encoder imports a loss": (arrows, "encoders/sub/a.py", "from multissl.losses.nce import one_way"),
     "the engine imports an encoder": (arrows, "engine/sub/a.py", "from multissl.encoders.mlp import MLPEncoder"),
     "the contract imports the engine": (arrows, "contract/sub/a.py", "from multissl.engine.learner import Learner"),

@@ -1,1 +1,1 @@
-"""Where samples lie, and how their bytes are reached."""
+"""Where samples lie: one file per format or place, registered by name, and how the bytes of a sample are reached."""

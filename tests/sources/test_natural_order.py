@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from multissl.sources.opening import natural_key
+from multissl.sources.names import natural_key
 
 
 @pytest.mark.parametrize(

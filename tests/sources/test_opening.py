@@ -18,7 +18,9 @@ from PIL import Image
 
 from multissl.contract.data import Sample, Unreadable
 from multissl.modalities.image.files import SUFFIXES, decode, load
-from multissl.sources.opening import Source, braces, open_source
+from multissl.sources.names import expand_braces
+from multissl.sources.opening import open_source
+from multissl.sources.splits import SplitSamples
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8)
 
@@ -35,7 +37,7 @@ def put(path: Path, data: bytes | None = None) -> Path:
     return path
 
 
-def opened(path: Path | str, split: str = "all") -> Source:
+def opened(path: Path | str, split: str = "all") -> SplitSamples:
     return open_source(str(path), split, SUFFIXES)
 
 
@@ -193,7 +195,7 @@ def test_several_shards_by_glob_braces_or_folder_are_one_source(tmp_path: Path) 
         data = opened(path)
         assert [s.data.name for s in data][:5] == ["00.png", "01.png", "02.png", "03.png", "10.png"]
         assert len(data) == 12
-    assert braces("a{1,2}{x,y}") == ["a1x", "a1y", "a2x", "a2y"]
+    assert expand_braces("a{1,2}{x,y}") == ["a1x", "a1y", "a2x", "a2y"]
 
 
 def test_the_word_in_a_shard_s_name_is_its_split(tmp_path: Path) -> None:
@@ -243,6 +245,14 @@ def test_torchvision_datasets_are_opened_and_never_downloaded_unasked(tmp_path: 
         opened("torchvision:CIFAR11")
 
 
+@pytest.mark.parametrize("labels", [torch.arange(28), list(range(29))])
+def test_labels_of_torchvision_datasets_may_be_a_tensor(labels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.FakeData, "targets", labels, raising=False)
+    assert [sample.label for sample in opened(f"torchvision:FakeData?size={len(labels)}", "val")] == [9, 19]
+
+
 def test_hugging_face_datasets_open_from_a_local_path(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
@@ -283,7 +293,6 @@ def test_bad_paths_name_the_option_what_was_found_and_the_way_out(tmp_path: Path
     with pytest.raises(ValueError, match=r"holds no images, found nothing; looked for \.jpg"):
         opened(tmp_path)
     put(tmp_path / "a.pdf")
-    open_source.__globals__["_listing"].cache_clear()
     with pytest.raises(ValueError, match=r"found 1 files \(\.pdf\)"):
         opened(tmp_path)
     with pytest.raises(ValueError, match=r"a \.pdf file is no source; known: a folder, \.txt"):

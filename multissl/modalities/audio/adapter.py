@@ -38,8 +38,9 @@ from multissl.modalities.audio.views import centers, silence, spectrograms, unif
 from multissl.modalities.base import Payloads
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.random import RowRandom
-from multissl.sources.opening import Source, open_source
+from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
+from multissl.sources.splits import SplitSamples
 
 ROLES: tuple[Role, ...] = ("clean", "global", "local")
 LIMITS = {
@@ -163,7 +164,7 @@ class Audio(HasRecordings):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, SplitSamples] = {}
         self._statistics: tuple[float, float] | None = (cfg.mean, cfg.std) if cfg.std else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -371,12 +372,13 @@ class Audio(HasRecordings):
 
 
 @functools.cache
-def _demo(split: str) -> Source:
+def _demo(split: str) -> SplitSamples:
     from multissl.modalities.audio.demo import CLASSES, Sounds
 
     data = Sounds("train" if split == "all" else split)
     rows = np.arange(len(data))
-    return Source(data, rows % len(CLASSES), np.full(len(rows), -1), list(CLASSES), rows)
+    labels, no_groups = rows % len(CLASSES), np.full(len(rows), -1)
+    return SplitSamples(data=data, labels=labels, groups=no_groups, classes=list(CLASSES), rows=rows)
 
 
 def _num(plan: ViewPlan, role: Role) -> int:

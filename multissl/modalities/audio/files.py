@@ -24,7 +24,8 @@ from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.audio.resampling import check_rate, resample
 from multissl.modalities.audio.soundtrack import Track, is_film
 from multissl.modalities.audio.spectrogram import fbank, num_frames, relative, window_of
-from multissl.sources.payloads import Listing, Slice
+from multissl.sources.base import Listing
+from multissl.sources.payloads import Slice
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf")
 FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")

@@ -42,8 +42,9 @@ from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, 
 from multissl.modalities.masks import Kind, draw_masks, num_hidden
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.random import RowRandom
-from multissl.sources.opening import Source, open_source
+from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
+from multissl.sources.splits import SplitSamples
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLUR = {
@@ -149,7 +150,7 @@ class Image(Modality):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, SplitSamples] = {}
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -338,11 +339,12 @@ class Image(Modality):
 
 
 @functools.cache
-def _demo(split: str) -> Source:
+def _demo(split: str) -> SplitSamples:
     from multissl.modalities.image.demo import CLASSES, motifs
 
     images, labels = motifs("train" if split == "all" else split)
-    return Source(images, labels, np.full(len(labels), -1), list(CLASSES), np.arange(len(labels)))
+    rows, no_groups = np.arange(len(labels)), np.full(len(labels), -1)
+    return SplitSamples(data=images, labels=labels, groups=no_groups, classes=list(CLASSES), rows=rows)
 
 
 def _num(plan: ViewPlan, role: Role) -> int:

@@ -12,7 +12,6 @@ import csv
 import glob
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import numpy as np
 from multissl import registry
 from multissl.modalities.paired.keys import folder_members, keyed, tar_members
 from multissl.modalities.paired.parts import Bad, Options, Pairs, cells_of, joined, made, only
-from multissl.sources.opening import braces, test_file
-from multissl.sources.payloads import PATHS, WORDS, Rows
+from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
+from multissl.sources.parquet import ParquetRows
 
 TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 FILES = (".tar", ".parquet", *TABLES, *LINES)
@@ -34,8 +33,8 @@ def read_pairs(path: str, options: Options) -> Pairs:
     place = os.path.expanduser(path)
     if os.path.isdir(place):
         return keyed(folder_members(place), options)
-    files = [place, *test_file(place)] if os.path.isfile(place) else []
-    files = files or sorted(p for part in braces(place) for p in glob.glob(part))
+    files = [place, *find_test_file(place)] if os.path.isfile(place) else []
+    files = files or sorted(p for part in expand_braces(place) for p in glob.glob(part))
     if not files:
         raise ValueError(
             "no such file or folder; give a folder, tar or parquet shards, a .csv or .jsonl file"
@@ -51,8 +50,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
             pairs = parquet_rows(file, options)
         else:
             pairs = table_rows(file, *(csv_rows(file) if suffix in TABLES else json_rows(file)), options)
-        words = re.split(r"[^a-z0-9]+", Path(file).stem.lower())
-        word = next((WORDS[w] for w in words if w in WORDS), "") if len(files) > 1 or suffix == ".tar" else ""
+        word = split_in_name(file) if len(files) > 1 or suffix == ".tar" else ""
         found.append(pairs if any(pairs.tags) or not word else pairs._replace(tags=[word] * len(pairs.tags)))
     return joined(found)
 
@@ -138,7 +136,7 @@ def parquet_rows(path: str, options: Options) -> Pairs:
     pairs = made([_row(r, taken, "", options) for r in table], table, options, found, keep_all=True)
     parts, has = dict(pairs.parts), dict(pairs.has)
     for column, stream in files.items():
-        parts[stream] = Rows(path, column, counts)
+        parts[stream] = ParquetRows(path, column, counts)
         has[stream] = _filled(file, column, parts[stream])
     return only(pairs._replace(parts=parts, has=has), table, options)
 

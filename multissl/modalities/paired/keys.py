@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multissl.modalities.paired.parts import Bad, Options, Pairs, cells_of, made
-from multissl.sources.opening import walk
-from multissl.sources.payloads import WORDS, Slice, class_folders
+from multissl.sources.folder import walk
+from multissl.sources.names import read_folders
+from multissl.sources.payloads import Slice
 
 
 class Member(NamedTuple):
@@ -61,11 +62,9 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
         fields.append(told)
         rows.append({} if isinstance(told, Bad) else _payloads(key, found, told, options))
     kinds = Counter(suffix for found in keys.values() for suffix in found)
-    folders = [key.split("/") for key in keys]
-    tags = [WORDS.get(f[0].lower(), "") if len(f) > 1 else "" for f in folders]
-    classes = class_folders([f[1:] for f in folders] if "" not in tags else folders)
+    classes, tags = read_folders([key.split("/") for key in keys])
     found = ", ".join(s for s, _ in kinds.most_common(8)) or "nothing"
-    return made(rows, fields, options, found, classes, tags if "" not in tags else [""] * len(tags))
+    return made(rows, fields, options, found, classes, tags)
 
 
 def _fields(found: dict[str, Member]) -> dict[str, Any] | Bad:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from multissl.registry import suggest
-from multissl.sources.payloads import LABELS, WORDS, Joined, Label
+from multissl.sources.base import Label
+from multissl.sources.names import LABELS, SPLIT_WORDS
+from multissl.sources.payloads import Joined
 
 
 class Wanted(NamedTuple):
@@ -101,7 +103,7 @@ def made(
     label, group = label_of(options, known), group_of(options, known)
     labels = [_value(f.get(label)) for f in fields] if label else list(folders) or [None] * len(rows)
     groups: list[Label] = [_value(f.get(group)) if group else None for f in fields]
-    said = [WORDS.get(str(f.get("split") or "").lower(), "") for f in fields]
+    said = [SPLIT_WORDS.get(str(f.get("split") or "").lower(), "") for f in fields]
     parts: dict[str, Sequence[Any]] = {}
     for stream in options.streams:
         parts[stream] = [

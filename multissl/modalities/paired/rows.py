@@ -18,9 +18,10 @@ from multissl.contract.data import Sample, Samples
 from multissl.contract.modality import Modality
 from multissl.modalities.paired.files import read_pairs
 from multissl.modalities.paired.parts import Options, Pairs, Some, Wanted, joined, spread
-from multissl.sources.opening import classes_of, numbered, split_rows
-from multissl.sources.payloads import Joined, Label, Listing
-from multissl.sources.payloads import Rows as ParquetRows
+from multissl.sources.base import Label, Listing
+from multissl.sources.parquet import ParquetRows
+from multissl.sources.payloads import Joined
+from multissl.sources.splits import classes_of, numbered, split_rows
 
 log = logging.getLogger("multissl")
 FILE_NAME = re.compile(

@@ -21,8 +21,11 @@ import numpy as np
 from multissl import registry
 from multissl.contract.data import Sample, Samples
 from multissl.modalities.text.tokenizer import Tokens
-from multissl.sources.opening import classes_of, open_source, split_rows
-from multissl.sources.payloads import LABELS, WORDS, Label, Listing, Slice, pick
+from multissl.sources.base import Label, Listing
+from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_name
+from multissl.sources.opening import open_source
+from multissl.sources.payloads import Slice
+from multissl.sources.splits import classes_of, split_rows
 
 FILES = (".txt", ".md", ".rst")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -108,8 +111,7 @@ def _listing(path: str, column: str, label: str) -> Listing:
     if not os.path.isfile(path):
         raise ValueError("no such file or folder; give a .txt, .jsonl, .csv or .parquet file, or a folder")
     suffix = Path(path).suffix.lower()
-    word = next((WORDS[w] for w in re.split(r"[^a-z0-9]+", Path(path).stem.lower()) if w in WORDS), "")
-    beside = path if word != "train" else re.sub(r"(?i)train(?=[^/\\]*$)", "test", path)
+    beside = path if split_in_name(path) != "train" else re.sub(r"(?i)train(?=[^/\\]*$)", "test", path)
     parts = [_read(path, suffix, column, label)]
     if beside != path and os.path.isfile(beside):
         parts.append(_read(beside, suffix, column, label))
@@ -118,7 +120,7 @@ def _listing(path: str, column: str, label: str) -> Listing:
         texts += some
         labels += given
         split = ("train" if len(parts) > 1 else "") if number == 0 else "test"
-        tags += [WORDS.get(t.lower(), "") for t in told] if any(told) else [split] * len(some)
+        tags += [SPLIT_WORDS.get(t.lower(), "") for t in told] if any(told) else [split] * len(some)
     if not any(isinstance(t, str) for t in texts):
         raise ValueError(
             f"the file holds no text{': ' + next(t.reason for t in texts if isinstance(t, Bad)) if texts else ''}"
@@ -161,11 +163,11 @@ def _columns(known: list[str], column: str, label: str) -> tuple[list[str], str]
     twice = sorted({name for name in known if known.count(name) > 1})
     if twice:
         raise ValueError(f"two columns are called {twice[0]!r}: rename one")
-    wanted = [c.strip() for c in column.split(",")] if column else [pick(known, COLUMNS)]
+    wanted = [c.strip() for c in column.split(",")] if column else [pick_column(known, COLUMNS)]
     for name in (*wanted, *([label] if label else [])):
         if name not in known:
             raise ValueError(f"there is no column {name!r}, only {', '.join(known) or 'none'}")
-    return wanted, label or pick(known, LABELS, wanted=False)
+    return wanted, label or pick_column(known, LABELS, required=False)
 
 
 def _csv(path: str, delimiter: str) -> tuple[list[Any], list[str]]:

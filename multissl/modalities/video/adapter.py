@@ -46,8 +46,8 @@ from multissl.modalities.video.masks import (
     place_masks,
 )
 from multissl.random import RowRandom
-from multissl.sources.opening import Source
 from multissl.sources.payloads import describe_file
+from multissl.sources.splits import SplitSamples
 
 LIMITS = {
     **dict.fromkeys(("size", "local_size", "frames", "patch", "tubelet", "stride"), (1, math.inf)),
@@ -158,7 +158,7 @@ class Video(Modality):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, SplitSamples] = {}
         self._statistics = (tuple(cfg.mean), tuple(cfg.std))
         self.patch = (cfg.tubelet, cfg.patch, cfg.patch)
         side = cfg.size // cfg.patch
@@ -359,12 +359,13 @@ class Video(Modality):
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
 
 
-def _demo(split: str) -> Source:
+def _demo(split: str) -> SplitSamples:
     from multissl.modalities.video.demo import CLASSES, scenes
 
     videos = scenes("train" if split == "all" else split)
     count = len(videos)
-    return Source(videos, videos.labels, np.full(count, -1), list(CLASSES), np.arange(count))
+    rows, no_groups = np.arange(count), np.full(count, -1)
+    return SplitSamples(data=videos, labels=videos.labels, groups=no_groups, classes=list(CLASSES), rows=rows)
 
 
 def _num(plan: ViewPlan, role: Role) -> int:

@@ -24,9 +24,11 @@ from multissl.contract.data import Sample, Unreadable
 from multissl.modalities.image.files import decode
 from multissl.modalities.video.clips import Clip
 from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
-from multissl.sources import payloads as readers
-from multissl.sources.opening import Source, natural_key, open_source, source_of
-from multissl.sources.payloads import WORDS, Listing, Paths, Slice
+from multissl.sources.base import Listing
+from multissl.sources.names import natural_key, read_folders
+from multissl.sources.opening import open_source
+from multissl.sources.payloads import Paths, Slice
+from multissl.sources.splits import SplitSamples, select_split
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
 FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -258,7 +260,7 @@ class Array(Clip):
         return some if some.shape[-1] == 3 else some.repeat(3, -1)
 
 
-def open_videos(path: str, split: str) -> Source:
+def open_videos(path: str, split: str) -> SplitSamples:
     """The videos of a split: files as `open_source` finds them, else every folder that holds pictures."""
     if os.path.isdir(path):
         names = [os.path.join(at, n) for at, _, files in os.walk(path) for n in files]
@@ -268,7 +270,7 @@ def open_videos(path: str, split: str) -> Source:
             )
             if folders:
                 try:
-                    return source_of(frame_folders(path, folders), split)
+                    return select_split(frame_folders(path, folders), split)
                 except ValueError as error:
                     raise ValueError(f"modality.data={path!r}: {error}") from None
     return open_source(path, split, SUFFIXES, kind="video")
@@ -278,8 +280,5 @@ def frame_folders(root: str, folders: list[str]) -> Listing:
     """Folders of frames below a root, `[split/][class/]video`, as a listing."""
     if "" in folders:
         raise ValueError("pictures lie in the folder itself: want a folder of frames for each video below it")
-    parts = [f.split(os.sep) for f in folders]
-    tags = [WORDS.get(p[0].lower(), "") if len(p) > 1 else "" for p in parts]
-    tagged = "" not in tags
-    labels = readers.class_folders([p[1:] for p in parts] if tagged else parts)
-    return Listing(Paths(root, folders), labels, tags if tagged else [""] * len(tags))
+    labels, tags = read_folders([folder.split(os.sep) for folder in folders])
+    return Listing(Paths(root, folders), labels, tags)

@@ -1,0 +1,89 @@
+"""The class at the door of this room: a source lists the samples that lie at a path.
+
+A listing says where the data of every sample lies and what is known of it; the data itself is read later, one sample at
+a time and by the modality. Sources hold no state: listings are kept by `opening`, as long as the stamp stays equal.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from multissl import registry
+
+Label = int | str | None
+"""The class or the group of a sample: a number, a name, or None where it has none."""
+
+
+class Request(NamedTuple):
+    """What a modality looks for, and where."""
+
+    path: str
+    suffixes: tuple[str, ...]
+    """The file types of its samples in lower case, the preferred one first: `(".png", ".jpg")`."""
+    kind: str
+    """What a sample is called: the column of a table that holds it, and the word in messages."""
+
+
+class Listing(NamedTuple):
+    """All samples of a source: their data by position, and what is known of each."""
+
+    data: Sequence[Any]
+    labels: Sequence[Label]
+    tags: Sequence[str]
+    """The split of every sample: train, val, test, or "" where the source says nothing."""
+    groups: Sequence[Label] | None = None
+
+
+class Source(ABC):
+    """A format or a place that samples lie in; it is made without arguments and holds no state."""
+
+    @abstractmethod
+    def matches(self, path: str) -> bool:
+        """Return whether this source opens what a path names."""
+
+    @abstractmethod
+    def stamp(self, request: Request) -> Hashable:
+        """Return what the listing depends on, such as the names, sizes and times of files, without opening them.
+
+        The listing is kept and used again as long as the stamp stays equal.
+        """
+
+    @abstractmethod
+    def list_samples(self, request: Request) -> Listing:
+        """List all samples; raise a ValueError that says what was found instead where there are none."""
+
+
+class FileSource(Source):
+    """A source that is one file, known by its suffix."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+    """The suffixes it opens in lower case: `(".csv", ".tsv")`."""
+
+    def matches(self, path: str) -> bool:
+        """Return whether the path is a file with one of the suffixes."""
+        return os.path.exists(path) and not os.path.isdir(path) and suffix_of(path) in self.suffixes
+
+    def stamp(self, request: Request) -> Hashable:
+        """Return the size and the time of the file."""
+        return file_stamps([request.path])
+
+
+def known_sources() -> Iterator[Source]:
+    """Yield every registered source, ours first; those of other packages are imported when their turn comes."""
+    for name in registry.names("sources"):
+        yield registry.resolve(name, "sources")()
+
+
+def file_stamps(paths: Iterable[str]) -> tuple[tuple[str, int, int], ...]:
+    """Return path, size in bytes and time of the last change in nanoseconds of every file."""
+    stats = ((path, os.stat(path)) for path in paths)
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def suffix_of(path: str) -> str:
+    """Return the suffix of a file name in lower case, with its dot."""
+    return Path(path).suffix.lower()

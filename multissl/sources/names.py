@@ -1,0 +1,86 @@
+"""What the names of files, folders and columns say: the split, the class and the order of samples.  State: none."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""The split that a word names, in names of folders and shards and in the column `split` of tables."""
+PATHS = ("path", "file", "filename", "file_name")
+"""What columns of paths are called, the preferred name first."""
+LABELS = ("label", "labels", "class", "target", "fine_label")
+"""What columns of classes are called, the preferred name first."""
+
+
+def split_in_name(path: str) -> str:
+    """Return the split that a word of a file's name names, as in `x-train-0.tar`; "" where none does."""
+    words = re.split(r"[^a-z0-9]+", Path(path).stem.lower())
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "")
+
+
+def read_folders(parts: list[list[str]]) -> tuple[list[str | None], list[str]]:
+    """Return the class and the split of files from their paths `[split/][class/]...`, each path as a list of names.
+
+    The first folders are splits only where every path begins with the name of one.
+    """
+    splits = [SPLIT_WORDS.get(path[0].lower(), "") if len(path) > 1 else "" for path in parts]
+    if "" in splits:
+        return class_folders(parts), [""] * len(parts)
+    return class_folders([path[1:] for path in parts]), splits
+
+
+def class_folders(parts: list[list[str]]) -> list[str | None]:
+    """Return the first folder of each path where every file lies in one, else None for all."""
+    classes = [path[0] if len(path) > 1 else None for path in parts]
+    return classes if None not in classes else [None] * len(parts)
+
+
+def pick_column(columns: Sequence[str], candidates: Sequence[str], required: bool = True) -> str:
+    """Return the first candidate that is a column; where none is, raise an error, or return "" if not required."""
+    column = next((name for name in candidates if name in columns), "")
+    if required and not column:
+        raise ValueError(f"want a column {' or '.join(candidates)}, found {', '.join(columns) or 'none'}")
+    return column
+
+
+def find_test_file(path: str) -> list[str]:
+    """Return the test file that lies beside a train file and is named like it, as a list of one; [] for none."""
+    name = re.sub(r"(?i)(?<![a-z0-9])train(?![a-z0-9])", "test", os.path.basename(path))
+    beside = os.path.join(os.path.dirname(path), name)
+    return [beside] if beside != path and os.path.isfile(beside) else []
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the patterns that `a{1..3}.tar` and `a{b,c}.tar` stand for, in order."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if not braces:
+        return [pattern]
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", braces[1]):
+        choices = [str(i).zfill(len(span[1])) for i in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        choices = braces[1].split(",")
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [expanded for choice in choices for expanded in expand_braces(before + choice + after)]
+
+
+def natural_key(name: str) -> tuple[list[Any], str]:
+    """Return a key that sorts the files of a sequence as people count: frame2.png before frame10.png.
+
+    Runs of decimal digits, of any script, compare as whole numbers, all else as text without case. The suffix is left
+    out, so that a plain name comes before its numbered ones; names equal so far, such as frame1 and frame01, compare as
+    they are written. The order is total and does not depend on the file system or the locale.
+    """
+    parts: list[Any] = re.split(r"(\d+)", os.path.splitext(name)[0].casefold())
+    for place in range(1, len(parts), 2):  # text and numbers take turns
+        digits = "".join(str(unicodedata.decimal(c)) for c in parts[place]).lstrip("0")
+        parts[place] = (len(digits), digits)  # as an int it would have a longest length
+    return parts, name

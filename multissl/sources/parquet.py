@@ -1,0 +1,68 @@
+"""Parquet shards: a column of bytes, of structs of bytes and path, or of paths, and a column of labels.
+
+Cells are read by row group when a sample is drawn, and the last row groups read stay in memory, up to `CACHED` bytes
+per shard and process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from multissl import registry
+from multissl.sources.base import Label, Request
+from multissl.sources.names import LABELS, PATHS, pick_column
+from multissl.sources.payloads import cell_payload
+from multissl.sources.shards import ShardSource
+
+CACHED = 256 << 20
+"""Bytes of row groups that a shard keeps in memory."""
+
+
+class ParquetSource(ShardSource):
+    """The rows of a parquet file."""
+
+    suffixes = (".parquet",)
+
+    def read_shard(self, path: str, request: Request) -> tuple[Sequence[Any], Sequence[Label]]:
+        """Return the cells of the column that is called like the kind of sample, and the labels."""
+        file = registry.require("pyarrow.parquet").ParquetFile(path)
+        columns = file.schema_arrow.names
+        kind = request.kind
+        column = pick_column(columns, (kind, f"{kind}_bytes", "bytes", "img", *PATHS))
+        label = pick_column(columns, LABELS, required=False)
+        labels = file.read([label])[label].to_pylist() if label else [None] * file.metadata.num_rows
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        return ParquetRows(path, column, counts), labels
+
+
+class ParquetRows(Sequence[Any]):
+    """The cells of a parquet column, read by row group."""
+
+    def __init__(self, path: str, column: str, counts: list[int]) -> None:
+        """Take the number of rows in every row group as `counts`."""
+        self.path, self.column, self.counts = path, column, counts
+        self.ends = list(itertools.accumulate(counts))
+        self.groups: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "groups": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        number = int(np.searchsorted(self.ends, row, side="right"))
+        if number not in self.groups:
+            table = registry.require("pyarrow.parquet").ParquetFile(self.path)
+            self.groups[number] = table.read_row_group(number, columns=[self.column])[self.column]
+            while len(self.groups) > 1 and sum(g.nbytes for g in self.groups.values()) > CACHED:
+                self.groups.popitem(last=False)
+        self.groups.move_to_end(number)
+        cell = self.groups[number][row - self.ends[number] + self.counts[number]].as_py()
+        return cell_payload(cell, os.path.dirname(self.path))

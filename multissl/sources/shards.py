@@ -1,0 +1,88 @@
+"""Shards: files that each hold many samples. Several of them, one after the other, are one source.
+
+A word in a shard's name (train, val, test) is the split of its samples. A new format of shards derives from
+`ShardSource`; it is then also found in folders and by patterns.  State: none.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from abc import abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from multissl.sources.base import (
+    FileSource,
+    Label,
+    Listing,
+    Request,
+    Source,
+    file_stamps,
+    known_sources,
+    suffix_of,
+)  # fmt: skip
+from multissl.sources.names import expand_braces, find_test_file, split_in_name
+from multissl.sources.payloads import Joined
+
+
+class ShardSource(FileSource):
+    """A format of shards; the test shard that lies beside a train shard belongs to it."""
+
+    @abstractmethod
+    def read_shard(self, path: str, request: Request) -> tuple[Sequence[Any], Sequence[Label]]:
+        """Return the payloads of one shard and their labels."""
+
+    def stamp(self, request: Request) -> Hashable:
+        """Return the size and the time of the shard and of its test shard."""
+        return file_stamps([request.path, *find_test_file(request.path)])
+
+    def list_samples(self, request: Request) -> Listing:
+        """List the samples of the shard, then those of its test shard."""
+        return list_shards([request.path, *find_test_file(request.path)], request)
+
+
+class PatternSource(Source):
+    """The shards that a pattern names: `data/*.tar`, `data/{00..12}.tar`, `data/{a,b}.parquet`."""
+
+    def matches(self, path: str) -> bool:
+        """Return whether the path is no file or folder itself but names some."""
+        return not os.path.exists(path) and bool(_named_files(path))
+
+    def stamp(self, request: Request) -> Hashable:
+        """Return the size and the time of every shard."""
+        return file_stamps(_named_files(request.path))
+
+    def list_samples(self, request: Request) -> Listing:
+        """List the samples of all shards in order of their names."""
+        return list_shards(_named_files(request.path), request)
+
+
+def _named_files(pattern: str) -> list[str]:
+    return sorted(path for part in expand_braces(pattern) for path in glob.glob(part))
+
+
+def shard_formats() -> dict[str, ShardSource]:
+    """Return the known formats of shards by suffix."""
+    formats = [source for source in known_sources() if isinstance(source, ShardSource)]
+    return {suffix: source for source in formats for suffix in source.suffixes}
+
+
+def list_shards(paths: Sequence[str], request: Request) -> Listing:
+    """List the samples of several shards, one after the other; their formats may differ."""
+    formats = shard_formats()
+    data: list[Sequence[Any]] = []
+    labels: list[Label] = []
+    tags: list[str] = []
+    for path in paths:
+        if suffix_of(path) not in formats:
+            raise ValueError(f"{path} is no shard; a pattern names {' or '.join(formats)} files")
+        shard_data, shard_labels = formats[suffix_of(path)].read_shard(path, request)
+        data.append(shard_data)
+        labels += shard_labels
+        tags += [split_in_name(path)] * len(shard_labels)
+    if not tags:
+        raise ValueError(
+            f"no {request.kind}s in {', '.join(paths[:3])}; looked for {', '.join(request.suffixes)}"
+        )
+    return Listing(Joined(data), labels, tags)

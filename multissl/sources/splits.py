@@ -1,0 +1,106 @@
+"""The samples of one split: as the source tags them, with every tenth one for validation where nothing is tagged so.
+
+Samples of one group stay in one split.
+Shapes: S samples of a listing.  State: none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from multissl.contract.data import Sample, Samples
+from multissl.sources.base import Label, Listing
+
+
+class SplitSamples(Samples):
+    """The samples of one split of a listing; `classes` names the labels where they have names."""
+
+    def __init__(
+        self,
+        *,
+        data: Sequence[Any] | np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        classes: list[str],
+        rows: np.ndarray,
+    ) -> None:
+        """Take what is known of all S samples, and the positions `rows` of those in this split."""
+        self.data, self.labels, self.groups, self.classes, self.rows = data, labels, groups, classes, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def class_numbers(self) -> list[int]:
+        """Return the label of every sample, -1 without one."""
+        return self.labels[self.rows].tolist()
+
+    def __getitem__(self, index: int) -> Sample:
+        row = int(self.rows[index])
+        return Sample(self.data[row], index, int(self.labels[row]), int(self.groups[row]))
+
+
+def select_split(listing: Listing, split: str) -> SplitSamples:
+    """Return the samples of a split of a listing, labels and groups numbered."""
+    rows = split_rows(listing, split)
+    labels, classes = classes_of(listing.labels)
+    groups = numbered(listing.groups)[0] if listing.groups else np.full(len(labels), -1)
+    return SplitSamples(data=listing.data, labels=labels, groups=groups, classes=classes, rows=rows)
+
+
+def split_rows(listing: Listing, split: str) -> np.ndarray:
+    """Return the positions of a split: "train", "val", "test", or "all" for all but a test split.
+
+    Validation samples are taken out of the training samples where none are tagged so.
+    """
+    tags, everyone = np.array(listing.tags, dtype=object), np.arange(len(listing.tags))
+    present = set(listing.tags)
+    if present == {"test"} and split in ("test", "all"):
+        return everyone
+    if split == "all":
+        return everyone[tags != "test"]
+    tagged = "" not in present and len(present) > 1
+    if tagged and split in present and (split != "train" or "val" in present):
+        return everyone[tags == split]
+    pool = everyone[tags == "train"] if tagged else everyone
+    if split not in ("train", "val") or not len(pool):
+        has = ", ".join(sorted(present)) if tagged else "train, val (every tenth sample), all"
+        raise ValueError(f"has no {split} split; it has {has}")
+    held_out = _every_tenth(listing.groups, pool)
+    if split == "val" and not held_out.any():
+        raise ValueError("a single sample leaves none for validation: add samples, or switch evaluation off")
+    return pool[held_out if split == "val" else ~held_out]
+
+
+def _every_tenth(groups: Sequence[Label] | None, pool: np.ndarray) -> np.ndarray:
+    """Return True for every tenth sample of the pool, or for every tenth group; for the last one of fewer than ten."""
+    keys = [
+        row if groups is None or groups[row] in (None, -1, "") else f"g{groups[row]}" for row in pool.tolist()
+    ]
+    order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    if 1 < len(order) < 10:
+        return np.array([order[key] == len(order) - 1 for key in keys], dtype=bool)
+    return np.array([order[key] % 10 == 9 for key in keys], dtype=bool)
+
+
+def numbered(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
+    """Return labels as int64 [S], -1 for none, and the names of the classes in order.
+
+    Labels that are whole numbers stay as they are and have no names.
+    """
+    known = {label for label in labels if label is not None and label != ""}
+    if all(re.fullmatch(r"-?\d+", str(label)) for label in known):
+        numbers = [-1 if label is None or label == "" else int(label) for label in labels]
+        return np.array(numbers, dtype=np.int64), []
+    classes = sorted(map(str, known))
+    place = {name: i for i, name in enumerate(classes)}
+    return np.array([place.get(str(label), -1) for label in labels], dtype=np.int64), classes
+
+
+def classes_of(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
+    """Return what `numbered` returns, but no labels where all samples are of one class, which says nothing."""
+    numbers, classes = numbered(labels)
+    return (numbers, classes) if len(set(numbers.tolist())) > 1 else (np.full(len(numbers), -1), [])
