@@ -59,7 +59,7 @@ GUESSES = {
     "encoders.huggingface": "networks and configs of transformers",
     "encoders.timm": "networks of timm, of which each has other attributes",
     "parallel": "sharded tensors and plain ones",
-    "sources.payloads": "data sets of torchvision and datasets",
+    "sources.torchvision": "data sets of torchvision",
     "modalities.image.files": "pictures of Pillow, of which only some formats have pages",
     "modalities.rl.envs": "environments of gymnasium, of which Atari's hold an emulator",
     "modalities.rl.replay": "members of a file of arrays",
