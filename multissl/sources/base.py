@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from multissl import registry
@@ -85,5 +84,5 @@ def file_stamps(paths: Iterable[str]) -> tuple[tuple[str, int, int], ...]:
 
 
 def suffix_of(path: str) -> str:
-    """Return the suffix of a file name in lower case, with its dot."""
-    return Path(path).suffix.lower()
+    """Return the suffix of a file name in lower case, with its dot; "" for none."""
+    return os.path.splitext(path)[1].lower().removesuffix(".")

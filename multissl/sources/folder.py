@@ -26,13 +26,13 @@ class FolderSource(Source):
     def stamp(self, request: Request) -> Hashable:
         """Return a digest of the names of all files, and the size and the time of shards."""
         files = sorted(walk(request.path))
-        shards = [] if _wanted(files, request) else _shards(files, request)
+        shards = [] if any(_is_wanted(name, request) for name in files) else _shards(files, request)
         return hashlib.sha256(os.fsencode("\0".join(files))).digest(), file_stamps(shards)
 
     def list_samples(self, request: Request) -> Listing:
         """List the files of the wanted types, else the samples of the shards."""
         files = sorted(walk(request.path))
-        names = _wanted(files, request)
+        names = [name for name in files if _is_wanted(name, request)]
         if names:
             labels, tags = read_folders([name.split(os.sep) for name in names])
             return Listing(Paths(request.path, names), labels, tags)
@@ -46,8 +46,8 @@ class FolderSource(Source):
         )
 
 
-def _wanted(files: list[str], request: Request) -> list[str]:
-    return [name for name in files if suffix_of(name) in request.suffixes]
+def _is_wanted(name: str, request: Request) -> bool:
+    return suffix_of(name) in request.suffixes
 
 
 def _shards(files: list[str], request: Request) -> list[str]:
