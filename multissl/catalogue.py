@@ -102,6 +102,27 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9/]", "", text.lower())
 
 
+def lines(words: list[str]) -> list[str]:
+    """Return the lines of `multissl list` for the recipes that match; with words, what was measured stands below."""
+    found = matching(words)
+    if not found:
+        known = [*registry.RECIPES, *(word for each in entries() for word in _methods(each))]
+        raise ValueError(f"no recipe matches {' '.join(words)!r}{_suggest_word(words[-1], known)}")
+    text: list[str] = []
+    for each in found:
+        size, _, hardware = each.size.partition("; ")
+        said = "measured" if each.is_measured else UNMEASURED
+        text.append(f"  {each.name:<28} {size:<42} {said if each.size else '':<11} {each.line}")
+        if words and each.is_measured:
+            text.append(f"  {'':<28} {hardware.rstrip('.'):<42} {each.measured}")
+    return text
+
+
+def _suggest_word(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else "; multissl list names them all"
+
+
 def recipes_of_method(name: str) -> list[str]:
     """Return the recipes of a method ("simclr", "image/simclr"): by name, else by first line."""
     part, _, method = name.rpartition("/")

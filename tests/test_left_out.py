@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multissl import catalogue, cli
+from multissl import catalogue, cli, options
 from multissl.contract.evaluator import Evaluator
 from multissl.evaluators.few_labels import FewLabels
 from multissl.evaluators.knn import KNN
@@ -29,7 +29,7 @@ SMALL = ["--modality.episodes", "4", "--modality.steps", "12", "--steps", "3", "
 
 def kept(*args: str) -> list[str]:
     """The evaluators of a recipe under some options."""
-    return [*cli.open_recipe(args[0], [*args[1:]])[0].evals]
+    return [*options.open_recipe(args[0], [*args[1:]])[0].evals]
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_all_evaluators_are_left_out_in_every_spelling(spelling: list[str]) -> N
 @pytest.mark.parametrize("spelling", [["--evals.knn", "none"], ["--evals.knn=none"], ["evals.knn=none"]])
 def test_one_evaluator_is_left_out_and_others_keep_their_options(spelling: list[str]) -> None:
     assert kept("image", *spelling) == ["linear", "collapse"]
-    recipe = cli.open_recipe("image", [*spelling, "--evals.linear.every", "10", "evals.collapse.samples=7"])[
-        0
-    ]
-    options: Any = recipe.evals
-    assert [*options] == ["linear", "collapse"]
-    assert (options["linear"].every, options["collapse"].samples) == (10, 7)
+    recipe = options.open_recipe(
+        "image", [*spelling, "--evals.linear.every", "10", "evals.collapse.samples=7"]
+    )[0]
+    evals: Any = recipe.evals
+    assert [*evals] == ["linear", "collapse"]
+    assert (evals["linear"].every, evals["collapse"].samples) == (10, 7)
     assert kept("image", *spelling, "--evals.linear", "none") == ["collapse"]
 
 
@@ -60,12 +60,16 @@ def test_a_name_may_be_spelt_with_hyphens() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluators_of_every_recipe_can_be_left_out(name: str) -> None:
     recipe = catalogue.find(name)()
-    assert cli.leave_out(recipe, ["--steps", "3", "--evals", "none"]) == ["--steps", "3"]
-    assert recipe.evals == {}
-    recipe = catalogue.find(name)()
-    for each in [*recipe.evals]:
-        assert cli.leave_out(recipe, [f"--evals.{each}", "none"]) == []
-    assert recipe.evals == {}
+    assert options.apply(recipe, options.read(["--evals", "none"])).evals == {}
+    each = [word for evaluator in recipe.evals for word in (f"--evals.{evaluator}", "none")]
+    assert options.apply(recipe, options.read(each)).evals == {}
+
+
+def test_an_evaluator_is_added_by_its_name() -> None:
+    recipe, _ = options.open_recipe("image", ["--evals.few", "few_labels", "--evals.few.every", "7"])
+    assert isinstance(recipe.evals["few"], FewLabels.Config)
+    assert recipe.evals["few"].every == 7
+    assert [*recipe.evals][:-1] == kept("image")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.cli import override
 from multissl.configs.image import dino
 from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position
+from multissl.options import apply, read
 from multissl.recipe import Recipe, build
 from multissl.weights.files import save_weights
 from multissl.weights.layouts.dinov2 import to_dinov2
@@ -264,4 +264,4 @@ def test_every_way_out_of_the_message_works(tmp_path: Path, naming: str) -> None
         ways[1] = ["--encoders.image.position.grid", "7", "7"]
     assert ways[0 if naming == "shared" else 1] == ["--modality.size", "98"]
     for args in ways:
-        build(override(recipe_for(file), args), torch.device("cpu"))
+        build(apply(recipe_for(file), read(args)), torch.device("cpu"))

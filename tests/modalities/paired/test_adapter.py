@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from multissl import catalogue, cli
+from multissl import catalogue, options
 from multissl.contract.data import Batch, Sample, Unreadable
 from multissl.contract.plans import CLEAN, Plans, ViewPlan
 from multissl.encoders.mlp import MLPEncoder
@@ -330,7 +330,7 @@ def test_image_text_is_the_name_of_its_first_recipe() -> None:
 
 def test_members_and_sources_are_options_of_a_command() -> None:
     given = ["--data", "a.tar", "b.tar", "--modality.members.image.size", "64", "--modality.temperature=2"]
-    recipe, _, _ = cli.open_recipe("image_text", given)
+    recipe, _ = options.open_recipe("image_text", given)
     modality, own = recipe.modality, catalogue.find("image_text")().modality
     assert isinstance(modality, Paired.Config)
     assert isinstance(own, Paired.Config)

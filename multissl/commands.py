@@ -1,0 +1,143 @@
+"""The outer parser: which commands there are, their own flags, and the help on them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, NoReturn
+
+from multissl import option_help
+from multissl.registry import suggest
+
+DESCRIPTION = "Self-supervised learning beyond images."
+EPILOG = """\
+examples
+  multissl list image                      recipes of a part; also a word such as resnet50
+  multissl train image --data FOLDER       run a recipe; the same command resumes it
+  multissl train image --help              all options of the recipe
+  multissl encode runs/image --data MORE --out features.parquet
+"""
+RECIPE_OPTIONS = """\
+Options of a recipe are typed as --a.b VALUE, --a.b=VALUE or a.b=VALUE; `multissl train NAME --help` lists them all.
+What most runs change:
+"""
+SHELLS = """\
+bash   eval "$(multissl completion bash)"   in ~/.bashrc
+zsh    eval "$(multissl completion zsh)"    in ~/.zshrc
+fish   multissl completion fish > ~/.config/fish/completions/multissl.fish
+"""
+RECIPE = {"metavar": "NAME", "nargs": "?", "default": ""}
+FOLDER = {"metavar": "RUN", "nargs": "?", "default": "", "help": "folder of the run"}
+NAMES = "a name of `multissl list`, file.py[:function], .json or .yaml"
+COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
+    "train": (
+        "train a recipe",
+        "NAME [--out FOLDER] [--restart] [options of the recipe]",
+        {
+            "name": {**RECIPE, "help": NAMES},
+            "--out": {
+                "metavar": "FOLDER",
+                "help": "the run (default runs/NAME); the same command resumes it",
+            },
+            "--restart": {
+                "action": "store_true",
+                "help": "set an old run in that folder aside and start again",
+            },
+        },
+    ),
+    "list": (
+        "list recipes, with size and whether measured, and components",
+        "[WORD ...] [--matrix]",
+        {
+            "words": {
+                "metavar": "WORD",
+                "nargs": "*",
+                "help": "recipes of a part (image), or with a word in name, first line or size (resnet50)",
+            },
+            "--matrix": {"action": "store_true", "help": "which objective runs on which modality, as tested"},
+        },
+    ),
+    "show": (
+        "print a recipe with all its options as JSON",
+        "NAME [options of the recipe]",
+        {"name": {**RECIPE, "help": NAMES}},
+    ),
+    "eval": ("evaluate a finished run again", "RUN", {"name": FOLDER}),
+    "encode": (
+        "write the features of all samples as a table, by the encoder of a run or of a recipe",
+        "RUN|NAME --out FILE [--data PATH] [--split SPLIT] [--stream STREAM]",
+        {
+            "name": {
+                **FOLDER,
+                "metavar": "RUN|NAME",
+                "help": "folder of a run, or a recipe with its options",
+            },
+            "--out": {"metavar": "FILE", "default": "", "help": "the table, .parquet or .csv"},
+            "--split": {"metavar": "SPLIT", "default": "", "help": "one split instead of all"},
+            "--stream": {"metavar": "STREAM", "default": "", "help": "which stream, where a run has several"},
+        },
+    ),
+    "report": ("write the report.html of a run again", "RUN", {"name": FOLDER}),
+    "completion": (
+        "print a script that completes commands, recipes and options in a shell",
+        "bash|zsh|fish",
+        {"shell": {"metavar": "SHELL", "nargs": "?", "default": "", "help": "bash, zsh or fish"}},
+    ),
+}
+"""By name: what it does, its usage, and the arguments of its parser."""
+OF_RECIPES = ("train", "show", "encode")
+"""Commands that pass options on to a recipe."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words."""
+        message = re.sub(r"argument (\S+): expected one argument", r"\1 wants a value", message)
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def parser_of(command: str) -> Parser:
+    """Return the parser of a command's own words; options of recipes are left to its caller."""
+    does, usage, arguments = COMMANDS[command]
+    epilog = SHELLS if command == "completion" else ""
+    if command in ("train", "show"):
+        epilog = RECIPE_OPTIONS + "\n".join(option_help.leading(None, 100))
+    parser = Parser(
+        f"multissl {command}",
+        usage=f"multissl {command} {usage}",
+        description=f"{does[0].upper()}{does[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    for name, options in arguments.items():
+        parser.add_argument(name, **options)
+    parser.add_argument("-h", "--help", action="store_true", help="print this help")
+    return parser
+
+
+def parse(command: str, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return a command's own words, and those that are left for a recipe; where it has none they are refused."""
+    parser = parser_of(command)
+    known, rest = parser.parse_known_args(words)
+    if rest and command not in OF_RECIPES and not known.help:
+        flags = [name for name in COMMANDS[command][2] if name.startswith("--")]
+        hint = suggest(rest[0], flags) if flags else f"; see multissl {command} --help"
+        raise ValueError(f"{command} does not take {rest[0]!r}{hint}")
+    return known, rest
+
+
+def outer_help() -> str:
+    """Return the help on all commands."""
+    lines = [
+        "usage: multissl COMMAND ...",
+        "",
+        DESCRIPTION,
+        "",
+        "commands (multissl COMMAND --help says more)",
+    ]
+    lines += [f"  {name:<12} {does}" for name, (does, _, _) in COMMANDS.items()]
+    return "\n".join([*lines, "  --version    print the version", "", EPILOG])
