@@ -30,11 +30,15 @@ class Recipe(Loop):
     """What is trained, on what, by what: the options of the loop and of every component."""
 
     modality: Modality.Config
+    """What turns data into views."""
     encoders: dict[str, Encoder.Config]
     """By stream; a modality of one stream has one."""
     objective: Objective.Config
+    """What turns features into a loss."""
     optim: Optimizer.Config = field(default_factory=AdamW.Config)
+    """The optimizer."""
     evals: dict[str, Evaluator.Config] = field(default_factory=dict)
+    """Evaluators, by the names of their metrics."""
     init: str = ""
     """Safetensors file or finished run whose encoder weights to start from."""
     locked: tuple[str, ...] = ()

@@ -31,8 +31,11 @@ class NatureEncoder(Encoder):
         dim: int = 256
         """Width of the code (CURL, and comparisons at equal width: 50)."""
         channels: tuple[int, ...] = (32, 64, 64)
+        """Output channels of each convolution."""
         kernels: tuple[int, ...] = (8, 4, 3)
+        """Kernel side of each convolution, in pixels."""
         strides: tuple[int, ...] = (4, 2, 1)
+        """Stride of each convolution, in pixels."""
 
         def __post_init__(self) -> None:
             counts = {len(self.channels), len(self.kernels), len(self.strides)}

@@ -37,6 +37,7 @@ class ResNetEncoder(Encoder):
         """Options of a ResNet."""
 
         depth: Literal[10, 18, 34, 50] = 18
+        """Layers, as the published networks are called."""
         width: int = 64
         """Channels of the first stage; each later stage doubles them."""
         stem: Literal["imagenet", "small"] = "imagenet"

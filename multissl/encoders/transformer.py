@@ -34,8 +34,11 @@ class TransformerEncoder(Encoder):
         """Options of a transformer."""
 
         dim: int = 384
+        """Channels of every token; a multiple of heads."""
         depth: int = 12
+        """Number of blocks."""
         heads: int = 6
+        """Attention heads of each block."""
         pooling: Pooling = "cls"
         """What stands for a view: the class token, the mean of the tokens, or the last one. Causal objectives
         need mean or last: the class token comes first and would see nothing."""
@@ -46,11 +49,13 @@ class TransformerEncoder(Encoder):
         layerscale: float = 0.0
         """Start of the learned factor on every residual branch (DINOv2: 1e-5); 0 leaves it out."""
         ffn: FFN = "mlp"
+        """Feed-forward part of a block: two linear layers with GELU, or SwiGLU."""
         ffn_ratio: float = 4.0
         """Hidden width over dim; swiglu takes two thirds of it."""
         registers: int = 0
         """Extra tokens without a place or a loss."""
         position: Position = field(default_factory=Position)
+        """How tokens are given their place."""
         conv_stem: bool = False
         """Convolutions of stride 2 instead of one linear a patch; helps small images and few steps."""
         freeze_patches: bool = False
@@ -63,6 +68,7 @@ class TransformerEncoder(Encoder):
         """The attention kernel. sdpa runs anywhere; varlen and xformers take all view sizes at once, on CUDA in half
         precision; installed packages may bring others."""
         norm_eps: float = 1e-6
+        """Number added to the variance in layer norms."""
         init_std: float = 0.02
         """Deviation of the initial weights of the blocks; 0: 1/sqrt(inputs), which narrow encoders need."""
 

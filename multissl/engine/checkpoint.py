@@ -31,6 +31,7 @@ class Save(Config):
     every: int = 1000
     """Steps between checkpoints; one more is written at the end and when the run is interrupted."""
     keep_last: int = 2
+    """Number of newest checkpoints that are kept, 1 or more."""
     keep_every: int = 0
     """Keep the checkpoints of these steps for good; 0 keeps none."""
 

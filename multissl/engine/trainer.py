@@ -45,7 +45,9 @@ class Loop(Config):
     batch_size: int = 256
     """Samples a step, over all ranks."""
     steps: int = 10_000
+    """Steps to train."""
     seed: int = 0
+    """Seed of initial weights, of views and of the order of samples."""
     clip: float = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
     clip_per: Literal["all", "module", "parameter"] = "all"
@@ -53,10 +55,15 @@ class Loop(Config):
     chunk: int = 0
     """Samples encoded at a time on a rank: exact large batches on small memory; 0 encodes all at once."""
     parallel: Parallel = field(default_factory=Parallel)
+    """How the run is distributed over devices."""
     data: Data = field(default_factory=Data)
+    """How samples are read."""
     save: Save = field(default_factory=Save)
+    """When checkpoints are written, and which are kept."""
     log_every: int = 10
+    """Steps between two lines of metrics."""
     tensorboard: bool = True
+    """Write TensorBoard events beside metrics.jsonl."""
     patience: int = 5
     """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped and dumped."""
 

@@ -39,6 +39,7 @@ class Collapse(Evaluator):
         """Options of the collapse check."""
 
         split: str = "val"
+        """Split whose features are checked."""
         samples: int = 2_000
         """Samples of the split, drawn with a fixed seed; 0: all. RankMe wants several times the width."""
         min_std: float = 0.1

@@ -74,6 +74,7 @@ class FewLabels(Evaluator):
         fine_tune: int = 0
         """Steps of fine-tuning the encoder on each draw; 0: none."""
         fine_tune_lr: float = 3e-4
+        """Learning rate of fine-tuning, more than 0."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)

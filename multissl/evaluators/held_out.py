@@ -93,6 +93,7 @@ class MaskedWord(HeldOut):
         """Options of hidden words."""
 
         count: int = 2_000
+        """Words or documents to measure, drawn with a fixed seed; 0 takes all."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
@@ -136,6 +137,7 @@ class BitsPerCharacter(HeldOut):
         """Options of running text."""
 
         count: int = 200
+        """Words or documents to measure, drawn with a fixed seed; 0 takes all."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)

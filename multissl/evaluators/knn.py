@@ -35,6 +35,7 @@ class KNN(Evaluator):
         k: tuple[int, ...] = (20,)
         """Neighbors that vote. The first is reported as top1, others as top1_k10 and so on."""
         temperature: float = 0.07
+        """Temperature of the votes: a neighbour counts exp((s - 1) / temperature) at cosine s."""
         split: str = "val"
         """Where the queries come from; the bank is the train split."""
         bank: int = 20_000

@@ -45,6 +45,7 @@ class Retrieval(Evaluator):
         """Options of retrieval."""
 
         split: str = "val"
+        """Split whose samples are searched."""
         candidates: int = 1000
         """Samples that ask and answer, drawn from the split with a fixed seed; 0: all."""
         k: tuple[int, ...] = (1, 5, 10)

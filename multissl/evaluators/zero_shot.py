@@ -49,6 +49,7 @@ class ZeroShot(Evaluator):
         templates: tuple[str, ...] = ("{}", "a photo of a {}.")
         """Descriptions; {} is the name of the class, its underscores made spaces."""
         split: str = "val"
+        """Split whose samples are classified."""
         samples: int = 5_000
         """Samples to classify, drawn from the split with a fixed seed; 0: all."""
         shuffles: int = 999

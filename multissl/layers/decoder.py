@@ -75,8 +75,11 @@ class Decoder(Component, Places):
         """Options of a decoder; the defaults are MAE's."""
 
         dim: int = 512
+        """Channels of every token inside the decoder; a multiple of heads."""
         depth: int = 8
+        """Number of blocks."""
         heads: int = 16
+        """Attention heads of each block."""
         init_std: float = 0.0
         """Deviation of the initial weights; 0: 1/sqrt(inputs), which is MAE's Xavier start on square layers."""
 

@@ -93,7 +93,9 @@ class MLPHead(Component, nn.Module):
         """Options of an MLP head."""
 
         hidden: int = 2048
+        """Channels of the hidden layers, 1 or more."""
         out: int = 256
+        """Channels of the output, 1 or more."""
         layers: int = 3
         """Linear layers; 1 is a single linear map."""
         norm: Norm = "batch"
@@ -154,13 +156,17 @@ class PrototypeHead(Component, nn.Module):
         prototypes: int = 4096
         """K; 1 to 4 thousand for small batches, 65,536 and more from a thousand samples a step."""
         bottleneck: int = 256
+        """Channels between the layers and the prototypes, 1 or more."""
         hidden: int = 2048
+        """Channels of the hidden layers, 1 or more."""
         layers: int = 3
         """Linear layers before the prototypes."""
         gain: Literal["trainable", "fixed", "none"] = "trainable"
         """Of the prototypes' weight norm: trainable (DINOv2), fixed at 1 (DINO), or no weight norm (DINOv3)."""
         norm: Literal["none", "batch"] = "none"
+        """Norm after every hidden linear layer; batch spans all ranks."""
         bias: bool = True
+        """Give the linear layers a bias."""
         init_std: float = 0.02
         """Deviation of the initial weights; 0: 1/sqrt(inputs), which narrow heads need."""
 

@@ -28,6 +28,7 @@ class Position(Config):
     """How tokens learn where they are."""
 
     kind: Literal["learned", "sincos", "none"] = "learned"
+    """Learned embeddings, fixed sines and cosines, or none."""
     offset: float = 0.1
     """Added to the tokens of an axis before the scale factor of a resampled table is taken; 0 resamples to
     the plain size. DINOv2 was trained with 0.1, its models with registers with 0."""

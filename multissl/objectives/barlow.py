@@ -44,6 +44,7 @@ class BarlowTwins(Objective):
         scale: float = 1.0
         """Of the whole loss; solo-learn takes 0.025 to 0.1."""
         projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=8192, out=8192))
+        """Head between the features and the loss."""
 
         def __post_init__(self) -> None:
             if self.redundancy < 0:

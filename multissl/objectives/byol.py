@@ -45,7 +45,9 @@ class BYOL(Objective):
         """Options of BYOL; SimSiam is target=student, a projector of 3 layers of 2048, a predictor of 512."""
 
         projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=4096, layers=2))
+        """Head between the features and the loss."""
         predictor: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=4096, layers=2))
+        """Head that predicts the teacher's projection from the student's."""
         use_predictor: bool = True
         """Without one, and without a teacher or a stopped gradient, everything becomes one point."""
         target: Literal["teacher", "student"] = "teacher"
@@ -55,6 +57,7 @@ class BYOL(Objective):
         teacher: Teacher.Config = field(
             default_factory=lambda: Teacher.Config(ema=0.996, buffers="keep", batch_norm="batch")
         )
+        """The slow copy of the student that makes the targets."""
         reduction: Literal["mean", "sum"] = "mean"
         """Over ordered pairs of views: their mean, or their sum as in the paper."""
         constant_predictor_lr: bool = False

@@ -51,11 +51,13 @@ class CAVMAE(Objective):
         contrast: float = 0.01
         """Weight of the contrast; each stream's rebuilding weighs 1."""
         temperature: float = 0.05
+        """Temperature of the contrast between streams, more than 0."""
         both_ways: bool = False
         """Contrast in both directions, the mean of them."""
         heads: int = 12
         """Of the joint block."""
         decoder: Decoder.Config = field(default_factory=lambda: Decoder.Config())
+        """Transformer that rebuilds hidden tokens of both streams."""
 
         def __post_init__(self) -> None:
             if not 0 < self.mask_ratio < 1:

@@ -42,6 +42,7 @@ class CLIP(Objective):
         temperature: float = 0.07
         """The first one, or the one."""
         learn_temperature: bool = True
+        """Train the temperature; otherwise it stays as it starts."""
         largest_scale: float = 100.0
         """Of a learned scale, 1 / temperature."""
         view: Literal["clean", "global"] = "clean"
@@ -49,6 +50,7 @@ class CLIP(Objective):
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(out=512, layers=1, norm="none")
         )
+        """Head of each stream into the shared space."""
 
         def __post_init__(self) -> None:
             if self.temperature <= 0:

@@ -60,10 +60,13 @@ class Data2Vec(Objective):
         min_target_std: float = 0.1
         """Alarm when the targets' deviation is below it after guard_steps steps; 0: never."""
         min_prediction_std: float = 0.01
+        """Raise an alarm when the predictions' deviation is below it after guard_steps steps; 0 never does."""
         guard_steps: int = 5000
+        """Steps before the two alarms may be raised."""
         teacher: Teacher.Config = field(
             default_factory=lambda: Teacher.Config(ema=0.999, final_ema=0.9999, ema_shape="linear")
         )
+        """The slow copy of the student that makes the targets."""
 
         def __post_init__(self) -> None:
             if not 0 < self.mask_ratio < 1:

@@ -68,29 +68,39 @@ class DINO(Objective):
         ibot_weight: float = 1.0
         """Of the loss on hidden tokens; 0 leaves it out, with its head and the masks (plain DINO)."""
         koleo_weight: float = 0.1
+        """Weight of KoLeo, which spreads features apart; 0 leaves it out."""
         koleo_group: int = 64
         """Samples among which KoLeo looks for neighbors."""
         num_local: int = 8
+        """Number of local views per sample."""
         mask_ratio: tuple[float, float] = (0.1, 0.5)
         """Range of the hidden share of a masked global view."""
         mask_share: float = 0.5
         """Share of the global views that are masked."""
         head: PrototypeHead.Config = field(default_factory=lambda: PrototypeHead.Config())
+        """Head of the view loss: layers and prototypes."""
         tied_heads: bool = False
         """One head for views and tokens, `head` (iBOT); otherwise tokens have `ibot_head` (DINOv2)."""
         ibot_head: PrototypeHead.Config = field(default_factory=lambda: PrototypeHead.Config())
+        """Head of the token loss, unless tied_heads shares the other one."""
         student_temperature: float = 0.1
+        """Temperature of the student's softmax, more than 0."""
         teacher_temperature: float = 0.07
+        """Temperature of the teacher's softmax after its warm-up, more than 0."""
         teacher_temperature_start: float = 0.04
+        """Temperature of the teacher's softmax at the first step, more than 0."""
         teacher_temperature_steps: int = 0
         """Steps in which the teacher's temperature rises from start, linearly."""
         teacher: Teacher.Config = field(default_factory=lambda: Teacher.Config())
+        """The slow copy of the student that makes the targets."""
         freeze_last_layer: int = 0
         """Steps at the start in which the prototypes do not move."""
         centering: Literal["sinkhorn", "ema", "none"] = "sinkhorn"
         """How targets are kept from one prototype: Sinkhorn-Knopp (DINOv2), a moving center (DINO), or not at all."""
         sinkhorn_rounds: int = 3
+        """Rounds of Sinkhorn-Knopp, 1 or more."""
         center_momentum: float = 0.9
+        """Decay rate of the running center, 0 to 1."""
         center_lazy: bool = False
         """Let a step's mean enter the stored center at the next step, as DINOv2 does; the targets are the same."""
         center_weighting: Weighting = "count"

@@ -48,14 +48,17 @@ class IJEPA(Objective):
         context_ratio: tuple[float, float] = (0.85, 1.0)
         """Range of the context's share, before the targets are taken out of it."""
         metric: Metric = "smooth_l1"
+        """Distance between prediction and target: smooth L1, or a power of the difference."""
         power: float = 1.0
         """p of metric=power."""
         predictor: Decoder.Config = field(
             default_factory=lambda: Decoder.Config(dim=384, depth=6, heads=12, init_std=0.02)
         )
+        """Transformer that predicts features of the targets from the context."""
         teacher: Teacher.Config = field(
             default_factory=lambda: Teacher.Config(ema=0.996, final_ema=1.0, ema_shape="linear")
         )
+        """The slow copy of the student that makes the targets."""
 
         def __post_init__(self) -> None:
             if self.targets < 1:

@@ -43,6 +43,7 @@ class InfoNCE(Objective):
         """Options of InfoNCE; the defaults are SimCLR's."""
 
         temperature: float = 0.1
+        """Temperature of the scores, more than 0."""
         learn_temperature: bool = False
         """Learn the temperature from this one on, between 0.01 and 1."""
         num_views: int = 2
@@ -64,6 +65,7 @@ class InfoNCE(Objective):
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=2048, out=128, layers=2, last_norm=True)
         )
+        """Head between the features and the loss."""
 
         def __post_init__(self) -> None:
             if self.temperature <= 0:

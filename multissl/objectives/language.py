@@ -43,6 +43,7 @@ class MLM(PredictsParts):
         """Options of masked language modeling."""
 
         mask_ratio: float = 0.15
+        """Fraction of tokens that are hidden, 0 to 1."""
         boundary_weight: float = 0.0
         """Weight of the prediction from a run's two neighbors (SpanBERT: 1); 0 leaves it out."""
 

@@ -46,6 +46,7 @@ class MAE(Objective):
         norm_target: Norm = "token"
         """Of values: each token's to mean 0 and deviation 1 (MAE), each token's channels' (VideoMAE), or none."""
         decoder: Decoder.Config = field(default_factory=lambda: Decoder.Config())
+        """Transformer that rebuilds hidden tokens."""
 
         def __post_init__(self) -> None:
             if not 0 < self.mask_ratio < 1:

@@ -49,6 +49,7 @@ class MoCo(Objective):
         queue: int = 65536
         """Keys of earlier steps that serve as negatives; 0: the keys of the batch do (v3)."""
         temperature: float = 0.2
+        """Temperature of the scores, more than 0."""
         symmetric: bool = False
         """Let every view ask for every other (v3); otherwise only the first for the second."""
         reference_sum: bool = False
@@ -56,6 +57,7 @@ class MoCo(Objective):
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=2048, out=128, layers=2, norm="none")
         )
+        """Head between the features and the loss."""
         predictor: MLPHead.Config | None = None
         """After the projector, without a copy in the teacher (v3)."""
         teacher: Teacher.Config = field(
@@ -63,6 +65,7 @@ class MoCo(Objective):
                 ema=0.999, final_ema=0.999, buffers="keep", batch_norm="batch"
             )
         )
+        """The slow copy of the student that makes the targets."""
 
         def __post_init__(self) -> None:
             if self.temperature <= 0:

@@ -47,12 +47,15 @@ class MSN(Objective):
         """Options of MSN and PMSN."""
 
         prototypes: int = 1024
+        """Number of prototypes."""
         temperature: float = 0.1
+        """Temperature of the anchors' softmax, more than 0."""
         sharpening: float = 0.25
         """S of the targets, 0 to 1; 1 leaves them as they are."""
         sinkhorn_rounds: int = 0
         """Rounds that even out the targets over the prototypes; 0: none (the official configs take 3)."""
         me_max_weight: float = 1.0
+        """Weight of the mean entropy that is maximised; 0 leaves it out."""
         prior: Literal["uniform", "power_law"] = "uniform"
         """How the anchors should use the prototypes on average: evenly, or with a long tail (PMSN)."""
         prior_exponent: float = 0.25
@@ -60,10 +63,13 @@ class MSN(Objective):
         mask_ratio: float = 0.15
         """Share of the tokens that the full anchor leaves out; 0: none, for encoders that cannot."""
         num_local: int = 10
+        """Number of local views per sample."""
         projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config())
+        """Head between the features and the loss."""
         teacher: Teacher.Config = field(
             default_factory=lambda: Teacher.Config(ema=0.996, buffers="keep", batch_norm="batch")
         )
+        """The slow copy of the student that makes the targets."""
 
         def __post_init__(self) -> None:
             for name in ("temperature", "sharpening", "prior_exponent"):

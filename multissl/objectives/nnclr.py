@@ -45,14 +45,17 @@ class NNCLR(Objective):
         queue: int = 65536
         """Embeddings of earlier steps among which neighbors are looked for."""
         temperature: float = 0.1
+        """Temperature of the scores, more than 0."""
         two_view: bool = False
         """Contrast neighbors and predictions with each other and among themselves (lightly)."""
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=2048, out=256, layers=3, last_norm=True)
         )
+        """Head between the features and the loss."""
         predictor: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=4096, out=256, layers=2)
         )
+        """Head that predicts the neighbour's embedding."""
 
         def __post_init__(self) -> None:
             if self.temperature <= 0:

@@ -49,11 +49,13 @@ class SigLIP(Objective):
         bias: float = -10.0
         """At first; about -ln(batch) makes the share of positives right from the start."""
         largest_scale: float = 100.0
+        """Limit of the learned scale, which is 1 / temperature."""
         view: Literal["clean", "global"] = "clean"
         """What is compared: the sample as it is, or a crop or moment of it, changed as global views are."""
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(out=512, layers=1, norm="none")
         )
+        """Head of each stream into the shared space."""
 
         def __post_init__(self) -> None:
             if not 1 <= self.scale <= self.largest_scale:

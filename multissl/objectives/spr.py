@@ -60,14 +60,17 @@ class SPR(Objective):
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=512, out=256, layers=2)
         )
+        """Head between the features and the loss."""
         predictor: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=512, out=256, layers=2)
         )
+        """Head that predicts the teacher's projection from the student's."""
         teacher: Teacher.Config = field(
             default_factory=lambda: Teacher.Config(
                 ema=0.99, final_ema=1.0, buffers="keep", batch_norm="batch"
             )
         )
+        """The slow copy of the student that makes the targets."""
 
         def __post_init__(self) -> None:
             if self.steps < 1:

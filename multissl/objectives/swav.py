@@ -51,11 +51,13 @@ class SwAV(Objective):
         prototypes: int = 3000
         """K; about ten times the classes one hopes for."""
         temperature: float = 0.1
+        """Temperature of the student's softmax, more than 0."""
         num_local: int = 6
         """Small views of a lone stream; they predict codes and have none."""
         epsilon: float = 0.05
         """Temperature of the codes: Sinkhorn's regularization."""
         sinkhorn_rounds: int = 3
+        """Rounds of Sinkhorn-Knopp, 1 or more."""
         queue: int = 0
         """Earlier samples that join the codes' rounds; a batch of 256 and less needs some 15 batches of them."""
         queue_start: int = 0
@@ -63,6 +65,7 @@ class SwAV(Objective):
         freeze_prototypes: int = 0
         """Steps at the start in which the prototypes do not move."""
         projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(layers=2, out=128))
+        """Head between the features and the loss."""
 
         def __post_init__(self) -> None:
             for name in ("temperature", "epsilon"):

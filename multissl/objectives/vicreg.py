@@ -41,6 +41,7 @@ class VICReg(Objective):
         covariance: float = 1.0
         """Weight of the squared covariances between features."""
         projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=8192, out=8192))
+        """Head between the features and the loss."""
 
         def __post_init__(self) -> None:
             check_weights(self.invariance, self.variance, self.covariance)

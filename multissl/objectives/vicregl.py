@@ -41,8 +41,11 @@ class VICRegL(Objective):
         alpha: float = 0.75
         """Share of the loss on whole views; 1 leaves the matches out."""
         invariance: float = 25.0
+        """Weight of the distance between matching embeddings."""
         variance: float = 25.0
+        """Weight of the hinge on each channel's deviation."""
         covariance: float = 1.0
+        """Weight of the covariance between channels."""
         num_local: int = 0
         """Local views; each meets the two global ones."""
         matches: tuple[int, int] = (20, 4)
@@ -50,7 +53,9 @@ class VICRegL(Objective):
         all_by_features: bool = False
         """Keep every match by features; those by places are always cut."""
         projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=8192, out=8192))
+        """Head between the features and the loss."""
         token_projector: MLPHead.Config = field(default_factory=lambda: MLPHead.Config(hidden=512, out=512))
+        """Head between tokens and the local loss."""
 
         def __post_init__(self) -> None:
             check_weights(self.invariance, self.variance, self.covariance)

@@ -48,6 +48,7 @@ class WMSE(Objective):
         projector: MLPHead.Config = field(
             default_factory=lambda: MLPHead.Config(hidden=1024, out=64, layers=2)
         )
+        """Head between the features and the loss."""
 
         def __post_init__(self) -> None:
             if self.group < 2 * self.projector.out:

@@ -18,7 +18,9 @@ class AdamW(Optimizer):
         """Options of AdamW."""
 
         betas: tuple[float, float] = (0.9, 0.999)
+        """Decay rates of the running mean and the running square of the gradient, each 0 to below 1."""
         eps: float = 1e-8
+        """Number added to the denominator of the update."""
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's AdamW, fused."""

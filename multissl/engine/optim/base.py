@@ -36,6 +36,7 @@ class Optimizer(Component, ABC):
         final_lr: float = 1e-6
         """Learning rate at the end of the run; never scaled."""
         weight_decay: float = 0.04
+        """Weight decay, 0 or more; biases, norms and other vectors have none."""
         final_weight_decay: float | None = None
         """Weight decay at the end of the run (cosine); None keeps it constant."""
         layer_decay: float = 1.0

@@ -28,6 +28,7 @@ class LARS(Optimizer):
         """Options of LARS."""
 
         momentum: float = 0.9
+        """Decay rate of the running update, 0 to below 1."""
         trust: float = 0.001
         """Eta: the size of an update relative to the norm of its parameter; CIFAR recipes use 0.02."""
         norms: Norms = "joint"

@@ -18,7 +18,9 @@ class SGD(Optimizer):
         """Options of SGD."""
 
         momentum: float = 0.9
+        """Decay rate of the running update, 0 to below 1."""
         nesterov: bool = False
+        """Look one step ahead along the momentum."""
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's SGD."""

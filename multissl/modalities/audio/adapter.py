@@ -77,9 +77,11 @@ class Audio(HasRecordings):
         rate: int = 16_000
         """Samples a second, 100 to 10,000,000; files of other rates are resampled."""
         mels: int = 128
+        """Mel bands of a spectrogram."""
         frames: int = 1024
         """Length of clean and global views in frames of 10 ms."""
         local_frames: int = 256
+        """Frames of local views."""
         patch: tuple[int, int] = (16, 16)
         """Frames and mel bins of a token: 16 16 for events, 2 128 (the full band) for speech."""
         short: Literal["pad", "repeat", "fit"] = "pad"
@@ -113,6 +115,7 @@ class Audio(HasRecordings):
         time_mask: float = 0.2
         """Widest stretch of time that is wiped out, as a share of the view."""
         frequency_mask: float = 0.2
+        """Widest band of frequency that is wiped out, as a fraction of the view."""
         spans: int = 1
         """Stretches of time, and bands of frequency, that are wiped out."""
         mask: Band = "random"

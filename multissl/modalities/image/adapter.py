@@ -77,28 +77,40 @@ class Image(Modality):
         size: int = 224
         """Side of clean and global views in pixels."""
         local_size: int = 96
+        """Side of local views, in pixels; a multiple of patch."""
         patch: int = 16
+        """Side of a token, in pixels."""
         channels: int = 3
+        """Channels of a picture: 3 for color, 1 for gray, or as many as the files have."""
         global_scale: tuple[float, float] = (0.32, 1.0)
         """Range of a crop's share of the image area."""
         local_scale: tuple[float, float] = (0.05, 0.32)
+        """Smallest and largest area of a local crop, as a fraction of the whole."""
         ratio: tuple[float, float] = (3 / 4, 4 / 3)
         """Range of a crop's width over height, drawn log-uniformly."""
         flip: float = 0.5
         """Probability, as for jitter, grayscale and solarize."""
         jitter: float = 0.8
+        """Probability of changing brightness, contrast, saturation and hue, 0 to 1."""
         brightness: float = 0.4
+        """Largest change of brightness as a fraction; 0 leaves it alone."""
         contrast: float = 0.4
+        """Largest change of contrast as a fraction; 0 leaves it alone."""
         saturation: float = 0.2
+        """Largest change of saturation as a fraction; 0 leaves it alone."""
         hue: float = 0.1
+        """Largest turn of the hue as a fraction of the color circle, 0 to 0.5."""
         grayscale: float = 0.2
+        """Probability of dropping color, 0 to 1."""
         blur: Literal["official", "paper", "half", "none"] = "official"
         """Probabilities for view 1, view 2 and local views. official: 0, 0.9, 0.5, as the released models were
         trained; paper: 1, 0.1, 0.5; half: 0.5 for all."""
         blur_kernel: int = 9
+        """Side of the blur's kernel, in pixels; an odd number."""
         solarize: float = 0.2
         """On the second global view only."""
         mask: Kind = "block"
+        """Kind of mask: rectangular blocks, or random tokens."""
         mask_group: int = 32
         """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
         mask_patch: int = 0
@@ -109,6 +121,7 @@ class Image(Modality):
         mean: tuple[float, ...] = ()
         """Of each channel, values 0 to 1. Empty: ImageNet's for 3 channels, else measured."""
         std: tuple[float, ...] = ()
+        """Standard deviation of each channel after scaling to 0 to 1; empty with an empty mean."""
         measure: bool = False
         """Measure mean and std on the training images where 3 channels would take ImageNet's."""
         clean_zoom: float = 256 / 224

@@ -59,7 +59,9 @@ class RL(HasStates):
         episodes: int = 60
         """Episodes to make, where they are made; steps is the most frames of one, and seed chooses them."""
         steps: int = 100
+        """Most frames of an episode that is made."""
         seed: int = 0
+        """Seed that chooses the episodes that are made."""
         layout: str = ""
         """How a picture lies in the observations or recorded frames, a letter per axis: h, w, c (colors), s (a stack,
         read as its newest frame), such as chw; `render`: take what the environment draws; empty: as the shape says."""
@@ -70,7 +72,9 @@ class RL(HasStates):
         size: int = 48
         """Side of clean and global views in pixels."""
         local_size: int = 36
+        """Side of local views, in pixels; a multiple of patch."""
         patch: int = 12
+        """Side of a token, in pixels."""
         frame: int = 0
         """Side of the stored frames, of which views are crops (CURL: 100 for size 84); 0: size."""
         channels: Literal[1, 3] = 1
@@ -94,10 +98,13 @@ class RL(HasStates):
         """So many samples of a batch in a row come from one stretch of an episode, `pace` frames from one to the next
         (ATC: 16 and 1), which makes negatives of the same background and score; 1: samples are drawn one by one."""
         pace: int = 1
+        """Frames from one sample of a burst to the next, 1 or more."""
         subtract: Literal["none", "episode"] = "none"
         """episode: take each episode's mean frame out, against backgrounds that never change."""
         mask: Kind = "random"
+        """Kind of mask: random tokens, or rectangular blocks."""
         mask_group: int = 32
+        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
 
         def __post_init__(self) -> None:
             check_layout(self.layout)

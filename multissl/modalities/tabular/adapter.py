@@ -69,6 +69,8 @@ class Tabular(HasTargets):
         max_levels: int = 100
         """Levels a category keeps, the most frequent ones; others are unknown."""
         corrupt_by: Literal["marginal", "permute", "donor", "subset", "hide"] = "marginal"
+        """Source of a swapped cell: its column's training values, a shuffle within the group, one other row;
+        or columns are cut into subsets or hidden."""
         corruption: tuple[float, ...] = (0.0, 0.6)
         """Share of swapped (or left out; hide: at most) cells in each global view; the last one serves the others."""
         subset_noise: float = 0.0

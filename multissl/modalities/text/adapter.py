@@ -64,6 +64,7 @@ class Text(HasText):
         length: int = 128
         """Tokens of clean and global views."""
         local_length: int = 32
+        """Tokens of local views."""
         pack: bool = True
         """Fill rows up with the documents that follow; False: pad them."""
         same_window: bool = False

@@ -80,7 +80,9 @@ class Video(Modality):
         local_frames: int = 0
         """Of local clips; 0: half of `frames`."""
         local_size: int = 96
+        """Side of local views, in pixels; a multiple of patch."""
         patch: int = 16
+        """Side of a token, in pixels."""
         tubelet: int = 2
         """Frames of a token."""
         stride: int = 4
@@ -94,17 +96,25 @@ class Video(Modality):
         global_scale: tuple[float, float] = (0.5, 1.0)
         """Range of a crop's share of the frame's area; the crop stays the same over a clip."""
         local_scale: tuple[float, float] = (0.1, 0.5)
+        """Smallest and largest area of a local crop, as a fraction of the whole."""
         ratio: tuple[float, float] = (3 / 4, 4 / 3)
         """Range of a crop's width over height, drawn log-uniformly."""
         flip: float = 0.0
         """Probability, as for jitter, grayscale and solarize; drawn once a clip, like every color."""
         jitter: float = 0.8
+        """Probability of changing brightness, contrast, saturation and hue, 0 to 1."""
         brightness: float = 0.4
+        """Largest change of brightness as a fraction; 0 leaves it alone."""
         contrast: float = 0.4
+        """Largest change of contrast as a fraction; 0 leaves it alone."""
         saturation: float = 0.2
+        """Largest change of saturation as a fraction; 0 leaves it alone."""
         hue: float = 0.1
+        """Largest turn of the hue as a fraction of the color circle, 0 to 0.5."""
         grayscale: float = 0.2
+        """Probability of dropping color, 0 to 1."""
         solarize: float = 0.0
+        """Probability of inverting bright pixels, on the second global view only; 0 to 1."""
         mask: Hiding = "tube"
         """tube: random cells, hidden in every frame; block: rectangles, hidden in every frame; random: tokens."""
         union: int = 0
@@ -115,6 +125,7 @@ class Video(Modality):
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
         """Of each color, values 0 to 1; ImageNet's, as is usual for videos."""
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
+        """Standard deviation of each color, values 0 to 1."""
         clean: Literal["clip", "frame", "shuffled"] = "clip"
         """What is evaluated: the clip; its middle frame alone, standing still; or its frames in an order drawn for
         each video. A frame that does as well as the clip means that no motion was learned."""
