@@ -193,7 +193,7 @@ def _existing(path: str) -> Path:
 def _make(made: Entry) -> Recipe:
     if made.target:
         return registry.load(made.target)()
-    return registry.recipe_entry_points()[made.name].load()()
+    return registry.installed_recipe(made.name)()
 
 
 def _read(path: Path) -> Recipe:

@@ -10,8 +10,11 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
+import logging
 from collections.abc import Iterable
 from typing import Any
+
+log = logging.getLogger("multissl")
 
 GROUPS: dict[str, dict[str, str]] = {
     "modalities": {
@@ -153,6 +156,18 @@ def resolve(name: str, group: str | None = None) -> Any:
     raise ValueError(f"no {(group or 'component').rstrip('s')} is called {name!r}{suggest(name, known)}")
 
 
+def resolve_or_warn(name: str, group: str) -> Any | None:
+    """Return the class behind a name, or None, with a warning, where an installed package cannot be imported.
+
+    For parts that are asked in turn, such as sources: one that is broken must not hide the next.
+    """
+    try:
+        return resolve(name, group)
+    except ImportError as error:
+        log.warning("%s is left out of the %s: %s", name, group, error)
+        return None
+
+
 def name_of(cls: type | None) -> str | None:
     """The short name of a class, or None."""
     if cls is None:
@@ -182,6 +197,11 @@ def require(module: str) -> Any:
 def recipe_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     """Recipes of installed third parties, by name."""
     return _entry_points("recipes")
+
+
+def installed_recipe(name: str) -> Any:
+    """Return the function of a third party's recipe."""
+    return _installed(recipe_entry_points()[name])
 
 
 def load(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""A modality and a recipe of another package, found through its entry points: nothing of multissl knows of them.
+"""A part of every kind in another package, found through its entry points: nothing of multissl knows of them.
 
 The package is `tests/plugin`. It is installed here as an installer would do it, by a dist-info folder beside it.
 """
@@ -12,12 +12,24 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from multissl import catalogue, cli, registry
+from multissl.contract.data import Views
+from multissl.contract.learning import Progress
+from multissl.contract.plans import StreamSpec
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.batches import Data
+from multissl.modalities.image.adapter import Image
+from multissl.recipe import Recipe, build
 from multissl.run import train as run
+from multissl.run.train import train
+from multissl.weights.files import save_weights
+from multissl.weights.loading import load_state
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tests" / "plugin"
@@ -60,6 +72,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield site
     registry._entry_points.cache_clear()
     catalogue.entries.cache_clear()
+
+
+def entries() -> dict[str, dict[str, str]]:
+    """The package's entry points by group of the registry."""
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    return {group.removeprefix("multissl."): names for group, names in project["entry-points"].items()}
 
 
 def test_no_file_of_ours_names_it() -> None:
@@ -129,3 +147,141 @@ def test_a_recording_that_cannot_be_read_is_skipped_and_options_are_checked(
     assert "sample 3 cannot be read and is skipped: recording 3" in capfd.readouterr().err
     assert cli.main([*command, "--modality.length", "97"]) == 2
     assert "want a multiple of patch=8, such as 96" in capfd.readouterr().err
+
+
+# a part of each kind
+
+
+@pytest.mark.parametrize("group", [g for g in entries() if g != "recipes"])
+def test_a_part_of_every_kind_is_found_by_its_name(group: str, installed: Path) -> None:
+    for name, target in entries()[group].items():
+        assert name in registry.names(group)
+        cls = registry.resolve(name, group)
+        assert f"{cls.__module__}:{cls.__qualname__}" == target
+        assert registry.name_of(cls) == name
+
+
+def recipe(**changes: Any) -> Recipe:
+    """The package's recipe with its own objective, encoder, evaluator and optimizer."""
+    made: Recipe = registry.recipe_entry_points()[NAME].load()()
+    parts = {"objectives": "agreement", "encoders": "pooled", "evaluators": "width", "optimizers": "signs"}
+    kinds = {group: registry.resolve(name, group).Config for group, name in parts.items()}
+    mine: dict[str, Any] = {
+        "objective": kinds["objectives"](),
+        "encoders": {NAME: kinds["encoders"]()},
+        "evals": {"width": kinds["evaluators"]()},
+        "optim": kinds["optimizers"](lr=1e-3),
+    }
+    small = {"steps": 4, "batch_size": 8, "data": Data(workers=0)}
+    return made.replace(**{**mine, **small, **changes})
+
+
+def test_parts_of_every_kind_train_together_and_are_read_back(installed: Path, tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    kinds = [saved[part]["kind"] for part in ("modality", "objective", "optim")]
+    assert kinds == [NAME, "agreement", "signs"]
+    assert saved["encoders"][NAME]["kind"] == "pooled"
+    model = run.load(tmp_path / "run")
+    assert model.encode(list(np.zeros((5, 3, 120), np.float32))).shape == (5, 8)
+    assert run.evaluate(tmp_path / "run")["width/deviation"] > 0
+
+
+def test_an_optimizer_of_the_package_makes_its_own_steps(installed: Path) -> None:
+    parts = build(recipe(optim=registry.resolve("signs", "optimizers").Config(lr=0.5)), torch.device("cpu"))
+    weight = parts.learner.encoders[NAME].get_parameter("linear.weight")
+    before = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)
+    parts.optimizer.step(Progress(step=0, total=10))
+    torch.testing.assert_close(weight, before - 0.5)
+
+
+def test_a_kernel_of_the_package_attends_as_ours_does(installed: Path) -> None:
+    spec = StreamSpec(kind="grid", shape=(3, 96), patch=(8,), num_tokens=12)
+    torch.manual_seed(0)
+    theirs = TransformerEncoder.Config(dim=16, depth=2, heads=2, attention="written").build(spec).eval()
+    ours = TransformerEncoder.Config(dim=16, depth=2, heads=2).build(spec).eval()
+    ours.load_state_dict(theirs.state_dict())
+    views = Views(x=torch.randn(2, 3, 96), stream=NAME, role="clean")
+    torch.testing.assert_close(theirs([views])[0].tokens, ours([views])[0].tokens, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="attention=writen: no such kernel; did you mean written"):
+        TransformerEncoder.Config(attention="writen")
+
+
+def old_file(path: Path) -> Path:
+    save_weights(path, {"scale": torch.arange(48.0).view(6, 8), "shift": torch.ones(8)})
+    return path
+
+
+def test_a_layout_of_the_package_reads_its_files(installed: Path, tmp_path: Path) -> None:
+    file = old_file(tmp_path / "old.safetensors")
+    encoder = build(recipe(init=str(file)), torch.device("cpu")).learner.encoders[NAME]
+    assert torch.equal(encoder.get_parameter("linear.weight"), torch.arange(48.0).view(6, 8).T)
+    assert torch.equal(encoder.get_parameter("linear.bias"), torch.ones(8))
+
+
+def test_a_source_of_the_package_lists_its_samples(installed: Path) -> None:
+    data = Image.Config(data="stripes:20").build().dataset("train")
+    assert {data[i].label for i in range(len(data))} == {0, 1}
+    assert data[0].data.shape == (32, 32, 3)
+
+
+# a package that cannot be imported
+
+
+@pytest.fixture
+def broken(installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second package, whose module fails as it is imported, with an entry in every group."""
+    (tmp_path / "multissl_torn.py").write_text("raise RuntimeError('its licence has run out')\n")
+    info = tmp_path / "multissl_torn-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: multissl-torn\nVersion: 1.0\n")
+    groups = [*registry.GROUPS, "recipes"]
+    lines = [f"[multissl.{group}]\ntorn = multissl_torn:Thing\n" for group in groups]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._entry_points.cache_clear()
+    catalogue.entries.cache_clear()
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("group", registry.GROUPS)
+def test_a_part_that_cannot_be_imported_is_named_and_hides_no_other(group: str) -> None:
+    with pytest.raises(ImportError, match=r"'torn' of multissl-torn .*RuntimeError: its licence has run out"):
+        registry.resolve("torn", group)
+    assert "torn" in registry.names(group)
+    for name in registry.names(group):
+        if name != "torn":
+            assert registry.name_of(registry.resolve(name, group)) == name
+
+
+@pytest.mark.usefixtures("broken")
+def test_commands_say_which_package_cannot_be_imported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["list"]) == 0
+    assert "torn" in capfd.readouterr().out
+    assert cli.main(["train", NAME, "--objective", "torn", "--out", str(tmp_path / "run")]) == 2
+    assert "'torn' of multissl-torn" in capfd.readouterr().err
+    assert cli.main(["show", "torn"]) == 2
+    assert "'torn' of multissl-torn" in capfd.readouterr().err
+    assert cli.main(["show", NAME]) == 0
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_layout_or_source_that_cannot_be_imported_is_left_out_of_those_that_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("multissl.registry.log.warning", lambda text, *v: warnings.append(text % v))
+    file = old_file(tmp_path / "old.safetensors")
+    encoder = build(recipe(init=str(file)), torch.device("cpu")).learner.encoders[NAME]
+    assert torch.equal(encoder.get_parameter("linear.bias"), torch.ones(8))
+    with pytest.raises(ValueError, match=r"missing linear\.weight, missing linear\.bias, unknown other"):
+        load_state(encoder, {"other": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"modality\.data"):
+        Image.Config(data="circles:20").build().dataset("train")
+    for group in ("layouts", "sources"):
+        (text,) = {w for w in warnings if w.startswith(f"torn is left out of the {group}: ")}
+        assert "'torn' of multissl-torn" in text
+    assert Image.Config(data="stripes:20").build().dataset("train")[0].data.shape == (32, 32, 3)

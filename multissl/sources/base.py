@@ -74,7 +74,9 @@ class FileSource(Source):
 def known_sources() -> Iterator[Source]:
     """Yield every registered source, ours first; those of other packages are imported when their turn comes."""
     for name in registry.names("sources"):
-        yield registry.resolve(name, "sources")()
+        cls: type[Source] | None = registry.resolve_or_warn(name, "sources")
+        if cls is not None:
+            yield cls()
 
 
 def file_stamps(paths: Iterable[str]) -> tuple[tuple[str, int, int], ...]:

@@ -103,15 +103,13 @@ def layout_of(names: Collection[str], encoder: nn.Module) -> Layout:
     """
     if set(names) <= encoder.state_dict().keys():
         return Ours()
-    known = registry.GROUPS["layouts"]
-    for name in sorted(
-        registry.names("layouts"), key=lambda n: n in known
-    ):  # sorted keeps the order of equals
-        try:
-            layout: Layout = registry.resolve(name, "layouts")()
-        except ImportError as error:
-            log.warning("the weight layout %s is left out: %s", name, error)
+    ours = registry.GROUPS["layouts"]
+    installed = [name for name in registry.names("layouts") if name not in ours]
+    for name in (*installed, *ours):
+        cls: type[Layout] | None = registry.resolve_or_warn(name, "layouts")
+        if cls is None:
             continue
+        layout = cls()
         if layout.recognizes(names, encoder):
             return layout
     return Ours()
