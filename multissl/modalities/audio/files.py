@@ -31,7 +31,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".
 FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 """Videos, whose sound is read on the clock of their pictures."""
 MEASURED = 500
-"""Sounds that the mean and deviation are taken from, up to `SECONDS` of each."""
+"""Number of sounds that the mean and deviation are measured on, up to `SECONDS` of each."""
 SECONDS = 10
 WHOLE = 60
 """Seconds up to which a recording is decoded whole, so that whether it is sound does not depend on the draw."""
@@ -75,7 +75,7 @@ class Clip:
         self.length = len(self._array)
 
     def cut(self, start: int, count: int) -> Tensor:
-        """Samples start to start + count at the wanted rate, fewer where the recording ends: fp32 [S]."""
+        """Return samples start to start + count at the wanted rate, fewer where the recording ends: fp32 [S]."""
         if self._array is None:
             wave = self._guarded(self._read, start, count)
         else:
@@ -85,8 +85,8 @@ class Clip:
         if not math.isfinite(float(wave.sum())) and not bool(torch.isfinite(wave).all()):
             raise Unreadable(self.index, f"{self.name}: holds values that are no numbers (NaN or infinite)")
         if num_frames(len(wave), self.rate) < 1:
-            found = 1000 * len(wave) / self.rate
-            raise Unreadable(self.index, f"{self.name}: {found:.0f} ms of sound, a frame alone takes 25 ms")
+            length = 1000 * len(wave) / self.rate
+            raise Unreadable(self.index, f"{self.name}: {length:.0f} ms of sound, a frame alone takes 25 ms")
         return wave
 
     def _read(self, start: int, count: int) -> Tensor:
@@ -95,13 +95,13 @@ class Clip:
         wave = torch.from_numpy(self._file.read(want, dtype="float32", always_2d=True)).mean(1)  # [S']
         return resample(wave, self.native, self.rate)[:count] if len(wave) else wave
 
-    def _guarded(self, call: Any, *given: Any) -> Any:
+    def _guarded(self, call: Any, *arguments: Any) -> Any:
         try:
-            return call(*given)
+            return call(*arguments)
         except (OSError, ValueError, RuntimeError, EOFError) as error:  # libsndfile's error is a RuntimeError
             reason = (str(error) or "broken").splitlines()[0].rstrip(".")
-            said = reason if self.name in reason else f"{self.name}: {reason}"
-            raise Unreadable(self.index, said) from None
+            message = reason if self.name in reason else f"{self.name}: {reason}"
+            raise Unreadable(self.index, message) from None
 
 
 def _open(data: Any) -> Any:
@@ -119,16 +119,16 @@ def _open(data: Any) -> Any:
 
 
 def name_of(data: Any, index: int) -> str:
-    """What a sample is called in messages and matched by patterns."""
+    """Return the name by which messages call a sample and patterns match it."""
     if isinstance(data, str | Path):
         return str(data)
     return data.name if isinstance(data, Slice) else f"sample {index}"
 
 
 def relabeled(listing: Listing, label: str, group: str, hold_out: str) -> Listing:
-    """Labels and groups read from the names of the files, and one group set apart for validation.
+    """Return a listing with labels and groups read from the names of its files, and one group as validation split.
 
-    `label` and `group` are regular expressions whose first parenthesis is the value; empty: as the source says.
+    `label` and `group` are regular expressions whose first parenthesis is the value; "" leaves what the source says.
     """
     names = [name_of(data, i) for i, data in enumerate(listing.data)] if label or group else []
     if label:
@@ -147,18 +147,18 @@ def relabeled(listing: Listing, label: str, group: str, hold_out: str) -> Listin
 
 
 def _matches(names: Sequence[str], pattern: str, option: str) -> list[str]:
-    found = [re.search(pattern, name) for name in names]
-    if all(m is None for m in found):
+    matches = [re.search(pattern, name) for name in names]
+    if all(m is None for m in matches):
         raise ValueError(f"modality.{option}={pattern!r} fits no name, such as {names[0]!r}")
-    return ["" if m is None else m[1] for m in found]
+    return ["" if m is None else m[1] for m in matches]
 
 
 def measure(
     data: Samples, rate: int, mels: int, trim: float = 0.0, dynamics: float = 0.0
 ) -> tuple[float, float]:
-    """Mean and deviation of log-mel over up to 500 evenly spaced sounds that can be read.
+    """Return the mean and deviation of the log-mel values of up to 500 evenly spaced sounds that can be read.
 
-    `trim` and `dynamics` are decibels, 0 for none, that views are trimmed and limited by.
+    `trim` and `dynamics` are the decibels by which views are trimmed and limited, 0 for neither.
     """
     count = len(data)
     sums = []

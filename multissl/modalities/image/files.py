@@ -1,8 +1,7 @@
 """Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, the rest by Pillow, arrays by numpy.
 
-The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits.
-EXIF orientation is ignored, as in the reference pipelines. A TIFF whose pages are gray has its pages as
-channels.
+The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits. EXIF
+orientation is ignored, as in the reference pipelines. The pages of a TIFF become channels where they are gray.
 Shapes: C channels, H, W pixels.  State: none.
 """
 
@@ -30,9 +29,9 @@ log = logging.getLogger("multissl")
 
 
 def load(sample: Sample, channels: int) -> Tensor:
-    """The pixels of a sample [C, H, W], values 0 to 255: uint8, or float32 where the file has 16 bits.
+    """Return the pixels of a sample [C, H, W], values 0 to 255: uint8, or float32 where the file has 16 bits.
 
-    Raises `Unreadable` with the name of a file that cannot be read; odd sizes are read, with a notice.
+    Raise `Unreadable` with the name of a file that cannot be read; odd sizes are read, with a notice.
     """
     data = sample.data
     file = isinstance(data, str | Path)
@@ -59,14 +58,14 @@ _told: set[str] = set()
 
 
 def say_once(kind: str, text: str) -> None:
-    """Say it of the first image of a kind in a process: very small, very large, long."""
+    """Log a text about the first image of a kind (very small, very large, long) in a process and no later one."""
     if kind not in _told:
         log.warning("%s (said once for images of this kind)", text)
     _told.add(kind)
 
 
 def decode(data: Any, channels: int) -> Tensor:
-    """An image as uint8 or uint16 [C, H, W] from the bytes of a file, an array [H, W, C] or a Pillow image.
+    """Return an image as uint8 or uint16 [C, H, W] from the bytes of a file, an array [H, W, C] or a Pillow image.
 
     Gray becomes color and color gray where 3 or 1 channels are wanted; any other number has to be there.
     """
@@ -106,7 +105,7 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
 
 
 def _pages(image: Any) -> np.ndarray:
-    """A Pillow image as an array [H, W] or [H, W, C]; gray pages of a TIFF become channels."""
+    """Return a Pillow image as an array [H, W] or [H, W, C]; gray pages of a TIFF become channels."""
     if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     elif image.mode == "1":
@@ -122,7 +121,7 @@ def _pages(image: Any) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray) -> Tensor:
-    """An array [H, W] or [H, W, C] as [C, H, W]: 8 or 16 bits, or 32 where the numbers fit 16."""
+    """Return an array [H, W] or [H, W, C] as [C, H, W]: of 8 or 16 bits, or of 32 where the numbers fit into 16."""
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 1 << 16:
         array = array.astype(np.uint16)  # how Pillow hands out some 16-bit files
     if (
@@ -139,7 +138,7 @@ def _from_array(array: np.ndarray) -> Tensor:
 
 
 def fit_channels(image: Tensor, channels: int) -> Tensor:
-    """[C, H, W] with the channels wanted: gray repeated, color averaged by brightness, alpha dropped."""
+    """Return [C, H, W] with a number of channels: gray repeated, color averaged by brightness, alpha dropped."""
     have = image.shape[0]
     if have == channels:
         return image

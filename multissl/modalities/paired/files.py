@@ -2,7 +2,7 @@
 
 `read_pairs` lists a source once: for every stream a sequence of payloads, a path, a `Slice`, bytes, a text or a mapping
 of cells, None where a row has none. A table holds a column that is called like the stream, or as its modality's columns
-usually are; a stream of rows of cells takes what is left. Tar shards and folders: see paired_keys.
+usually are; a stream of rows of cells takes what is left. Tar shards and folders: see `keys`.
 State: none but what was read; texts are held in memory, other payloads stay where they are.
 """
 
@@ -29,7 +29,7 @@ FILES = (".tar", ".parquet", *TABLES, *LINES)
 
 
 def read_pairs(path: str, options: Options) -> Pairs:
-    """All rows of what `path` names: a folder, a file or a pattern of files of one kind."""
+    """Return all rows of what `path` names: a folder, a file or a pattern of files of one kind."""
     place = os.path.expanduser(path)
     if os.path.isdir(place):
         return keyed(folder_members(place), options)
@@ -56,7 +56,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
 
 
 def csv_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
-    """The rows of a table by column, `Bad` ones among them, and its columns."""
+    """Return the rows of a table by column, `Bad` ones among them, and its columns."""
     csv.field_size_limit(1 << 30)
     rows: list[dict[str, Any] | Bad] = []
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
@@ -74,7 +74,7 @@ def csv_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
 
 
 def json_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
-    """The objects of a file of JSON lines, `Bad` ones among them, and all their keys."""
+    """Return the objects of a file of JSON lines, `Bad` ones among them, and all their keys."""
     rows: list[dict[str, Any] | Bad] = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if line.strip():
@@ -82,13 +82,13 @@ def json_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
                 row = json.loads(line)
             except ValueError as error:
                 row = Bad(f"line {number} of {Path(path).name} is no JSON ({error})")
-            told = isinstance(row, dict | Bad)
-            rows.append(row if told else Bad(f"line {number} of {Path(path).name} is no JSON object"))
+            usable = isinstance(row, dict | Bad)
+            rows.append(row if usable else Bad(f"line {number} of {Path(path).name} is no JSON object"))
     return rows, [*dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)]
 
 
 def _taken(options: Options, known: list[str]) -> dict[str, str]:
-    """The column of every stream, "" where the table has none; cells have no column of their own."""
+    """Return the column of every stream, "" where the table has none; cells have no column of their own."""
     taken: dict[str, str] = {}
     for stream, want in options.streams.items():
         columns = [] if want.form == "cells" else [*want.columns, *(PATHS if want.form == "file" else ())]
@@ -99,7 +99,7 @@ def _taken(options: Options, known: list[str]) -> dict[str, str]:
 
 
 def table_rows(path: str, rows: list[dict[str, Any] | Bad], known: list[str], options: Options) -> Pairs:
-    """Rows in memory; files are named relative to the table."""
+    """Return the pairs of rows that are held in memory; files are named relative to the table."""
     taken, root = _taken(options, known), os.path.dirname(os.path.abspath(path))
     found = [_row(r, taken, root, options) if isinstance(r, dict) else {} for r in rows]
     return made(found, rows, options, f"columns {', '.join(known)}")
@@ -120,7 +120,7 @@ def _row(row: dict[str, Any], taken: dict[str, str], root: str, options: Options
 
 
 def parquet_rows(path: str, options: Options) -> Pairs:
-    """Files stay in the table and are read by row group, all else is held in memory."""
+    """Return the pairs of a parquet table: files stay in it and are read by row group, all else is held in memory."""
     file = registry.require("pyarrow.parquet").ParquetFile(path)
     known = file.schema_arrow.names
     taken = _taken(options, known)
@@ -142,13 +142,13 @@ def parquet_rows(path: str, options: Options) -> Pairs:
 
 
 def _filled(file: Any, column: str, cells: Sequence[Any]) -> np.ndarray:
-    """Which cells of a column hold anything; they are read only where the file's statistics leave it open."""
+    """Return which cells of a column hold anything; they are read only where the file's statistics leave it open."""
     full = False
     for place in range(file.metadata.num_columns):
         chunks = [file.metadata.row_group(i).column(place) for i in range(file.num_row_groups)]
         if chunks and chunks[0].path_in_schema.split(".")[0] == column:
-            told = [c.statistics.null_count if c.statistics else None for c in chunks]
-            full = full or all(n == 0 for n in told)
+            counts = [c.statistics.null_count if c.statistics else None for c in chunks]
+            full = full or all(n == 0 for n in counts)
     if full:
         return np.ones(len(cells), dtype=bool)
     return np.array([bool(cells[i]) for i in range(len(cells))], dtype=bool)

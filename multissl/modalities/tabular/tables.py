@@ -1,7 +1,8 @@
 """Where tables come from: csv, tsv, parquet, feather, scikit-learn's, a DataFrame in memory, and the built-in demo.
 
-A table is its header and one array a column: numbers as float64 (NaN where a cell is missing), anything else as text
-(None where missing). Nothing is fitted here; rows that are no rows are listed in `broken` and skipped later.
+A table is its header and one array per column: numbers as float64 (NaN where a cell is missing), anything else as text
+(None where missing). A file is read whenever its table is, and nothing is kept or fitted here; rows that cannot be read
+are listed in `broken` and skipped later.
 The demo: 40 columns, 8 hidden kinds of row. 12 text columns and 8 numbers depend on the kind, each weakly and with
 much noise; the other 20 are independent noise. No column tells the kind, and distances between raw rows are
 mostly noise: weighted k-NN (20 neighbors) on raw one-hot rows finds 63 % of the kinds, a linear
@@ -25,13 +26,14 @@ from typing import Any
 import numpy as np
 
 from multissl import registry
+from multissl.sources.names import find_test_file
 
 MISSING = {"", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL"}
-"""Cells that mean that there is none."""
+"""What stands in a cell of a csv file that is missing."""
 MEMORY: dict[str, Any] = {}
-"""Frames that this process was handed, by the name that stands for them in a recipe file."""
+"""The DataFrames of this process, by the name that stands for them in a recipe file."""
 LINE = 1_000_000
-"""Characters a csv cell may have."""
+"""The most characters that a csv cell may have."""
 WRONG = re.compile("[\udc80-\udcff]")
 """What stands for a byte that is not UTF-8."""
 
@@ -48,21 +50,21 @@ class Table:
         return len(next(iter(self.columns.values()), ()))
 
     def take(self, rows: np.ndarray) -> Table:
-        """Some rows."""
+        """Return the table of some rows."""
         place = {int(row): i for i, row in enumerate(rows)}
         broken = {place[row]: why for row, why in self.broken.items() if row in place}
         return Table({name: column[rows] for name, column in self.columns.items()}, broken)
 
 
 def holding(frame: Any) -> str:
-    """The `data` option for a DataFrame (or a dict of columns) in memory; other processes refuse it by name."""
+    """Return the option `data` for a DataFrame (or a dict of columns) in memory; other processes refuse it by name."""
     name = f"memory:{type(frame).__name__}#{len(MEMORY)}"
     MEMORY[name] = frame
     return name
 
 
 def read_table(data: str, option: str = "modality.data") -> Table:
-    """The table that an option names, columns free to be taken out; errors name the option as it was typed."""
+    """Return the table that an option names, a new one each time; errors name the option as it was typed."""
     try:
         table = _open(data)
     except ValueError as error:
@@ -73,14 +75,12 @@ def read_table(data: str, option: str = "modality.data") -> Table:
 
 
 def beside(data: str) -> str:
-    """The test file that lies beside a train file and is named like it, or ''."""
-    name = re.sub(r"(?i)(?<![a-z0-9])train(?![a-z0-9])", "test", Path(data).name)
-    found = Path(data).with_name(name) if name and name != Path(data).name else None
-    return str(found) if found and found.is_file() else ""
+    """Return the test file that lies beside a train file and is named like it, "" for none."""
+    return next(iter(find_test_file(data)), "")
 
 
 def appended(first: Table, second: Table, option: str) -> Table:
-    """The rows of both under the header of the first, which the second must have."""
+    """Return the rows of both tables under the header of the first, which the second must have."""
     lacking = [name for name in first.columns if name not in second.columns]
     if lacking:
         raise ValueError(f"{option}: column {lacking[0]!r} is missing; it has {', '.join(second.columns)}")
@@ -94,7 +94,7 @@ def appended(first: Table, second: Table, option: str) -> Table:
 
 
 def texts(column: np.ndarray) -> np.ndarray:
-    """A column as text, None where missing."""
+    """Return a column as text, None where missing."""
     if column.dtype != np.float64:
         return column
     made = np.empty(len(column), object)
@@ -178,7 +178,7 @@ def _objects(cells: Sequence[Any]) -> np.ndarray:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """Numbers as float64, anything else as text."""
+    """Return a column: numbers as float64, anything else as text."""
     known = [v for v in values if v is not None]
     if all(isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in known):
         return np.array([np.nan if v is None else v for v in values], np.float64)

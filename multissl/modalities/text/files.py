@@ -1,7 +1,8 @@
 """Where documents come from: lines or paragraphs of a text, JSON lines, tables, parquet, or a folder of files.
 
-A document that cannot be read keeps its place and says why when it is asked for: it is empty, no UTF-8, or its line is
-no JSON. One of more than `LONGEST` characters becomes several, which stay in one split.
+A document that cannot be read (it is empty, no UTF-8, or its line is no JSON) keeps its place and says why when it is
+drawn. One of more than `LONGEST` characters becomes several, which stay in one split. Files are read anew for every
+split.
 State: none but what was read; texts are held in memory as tokens.
 """
 
@@ -31,7 +32,7 @@ FILES = (".txt", ".md", ".rst")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 COLUMNS = ("text", "sentence", "content", "document", "body")
 LONGEST = 100_000
-"""Characters of a document."""
+"""The most characters that a document may have."""
 
 
 class Bad(NamedTuple):
@@ -50,7 +51,9 @@ class Texts(NamedTuple):
 
 
 def read_texts(data: str, split: str, column: str = "", label: str = "") -> Texts:
-    """The documents of a split of whatever `data` names; a table's columns by name, empty: the usual ones."""
+    """Return the documents of a split of whatever `data` names.
+
+    `column` and `label` are the columns of a table that are read, "" for those that are usual."""
     suffix = Path(data).suffix.lower()
     if data and (os.path.isdir(os.path.expanduser(data)) or suffix not in (*FILES, *TABLES)):
         source = open_source(data, split, FILES, "text")
@@ -74,7 +77,7 @@ def _demo() -> Listing:
 
 
 def _cut(texts: list[str | Bad], labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> Texts:
-    """Documents of `LONGEST` characters at most."""
+    """Return the documents cut into ones of `LONGEST` characters at most."""
     out: list[str | Bad] = []
     rows = []
     for row, text in enumerate(texts):
@@ -88,7 +91,7 @@ def _cut(texts: list[str | Bad], labels: np.ndarray, groups: np.ndarray, classes
 
 
 def _file(data: Any) -> str | Bad:
-    """A file of a folder, a member of a shard, a cell's bytes or text."""
+    """Return the text of a file of a folder, of a member of a shard, or of a cell's bytes or text."""
     name = data.name if isinstance(data, Slice) else data if isinstance(data, str) else "a cell"
     try:
         if isinstance(data, str) and not os.path.isfile(data):
@@ -116,11 +119,13 @@ def _listing(path: str, column: str, label: str) -> Listing:
     if beside != path and os.path.isfile(beside):
         parts.append(_read(beside, suffix, column, label))
     texts, labels, tags = [], [], []
-    for number, (some, given, told) in enumerate(parts):
-        texts += some
-        labels += given
+    for number, (part_texts, part_labels, words) in enumerate(parts):
+        texts += part_texts
+        labels += part_labels
         split = ("train" if len(parts) > 1 else "") if number == 0 else "test"
-        tags += [SPLIT_WORDS.get(t.lower(), "") for t in told] if any(told) else [split] * len(some)
+        tags += (
+            [SPLIT_WORDS.get(word.lower(), "") for word in words] if any(words) else [split] * len(part_texts)
+        )
     if not any(isinstance(t, str) for t in texts):
         raise ValueError(
             f"the file holds no text{': ' + next(t.reason for t in texts if isinstance(t, Bad)) if texts else ''}"
@@ -129,7 +134,7 @@ def _listing(path: str, column: str, label: str) -> Listing:
 
 
 def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | Bad], list[Label], list[str]]:
-    """Documents, their labels and what they say of their split."""
+    """Return the documents of a file, their labels, and the split that each row names."""
     if suffix in FILES:
         texts = list(_documents(Path(path).read_bytes(), Path(path).name))
         return texts, [None] * len(texts), [""] * len(texts)
@@ -159,7 +164,7 @@ def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | B
 
 
 def _columns(known: list[str], column: str, label: str) -> tuple[list[str], str]:
-    """The columns that hold the text, and the one with the label or nothing."""
+    """Return the columns that hold the text, and the one with the label, "" for none."""
     twice = sorted({name for name in known if known.count(name) > 1})
     if twice:
         raise ValueError(f"two columns are called {twice[0]!r}: rename one")
@@ -203,7 +208,7 @@ def _joined(row: dict[str, Any], wanted: list[str], number: int) -> str | Bad:
 
 
 def _documents(content: bytes, name: str) -> Iterator[str | Bad]:
-    """Paragraphs where blank lines part them, else lines."""
+    """Yield the paragraphs of a text where blank lines part them, else its lines."""
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     parts = re.split(rb"\n(?:[ \t]*\n)+", content.strip())
     parts = parts if len(parts) > 1 else content.split(b"\n")
@@ -222,7 +227,7 @@ class Documents(Samples):
     """The documents of a split as tokens."""
 
     def __init__(self, texts: Texts, tokens: list[Tokens], length: int) -> None:
-        """`tokens` of the readable documents, in order."""
+        """Take the tokens of the readable documents, in order."""
         self.labels, self.groups, self.classes = texts.labels, texts.groups, texts.classes
         self.length = length
         bad = [isinstance(t, Bad) for t in texts.texts]
@@ -232,7 +237,7 @@ class Documents(Samples):
         self.starts = np.concatenate([t.starts for t in tokens])
         self.ends = np.cumsum([len(t.ids) for t in tokens])
         self.characters = np.array([len(t) for t in texts.texts if isinstance(t, str)])
-        """Of the readable documents."""
+        """The number of characters of every readable document."""
 
     def __len__(self) -> int:
         return len(self.place)
@@ -242,7 +247,7 @@ class Documents(Samples):
         return self.labels.tolist()
 
     def tokens(self, number: int) -> Tokens:
-        """The tokens of a readable document."""
+        """Return the tokens of a readable document."""
         number %= len(self.ends)
         part = slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
         return Tokens(self.ids[part], self.starts[part])

@@ -1,8 +1,8 @@
 """Videos as frames on demand: files by decord or PyAV, folders of frames, arrays of numpy.
 
-`open_clip` says how many frames a video has and when each is shown, `read_frames` decodes some of them. decord is
-asked first, it reaches any frame fast; it is not maintained, so PyAV reads where decord is missing, fails or misreads.
-Times are those of the file, where they can be believed (`video_clock`): frames that come at an uneven rate keep theirs.
+`open_clip` says how many frames a video has and when each is shown, `read_frames` decodes some of them. decord is tried
+first, as it reaches any frame fast; it is not maintained, so PyAV reads where decord is missing, fails or misreads.
+Times are those of the file where they can be believed (`clock`): frames that come at an uneven rate keep theirs.
 Shapes: T frames, H, W pixels, 3 colors.  State: none.
 """
 
@@ -28,6 +28,7 @@ from multissl.sources.base import Listing
 from multissl.sources.names import natural_key, read_folders
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Paths, Slice
+from multissl.sources.shards import shard_formats
 from multissl.sources.splits import SplitSamples, select_split
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
@@ -41,12 +42,12 @@ PACKETS = ((0, 188), (4, 196))
 
 
 def read_frames(data: Any, index: Sequence[int]) -> Tensor:
-    """Some frames, in the order asked for, of whatever `open_clip` opens: uint8 [T, 3, H, W]."""
+    """Return some frames of whatever `open_clip` opens, in the order of `index`: uint8 [T, 3, H, W]."""
     return frames_of(open_clip(data), index)
 
 
 def frames_of(clip: Clip, index: Sequence[int]) -> Tensor:
-    """Some frames of an open video in the order asked for, uint8 [T, 3, H, W]; each is decoded once."""
+    """Return some frames of an open video in the order of `index`, each decoded once: uint8 [T, 3, H, W]."""
     wanted, order = np.unique(np.asarray(index), return_inverse=True)
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(clip.times):
         raise ValueError(f"frames {wanted[0]} to {wanted[-1]} of {len(clip.times)}")
@@ -60,7 +61,7 @@ def frames_of(clip: Clip, index: Sequence[int]) -> Tensor:
 
 
 def load_clip(sample: Sample) -> Clip:
-    """The open video of a sample; raises `Unreadable` with its name where it cannot be read."""
+    """Return the open video of a sample; raise `Unreadable` with its name where it cannot be read."""
     try:
         clip = open_clip(sample.data)
         if len(clip.times) < 2:
@@ -73,7 +74,7 @@ def load_clip(sample: Sample) -> Clip:
 
 
 def unreadable(sample: Sample, error: Exception) -> Unreadable:
-    """The same error as one line that names the file."""
+    """Return an error as `Unreadable`, in one line that names the file."""
     data = sample.data
     named = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
     lines = (str(error) or type(error).__name__).strip().splitlines()
@@ -83,7 +84,7 @@ def unreadable(sample: Sample, error: Exception) -> Unreadable:
 
 
 def open_clip(data: Any) -> Clip:
-    """A path, a member of a shard, the bytes of a file, a folder of frames, an array [T, H, W(, 3)] or a `Clip`."""
+    """Open a path, a member of a shard, the bytes of a file, a folder of frames, an array [T, H, W(, 3)], a `Clip`."""
     if isinstance(data, np.ndarray):
         return Array(data)
     if isinstance(data, Clip):
@@ -106,7 +107,7 @@ def open_clip(data: Any) -> Clip:
 
 
 class Decord(Clip):
-    """A file by decord; frames that it fails on are asked of PyAV."""
+    """A file by decord; frames that it fails on are read by PyAV."""
 
     def __init__(self, data: Any) -> None:
         if _is_mpeg(data):
@@ -119,7 +120,7 @@ class Decord(Clip):
             raise ValueError("its clock cannot be believed")
 
     def read(self, index: Sequence[int]) -> np.ndarray:
-        """uint8 [T, H, W, 3]."""
+        """Return some frames: uint8 [T, H, W, 3]."""
         try:
             return self.reader.get_batch(list(index)).asnumpy()
         except Exception:
@@ -139,7 +140,7 @@ def _is_mpeg(data: Any) -> bool:
 
 
 def _decord() -> Any:
-    """The module, loaded after those that bring the same libraries.
+    """Return the module decord, loaded after those that bring the same libraries.
 
     Its wheels carry codecs of their own; loaded first, they stand in for torchvision's and PyAV's, which then cannot
     decode PNG or write webm.
@@ -175,7 +176,7 @@ class PyAV(Clip):
         return av.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data))
 
     def read(self, index: Sequence[int]) -> np.ndarray:
-        """uint8 [T, H, W, 3]."""
+        """Return some frames: uint8 [T, H, W, 3]."""
         found: dict[int, np.ndarray] = {}
         for start in self._starts(index[0]):
             found = self._decode(index, start)
@@ -228,7 +229,7 @@ class Folder(Clip):
         self.times = np.arange(len(self.paths)) / RATE
 
     def read(self, index: Sequence[int]) -> np.ndarray:
-        """uint8 [T, H, W, 3]."""
+        """Return some frames: uint8 [T, H, W, 3]."""
         frames = []
         for i in index:
             pixels = decode(Path(self.paths[i]).read_bytes(), 3)
@@ -255,16 +256,16 @@ class Array(Clip):
         self.frames, self.times = frames, np.arange(len(frames)) / RATE
 
     def read(self, index: Sequence[int]) -> np.ndarray:
-        """uint8 [T, H, W, 3]."""
+        """Return some frames: uint8 [T, H, W, 3]."""
         some = self.frames[list(index)]
         return some if some.shape[-1] == 3 else some.repeat(3, -1)
 
 
 def open_videos(path: str, split: str) -> SplitSamples:
-    """The videos of a split: files as `open_source` finds them, else every folder that holds pictures."""
+    """Return the videos of a split: files as `open_source` finds them, else every folder that holds pictures."""
     if os.path.isdir(path):
         names = [os.path.join(at, n) for at, _, files in os.walk(path) for n in files]
-        if not any(n.lower().endswith((*SUFFIXES, ".tar", ".parquet")) for n in names):
+        if not any(n.lower().endswith((*SUFFIXES, *shard_formats())) for n in names):
             folders = sorted(
                 {os.path.dirname(os.path.relpath(n, path)) for n in names if n.lower().endswith(FRAMES)}
             )
@@ -277,7 +278,7 @@ def open_videos(path: str, split: str) -> SplitSamples:
 
 
 def frame_folders(root: str, folders: list[str]) -> Listing:
-    """Folders of frames below a root, `[split/][class/]video`, as a listing."""
+    """List folders of frames below a root, `[split/][class/]video`."""
     if "" in folders:
         raise ValueError("pictures lie in the folder itself: want a folder of frames for each video below it")
     labels, tags = read_folders([folder.split(os.sep) for folder in folders])
