@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from multissl.contract.data import Raw, Sample, Unreadable, Views
 from multissl.contract.encoder import EncodeFunction
 from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.modality import Modality
 from multissl.contract.plans import CLEAN
 from multissl.random import RowRandom
@@ -78,7 +79,10 @@ def featurize_places(
     device: torch.device | str = "cpu",
     stream: str = "",
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Features [S, D], labels [S] and positions of the readable ones of some samples of a split."""
+    """Features [S, D], labels [S] and positions of the readable ones of some samples of a split.
+
+    Raises `NotFinite` with the sample's name where features are not finite.
+    """
     data, stream = modality.dataset(split), stream_of(modality, stream)
     memory = featurize.encoders.memory if isinstance(featurize, Pooled) else None
     key = (split, stream, tuple(places))
@@ -88,7 +92,8 @@ def featurize_places(
     for start in range(0, len(places), batch_size):
         samples = {i: data[i] for i in places[start : start + batch_size]}
         views, readable = readable_views(modality, [*samples.values()], stream, device)
-        found, here = featurize(views).cpu(), views.present
+        found = finite_features(featurize, views, modality, readable, f"the {split} split")
+        here = views.present
         if here is not None:  # a sample without this stream has a stand-in there
             found, readable = (
                 found[here.cpu()],
@@ -102,6 +107,26 @@ def featurize_places(
     if memory is not None:
         memory[key] = result
     return result
+
+
+def finite_features(
+    featurize: Featurize, views: Views, modality: Modality, samples: Sequence[Sample], source: str
+) -> Tensor:
+    """Features [R, D] of clean views of some samples, on the CPU.
+
+    Raises `NotFinite` where they are not finite: by file or index, the first sample of the source that it concerns.
+    """
+    try:
+        features = featurize(views).cpu()
+        check_finite(features, views.present)
+    except NotFinite as bad:
+        raise bad.named(sample_name(modality, samples[bad.rows[0]], source)) from None
+    return features
+
+
+def sample_name(modality: Modality, sample: Sample, source: str) -> str:
+    """How a sample is called in messages: by its file where it has one, else by its index."""
+    return f"sample {modality.describe(sample).get('file', sample.index)} of {source}"
 
 
 def labeled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,15 @@
 """An evaluator measures frozen encoders on clean views.
 
+Features that are not finite end at the door: `FrozenEncoders` raises `NotFinite`, and the base of evaluators turns that
+into figures that are NaN and one warning, so that no evaluator can make a plausible number of them.
 Shapes: see `contract.data`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.contract.data import Views
 from multissl.contract.encoder import EncodeFunction, Encoders
+from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.learning import Features, Figure, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Masking
@@ -57,9 +62,49 @@ class FrozenEncoders(EncodeFunction):
 
         return FrozenEncoders(encode, device, modules=encoders)
 
+    def __post_init__(self) -> None:
+        if self.part_errors is not None:
+            self.part_errors = finite_errors(self.part_errors)
+
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
-        """Return the features of every item."""
-        return self.function(views, masking, inner)
+        """Return the features of every item. Raises `NotFinite` where those of a present sample are not finite.
+
+        Under a mask that drops tokens it cannot tell padding among the tokens, and looks at the rest alone.
+        """
+        features = self.function(views, masking, inner)
+        for made, v in zip(features, views, strict=True):
+            check_finite(made.pooled, v.present)
+            if made.embedding is not None:
+                check_finite(made.embedding, v.present)
+            for tokens in (made.tokens, *made.inner):
+                if v.valid is None or v.valid.shape == tokens.shape[:2]:
+                    check_finite(tokens, v.present, v.valid)
+        return features
+
+
+def finite_errors(errors: Callable[[Views], Tensor]) -> Callable[[Views], Tensor]:
+    """Return the same function of views, which raises `NotFinite` where one of its errors is not finite."""
+
+    def checked(views: Views) -> Tensor:
+        costs = errors(views)
+        check_finite(costs)
+        return costs
+
+    return checked
+
+
+def gated(method: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an evaluator's method that warns and gives what `instead` makes, where `NotFinite` is raised."""
+
+    @functools.wraps(method)
+    def measure(self: Evaluator, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except NotFinite as bad:
+            self.warn_not_finite(bad)
+            return instead(self, *args, **kwargs)
+
+    return measure
 
 
 class Evaluator(Component, ABC):
@@ -82,9 +127,20 @@ class Evaluator(Component, ABC):
             if self.every < 0:
                 raise ValueError(f"every={self.every}: want 0 (start and end only) or a number of steps")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Put the gate around what a subclass measures: no evaluator has to ask for it, or can forget it."""
+        super().__init_subclass__(**kwargs)
+        instead: dict[str, Callable[..., Any]] = {
+            "run": lambda self, encoders, modality, progress: dict.fromkeys(self.figure_names(), math.nan),
+            "baselines": lambda self, modality: dict.fromkeys(self.baseline_names(modality), math.nan),
+            "figures": lambda self, encoders, modality: [],
+        }
+        for name in vars(cls).keys() & instead:
+            setattr(cls, name, gated(vars(cls)[name], instead[name]))
+
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
-        self._warned = False
+        self._warned, self._warned_not_finite = False, False
 
     @property
     def measures_student(self) -> bool:
@@ -94,6 +150,14 @@ class Evaluator(Component, ABC):
     @abstractmethod
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """Return figures by name; the engine adds the evaluator's own name in front."""
+
+    def figure_names(self) -> list[str]:
+        """Return the names that are NaN where features are not finite; those the report has titles for by default."""
+        return [*self.titles] or ["figure"]
+
+    def baseline_names(self, modality: Modality) -> list[str]:
+        """Return the names of baselines that are NaN where classical features are not finite."""
+        return [*modality.baselines()]
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """Return figures of the modality's classical features, measured once at the start; none by default."""
@@ -122,3 +186,9 @@ class Evaluator(Component, ABC):
         if not self._warned:
             log.warning("%s: %s, nothing to measure", config_name(type(self.cfg)), why)
             self._warned = True
+
+    def warn_not_finite(self, bad: NotFinite) -> None:
+        """Warn, once, that features are not finite, and whose."""
+        if not self._warned_not_finite:
+            log.warning("%s: not a number: %s", config_name(type(self.cfg)), bad)
+            self._warned_not_finite = True

@@ -64,8 +64,6 @@ class Collapse(Evaluator):
         if len(x) < 2:  # one sample has no spread
             return {}
         x = x.double()  # [S, D]
-        if not bool(x.isfinite().all()):
-            return {"rankme": math.nan, "std": math.nan, "cosine": math.nan, "width": x.shape[1]}
         rank = min(x.shape)
         return {
             "rankme": rankme(x),
@@ -92,7 +90,7 @@ class Collapse(Evaluator):
             return True, f"not collapsed ({rank}); what was learned needs labels to be told"
         return False, (
             f"collapsed at step {since['step']:.0f}: feature std {last['std']:.3f} (1 is spread out, "
-            f"{measured[0]['std']:.3f} untrained), RankMe {last['rankme']:.1f} of {last['width']:.0f} "
+            f"{measured[0]['std']:.3f} untrained), RankMe {last['rankme']:.1f} of {measured[0]['width']:.0f} "
             f"({measured[0]['rankme']:.1f} untrained)"
         )
 
@@ -104,7 +102,9 @@ class Collapse(Evaluator):
 
 
 def rankme(x: Tensor, eps: float = 1e-7) -> float:
-    """exp of the entropy of the singular values of x [S, D]: 1 for one direction, D for all alike."""
+    """exp of the entropy of the singular values of x [S, D]: 1 for one direction, D for all alike; NaN of NaN."""
+    if not bool(x.isfinite().all()):
+        return math.nan
     sigma = torch.linalg.svdvals(x.double())  # [min(S, D)]
     p = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny) + eps
     return (-(p * p.log()).sum()).exp().item()
@@ -125,8 +125,10 @@ def mean_cosine(x: Tensor) -> float:
 def alpha_req(x: Tensor, first: int, last: int) -> float:
     """Decay of the eigenvalues of the covariance of x [S, D]: minus the slope of log value on log place.
 
-    The line is fitted over places `first` to `last`, counted from 1, both included.
+    The line is fitted over places `first` to `last`, counted from 1, both included. NaN of values that are not finite.
     """
+    if not bool(x.isfinite().all()):
+        return math.nan
     eigenvalues = torch.linalg.svdvals((x - x.mean(0)).double()).square() / len(x)  # in decreasing order
     y = eigenvalues.clamp(min=1e-12)[first - 1 : last].log()
     place = torch.arange(first, first + len(y), dtype=y.dtype, device=y.device).log()

@@ -27,6 +27,7 @@ from torch import nn
 from multissl import registry
 from multissl.contract.abilities import HasTargets
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.finite import NotFinite
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.inference import (
@@ -209,7 +210,11 @@ class FewLabels(Evaluator):
                 loss.backward()
                 solver.step()
         tuned = Pooled(FrozenEncoders.of(model))
-        q, _, _ = self._features(tuned, modality, self.cfg.split, self.cfg.queries, device)
+        try:
+            q, _, _ = self._features(tuned, modality, self.cfg.split, self.cfg.queries, device)
+        except NotFinite as bad:  # fine-tuning diverged: its own figure alone is no number
+            self.warn_not_finite(bad)
+            return math.nan
         with torch.no_grad():
             out = head.cpu()(torch.from_numpy(q).float()).double()
         return self._score((out[:, 0] * std + mean if quantity else out.softmax(1)).numpy(), truth)
@@ -276,6 +281,8 @@ def _searched(
 
 def score(guess: np.ndarray, truth: np.ndarray, metric: str = "area") -> float:
     """Percent: R2 of values [Q]; accuracy or area under the curve (one against the rest, averaged) of scores [Q, C]."""
+    if not np.isfinite(guess).all():
+        return math.nan
     if truth.dtype.kind == "f":
         return 100 * float(1 - ((guess - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
     if metric == "accuracy":
@@ -286,6 +293,8 @@ def score(guess: np.ndarray, truth: np.ndarray, metric: str = "area") -> float:
 
 def area(scores: np.ndarray, positive: np.ndarray) -> float:
     """Area under the curve: the chance that a positive scores above a negative, ties counting half."""
+    if not np.isfinite(scores).all():
+        return math.nan
     values, at, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[at]  # mid-ranks from 1
     ones, zeros = int(positive.sum()), int((~positive).sum())

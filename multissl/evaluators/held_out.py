@@ -23,6 +23,7 @@ from torch import Tensor
 from multissl.contract.abilities import HasText, HiddenWords, Running
 from multissl.contract.data import Views
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.finite import NotFinite
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.evaluators.verdicts import first_and_last
@@ -111,7 +112,11 @@ class MaskedWord(HeldOut):
         for views in words.views:
             assert views.mask is not None
             rows = views.mask.index // views.x.shape[1]
-            cost = errors(views)  # [M]
+            try:
+                cost = errors(views)  # [M]
+            except NotFinite as bad:
+                word = sum(len(costs) for costs in paid) + int(rows[bad.rows[0]])
+                raise bad.named(f"hidden word {word} of the {self.cfg.split} split") from None
             paid.append(cost.new_zeros(len(views.x)).index_add_(0, rows, cost))
         nats = torch.cat(paid).numpy()  # [W]
         gains = words.nats[COUNTS] - nats
@@ -152,9 +157,14 @@ class BitsPerCharacter(HeldOut):
     def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
         """`bits` a character."""
         rows = self.running(text)
-        nats = sum(
-            float((errors(views) * new).sum()) for views, new in zip(rows.views, rows.first_seen, strict=True)
-        )
+        nats, before = 0.0, 0
+        for views, new in zip(rows.views, rows.first_seen, strict=True):
+            try:
+                nats += float((errors(views) * new).sum())
+            except NotFinite as bad:
+                row = before + bad.rows[0]
+                raise bad.named(f"row {row} of the running text of the {self.cfg.split} split") from None
+            before += len(views.x)
         nats += rows.documents * math.log(rows.symbols)
         return {"bits": nats / math.log(2) / rows.characters}
 

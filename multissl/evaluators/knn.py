@@ -8,6 +8,7 @@ Shapes: S samples in the bank, Q queries, F features, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -114,7 +115,12 @@ def knn_accuracy(
     T: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> dict[int, float]:
-    """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q]."""
+    """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q].
+
+    NaN where features are not finite.
+    """
+    if not bool(bank.isfinite().all() & queries.isfinite().all()):
+        return dict.fromkeys(ks, math.nan)
     bank, queries = (x.to(device) for x in centered(bank, queries))
     similarity, index = (x.cpu() for x in nearest(bank, queries, max(ks)))  # [Q, max k]
     num_classes = 1 + int(max(labels.max(), truth.max()))
@@ -132,6 +138,10 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, T: float,
 
 
 def votes(similarity: Tensor, classes: Tensor, T: float, num_classes: int) -> Tensor:
-    """Sums of exp(similarity / T) by class: [Q, C] from similarities and classes [Q, k]."""
+    """Sums of exp(similarity / T) by class: [Q, C] from similarities and classes [Q, k].
+
+    A query with a neighbor at NaN has NaN for every class, as no class wins.
+    """
     weight = (similarity.double() / T).exp()  # [Q, k]; exp(100) is no float32
-    return weight.new_zeros(len(weight), num_classes).scatter_add_(1, classes, weight)
+    sums = weight.new_zeros(len(weight), num_classes).scatter_add_(1, classes, weight)
+    return sums.masked_fill(sums.isnan().any(1, keepdim=True), math.nan)

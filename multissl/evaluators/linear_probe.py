@@ -8,6 +8,7 @@ Shapes: S training samples, Q queries, F features, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -122,7 +123,12 @@ def probe_accuracy(
     max_steps: int = 200,
     groups: Tensor | None = None,
 ) -> float:
-    """Accuracy in percent on queries [Q, F] of the probe fitted to x [S, F]; labels int64 [S] and [Q]."""
+    """Accuracy in percent on queries [Q, F] of the probe fitted to x [S, F]; labels int64 [S] and [Q].
+
+    NaN where features are not finite.
+    """
+    if not bool(x.isfinite().all() & queries.isfinite().all()):
+        return math.nan
     classes = 1 + int(max(y.max(), truth.max()))
     l2 = choose_l2(x, y, strengths, classes, max_steps, groups) if len(strengths) > 1 else strengths[0]
     x, queries = standardized(x, queries)

@@ -10,6 +10,7 @@ Shapes: n recordings, F features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from multissl.contract.data import Sample, Unreadable
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
-from multissl.inference import Featurize, Pooled, clean_views, drawn
+from multissl.inference import Featurize, Pooled, clean_views, drawn, finite_features
 
 
 class RecordingProbe(Evaluator):
@@ -88,7 +89,7 @@ class RecordingProbe(Evaluator):
         batch_size: int = 256,
     ) -> tuple[Tensor, Tensor]:
         """Features [n, F] of the first and of the second parts."""
-        stream = next(iter(modality.streams()))
+        stream, source = next(iter(modality.streams())), f"the {self.cfg.split} split"
         starts = range(0, len(pairs), batch_size)
         chunks = [
             [*zip(*pairs[i : i + batch_size], strict=True)] for i in starts
@@ -97,12 +98,15 @@ class RecordingProbe(Evaluator):
         with torch.no_grad():
             for sides in chunks:
                 for rows, samples in zip(found, sides, strict=True):
-                    rows.append(featurize(clean_views(modality, [*samples], stream, device)).cpu())
+                    views = clean_views(modality, [*samples], stream, device)
+                    rows.append(finite_features(featurize, views, modality, samples, source))
         return torch.cat(found[0]), torch.cat(found[1])
 
 
 def recognized(first: Tensor, second: Tensor) -> float:
-    """Percent of rows of second [n, F] whose nearest row of first [n, F] is their own."""
+    """Percent of rows of second [n, F] whose nearest row of first [n, F] is theirs; NaN where some are not finite."""
+    if not bool(first.isfinite().all() & second.isfinite().all()):
+        return math.nan
     mean = first.mean(0)
     first, second = (F.normalize((x - mean).double(), dim=1) for x in (first, second))
     nearest = (second @ first.T).argmax(1)

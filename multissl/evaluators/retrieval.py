@@ -4,7 +4,8 @@ For every ordered pair of streams each sample asks in one stream and the same sa
 the cosine in the shared space (Radford et al. 2021, arXiv 2103.00020; Faghri et al. 2018, arXiv 1707.05612). Samples of
 one `sample_id` (a caption twice) all count as right, so chance is counted, not 1/S. The shuffled control deals the
 partners out anew among the samples, many times: p is the share of the dealings, the true one among them, that reach the
-true recall.
+true recall. Candidates of one score (all of them, where the space has collapsed) rank in random order: recall and
+precision are their expectation over it, so that ties are worth chance.
 Shapes: S candidates, Q queries, P width of the space, k nearest.
 """
 
@@ -96,7 +97,9 @@ class Retrieval(Evaluator):
         data: Any = modality.dataset(self.cfg.split)
         streams = [*modality.streams()]
         samples = [data[i] for i in drawn(len(data), self.cfg.candidates)]
-        found = embed(encoders, modality, samples, streams) if len(streams) > 1 and len(samples) > 1 else None
+        found = None
+        if len(streams) > 1 and len(samples) > 1:
+            found = embed(encoders, modality, samples, streams, f"the {self.cfg.split} split")
         if found is None:
             self.warn_nothing_to_measure(NO_SPACE)
         if found is not None and self.cfg.distinct:
@@ -125,15 +128,21 @@ def retrieval_figures(
         if len(both.samples) < 2:
             continue
         right, z, name = both.same(), both.z, f"{a}_to_{b}"
-        answers = rank(z[a], z[b], right)
+        ranks = rank(z[a], z[b], right)
         for k in ks:
-            figures[f"{name}_r{k}"] = 100 * answers.recall(k)
-        figures[f"{name}_map"] = 100 * float(answers.precision.mean())
-        dealt = shuffled_recalls(answers.nearest, right, shuffles)  # [K]
-        recalls.append(answers.recall(1))
+            figures[f"{name}_r{k}"] = 100 * ranks.recall(k)
+        figures[f"{name}_map"] = 100 * float(ranks.precision.mean())
+        known = bool(ranks.precision.isfinite().all())
+        dealt = (
+            shuffled_recalls(ranks.nearest, right, shuffles) if known else torch.tensor([torch.nan])
+        )  # [K]
+        recalls.append(ranks.recall(1))
         chances.append(chance(right, 1))
         controls.append(float(dealt.mean()))
-        ps.append(permutation_p(recalls[-1], dealt))
+        true = right[
+            torch.arange(len(right)), ranks.nearest
+        ]  # as the dealings are counted, one answer for a tie
+        ps.append(permutation_p(float(true.double().mean()), dealt) if known else torch.nan)
         if f"gap_{b}_{a}" not in figures:
             figures[f"gap_{a}_{b}"] = float((z[a].mean(0) - z[b].mean(0)).norm())
     if not recalls:
@@ -146,21 +155,37 @@ def retrieval_figures(
     }  # fmt: skip
 
 
+TIED = 1e-13
+"""Cosines this close, one after the other in the ranking, are one score: the rounding of a product of unit vectors."""
+
+
 class Answers(NamedTuple):
-    """How the right ones among the candidates rank, for the queries that have any."""
+    """How the right ones among the candidates rank, for the queries that have any; all NaN where embeddings are NaN."""
 
     precision: Tensor
     """float64 [Q] average precision over the whole ranking."""
     precision_at_r: Tensor
     """float64 [Q] the same over the first R ranks, R being the number of right ones, and divided by R."""
     first: Tensor
-    """int64 [Q] rank of the first right one, from 0."""
+    """float64 [Q] rank of the first right one, from 0; the best that it may have where it ties with others."""
+    tied: Tensor
+    """float64 [Q] candidates of the score of the first right one, itself counted."""
+    tied_right: Tensor
+    """float64 [Q] the right ones among them."""
     nearest: Tensor
-    """int64 [Q] the candidate that ranks first."""
+    """int64 [Q] the candidate that ranks first; of several, one drawn with a fixed seed."""
 
     def recall(self, k: int) -> float:
-        """The share of queries with a right one among the first k."""
-        return float((self.first < k).double().mean())
+        """The share of queries with a right one among the first k, as expected over the order of ties."""
+        wrong, taken = (
+            self.tied - self.tied_right,
+            k - self.first,
+        )  # how many of the tie are among the first k
+        missed = torch.ones_like(self.first)
+        for i in range(k):
+            kept = (wrong - i).clamp(min=0) / (self.tied - i)
+            missed = torch.where((i < taken) & (i < self.tied), missed * kept, missed)
+        return float((1 - missed + 0 * self.first).mean())  # 0 * NaN is NaN: of no ranking there is no recall
 
 
 def rank(queries: Tensor, gallery: Tensor, right: Tensor, own: bool = False, chunk: int = 1024) -> Answers:
@@ -169,19 +194,52 @@ def rank(queries: Tensor, gallery: Tensor, right: Tensor, own: bool = False, chu
     Queries that nothing answers are left out. `own`: the gallery is the queries, and each is asked for without itself.
     """
     right = right & ~torch.eye(len(right), dtype=torch.bool) if own else right
+    asked = right.any(1).nonzero().flatten()
+    if not bool(queries.isfinite().all() & gallery.isfinite().all()):
+        nothing = torch.full((len(asked),), torch.nan, dtype=torch.float64)
+        return Answers(*[nothing] * 5, nearest=torch.full_like(asked, -1))
     a, b = F.normalize(queries.double(), dim=1), F.normalize(gallery.double(), dim=1)
-    found: list[list[Tensor]] = []
-    for rows in right.any(1).nonzero().flatten().split(chunk):
+    lot = torch.rand(len(right), generator=torch.Generator().manual_seed(0))
+    parts: list[Answers] = []
+    for rows in asked.split(chunk):
         cosine = a[rows] @ b.T  # [q, S]
         if own:
             cosine[torch.arange(len(rows)), rows] = -torch.inf
-        order = cosine.argsort(1, descending=True)
-        hit = right[rows].gather(1, order).double()  # [q, S] in the order of the ranking
-        counts = hit.sum(1)  # [q] R
-        at = hit.cumsum(1) / torch.arange(1, hit.shape[1] + 1) * hit  # precision where a right one stands
-        early = at * (torch.arange(hit.shape[1]) < counts[:, None])
-        found.append([at.sum(1) / counts, early.sum(1) / counts, hit.argmax(1), order[:, 0]])
-    return Answers(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        ranked, order = cosine.sort(1, descending=True)
+        parts.append(answers(ranked, order, right[rows].gather(1, order), lot[rows]))
+    return Answers(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def answers(ranked: Tensor, order: Tensor, right: Tensor, lot: Tensor) -> Answers:
+    """Return how right candidates (bool [q, S], in the order of the ranking) rank, given their cosines and places.
+
+    The expectation over the order of ties is that of McSherry and Najork 2008: at a place of a tie of n, r of them
+    right, stands a right one with r / n, above which 1 / (n - 1) of the other r - 1 are expected for each place of the
+    tie above. lot, in 0..1 [q], draws the nearest of several.
+    """
+    hit = right.double()
+    level = F.pad((ranked[:, :-1] - ranked[:, 1:] > TIED).cumsum(1), (1, 0))  # [q, S] number of the tie
+    size = torch.zeros_like(hit).scatter_add_(1, level, torch.ones_like(hit))  # [q, ties]
+    good = torch.zeros_like(hit).scatter_add_(1, level, hit)
+    start, above = ((t.cumsum(1) - t).gather(1, level) for t in (size, good))  # [q, S] as those below
+    first_size, size, good = size[:, 0], size.gather(1, level), good.gather(1, level)
+    place = torch.arange(hit.shape[1], dtype=hit.dtype)
+    before = above + (place - start) * (good - 1) / (size - 1).clamp(
+        min=1
+    )  # right ones above a right one here
+    at = good / size * (before + 1) / (place + 1)
+    counts = hit.sum(1)  # [q] R
+    early = at * (place < counts[:, None])
+    first = (good > 0).int().argmax(1, keepdim=True)
+    nearest = order.gather(1, (lot * first_size).long()[:, None])
+    return Answers(
+        precision=at.sum(1) / counts,
+        precision_at_r=early.sum(1) / counts,
+        first=start.gather(1, first)[:, 0],
+        tied=size.gather(1, first)[:, 0],
+        tied_right=good.gather(1, first)[:, 0],
+        nearest=nearest[:, 0],
+    )
 
 
 def chance(right: Tensor, k: int) -> float:

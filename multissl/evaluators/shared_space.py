@@ -15,8 +15,9 @@ from torch import Tensor
 
 from multissl.contract.data import Sample
 from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.finite import NotFinite
 from multissl.contract.modality import Modality
-from multissl.inference import readable_streams
+from multissl.inference import readable_streams, sample_name
 
 NO_SPACE = "these encoders share no space between streams"
 """Why there is nothing to measure where no objective made one."""
@@ -48,9 +49,14 @@ def embed(
     modality: Modality,
     samples: Sequence[Sample],
     streams: Sequence[str],
+    source: str,
+    *,
     batch_size: int = 256,
 ) -> Embedded | None:
-    """The readable ones of some samples in the shared space; None where the encoders lead into none."""
+    """The readable ones of some samples in the shared space; None where the encoders lead into none.
+
+    Raises `NotFinite` with the name of the sample of the source ("the val split") whose embedding is not finite.
+    """
     device = encoders.device
     z: dict[str, list[Tensor]] = {s: [] for s in streams}
     here: dict[str, list[Tensor]] = {s: [] for s in streams}
@@ -59,7 +65,11 @@ def embed(
     for start in range(0, len(samples), batch_size):
         views, readable = readable_streams(modality, [*samples[start : start + batch_size]], streams, device)
         kept += readable
-        for features, v in zip(encoders.encode([*views.values()]), views.values(), strict=True):
+        try:
+            encoded = encoders.encode([*views.values()])
+        except NotFinite as bad:
+            raise bad.named(sample_name(modality, readable[bad.rows[0]], source)) from None
+        for features, v in zip(encoded, views.values(), strict=True):
             if features.embedding is None:
                 return None
             z[v.stream].append(F.normalize(features.embedding.float(), dim=1).cpu())

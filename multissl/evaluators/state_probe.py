@@ -9,6 +9,7 @@ Shapes: S training samples, Q of the split, F features, n values of a state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -142,8 +143,11 @@ def r2_of(
 ) -> Tensor:
     """R2 [n] on queries [Q, F], truth [Q, n] of the ridge regression of y [S, n] on x [S, F]; the strength is chosen.
 
-    Groups [S] are whole in the part that chooses: of neighbors in time one would otherwise tell the other.
+    Groups [S] are whole in the part that chooses: of neighbors in time one would otherwise tell the other. NaN where
+    features or states are not finite.
     """
+    if not all(bool(t.isfinite().all()) for t in (x, y, queries, truth)):
+        return torch.full((y.shape[1],), math.nan, dtype=y.dtype)
     held = torch.isin(groups, groups.unique()[::10])
     chosen = max(strengths)
     if len(strengths) > 1 and not bool(held.all()):

@@ -92,7 +92,7 @@ class ZeroShot(Evaluator):
         samples = [s for s in samples if s.label in place]
         if not samples:
             raise ValueError(f"zero_shot: no sample of the {self.cfg.split} split is of any of its classes")
-        found = embed(encoders, modality, samples, [stream])
+        found = embed(encoders, modality, samples, [stream], f"the {self.cfg.split} split")
         if found is None:
             self.warn_nothing_to_measure(NO_SPACE)
             return {}
@@ -140,7 +140,7 @@ def class_embeddings(
     """Unit vectors [C, P] of classes by name: the mean over templates of the unit embeddings of their descriptions."""
     texts = [t.replace("{}", name.replace("_", " ")) for name in names for t in templates]
     samples = [Sample(lone(modality, stream, text), i) for i, text in enumerate(texts)]
-    found: Embedded | None = embed(encoders, modality, samples, [stream])
+    found: Embedded | None = embed(encoders, modality, samples, [stream], "the descriptions of classes")
     assert found is not None  # as the samples' own stream has it
     if len(found.samples) < len(texts):
         raise ValueError(f"zero_shot: {stream} cannot read the descriptions of classes such as {texts[0]!r}")

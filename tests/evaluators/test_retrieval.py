@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 
 from multissl.contract.data import Sample
 from multissl.contract.learning import Progress
-from multissl.evaluators.retrieval import Retrieval, chance, rank, retrieval_figures, shuffled_recalls
+from multissl.evaluators.retrieval import (
+    Retrieval,
+    answers,
+    chance,
+    rank,
+    retrieval_figures,
+    shuffled_recalls,
+)
 from multissl.evaluators.shared_space import Embedded, permutation_p
 from tests.evaluators.pairs import Facts, Knows
 
@@ -170,3 +178,49 @@ def test_both_directions_have_a_figure() -> None:
 def test_bad_options_say_what_they_want(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Retrieval.Config(**options)
+
+
+def test_equal_embeddings_are_at_chance() -> None:
+    """A space that has collapsed: k of S candidates are as good as any other, whatever their order."""
+    right, harmonic = torch.eye(50, dtype=torch.bool), sum(1 / j for j in range(1, 51))
+    for width in (8, 37):
+        point = torch.randn(2, width, generator=torch.Generator().manual_seed(width))
+        ranks = rank(point[:1].expand(50, -1), point[1:].expand(50, -1), right, chunk=7)
+        for k in (1, 10, 50, 90):
+            assert ranks.recall(k) == pytest.approx(min(k, 50) / 50)
+        assert float(ranks.precision.mean()) == pytest.approx(harmonic / 50)
+        assert len(ranks.nearest.unique()) > 10  # drawn, not the first of all
+    collapsed = drawn_pairs(0.1)
+    collapsed.z = {s: z[:1].expand(60, -1) for s, z in collapsed.z.items()}
+    figures = retrieval_figures(collapsed)
+    assert figures["a_to_b_r10"] == pytest.approx(100 * 10 / 60)
+    assert figures["r1"] == pytest.approx(figures["chance"])
+    assert figures["p"] > 0.01
+
+
+def test_ties_are_worth_the_mean_over_their_orders() -> None:
+    """Two queries by hand: all 24 orders of a tie of four, two of them right, below and above single candidates."""
+    scores = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.5, 0.1])
+    for right in ([0, 1, 1, 0, 0, 1], [1, 0, 1, 0, 1, 0]):
+        hit = torch.tensor([right], dtype=torch.bool)
+        ranks = answers(scores[None].double(), torch.arange(6)[None], hit, torch.zeros(1))
+        orders = [[0, *middle, 5] for middle in permutations(range(1, 5))]
+        hits = [[right[i] for i in order] for order in orders]
+        for k in (1, 2, 3, 4, 6):
+            assert ranks.recall(k) == pytest.approx(sum(any(h[:k]) for h in hits) / 24)
+        at = [[sum(h[: j + 1]) / (j + 1) * h[j] for j in range(6)] for h in hits]
+        assert float(ranks.precision) == pytest.approx(sum(map(sum, at)) / 24 / 3)
+        assert float(ranks.precision_at_r) == pytest.approx(sum(sum(a[:3]) for a in at) / 24 / 3)
+
+
+def test_scores_without_ties_rank_as_ever() -> None:
+    draw = torch.Generator().manual_seed(1)
+    z, right = torch.randn(40, 6, generator=draw), torch.rand(40, 40, generator=draw) < 0.1
+    right |= torch.eye(40, dtype=torch.bool)
+    ranks = rank(z, z.flip(1), right)
+    cosine = torch.nn.functional.normalize(z.double()) @ torch.nn.functional.normalize(z.flip(1).double()).T
+    order = cosine.argsort(1, descending=True)
+    hit = right.gather(1, order)
+    assert torch.equal(ranks.first, hit.double().argmax(1).double())
+    assert torch.equal(ranks.nearest, order[:, 0])
+    assert ranks.recall(3) == float(hit[:, :3].any(1).double().mean())

@@ -1,0 +1,138 @@
+"""Every registered evaluator with data and encoders that it gives finite figures on, as small as they can be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multissl import registry
+from multissl.contract.abilities import HasRecordings, HasStates, HasText, HiddenWords, Running
+from multissl.contract.data import Mask, Sample, Samples, Views
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Features
+from multissl.contract.modality import Modality
+from multissl.contract.plans import Masking
+from tests.evaluators.clusters import Clusters, frozen
+from tests.evaluators.pairs import Facts, Knows
+from tests.helpers.stubs import Listed
+
+Change = Callable[[list[Sample]], list[Sample]]
+WORDS = 6
+
+
+def unchanged(samples: list[Sample]) -> list[Sample]:
+    return samples
+
+
+class Subject(Clusters, HasStates, HasRecordings, HasText):
+    """Points with labels, groups, states, a second part, and words; `change` is applied to the val split alone."""
+
+    change: Change = staticmethod(unchanged)
+    change_states: Callable[[Tensor], Tensor] = staticmethod(lambda states: states)
+
+    def dataset(self, split: str) -> Samples:
+        base = super().dataset(split)
+        samples = [replace(base[i], group=i // 6) for i in range(len(base))]
+        return Listed(self.change(samples) if split == "val" else samples)
+
+    def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
+        draw = torch.Generator().manual_seed(1)
+        data = self.dataset(split)
+        samples = [data[i] for i in range(len(data))]
+        noise = torch.randn(len(samples), 2, generator=draw)[[s.index for s in samples]]
+        plain = super().dataset(split)  # a state is of the world, whatever becomes of the features
+        points = torch.stack([plain[s.index].data for s in samples])
+        states = points @ torch.tensor([[1.0, 2.0], [0.5, -1.0]]) + 0.3 * noise
+        return (self.change_states(states) if split == "val" else states), ("height", "speed")
+
+    def parts(self, sample: Sample) -> tuple[Sample, Sample]:
+        draw = torch.Generator().manual_seed(sample.index)
+        return sample, replace(sample, data=sample.data + 0.01 * torch.randn(2, generator=draw))
+
+    def hidden_words(self, split: str, count: int) -> HiddenWords:
+        return HiddenWords(views=[self._words()], nats={"counts": np.linspace(1.0, 2.0, WORDS)})
+
+    def running(self, split: str, count: int) -> Running:
+        seen = [torch.ones(WORDS, 1, dtype=torch.bool)]
+        return Running(
+            views=[self._words()], first_seen=seen, documents=2, symbols=9, characters=50, baseline=3.0
+        )
+
+    def _words(self) -> Views:
+        hidden = torch.tensor([[True, False]] * WORDS)
+        mask = Mask(hidden=hidden, index=2 * torch.arange(WORDS), weight=torch.ones(WORDS))
+        x = torch.arange(2.0 * WORDS).reshape(WORDS, 2)
+        return Views(x=x, stream="points", role="clean", masks=(mask,))
+
+
+@functools.cache
+def expansion() -> nn.Module:
+    """Eight features of a point, of which few matter, so that strengths of penalties do."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh())
+
+
+def seeing() -> FrozenEncoders:
+    """Encoders of points, with an objective that pays for words."""
+    return replace(frozen(expansion()), part_errors=lambda views: views.x[:, :1] / 10)
+
+
+def paying_by_word() -> FrozenEncoders:
+    return replace(frozen(expansion()), part_errors=lambda views: views.x[:, 0] / 10)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An evaluator's options, data and encoders."""
+
+    options: dict[str, Any]
+    modality: Callable[[], Modality] = lambda: Subject.Config(noise=0.5).build()
+    encoders: Callable[[], FrozenEncoders] = seeing
+    needs: str = "torch"
+    """A module that the evaluator reads beside the package's own."""
+
+    def build(self, name: str) -> Evaluator:
+        return registry.resolve(name, "evaluators").Config(**self.options).build()
+
+
+CASES: dict[str, Case] = {
+    "knn": Case({"k": (5, 20)}),
+    "linear_probe": Case({}),
+    "state_probe": Case({}),
+    "collapse": Case({}),
+    "few_labels": Case({"labels": 16, "draws": 2, "classical": False}, needs="sklearn"),
+    "retrieval": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
+    "zero_shot": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
+    "masked_word": Case({}, encoders=paying_by_word),
+    "bits_per_character": Case({}),
+    "recording_probe": Case({}),
+}
+"""By registered name: whoever registers an evaluator writes a line here, and the laws below hold it to them."""
+
+
+def broken(encoders: FrozenEncoders, value: float, row: int = 3) -> FrozenEncoders:
+    """The same encoders, one row of whose every output is not finite."""
+
+    def spoil(values: Tensor) -> Tensor:
+        values = values.clone()
+        values[row] = value
+        return values
+
+    def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+        return [
+            Features(
+                pooled=spoil(f.pooled), tokens=spoil(f.tokens),
+                embedding=None if f.embedding is None else spoil(f.embedding),
+            )
+            for f in encoders.function(views, masking, inner)
+        ]  # fmt: skip
+
+    errors = encoders.part_errors
+    spoilt = None if errors is None else lambda views: spoil(errors(views))
+    return FrozenEncoders(encode, encoders.device, part_errors=spoilt)
