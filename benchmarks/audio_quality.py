@@ -35,6 +35,7 @@ from multissl.evaluators.linear_probe import probe_accuracy
 from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.inference import Featurize, Pooled, featurize_places
 from multissl.registry import require
+from multissl.run.model import load
 
 FOLDER = Path("runs/audio_quality")
 DIGITS = {"label_pattern": r"(\d)_[a-z]+_\d+", "group_pattern": r"\d_([a-z]+)_"}
@@ -123,7 +124,7 @@ def main() -> None:
         rows = {"untrained": encoded(parts.learner.encoders, parts.modality, scenes)}
         out = FOLDER / f"{args.task}-{group}-{made.steps}-{args.seed}"
         run.train(made, out)
-        rows["trained"] = encoded(run.load(out).encoders, parts.modality, scenes)
+        rows["trained"] = encoded(load(out).encoders, parts.modality, scenes)
         if args.classical:
             baseline = parts.modality.baselines()["mean_std"] if scenes else cepstra
             rows["classical"] = figures(baseline, parts.modality)

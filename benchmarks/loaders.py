@@ -355,15 +355,15 @@ def measure(name: str, folder: Path, rounds: int) -> str:
 def waiting(name: str, steps: int, workers: int, folder: Path) -> str:
     """The share of waiting in a short run of a modality's default recipe, its first steps left out."""
     from multissl import catalogue
-    from multissl.engine.metrics import read_metrics
     from multissl.run import train as run
+    from multissl.run.folder import RunFolder
 
     made = catalogue.find(name)().replace(
         steps=steps, evals={}, tensorboard=False, log_every=max(steps // 6, 1)
     )
     made.data.workers = workers
     run.train(made, folder)
-    lines = [x for x in read_metrics(folder) if x["kind"] == "train"][1:]
+    lines = [x for x in RunFolder(folder).read_metrics() if x["kind"] == "train"][1:]
     share, rate = (statistics.median(x[key] for x in lines) for key in ("waiting_percent", "samples_per_s"))
     workers = made.data.num_workers(1)
     return f"{name:<8} {share:5.1f} %  {rate:8.0f} samples/s  {workers} workers"

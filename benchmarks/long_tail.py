@@ -55,7 +55,7 @@ def main() -> None:
             recipe.objective = recipe.objective.replace(prior=prior)
             recipe = recipe.replace(steps=args.steps, seed=seed)
             result = run.train(recipe, folder / f"{prior}-{args.steps}-{seed}")
-            found.append(result.figures["knn/top1"])
+            found.append(result.metrics["knn/top1"])
         print(f"prior={prior}: k-NN {statistics.mean(found):.2f} ({', '.join(f'{f:.2f}' for f in found)})")
 
 

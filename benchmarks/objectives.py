@@ -37,8 +37,8 @@ def recipe(name: str, args: argparse.Namespace, seed: int) -> Any:
 
 def main() -> None:
     """Train what is missing and print a line a recipe."""
-    from multissl.engine.metrics import read_metrics
     from multissl.run import train as run
+    from multissl.run.folder import RunFolder
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -55,7 +55,7 @@ def main() -> None:
             made = recipe(name, args, seed)
             out = FOLDER / f"{name}-{'rn18' if args.resnet18 else 'rn10'}-{made.steps}-{seed}"
             run.train(made, out)
-            evals = [x for x in read_metrics(out) if x["kind"] == "eval"]
+            evals = [x for x in RunFolder(out).read_metrics() if x["kind"] == "eval"]
             seconds = json.loads((out / "summary.json").read_text())["seconds"]
             rows.append((evals[0], evals[-1], seconds))
         first = rows[0][0]

@@ -51,6 +51,7 @@ from multissl.modalities.text.adapter import Text
 from multissl.recipe import Recipe, build
 from multissl.registry import require
 from multissl.run import train as run
+from multissl.run.model import load
 
 FOLDER = Path("runs/pairs_quality")
 DESCRIBED = Path(__file__).parent / "caltech101.csv"
@@ -237,7 +238,7 @@ def report(made: Recipe, out: Path, measures: Measures, split: str) -> None:
     made = made.replace(evals={}, tensorboard=False, data=made.data.replace(workers=0))
     parts, cpu = build(made, torch.device("cpu")), torch.device("cpu")
     run.train(made, out)
-    model = run.load(out)
+    model = load(out)
     for name, measure in measures.items():
         evaluator = measure(split)
         for baseline, value in evaluator.baselines(model.modality).items():
@@ -274,7 +275,7 @@ def slip(seeds: int, steps: int) -> None:
                 made.steps = round(made.steps * seconds[other] / seconds[task])
             out = FOLDER / f"slip-{task}-{made.steps}-{seed}"
             seconds[name] = timed(made, out)
-            model = run.load(out)
+            model = load(out)
             end, frozen = Progress(step=made.steps, total=made.steps), model.frozen()
             found = Retrieval.Config().build().run(frozen, model.modality, end)
             top1 = probe.build().run(frozen, model.modality, end)["top1"]

@@ -66,11 +66,12 @@ def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
     from multissl.engine.trainer import Trainer
     from multissl.parallel.ranks import is_main, process_group
     from multissl.parallel.sharding import full
+    from multissl.run.folder import RunFolder
 
     made = recipe(objective, data, steps, seed)
     with process_group() as device:
         parts = recipes.build(made, device)
-        trainer = Trainer(made, parts.modality, parts.learner, parts.optimizer, {}, out, device)
+        trainer = Trainer(made, parts.modality, parts.learner, parts.optimizer, {}, RunFolder(out), device)
         began = time.perf_counter()
         trainer.fit()
         seconds = time.perf_counter() - began

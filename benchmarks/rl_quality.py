@@ -20,13 +20,13 @@ from torch import Tensor
 
 from multissl.evaluators.state_probe import StateProbe, principal, r2_of
 from multissl.inference import Pooled
+from multissl.run.model import load
 
 
 def main() -> None:
     """Print a line a feature."""
     from multissl.contract.encoder import build_encoders
     from multissl.contract.evaluator import FrozenEncoders
-    from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run")
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=10_000, help="training frames; 0: all")
     parser.add_argument("--queries", type=int, default=0, help="frames of the split; 0: all")
     args = parser.parse_args()
-    model = run.load(args.run)
+    model = load(args.run)
     modality: Any = model.modality
     probe: StateProbe = StateProbe.Config(split=args.split, train=args.train, queries=args.queries).build()
     names = modality.states(args.split)[1]

@@ -35,6 +35,7 @@ def main() -> None:
     from multissl.evaluators.few_labels import FewLabels, interval, linear, score, trees
     from multissl.inference import Pooled
     from multissl.run import train as run
+    from multissl.run.model import load
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -63,7 +64,7 @@ def main() -> None:
     began = time.process_time()
     run.train(recipe, out)
     print(f"pretraining: {recipe.steps} steps, {(time.process_time() - began) / 60:.1f} CPU minutes")
-    trained = run.load(out)
+    trained = load(out)
     torch.manual_seed(recipe.seed)  # the weights that the run began with
     untrained = build_encoders(recipe.encoders, trained.modality.streams())
 

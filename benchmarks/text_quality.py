@@ -108,6 +108,7 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
     from multissl.engine import checkpoint
     from multissl.recipe import build
     from multissl.run import train as run
+    from multissl.run.folder import RunFolder
 
     run.train(recipe, out)
     parts, cpu = build(recipe, torch.device("cpu")), torch.device("cpu")
@@ -115,7 +116,8 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
     figures: dict[str, dict[str, float]] = {}
     for step in (0, recipe.steps):
         if step:
-            checkpoint.load(checkpoint.found(out)[-1], parts.learner, parts.optimizer.torch)
+            newest = checkpoint.find(RunFolder(out).checkpoints)[-1]
+            checkpoint.load(newest, parts.learner, parts.optimizer.torch)
         for name, (evaluator, modality) in evaluators.items():
             if modality is None:
                 modality = parts.modality

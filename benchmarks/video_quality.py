@@ -28,6 +28,7 @@ from multissl.contract.data import Views
 from multissl.evaluators.knn import knn_accuracy
 from multissl.evaluators.linear_probe import LinearProbe, choose_l2, fit_logistic, standardized
 from multissl.inference import Pooled, labeled_split
+from multissl.run.model import load
 
 
 def prepare(data: str, folder: Path, side: int) -> None:
@@ -72,9 +73,8 @@ def measure(folder: str, data: str, split: str, pairs: bool) -> None:
     """Print a table for each kind of input."""
     from multissl.contract.encoder import build_encoders
     from multissl.contract.evaluator import FrozenEncoders
-    from multissl.run import train as run
 
-    model = run.load(folder)
+    model = load(folder)
     torch.manual_seed(model.recipe.seed)
     untrained = build_encoders(model.recipe.encoders, model.modality.streams()).to(model.device)
     for clean in ("clip", "frame", "shuffled"):

@@ -13,7 +13,8 @@ __all__ = ["Recipe", "__version__", "load", "train"]
 
 if TYPE_CHECKING:
     from multissl.recipe import Recipe
-    from multissl.run.train import load, train
+    from multissl.run.model import load
+    from multissl.run.train import train
 
 
 def __getattr__(name: str) -> Any:
@@ -22,8 +23,12 @@ def __getattr__(name: str) -> Any:
         from multissl.recipe import Recipe
 
         return Recipe
-    if name in ("load", "train"):
-        from multissl.run import train as run
+    if name == "load":
+        from multissl.run.model import load
 
-        return getattr(run, name)
+        return load
+    if name == "train":
+        from multissl.run.train import train
+
+        return train
     raise AttributeError(f"module 'multissl' has no attribute {name!r}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from multissl import catalogue, commands, completion, matrix, option_help, options, registry
 from multissl.files import set_aside
 from multissl.registry import suggest
+from multissl.run.folder import RunFolder
 from multissl.version import __version__
 
 
@@ -97,9 +98,9 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     folder = Path(words.out or Path("runs") / re.sub(r"[^\w.]+", "-", name.removesuffix(".py")).strip("-"))
     if words.restart and (old := set_aside(folder)):
         print(f"{folder} is now {old.name}")
-    from multissl.run import train as run
+    from multissl.run.train import train as run_recipe
 
-    result = run.train(recipe, folder, default)
+    result = run_recipe(recipe, folder, default)
     return 0 if result.folder else 1
 
 
@@ -141,9 +142,9 @@ def show(words: argparse.Namespace, rest: list[str]) -> int:
 def evaluate(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl eval`."""
     folder = named(words, "eval")
-    from multissl.run import train as run
+    from multissl.run.evaluate import evaluate as measure
 
-    metrics = run.evaluate(Path(folder))
+    metrics = measure(folder)
     for name, value in metrics.items():
         print(f"{name:<32} {value:.4g}")
     if not metrics:
@@ -157,17 +158,17 @@ def encode(words: argparse.Namespace, rest: list[str]) -> int:
     if not words.out:
         raise ValueError(f"encode wants a file to write: multissl encode {name} --out features.parquet")
     data, recipe = "", None
-    if Path(name, "recipe.json").is_file():
+    if RunFolder(name).recipe.is_file():
         data = options.only_data(rest, "encode takes --out, --data, --split and --stream beside a run")
     else:
         recipe = options.open_recipe(name, rest)[0]
     import torch
 
     from multissl.run import encode as features
-    from multissl.run import train as run
+    from multissl.run.model import load, untrained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = run.load(name, device, data) if recipe is None else run.begun(recipe, device)
+    model = load(name, device, data) if recipe is None else untrained(recipe, device)
     print(f"{words.out}: {features.encode(model, words.out, words.split, words.stream):,} lines")
     return 0
 
@@ -175,9 +176,9 @@ def encode(words: argparse.Namespace, rest: list[str]) -> int:
 def report(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl report`."""
     folder = named(words, "report")
-    from multissl.run import train as run
+    from multissl.run.report import report as write
 
-    print(run.report(Path(folder)))
+    print(write(folder))
     return 0
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -41,3 +43,15 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the values of a file that holds a line of JSON for each; nothing where there is no file."""
+    return [values for _, values in whole_json_lines(path.read_text())] if path.is_file() else []
+
+
+def whole_json_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each line that can be read, as it stands and as values: a last one cut short by a crash is left out."""
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)

@@ -17,7 +17,7 @@ from multissl.layers.transformer import MLP
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel, uncompiled
 from multissl.recipe import Parts, Recipe, build
-from multissl.run.train import begun
+from multissl.run.model import untrained
 from tests.helpers.ranks import run_ranks
 
 # Dynamo looks at `.grad` of whatever enters a block, and torch warns of it.
@@ -134,7 +134,7 @@ def test_an_error_inside_leaves_compilation_on() -> None:
 
 
 def test_a_model_that_is_not_trained_is_not_compiled() -> None:
-    model = begun(compiled(fully_shard="always", precision="bf16"))
+    model = untrained(compiled(fully_shard="always", precision="bf16"))
     for rows in (2, 3):
         model.encode(torch.zeros(rows, 3, 56, 56, dtype=torch.uint8))
     assert graphs() == 0

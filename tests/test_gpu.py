@@ -11,18 +11,18 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.dinov2_step import HostReads, stepper, toy
 from multissl.engine.batches import Steps
 from multissl.engine.checkpoint import Save
-from multissl.engine.metrics import read_metrics
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import build
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
 from tests.test_whole_step import recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def losses(folder: Path) -> list[float]:
-    return [x["loss"] for x in read_metrics(folder) if x["kind"] == "train"]
+    return [x["loss"] for x in RunFolder(folder).read_metrics() if x["kind"] == "train"]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

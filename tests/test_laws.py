@@ -43,9 +43,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "migrate": (),
     "recipe": ("*",),
-    "weights": ("encoders", "layers", *FOUNDATION),
+    "weights": ("encoders", "layers", "run.folder", *FOUNDATION),
     "run": ("*",),
-    "report": ("*",),
+    "run.folder": FOUNDATION,  # file names and nothing else, so that weights of a run can be found
+    "report": FOUNDATION,
     "catalogue": ("registry", "recipe"),
     "matrix": (),
     "option_values": ("config",),
@@ -99,6 +100,10 @@ def idle_guesses(package: Path) -> list[str]:
 
 def unchecked_casts(package: Path) -> list[str]:
     return laws.unchecked_casts(package, 6)
+
+
+def run_files(package: Path) -> list[str]:
+    return laws.run_files(package, "run.folder")
 
 
 PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
@@ -156,6 +161,15 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "seven casts to Any under other names": (
         unchecked_casts, "engine/sub/a.py", "import typing as t\n" + "x = t.cast(t.Any, 1)\n" * 7
     ),
+
+
+    "the trainer spells a file of a run": (
+        run_files, "engine/sub/a.py", 'def f(run):\n    return (run / "summary.json").read_text()'
+    ),
+    "a file of a run is spelt inside a longer path": (
+        run_files, "cli.py", 'def f(run):\n    return open(f"{run}/metrics.jsonl")'
+    ),
+    "a folder of a run is spelt": (run_files, "run/sub/a.py", 'FOLDER = "checkpoints"'),
     "a modality draws from Python": (global_draws, "modalities/sub/a.py", "import random\nx = random.random()"),
 }  # fmt: skip
 """By what is wrong: the law that sees it, the file it is planted in, and the file's text."""

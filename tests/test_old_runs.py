@@ -16,7 +16,8 @@ import torch
 import multissl
 from multissl import cli
 from multissl.inference import readable_views
-from multissl.run import train as run
+from multissl.run.evaluate import evaluate
+from multissl.run.report import report
 
 FOLDERS = sorted(p.parent for p in (Path(__file__).parent / "old_runs").glob("*/*/recipe.json"))
 NEEDS = {"audio": "torchaudio", "video": "decord", "text": "tokenizers", "image_text": "tokenizers"}
@@ -43,9 +44,9 @@ def test_its_features_are_those_it_had(folder: Path) -> None:
 
 
 def test_it_is_evaluated_and_reported(folder: Path) -> None:
-    figures = run.evaluate(folder)
+    figures = evaluate(folder)
     assert figures
-    assert "<svg" in run.report(folder).read_text()
+    assert "<svg" in report(folder).read_text()
 
 
 def test_its_samples_are_encoded(folder: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_it_trains_reports_and_loads(
     assert list(out.glob("checkpoints/step_*"))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"knn/top1", "knn/raw", "linear/top1"} <= {k for x in lines if x["kind"] == "eval" for k in x}
-    features = run.load(out).encode(list(np.zeros((5, 3, 120), np.float32)))
+    features = load(out).encode(list(np.zeros((5, 3, 120), np.float32)))
     assert features.shape == (5, 8)
     assert cli.main([*command[:-1], "8", "--steps", "6"]) == 0
     assert "resuming at step 4 of 6" in capfd.readouterr().err

@@ -35,7 +35,9 @@ from multissl.objectives.siglip import SigLIP
 from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
 from multissl.recipe import Parts, Recipe, build
-from multissl.run.train import evaluate, load, train
+from multissl.run.evaluate import evaluate
+from multissl.run.model import load
+from multissl.run.train import train
 from multissl.weights.loading import load_weights
 from tests.evaluators.pairs import NAMES, Facts
 from tests.helpers.small import shrunk
@@ -112,9 +114,9 @@ def test_a_run_ships_towers_and_reads_them_back(finished: Path) -> None:
 
 
 def test_the_figures_of_a_run_are_those_of_its_file(finished: Path) -> None:
-    from multissl.engine.metrics import read_metrics
+    from multissl.run.folder import RunFolder
 
-    lines = [x for x in read_metrics(finished) if x["kind"] == "eval"]
+    lines = [x for x in RunFolder(finished).read_metrics() if x["kind"] == "eval"]
     assert not any("student/" in name for name in lines[-1])
     again = evaluate(finished)
     assert again["retrieval/r1"] > 50

@@ -19,11 +19,12 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
 from multissl.engine.batches import Data, Steps
 from multissl.engine.checkpoint import Save
-from multissl.engine.metrics import read_metrics
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full
 from multissl.recipe import Recipe, build
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
+from multissl.run.model import load
 from tests.helpers.ranks import run_ranks
 from tests.test_grid import shrunk
 
@@ -85,16 +86,16 @@ def train(folder: Path) -> None:
 
 def test_a_dinov2_run_goes_on_from_a_checkpoint_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
     train(tmp_path)
-    for later in checkpoint.found(tmp_path)[1:]:
+    for later in checkpoint.find(RunFolder(tmp_path).checkpoints)[1:]:
         shutil.rmtree(later)
     (tmp_path / "encoder.safetensors").unlink()
-    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 6
+    assert checkpoint.step_of(checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]) == 6
     train(tmp_path)
     assert digest(tmp_path) == digest(trained)
 
 
 def test_a_trained_run_encodes_pictures_in_any_form(trained: Path, tmp_path: Path) -> None:
-    model = run.load(trained)
+    model = load(trained)
     pixels = np.random.RandomState(0).randint(0, 256, (20, 24, 3), dtype=np.uint8)
     Picture.fromarray(pixels).save(tmp_path / "one.png")
     forms: list[Any] = [pixels, torch.from_numpy(pixels).permute(2, 0, 1), str(tmp_path / "one.png")]
@@ -117,7 +118,7 @@ def test_half_precision_and_recomputed_activations_follow_the_plain_run(
     made.encoders["image"] = made.encoders["image"].replace(drop_path=0.3)
     run.train(made.replace(parallel=Parallel(**options)), tmp_path)
     plain, other = (
-        torch.tensor([x["loss"] for x in read_metrics(f) if x["kind"] == "train"])
+        torch.tensor([x["loss"] for x in RunFolder(f).read_metrics() if x["kind"] == "train"])
         for f in (trained, tmp_path)
     )
     exact = "precision" not in options

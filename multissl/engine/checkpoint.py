@@ -1,7 +1,8 @@
 """Checkpoints of one's own runs: written aside, renamed when whole, the last k and every n-th kept.
 
-A folder `checkpoints/step_00001000` holds the state of learner and optimizer (torch.distributed.checkpoint, loads on
-any number of ranks) and `meta.json`. There is no loader state and no generator state: the step number is both.
+A folder `step_00001000` among a run's checkpoints holds the state of learner and optimizer
+(torch.distributed.checkpoint, loads on any number of ranks) and `meta.json`. There is no loader state and no generator
+state: the step number is both.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def found(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "meta.json").is_file())
+def find(folder: Path) -> list[Path]:
+    """Return the whole checkpoints in the folder of a run's checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if (p / "meta.json").is_file())
 
 
-def newest_step(run: Path) -> int:
-    """Return the step of the newest whole checkpoint of a run, 0 without one."""
-    return max(map(step_of, found(run)), default=0)
+def newest_step(folder: Path) -> int:
+    """Return the step of the newest whole checkpoint, 0 without one."""
+    return max(map(step_of, find(folder)), default=0)
 
 
-def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, cfg: Save) -> Path:
-    """Write the state after `step` steps; called on every rank."""
-    target = run / "checkpoints" / f"step_{step:08d}"
+def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, cfg: Save) -> Path:
+    """Write the state after `step` steps among the checkpoints; called on every rank."""
+    target = folder / f"step_{step:08d}"
     if (target / "meta.json").is_file():
         return target
     aside = target.with_name(f"writing_{target.name}")
@@ -81,7 +82,7 @@ def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimi
             (aside / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step}))
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        newest = found(run)
+        newest = find(folder)
         kept = (
             f"the checkpoint of step {step_of(newest[-1])} is intact" if newest else "there is no earlier one"
         )
@@ -93,12 +94,12 @@ def save(run: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimi
     if is_main():
         shutil.rmtree(target, ignore_errors=True)  # what is there has no meta.json: it was never whole
         aside.rename(target)
-        _thin_out(run, cfg)
+        _thin_out(folder, cfg)
     barrier()
     return target
 
 
-def check_finite(shipped: nn.Module, run: Path) -> None:
+def check_finite(shipped: nn.Module, folder: Path) -> None:
     """Raise `NonFinite` where encoders that a run is about to write are not finite; called on every rank.
 
     A buffer may hold -inf, as masks of attention do.
@@ -111,12 +112,12 @@ def check_finite(shipped: nn.Module, run: Path) -> None:
     agreed = all_true(torch.stack(fine)).tolist() if fine else []
     bad = [name for name, good in zip(floating, agreed, strict=True) if not good]
     if bad:
-        checkpoints = found(run)
+        checkpoints = find(folder)
         good = f"checkpoint of step {step_of(checkpoints[-1])}" if checkpoints else "start of the run"
         raise NonFinite(
             f"{len(bad)} tensors of the encoder are not finite ({', '.join(bad[:5])}{', ...' * (len(bad) > 5)}): "
-            f"nothing of them is written to {run}, the last that is good is the {good}; train again with a lower "
-            "--optim.lr and another --out"
+            f"nothing of them is written to {folder.parent}, the last that is good is the {good}; train again with "
+            "a lower --optim.lr and another --out"
         )
 
 
@@ -138,8 +139,8 @@ def _state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     return {"learner": learner.state_dict(), "optimizer": optimizer_state(learner, optimizer)}
 
 
-def _thin_out(run: Path, cfg: Save) -> None:
-    for old in found(run)[: -cfg.keep_last]:
+def _thin_out(folder: Path, cfg: Save) -> None:
+    for old in find(folder)[: -cfg.keep_last]:
         if not cfg.keep_every or step_of(old) % cfg.keep_every:
             shutil.rmtree(old)
 

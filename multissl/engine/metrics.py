@@ -1,6 +1,6 @@
-"""Where figures go: `metrics.jsonl` always, TensorBoard, and the terminal.
+"""Where metrics go: the record always, TensorBoard, and the terminal.
 
-A line of `metrics.jsonl` is {"kind": "train" | "eval" | "note" | "alarm", "step": ..., name: value}; an alarm without
+A line of the record is {"kind": "train" | "eval" | "note" | "alarm", "step": ..., name: value}; an alarm without
 text ends the one before. On resume, lines past the resumed step are dropped, so an interrupted run leaves the file of
 an uninterrupted one. A run that begins at step 0 sets the lines of an earlier start aside.
 """
@@ -26,26 +26,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from multissl.files import replace_text, set_aside
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run; a last line cut short by a crash is left out."""
-    path = folder / "metrics.jsonl"
-    return [values for _, values in _whole_lines(path.read_text())] if path.is_file() else []
-
-
-def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each line that can be read, as it stands and as values."""
-    for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield line, json.loads(line)
+from multissl.contract.places import Places
+from multissl.files import replace_text, set_aside, whole_json_lines
 
 
 def _keep_until(path: Path, step: int) -> None:
     """Leave the lines up to a step, each of them whole, as they were written; at any moment the file is whole."""
     text = path.read_text() if path.is_file() else ""
-    kept = "".join(f"{line}\n" for line, values in _whole_lines(text) if values["step"] <= step)
+    kept = "".join(f"{line}\n" for line, values in whole_json_lines(text) if values["step"] <= step)
     if kept != text:
         replace_text(path, kept)
 
@@ -56,11 +44,11 @@ class Sinks:
     `earlier` is the file to which the lines of an earlier start went, if there was one.
     """
 
-    def __init__(self, folder: Path, start: int, tensorboard: bool, active: bool) -> None:
+    def __init__(self, places: Places, start: int, tensorboard: bool, active: bool) -> None:
         self.active, self._events, self._file, self.earlier = active, None, None, None
         if not active:
             return
-        path = folder / "metrics.jsonl"
+        path = places.metrics
         if start:
             _keep_until(path, start)
         elif path.is_file() and path.stat().st_size:
@@ -69,7 +57,7 @@ class Sinks:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+            self._events = SummaryWriter(str(places.logger("tensorboard")), purge_step=start or None)
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """One line, and the numbers among it as events."""

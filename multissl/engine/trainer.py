@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,13 +24,15 @@ from multissl.config import Config
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
+from multissl.contract.places import Places
 from multissl.engine import checkpoint
 from multissl.engine.batches import ENDING, Data, Steps, stream
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.learner import Learner
-from multissl.engine.metrics import Display, Sinks, read_metrics
+from multissl.engine.metrics import Display, Sinks
 from multissl.engine.optim.base import Optimizer
+from multissl.files import read_json_lines
 from multissl.parallel.collectives import all_true, mean_ranks
 from multissl.parallel.gradients import clip_gradients, largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
@@ -94,11 +95,11 @@ class Trainer:
         learner: Learner,
         optimizer: Optimizer,
         evaluators: Mapping[str, Evaluator],
-        folder: Path,
+        places: Places,
         device: torch.device,
     ) -> None:
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
-        self.evaluators, self.folder, self.device = evaluators, folder, device
+        self.evaluators, self.places, self.device = evaluators, places, device
         self.main = is_main()
         self.plans = learner.objective.plans()
         self.steps = Steps(
@@ -122,14 +123,14 @@ class Trainer:
 
         A checkpoint of the last step or a later one is loaded, and nothing is trained.
         """
-        checkpoints = checkpoint.found(self.folder)
+        checkpoints = checkpoint.find(self.places.checkpoints)
         start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
         if start:
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
-        self.sinks = Sinks(self.folder, start, self.cfg.tensorboard, self.main)
+        self.sinks = Sinks(self.places, start, self.cfg.tensorboard, self.main)
         if self.sinks.earlier:
             self.display.say(f"beginning anew: the figures of an earlier start are in {self.sinks.earlier}")
-        self._remember(read_metrics(self.folder) if start and self.main else [])
+        self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
         try:
             with self._signals():
                 if start == 0:
@@ -138,7 +139,7 @@ class Trainer:
                     self._loop(start)
         finally:
             self.sinks.close()
-        return read_metrics(self.folder)
+        return read_json_lines(self.places.metrics)
 
     def _loop(self, start: int) -> None:
         cfg, bad_in_a_row = self.cfg, 0
@@ -174,14 +175,16 @@ class Trainer:
                 if (
                     saving
                 ):  # of weights that are not finite no checkpoint is written: the newest one is always good
-                    checkpoint.check_finite(self.learner.shipped(), self.folder)
+                    checkpoint.check_finite(self.learner.shipped(), self.places.checkpoints)
                 if last or not interrupted:
                     window.paused += self._evaluate(step + 1, last=last)
                 if saving:
-                    checkpoint.save(self.folder, step + 1, self.learner, self.optimizer.torch, cfg.save)
+                    checkpoint.save(
+                        self.places.checkpoints, step + 1, self.learner, self.optimizer.torch, cfg.save
+                    )
                 if interrupted and not last:
                     raise Interrupted(
-                        f"interrupted: the checkpoint of step {step + 1} is in {self.folder}; "
+                        f"interrupted: the checkpoint of step {step + 1} is in {self.places.path}; "
                         "repeat the command to go on from there"
                     )
 
@@ -201,7 +204,8 @@ class Trainer:
         culprits += [f"gradient of {n}" for n, v in norms.items() if not math.isfinite(v.item())]
         samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
         record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
-        path = self.folder / f"nonfinite_step_{step}_rank_{rank()}.json"
+        path = self.places.nonfinite(step, rank())
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**record, "samples": samples}, indent=1))
         text = f"step {step} skipped: {', '.join(culprits) or 'another rank'} not finite; see {path}"
         self.display.say(text)

@@ -1,6 +1,7 @@
-"""The report of a run: one HTML page with everything inside it, which opens without a network.
+"""The page of a run: one text of HTML with everything inside it, which opens without a network.
 
-Reads `recipe.json`, `metrics.jsonl` and `summary.json` of the run's folder; pictures come as panels.
+It is made from plain values, the options, the lines of the record, the summary, and from figures; it reads no file of
+the run.
 """
 
 from __future__ import annotations
@@ -14,38 +15,37 @@ from pathlib import Path
 from typing import Any
 
 from multissl.contract.learning import Figure
-from multissl.engine.metrics import read_metrics
-from multissl.files import replace_text
 from multissl.report.charts import Points, chart, short
 
 Line = dict[str, Any]
-"""A line of `metrics.jsonl`."""
+"""A line of a run's record: its kind, its step and values by name."""
 TITLES = {
     "lr": "learning rate", "samples_per_s": "samples per second", "waiting_percent": "waiting for data, % of time",
     "gradient_max": "largest entry of the gradient", "memory_gib": "memory, GiB",
 }  # fmt: skip
-"""Of the loop's own figures; evaluators bring theirs."""
+"""Of the loop's own metrics; evaluators bring theirs."""
 EXPORTED = (
     '<p class="soft">"exported" is the encoder that the run ships: the teacher, where there is one.</p>'
 )
 MOST_NOTES = 30
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""The browser is told to load nothing, so a page that needs the network would show it at once."""
+"""It forbids the browser to load anything, so a page that needs the network would show it at once."""
 
 
-def write_report(
-    folder: Path, figures: Sequence[Figure] = (), titles: Mapping[str, str] | None = None
-) -> Path:
-    """Write `report.html` into a run's folder; works on an unfinished run too.
+def page(
+    name: str,
+    *,
+    recipe: Mapping[str, Any],
+    lines: Sequence[Line],
+    summary: Mapping[str, Any],
+    figures: Sequence[Figure] = (),
+    titles: Mapping[str, str] | None = None,
+) -> str:
+    """Return the page of a run of that name; a run without a summary has not finished.
 
-    `titles` says what evaluators call their figures in the page, by the name in `metrics.jsonl`.
+    `titles` says what evaluators call their metrics in the page, by the name in the record.
     """
     titles = {**TITLES, **(titles or {})}
-    lines = read_metrics(folder)
-    summary, recipe = (
-        json.loads(path.read_text()) if (path := folder / name).is_file() else {}
-        for name in ("summary.json", "recipe.json")
-    )
     kinds = ("train", "eval", "note", "alarm")
     train, evals, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
     steps = max((x["step"] for x in lines), default=0)
@@ -57,7 +57,7 @@ def write_report(
     changes = "\n".join(summary.get("difference", ())) or "nothing"
     sections = {
         "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
-        "Figures": _figures(evals, titles),
+        "Figures": _metrics(evals, titles),
         "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
         + EXPORTED * any("/student/" in n for x in evals for n in x),
         "Training": _wrapped("charts", _train_charts(train, titles)),
@@ -66,19 +66,16 @@ def write_report(
         "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
         "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
     }
-    page = (
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{verdict}</title><style>{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
-        f'</head>\n<body><h1>multissl run {escape(folder.resolve().name)}</h1><p class="verdict{mood}">{verdict}</p>'
+        f'</head>\n<body><h1>multissl run {escape(name)}</h1><p class="verdict{mood}">{verdict}</p>'
         + "".join(f"<section><h2>{title}</h2>{body}</section>\n" for title, body in sections.items() if body)
         + f"<details><summary>Recipe</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
         + "</body></html>\n"
     )
-    path = folder / "report.html"
-    replace_text(path, page)
-    return path
 
 
 def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
@@ -108,7 +105,7 @@ def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]
         yield chart(_title(title, titles), lines if len(lines) > 1 else {"": next(iter(lines.values()))})
 
 
-def _figures(evals: list[Line], titles: Mapping[str, str]) -> str:
+def _metrics(evals: list[Line], titles: Mapping[str, str]) -> str:
     """A table: every figure of the untrained and the trained encoder, beside the floors of its evaluator."""
     if not evals:
         return ""

@@ -25,7 +25,7 @@ from multissl.contract.modality import Modality
 from multissl.engine.batches import Data
 from multissl.files import replaced
 from multissl.inference import collated, stream_of, views_of
-from multissl.run.train import Model
+from multissl.run.model import Model
 
 SUFFIXES = (".parquet", ".csv")
 PAUSE = 10.0

@@ -10,18 +10,17 @@ from torch import Tensor
 from multissl.files import replaced
 from multissl.parallel.ranks import is_main
 from multissl.parallel.sharding import full
+from multissl.run.folder import RunFolder
 
 State = dict[str, Tensor]
 """Tensors by name, as a module's `state_dict` gives them."""
-ENCODER = "encoder.safetensors"
-"""The weights in the folder of a run."""
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
 def weights_file(path: str | Path) -> Path:
     """Return the file of weights that a path names: itself, or the encoder of a run's folder."""
     path = Path(path)
-    return path / ENCODER if path.is_dir() else path
+    return RunFolder(path).encoder if path.is_dir() else path
 
 
 def read_weights(path: str | Path) -> State:

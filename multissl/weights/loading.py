@@ -6,7 +6,6 @@ does; a key too many or too few is refused by name.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from multissl import registry
 from multissl.contract.encoder import Encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position
+from multissl.run.folder import RunFolder
 from multissl.weights.files import State, read_weights, weights_file
 from multissl.weights.layouts.base import Layout, shorten
 from multissl.weights.layouts.dinov2 import official_names
@@ -151,11 +151,8 @@ def load_state(
 
 
 def recorded_convention(path: Path, stream: str) -> Convention | None:
-    """Return how the run whose `recipe.json` lies beside a file resampled positions; None without one."""
-    recipe = path.with_name("recipe.json")
-    if not recipe.is_file():
-        return None
-    position = json.loads(recipe.read_text()).get("encoders", {}).get(stream, {}).get("position")
+    """Return how the run whose recipe lies beside a file resampled positions; None without one."""
+    position = RunFolder(path.parent).read_recipe().get("encoders", {}).get(stream, {}).get("position")
     if not position:
         return None
     usual = Position()

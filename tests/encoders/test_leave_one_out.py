@@ -14,11 +14,11 @@ from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.leave_one_out import LeaveOneOutEncoder
-from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vime import VIME
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
 
 LEVELS = (0, 3, 0, 4, 0)
 
@@ -105,7 +105,11 @@ def test_it_learns_what_columns_say_about_each_other(tmp_path: Path) -> None:
         optim=AdamW.Config(lr=4e-3, warmup=10),
     )
     run.train(recipe, tmp_path / "run")
-    losses = [x["stats/cells_of_constant"] for x in read_metrics(tmp_path / "run") if x["kind"] == "train"]
+    losses = [
+        x["stats/cells_of_constant"]
+        for x in RunFolder(tmp_path / "run").read_metrics()
+        if x["kind"] == "train"
+    ]
     assert losses[0] > 0.8
     assert losses[-1] < 0.45  # of 4 columns c alone cannot be told
 

@@ -17,6 +17,7 @@ from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe, read_recipe
 from multissl.run import train as run
+from multissl.run.model import load
 from tests.encoders import nets
 
 PICTURES = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4))
@@ -102,10 +103,10 @@ def test_a_run_with_a_network_in_memory_resumes_here_and_is_refused_elsewhere(
     assert text["encoders"][stream]["factory"].startswith("memory:tests.encoders.nets.Rows#")
     assert to_dict(read_recipe(tmp_path / "recipe.json")) == to_dict(recipe)
     run.train(recipe.replace(steps=3), tmp_path)
-    assert run.load(tmp_path).encoders[stream].dim == 5
+    assert load(tmp_path).encoders[stream].dim == 5
     monkeypatch.setattr(module, "MEMORY", {})  # another process
     for attempt in (
-        lambda: run.load(tmp_path),
+        lambda: load(tmp_path),
         lambda: run.train(read_recipe(tmp_path / "recipe.json").replace(steps=4), tmp_path),
     ):
         with pytest.raises(ValueError, match="a network in the memory of a Python program"):

@@ -14,7 +14,7 @@ from multissl.contract.data import Views
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.published import change_config, describe_config, read_config
-from multissl.run import train as run
+from multissl.run.model import load
 
 transformers = pytest.importorskip("transformers")
 PICTURES = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
@@ -85,7 +85,7 @@ def test_a_run_of_a_stranger_is_read_without_its_code(tmp_path: Path, proof: Pat
     (tmp_path / "modality.json").write_text(json.dumps(recipe.modality.build().state()))
     save_file({"image.x": torch.zeros(1)}, tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match=r"code of its own"):
-        run.load(tmp_path)
+        load(tmp_path)
     assert not proof.exists()
 
 

@@ -14,12 +14,13 @@ from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.pytorch_tabular import PytorchTabularEncoder
-from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
 from multissl.inference import clean_views
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vime import VIME
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
+from multissl.run.model import load
 
 SPEC = StreamSpec(
     kind="columns", shape=(5,), num_tokens=5, cardinalities=(0, 3, 0, 4, 0), target_dim=1, target_kind="cells"
@@ -96,9 +97,9 @@ def test_a_recipe_trains_one_and_the_run_is_read_again(tmp_path: Path) -> None:
         optim=AdamW.Config(lr=1e-2, warmup=1), steps=20, batch_size=16, evals={}, log_every=5,
     )  # fmt: skip
     run.train(recipe, tmp_path / "run")
-    losses = [x["loss"] for x in read_metrics(tmp_path / "run") if x["kind"] == "train"]
+    losses = [x["loss"] for x in RunFolder(tmp_path / "run").read_metrics() if x["kind"] == "train"]
     assert losses[-1] < 0.95 * losses[0]
-    found = run.load(tmp_path / "run")
+    found = load(tmp_path / "run")
     modality = found.modality
     views = clean_views(modality, [modality.dataset("val")[i] for i in range(4)], "tabular")
     assert found.encoders.encode([views])[0].pooled.shape == (4, 8)

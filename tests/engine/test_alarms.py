@@ -16,7 +16,6 @@ from multissl.contract.alarms import common_alarm, no_choice, one_point, one_pro
 from multissl.contract.learning import Progress
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.trainer import alarm_of
 from multissl.layers.heads import MLPHead, PrototypeHead
@@ -26,8 +25,9 @@ from multissl.objectives.byol import BYOL
 from multissl.objectives.dino import DINO
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe
-from multissl.report.page import write_report
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
+from multissl.run.report import write_report
 from tests.helpers import stubs
 
 
@@ -118,7 +118,7 @@ def sinking(until: int = 100) -> Recipe:
 
 
 def alarms(folder: Path) -> list[tuple[int, str]]:
-    return [(x["step"], x["text"]) for x in read_metrics(folder) if x["kind"] == "alarm"]
+    return [(x["step"], x["text"]) for x in RunFolder(folder).read_metrics() if x["kind"] == "alarm"]
 
 
 def test_an_alarm_is_said_once_and_stands_in_report_and_verdict(
@@ -145,7 +145,7 @@ def test_a_resumed_run_remembers_the_figures_and_does_not_say_it_again(tmp_path:
     run.train(sinking().replace(steps=30), tmp_path)
     run.train(sinking().replace(steps=40), tmp_path)  # `Sinking.alarm` checks that the history is whole
     assert len(alarms(tmp_path)) == 1
-    assert alarm_of(read_metrics(tmp_path)).startswith("sinking")
+    assert alarm_of(RunFolder(tmp_path).read_metrics()).startswith("sinking")
 
 
 # ------------------------------------------------------------------------------ deliberate collapse
@@ -200,8 +200,8 @@ def tiny(objective: Objective.Config, steps: int) -> Recipe:
 def test_a_deliberate_collapse_is_named_within_500_steps(name: str, tmp_path: Path) -> None:
     objective, option = COLLAPSES[name]
     result = run.train(tiny(objective, 500), tmp_path)
-    said = alarm_of(read_metrics(tmp_path))
-    assert option in said, read_metrics(tmp_path)[-1]
+    said = alarm_of(RunFolder(tmp_path).read_metrics())
+    assert option in said, RunFolder(tmp_path).read_metrics()[-1]
     assert said in result.verdict
 
 

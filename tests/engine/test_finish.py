@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 
 from multissl.engine import checkpoint
-from multissl.engine.metrics import read_metrics
 from multissl.run import train as run
+from multissl.run.folder import NotWritten, RunFolder
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import Points, recipe
 
@@ -80,7 +80,7 @@ def test_a_run_killed_after_its_last_checkpoint_ships_what_an_uninterrupted_one_
         patch.setattr(owner, function, killed)
         with pytest.raises(Killed):
             train(folder)
-    assert checkpoint.step_of(checkpoint.found(folder)[-1]) == ALL
+    assert checkpoint.step_of(checkpoint.find(RunFolder(folder).checkpoints)[-1]) == ALL
     (folder / "encoder.safetensors.tmp").write_bytes(b"half of it")  # as SIGKILL leaves it
     train(folder)
     assert shipped(folder) == shipped(whole)
@@ -130,7 +130,7 @@ def test_nothing_is_trained_and_no_figure_is_lost_where_only_files_are_missing(
     (folder / "encoder.safetensors").unlink()
     monkeypatch.setattr(stubs, "pause", lambda step: pytest.fail(f"step {step} is trained"))
     train(folder)
-    assert read_metrics(folder) == read_metrics(whole)
+    assert RunFolder(folder).read_metrics() == RunFolder(whole).read_metrics()
 
 
 @pytest.mark.parametrize("steps", [FEW, FEW - 5])
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_after_the_last_checkpoint_leaves_the_older_files_a
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", full)
-        with pytest.raises(run.NotWritten, match=r"No space left on device.* Free some space, then repeat"):
+        with pytest.raises(NotWritten, match=r"No space left on device.* Free some space, then repeat"):
             train(folder)
     assert shipped(folder) == shipped(short)
     assert summary(folder) == summary(short)

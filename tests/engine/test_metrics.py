@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from multissl.engine.metrics import Display, Sinks, read_metrics
+from multissl.engine.metrics import Display, Sinks
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
 from tests.helpers.stubs import recipe
 
 LINES = [
@@ -27,7 +28,7 @@ NEXT = {"kind": "train", "step": 20, "loss": 1.0}
 def resumed(folder: Path, text: str, step: int) -> str:
     """A record after a run has gone on from a step and written one line more."""
     (folder / "metrics.jsonl").write_text(text)
-    sinks = Sinks(folder, step, tensorboard=False, active=True)
+    sinks = Sinks(RunFolder(folder), step, tensorboard=False, active=True)
     sinks.write("train", 20, {"loss": 1.0})
     sinks.close()
     return (folder / "metrics.jsonl").read_text()
@@ -46,12 +47,12 @@ def test_a_line_that_was_cut_short_is_not_glued_to_the_next(tmp_path: Path, cut:
     lines = resumed(tmp_path, "".join(LINES)[:-cut], 15).splitlines(keepends=True)
     whole = 5 if cut == 1 else 4  # the line that lacks its end alone is whole
     assert lines == [*LINES[:whole], json.dumps(NEXT) + "\n"]
-    assert [x["step"] for x in read_metrics(tmp_path)] == [*[0, 5, 10, 11, 15][:whole], 20]
+    assert [x["step"] for x in RunFolder(tmp_path).read_metrics()] == [*[0, 5, 10, 11, 15][:whole], 20]
 
 
 def test_a_resumed_run_without_a_record_begins_one(tmp_path: Path) -> None:
-    Sinks(tmp_path, 5, tensorboard=False, active=True).close()
-    assert read_metrics(tmp_path) == []
+    Sinks(RunFolder(tmp_path), 5, tensorboard=False, active=True).close()
+    assert RunFolder(tmp_path).read_metrics() == []
 
 
 @pytest.mark.parametrize("step", [0, 10])
@@ -68,7 +69,7 @@ def test_the_record_is_whole_at_any_moment_of_a_start(tmp_path: Path, step: int)
 
     sys.settrace(look)
     try:
-        Sinks(tmp_path, step, tensorboard=False, active=True).close()
+        Sinks(RunFolder(tmp_path), step, tensorboard=False, active=True).close()
     finally:
         sys.settrace(None)
     assert len(moments) > 10
@@ -79,13 +80,13 @@ def test_a_start_without_a_checkpoint_sets_the_earlier_record_aside(tmp_path: Pa
     record = tmp_path / "metrics.jsonl"
     for number in (1, 2):
         record.write_text(LINES[number])
-        sinks = Sinks(tmp_path, 0, tensorboard=False, active=True)
+        sinks = Sinks(RunFolder(tmp_path), 0, tensorboard=False, active=True)
         sinks.close()
         earlier = tmp_path / f"metrics.jsonl.old{number}"
         assert sinks.earlier == earlier
         assert earlier.read_text() == LINES[number]
         assert record.read_text() == ""
-    sinks = Sinks(tmp_path, 0, tensorboard=False, active=True)
+    sinks = Sinks(RunFolder(tmp_path), 0, tensorboard=False, active=True)
     sinks.close()
     assert sinks.earlier is None  # nothing was recorded
 
@@ -107,11 +108,11 @@ def test_a_run_killed_before_its_first_checkpoint_loses_no_figure(
         patch.setattr(stubs, "pause", end)
         with pytest.raises(Killed):
             run.train(recipe(), tmp_path)
-    first = read_metrics(tmp_path)
+    first = RunFolder(tmp_path).read_metrics()
     assert [x["step"] for x in first] == [5]
     run.train(recipe(), tmp_path)
     assert "the figures of an earlier start are in" in capfd.readouterr().err
-    assert [x["step"] for x in read_metrics(tmp_path)] == list(range(5, 41, 5))
+    assert [x["step"] for x in RunFolder(tmp_path).read_metrics()] == list(range(5, 41, 5))
     assert json.loads((tmp_path / "metrics.jsonl.old1").read_text()) == first[0]
 
 

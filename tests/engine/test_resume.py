@@ -17,6 +17,7 @@ from multissl.engine import checkpoint
 from multissl.parallel.ranks import barrier
 from multissl.recipe import Recipe
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import recipe
 
@@ -49,7 +50,7 @@ def command(folder: Path, **environment: str) -> subprocess.Popen:
 def test_stopping_at_a_checkpoint_and_going_on_changes_nothing(whole: Path, tmp_path: Path) -> None:
     train(tmp_path, steps=40, save=recipe().save)
     assert digest(tmp_path) == digest(whole)
-    for folder in checkpoint.found(tmp_path)[1:]:
+    for folder in checkpoint.find(RunFolder(tmp_path).checkpoints)[1:]:
         (folder / "meta.json").unlink()  # as if the run had died before this checkpoint was whole
     train(tmp_path)
     assert digest(tmp_path) == digest(whole)
@@ -81,11 +82,11 @@ def test_a_run_killed_inside_a_write_goes_on_from_the_last_whole_checkpoint(
     whole: Path, tmp_path: Path
 ) -> None:
     train(tmp_path, steps=40)
-    newest = checkpoint.found(tmp_path)[-1]
+    newest = checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]
     newest.rename(newest.with_name(f"writing_{newest.name}"))
     (newest.with_name(f"writing_{newest.name}") / "meta.json").unlink()
     (tmp_path / "encoder.safetensors").unlink()
-    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 30
+    assert checkpoint.step_of(checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]) == 30
     train(tmp_path)
     assert digest(tmp_path) == digest(whole)
     assert not list((tmp_path / "checkpoints").glob("writing_*"))
@@ -126,7 +127,7 @@ def test_a_finished_run_tells_its_result_again(whole: Path, capfd: pytest.Captur
 def test_a_finished_run_can_be_given_more_steps(whole: Path, tmp_path: Path) -> None:
     train(tmp_path, steps=20)
     result = train(tmp_path, steps=40)
-    assert checkpoint.step_of(checkpoint.found(result.folder)[-1]) == 40
+    assert checkpoint.step_of(checkpoint.find(RunFolder(result.folder).checkpoints)[-1]) == 40
 
 
 def on_ranks(rank: int, folder: str, steps: int) -> list[float]:

@@ -24,6 +24,7 @@ from multissl.engine import batches as data
 from multissl.engine import checkpoint
 from multissl.engine.batches import Data, Steps, stream
 from multissl.random import RowRandom
+from multissl.run.folder import RunFolder
 from tests.helpers.stubs import Points
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ def resume(command: list[str], folder: Path) -> str:
 def test_a_signal_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     code, lines = interrupt(TRAIN, tmp_path, os.killpg, number)
     assert f"{number.name}: saving a checkpoint after this step" in lines
-    assert (code, checkpoint.newest_step(tmp_path)) == (130, PAUSE + 1), lines
+    assert (code, checkpoint.newest_step(RunFolder(tmp_path).checkpoints)) == (130, PAUSE + 1), lines
     assert f"resuming at step {PAUSE + 1} of 40" in resume(TRAIN, tmp_path)
 
 
@@ -105,7 +106,7 @@ def test_a_signal_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, number: 
 @pytest.mark.ranks
 def test_a_signal_to_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
     _, lines = interrupt([*RANKS, *TRAIN], tmp_path, os.kill, signal.SIGTERM)
-    assert checkpoint.newest_step(tmp_path) == PAUSE + 1, lines
+    assert checkpoint.newest_step(RunFolder(tmp_path).checkpoints) == PAUSE + 1, lines
     assert f"resuming at step {PAUSE + 1} of 40" in resume([*RANKS, *TRAIN], tmp_path)
 
 
@@ -134,7 +135,7 @@ def test_a_run_whose_terminal_is_closed_saves_a_checkpoint(tmp_path: Path) -> No
         process.wait(60)
     finally:
         process.kill()
-    assert checkpoint.newest_step(tmp_path) == PAUSE + 1
+    assert checkpoint.newest_step(RunFolder(tmp_path).checkpoints) == PAUSE + 1
     assert not any(map(alive, workers))
 
 

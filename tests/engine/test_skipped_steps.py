@@ -24,6 +24,7 @@ from multissl.layers.heads import RankBatchNorm
 from multissl.parallel.sharding import Parallel, full, local
 from multissl.recipe import Recipe, build
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import Net, Spread, recipe
 from tests.test_exact import BATCH, Case, alone, cases, doubled, make, named
@@ -95,7 +96,9 @@ def one_rank_has_a_nan(rank: int, folder: str, shard: int) -> tuple[dict[str, Te
         Steps.views = with_nan(Steps.views, 5)  # this process ends with the test
     run.train(made(shard=shard), folder)
     parts = build(made(shard=shard), CPU)
-    checkpoint.load(checkpoint.found(Path(folder))[-1], parts.learner, parts.optimizer.torch)
+    checkpoint.load(
+        checkpoint.find(RunFolder(Path(folder)).checkpoints)[-1], parts.learner, parts.optimizer.torch
+    )
     return {n: full(t).clone() for n, t in parts.learner.state_dict().items()}, len(
         [*Path(folder).glob("nonf*")]
     )
@@ -214,7 +217,7 @@ def test_an_encoder_that_is_not_finite_is_neither_saved_nor_written_over_a_good_
         NonFinite, match=r"1 tensors .*\(points\.out\.weight\).* checkpoint of step 30; .*--optim\.lr .*--out"
     ):
         run.train(recipe().replace(steps=40), tmp_path)
-    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 30
+    assert checkpoint.step_of(checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]) == 30
     assert (tmp_path / "encoder.safetensors").read_bytes() == before
 
 
@@ -223,13 +226,13 @@ def test_statistics_count_and_masks_of_attention_do_not(tmp_path: Path) -> None:
     encoder = net_of(parts.learner.encoders)
     assert isinstance(encoder, Normed)
     encoder.register_buffer("mask", torch.full((2, 2), -torch.inf))
-    run.write_model(tmp_path, parts)
+    run.write_model(RunFolder(tmp_path), parts)
     good = (tmp_path / "encoder.safetensors").read_bytes()
     encoder.norms[0].get_buffer("running_var").fill_(torch.inf)
     encoder.norms[1].get_buffer("running_mean").fill_(torch.nan)
     names = r"points\.norms\.0\.running_var, points\.norms\.1\.running_mean"
     with pytest.raises(NonFinite, match=rf"2 tensors .*\({names}\).* start of the run"):
-        run.write_model(tmp_path, parts)
+        run.write_model(RunFolder(tmp_path), parts)
     assert (tmp_path / "encoder.safetensors").read_bytes() == good
 
 
@@ -238,7 +241,7 @@ def one_rank_is_not_finite(rank: int, folder: str) -> str:
     if rank == 1:
         local(net_of(parts.learner.encoders).out.weight).data.fill_(torch.nan)
     try:
-        run.write_model(Path(folder), parts)
+        run.write_model(RunFolder(folder), parts)
     except NonFinite as error:
         return str(error)
     return ""

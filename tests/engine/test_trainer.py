@@ -16,9 +16,10 @@ import torch
 
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import CheckpointError, Save
-from multissl.engine.metrics import read_metrics
 from multissl.engine.trainer import Interrupted, NonFinite
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
+from multissl.run.model import load
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import recipe
 
@@ -31,33 +32,31 @@ def spoilt(steps: tuple[int, ...], **changes: Any) -> Any:
 
 def test_a_step_that_is_not_finite_is_skipped_dumped_and_named(tmp_path: Path) -> None:
     run.train(spoilt((3, 7)), tmp_path)
-    dumps = sorted(p.name for p in tmp_path.glob("nonfinite_*.json"))
-    assert dumps == ["nonfinite_step_3_rank_0.json", "nonfinite_step_7_rank_0.json"]
-    record = json.loads((tmp_path / dumps[0]).read_text())
+    dumps = sorted((tmp_path / "nonfinite").iterdir())
+    assert [p.name for p in dumps] == ["step_3_rank_0.json", "step_7_rank_0.json"]
+    record = json.loads(dumps[0].read_text())
     assert record["not_finite"][0] == "pull"
     assert len(record["samples"]) == 16
-    losses = [x["loss"] for x in read_metrics(tmp_path) if x["kind"] == "train"]
+    losses = [x["loss"] for x in RunFolder(tmp_path).read_metrics() if x["kind"] == "train"]
     assert all(v is not None and v == v for v in losses)
 
 
 def test_a_loss_that_stays_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
     with pytest.raises(NonFinite, match=r"5 steps in a row, up to step 29 .*lower --optim.lr"):
         run.train(spoilt(tuple(range(25, 40))), tmp_path)
-    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 20
+    assert checkpoint.step_of(checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]) == 20
 
 
 def one_rank_spoils(rank: int, folder: str) -> list[float]:
     run.train(spoilt((3,) if rank == 1 else ()), folder)
-    return [x["loss"] for x in read_metrics(Path(folder)) if x["kind"] == "train"]
+    return [x["loss"] for x in RunFolder(Path(folder)).read_metrics() if x["kind"] == "train"]
 
 
 @pytest.mark.ranks
 def test_all_ranks_skip_what_one_rank_cannot_use(tmp_path: Path) -> None:
     first, second = run_ranks(2, one_rank_spoils, str(tmp_path))
     assert first == second
-    assert {p.name for p in tmp_path.glob("nonfinite_*")} == {
-        f"nonfinite_step_3_rank_{r}.json" for r in (0, 1)
-    }
+    assert {p.name for p in (tmp_path / "nonfinite").iterdir()} == {f"step_3_rank_{r}.json" for r in (0, 1)}
 
 
 @contextlib.contextmanager
@@ -86,7 +85,7 @@ def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Pat
             small_disk(),
             pytest.raises(CheckpointError, match=r"step 20 could not be written .*step 10 is intact.*--out"),
         ):
-            checkpoint.save(tmp_path, 20, parts.learner, parts.optimizer.torch, Save())
+            checkpoint.save(RunFolder(tmp_path).checkpoints, 20, parts.learner, parts.optimizer.torch, Save())
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
 
 
@@ -99,7 +98,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     monkeypatch.setattr(stubs, "pause", lambda step: os.kill(os.getpid(), number) if step == 13 else None)
     with pytest.raises(Interrupted, match=r"checkpoint of step 14 .*repeat the command"):
         run.train(recipe(), tmp_path)
-    assert checkpoint.step_of(checkpoint.found(tmp_path)[-1]) == 14
+    assert checkpoint.step_of(checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]) == 14
     monkeypatch.undo()
     assert run.train(recipe(), tmp_path).folder == tmp_path
 
@@ -129,7 +128,7 @@ def test_ctrl_c_ends_a_run_at_once_that_was_asked_to_end(
     monkeypatch.setattr(stubs, "pause", stopped_by(number, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run.train(recipe(), tmp_path)
-    assert checkpoint.newest_step(tmp_path) == 10
+    assert checkpoint.newest_step(RunFolder(tmp_path).checkpoints) == 10
 
 
 def test_under_nohup_a_closed_terminal_does_not_end_a_run(
@@ -143,12 +142,12 @@ def test_under_nohup_a_closed_terminal_does_not_end_a_run(
         run.train(recipe(), tmp_path)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert checkpoint.newest_step(tmp_path) == 40
+    assert checkpoint.newest_step(RunFolder(tmp_path).checkpoints) == 40
 
 
 def test_only_the_last_and_the_marked_checkpoints_are_kept(tmp_path: Path) -> None:
     run.train(recipe().replace(save=Save(every=5, keep_last=2, keep_every=20)), tmp_path)
-    assert [checkpoint.step_of(p) for p in checkpoint.found(tmp_path)] == [20, 35, 40]
+    assert [checkpoint.step_of(p) for p in checkpoint.find(RunFolder(tmp_path).checkpoints)] == [20, 35, 40]
 
 
 def test_a_folder_that_cannot_be_written_names_the_option(tmp_path: Path) -> None:
@@ -163,14 +162,14 @@ def test_a_run_leaves_what_others_read(tmp_path: Path) -> None:
     for name in ("recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors"):
         assert (tmp_path / name).stat().st_size > 0, name
     assert list((tmp_path / "tensorboard").glob("events*"))
-    model = run.load(tmp_path)
+    model = load(tmp_path)
     features = model.encode([torch.zeros(6), torch.ones(6)])
     assert features.shape == (2, 8)
 
 
 def test_loading_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no recipe.json: give the folder of a finished run"):
-        run.load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -242,3 +242,23 @@ def unchecked_casts(package: Path, limit: int) -> list[str]:
 def _written_out(name: str, known: Mapping[str, str]) -> str:
     first, _, rest = name.partition(".")
     return f"{known.get(first, first)}.{rest}".rstrip(".")
+
+
+RUN_FILES = {"recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors", "modality.json",
+             "checkpoints", "nonfinite"}  # fmt: skip
+"""What the files and folders of a run are called."""
+
+
+def run_files(package: Path, owner: str) -> list[str]:
+    """Return file names of a run that are spelt outside the one file that knows them; prose may name them."""
+    broken = set()
+    for path in files(package):
+        if module_of(path, package) == owner:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            text = node.value
+            if Path(text).name in RUN_FILES and not any(letter.isspace() for letter in text):
+                broken.add(f"{module_of(path, package)}:{node.lineno} spells {text!r}")
+    return sorted(broken)

@@ -12,7 +12,8 @@ import pytest
 
 from multissl.contract.learning import Figure
 from multissl.report.charts import apart, chart, nice_ticks, short, stretched, tick_labels
-from multissl.report.page import MOST_NOTES, write_report
+from multissl.report.page import MOST_NOTES
+from multissl.run.report import Drawn, write_report
 
 LINES: list[dict[str, Any]] = [
     {"kind": "eval", "step": 0, "knn/top1": 30.0, "knn/raw": 34.0, "knn/hog": 52.0, "collapse/width": 192},
@@ -48,7 +49,7 @@ def texts(svg: ElementTree.Element) -> list[str]:
 
 def test_the_page_tells_everything_and_the_verdict_first(tmp_path: Path) -> None:
     figure = Figure("Views", np.full((4, 6, 3), 200, np.uint8), "four samples")
-    path = write_report(run_folder(tmp_path, LINES, SUMMARY), [figure])
+    path = write_report(run_folder(tmp_path, LINES, SUMMARY), Drawn(figures=[figure], titles={}))
     page = path.read_text()
     assert path == tmp_path / "report.html"
     headings = re.findall(r"<h2>(.*?)</h2>", page)
@@ -66,7 +67,7 @@ def test_the_page_tells_everything_and_the_verdict_first(tmp_path: Path) -> None
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     figure = Figure("Views", np.zeros((2, 2, 3), np.uint8))
-    page = write_report(run_folder(tmp_path, LINES, SUMMARY), [figure]).read_text()
+    page = write_report(run_folder(tmp_path, LINES, SUMMARY), Drawn(figures=[figure], titles={})).read_text()
     assert "http:" not in page
     assert "https:" not in page
     assert "@import" not in page
@@ -76,7 +77,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_what_is_exported_stands_beside_the_student_and_above_the_floors(tmp_path: Path) -> None:
-    charts = svgs(write_report(run_folder(tmp_path, LINES), (), TITLES).read_text())
+    charts = svgs(write_report(run_folder(tmp_path, LINES), Drawn(titles=TITLES)).read_text())
     knn = charts["k-NN accuracy, %"]
     assert {"exported 81.2", "student 75.5", "raw 34", "hog 52"} <= set(texts(knn))
     assert len([e for e in knn.iter("line") if e.get("class") == "floor"]) == 2
@@ -85,7 +86,7 @@ def test_what_is_exported_stands_beside_the_student_and_above_the_floors(tmp_pat
 
 
 def test_figures_stand_side_by_side(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path, LINES), (), TITLES).read_text()
+    page = write_report(run_folder(tmp_path, LINES), Drawn(titles=TITLES)).read_text()
     cells = ("k-NN accuracy, %", "30", "81.2", "75.5", "raw 34, hog 52")
     assert "".join(f"<td>{cell}</td>" for cell in cells) in page
 
@@ -99,7 +100,7 @@ def test_gradient_norms_share_a_chart_and_terms_have_their_own(tmp_path: Path) -
 def test_what_the_run_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     summary = {**SUMMARY, "verdict": "<script>alert(1)</script>"}
     figure = Figure('"><script>', np.zeros((2, 2, 3), np.uint8), "<i>")
-    page = write_report(run_folder(tmp_path, LINES, summary), [figure]).read_text()
+    page = write_report(run_folder(tmp_path, LINES, summary), Drawn(figures=[figure], titles={})).read_text()
     assert "<script" not in page
     assert "<i>" not in page
     assert "sample &lt;b&gt;7&lt;/b&gt; &amp; co cannot be read" in page

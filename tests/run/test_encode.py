@@ -20,8 +20,7 @@ from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
 from multissl.recipe import Recipe
 from multissl.run import encode as features
-from multissl.run import train as run
-from multissl.run.train import Model
+from multissl.run.model import Model, untrained
 from tests.helpers.paired_data import IMAGE, TEXT, class_folders, png, rows, shard
 
 ENCODER = MLPEncoder.Config(dims=(6,))
@@ -29,7 +28,7 @@ ENCODER = MLPEncoder.Config(dims=(6,))
 
 def of_images(data: str) -> Model:
     cfg = Image.Config(data=data, size=16, local_size=8, patch=4, blur_kernel=3)
-    return run.begun(
+    return untrained(
         Recipe(modality=cfg, encoders={"image": ENCODER}, objective=InfoNCE.Config(), batch_size=4)
     )
 
@@ -109,7 +108,7 @@ def test_features_of_one_stream_keep_the_texts_and_splits_of_their_pairs(tmp_pat
     towers = {"image": ENCODER, "text": TransformerEncoder.Config(dim=8, depth=1, heads=2)}
     cfg = Paired.Config(members={"image": IMAGE, "text": TEXT}, data=(shard(tmp_path / "a.tar", files),))
     recipe = Recipe(modality=cfg, encoders=towers, objective=CLIP.Config(), batch_size=4)
-    model = run.begun(recipe)
+    model = untrained(recipe)
     assert features.encode(model, tmp_path / "image.csv", stream="image", workers=0) == 18
     told, found = table(tmp_path / "image.csv")
     assert found.shape == (18, 6)

@@ -24,7 +24,8 @@ from multissl.modalities.paired.rows import Record, repeats
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.clip import CLIP
 from multissl.recipe import Recipe
-from multissl.run.train import load, train
+from multissl.run.model import load
+from multissl.run.train import train
 from tests.helpers.paired_data import (
     IMAGE,
     SMALL,

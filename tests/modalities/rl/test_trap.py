@@ -21,7 +21,7 @@ def ball(folder: Path, **options: Any) -> float:
     made.modality = made.modality.replace(**options)
     made.evals = {"state": StateProbe.Config(values=("ball_x", "ball_y"), train=3000, queries=0)}
     made = made.replace(steps=150, batch_size=64, data=Data(workers=0))
-    return multissl.train(made, folder).figures["state/r2"]
+    return multissl.train(made, folder).metrics["state/r2"]
 
 
 def test_a_fixed_background_hides_the_ball_and_taking_the_mean_out_shows_it(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from multissl.contract.data import Sample, Unreadable
 from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.batches import Data, Steps
-from multissl.engine.metrics import read_metrics
 from multissl.modalities.video import files as video_files
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.files import Decord, PyAV, load_clip, open_clip, open_videos, read_frames
 from multissl.random import RowRandom
 from multissl.run import train as run
+from multissl.run.folder import RunFolder
 
 MISSING = "the extra `video` is not installed"
 
@@ -261,7 +261,7 @@ def test_a_run_skips_counts_and_lists_broken_files_and_takes_an_uneven_one(tmp_p
     made.encoders["video"] = TransformerEncoder.Config(dim=8, depth=1, heads=1, pooling="mean")
     made = made.replace(batch_size=4, steps=4, evals={}, log_every=1, tensorboard=False, data=Data(workers=0))
     run.train(made, tmp_path / "run")
-    lines = read_metrics(tmp_path / "run")
+    lines = RunFolder(tmp_path / "run").read_metrics()
     notes = [x["text"] for x in lines if x["kind"] == "note"]
     assert len(notes) == 2, notes
     assert all(text.startswith("unreadable sample") and "\n" not in text for text in notes)

@@ -1,0 +1,152 @@
+"""The folder of a run, and the only place that knows what the files in it are called.
+
+A run's folder holds `recipe.json`, `metrics.jsonl`, `checkpoints/`, `encoder.safetensors`, `modality.json`,
+`summary.json` and `report.html`, a folder for each logger that keeps files, and `nonfinite/` where steps were skipped.
+What lies inside a checkpoint is up to `engine.checkpoint`. Files are whole at any moment: see `multissl.files`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multissl.contract.places import Places
+from multissl.files import digest, read_json_lines, replace_text, replaced
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NotWritten(RuntimeError):
+    """A file that a run ends with could not be written; those of before are intact."""
+
+
+class RunFolder(Places):
+    """Paths of a run's files, and how those that are read or written in one go are."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def recipe(self) -> Path:
+        """Return the file of all options."""
+        return self.path / "recipe.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the file of the record."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def encoder(self) -> Path:
+        """Return the file of the weights that the run ships."""
+        return self.path / "encoder.safetensors"
+
+    @property
+    def modality(self) -> Path:
+        """Return the file of what the modality was fitted to."""
+        return self.path / "modality.json"
+
+    @property
+    def summary(self) -> Path:
+        """Return the file of how the run ended."""
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """Return the file of the page about the run."""
+        return self.path / "report.html"
+
+    def nonfinite(self, step: int, rank: int) -> Path:
+        """Return the file that describes a step which a rank skipped as not finite."""
+        return self.path / "nonfinite" / f"step_{step}_rank_{rank}.json"
+
+    def logger(self, name: str) -> Path:
+        """Return a folder for a logger's own files."""
+        folder = self.path / name
+        taken = (self.checkpoints, self.nonfinite(0, 0).parent, self.recipe, self.metrics, self.encoder)
+        if folder.parent != self.path or folder in (*taken, self.modality, self.summary, self.report):
+            raise ValueError(f"loggers.{name}: no folder of a logger can be called so; give it another name")
+        return folder
+
+    @property
+    def shipped(self) -> tuple[Path, Path]:
+        """Return what `load` needs besides the recipe."""
+        return self.encoder, self.modality
+
+    def check_shipped(self) -> None:
+        """Raise a ValueError where a file is missing that `load` needs."""
+        for file in (self.recipe, self.modality, self.encoder):
+            if not file.is_file():
+                raise ValueError(f"{self.path} holds no {file.name}: give the folder of a finished run")
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that the run ships, by its name."""
+        return {file.name: digest(file) for file in self.shipped}
+
+    def read_recipe(self) -> dict[str, Any]:
+        """Return the options as they were written, {} without any."""
+        return _read_json(self.recipe)
+
+    def write_recipe(self, options: Mapping[str, Any]) -> None:
+        """Write the options; the folder is made if need be. Raises an OSError where it cannot be."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_text(self.recipe, json.dumps(options, indent=1))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return all lines of the record; a last line cut short by a crash is left out."""
+        return read_json_lines(self.metrics)
+
+    def read_modality(self) -> dict[str, Any]:
+        """Return what the modality was fitted to."""
+        return json.loads(self.modality.read_text())
+
+    def write_model(self, weights: Mapping[str, Tensor], modality: Mapping[str, Any]) -> None:
+        """Write what the run ships: the encoder's weights, on the CPU, and what the modality was fitted to."""
+        from safetensors.torch import save_file
+
+        text = json.dumps(modality)
+        with self._writing():
+            with replaced(self.encoder) as aside:
+                save_file(dict(weights), aside)
+            replace_text(self.modality, text)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return how the run ended, {} without a summary."""
+        return _read_json(self.summary)
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Write how the run ended."""
+        with self._writing():
+            replace_text(self.summary, json.dumps(values, indent=1))
+
+    def write_report(self, page: str) -> None:
+        """Write the page about the run."""
+        with self._writing():
+            replace_text(self.report, page)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what to do where a file that a run ends with cannot be written."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise NotWritten(
+                f"{self.path} could not be written to ({reason}); what was written before is intact. "
+                "Free some space, then repeat the command"
+            ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
