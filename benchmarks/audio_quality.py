@@ -102,7 +102,7 @@ def encoded(encoders: Encoders, modality: Modality, scenes: bool) -> list[float]
 
 def main() -> None:
     """Train what is missing and print a line for each group and encoder."""
-    from multissl.recipe import build
+    from multissl.build import build
     from multissl.run import train as run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multissl.build import Parts, build
 from multissl.configs.image import dino as recipes
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder, vit
@@ -34,7 +35,7 @@ from multissl.parallel.gradients import clip_gradients
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
 from multissl.random import RowRandom
-from multissl.recipe import Parts, Recipe, build
+from multissl.recipe import Recipe
 
 LOCALS = 8
 

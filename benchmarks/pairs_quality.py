@@ -37,6 +37,7 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 
+from multissl.build import build
 from multissl.configs import audio_video, image_audio, image_text, image_text_audio
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Progress
@@ -48,7 +49,7 @@ from multissl.inference import Featurize, labeled_split
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.text.adapter import Text
-from multissl.recipe import Recipe, build
+from multissl.recipe import Recipe
 from multissl.registry import require
 from multissl.run import train as run
 from multissl.run.model import load

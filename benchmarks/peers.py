@@ -62,7 +62,7 @@ def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
     """A run of our side on each rank: prints seconds and samples a second of the loop, as the peer counts them."""
     from safetensors.torch import save_file
 
-    from multissl import recipe as recipes
+    from multissl import build as building
     from multissl.engine.trainer import Trainer
     from multissl.parallel.ranks import is_main, process_group
     from multissl.parallel.sharding import full
@@ -70,7 +70,7 @@ def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
 
     made = recipe(objective, data, steps, seed)
     with process_group() as device:
-        parts = recipes.build(made, device)
+        parts = building.build(made, device)
         trainer = Trainer(made, parts.modality, parts.learner, parts.optimizer, {}, RunFolder(out), device)
         began = time.perf_counter()
         trainer.fit()
@@ -87,11 +87,11 @@ def judged(file: Path, data: str) -> float:
     import torch
     from safetensors.torch import load_file
 
-    from multissl import recipe as recipes
+    from multissl import build as building
     from multissl.contract.learning import Progress
     from multissl.evaluators.knn import KNN
 
-    parts = recipes.build(recipe("simclr", data, 1, 0), torch.device("cpu"))
+    parts = building.build(recipe("simclr", data, 1, 0), torch.device("cpu"))
     parts.learner.encoders["image"].get_submodule("net").load_state_dict(load_file(file))
     frozen = parts.learner.frozen("student", torch.device("cpu"))
     return KNN.Config().build().run(frozen, parts.modality, Progress(step=1, total=1))["top1"]

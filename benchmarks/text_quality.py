@@ -104,9 +104,9 @@ def measured(recipe: Any, out: Path, evaluators: dict[str, tuple[Any, Any]]) -> 
     """Figures of evaluators before and after a run; each comes with a modality, None for the run's own."""
     import torch
 
+    from multissl.build import build
     from multissl.contract.learning import Progress
     from multissl.engine import checkpoint
-    from multissl.recipe import build
     from multissl.run import train as run
     from multissl.run.folder import RunFolder
 

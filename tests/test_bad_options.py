@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from multissl import registry
+from multissl.build import build
+from multissl.check import check
 from multissl.config import Config
 from multissl.contract.encoder import build_encoders
 from multissl.contract.learning import Losses, Progress
@@ -23,7 +25,7 @@ from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.text.adapter import Text
-from multissl.recipe import Recipe, build, check
+from multissl.recipe import Recipe
 from tests.helpers.small import shrunk
 from tests.helpers.toys import Pairs
 

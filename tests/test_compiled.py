@@ -11,12 +11,13 @@ import torch._dynamo
 from torch import nn
 
 from benchmarks.dinov2_step import stepper, toy
+from multissl.build import Parts, build
 from multissl.contract.data import Views
 from multissl.engine.learner import Learner
 from multissl.layers.transformer import MLP
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel, uncompiled
-from multissl.recipe import Parts, Recipe, build
+from multissl.recipe import Recipe
 from multissl.run.model import untrained
 from tests.helpers.ranks import run_ranks
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from multissl import registry
+from multissl.check import check, maskings_of
 from multissl.contract.data import Batch
 from multissl.contract.encoder import build_encoders
 from multissl.contract.learning import Progress
@@ -42,7 +43,7 @@ from multissl.parallel import collectives
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full, local, parallelize
-from multissl.recipe import Recipe, check, maskings_of
+from multissl.recipe import Recipe
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small import shrunk
 from tests.helpers.toys import Pairs

@@ -9,11 +9,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from benchmarks.dinov2_step import HostReads, stepper, toy
+from multissl.build import build
 from multissl.engine.batches import Steps
 from multissl.engine.checkpoint import Save
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
-from multissl.recipe import build
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
 from tests.test_whole_step import recipe

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from multissl import matrix, registry
+from multissl.build import build
+from multissl.check import check
 from multissl.contract.encoder import build_encoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
@@ -35,7 +37,7 @@ from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.video.adapter import Video
 from multissl.parallel.sharding import Parallel
-from multissl.recipe import Recipe, build, check
+from multissl.recipe import Recipe
 from tests.helpers import toys
 from tests.helpers.small import shrunk
 

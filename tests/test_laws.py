@@ -42,7 +42,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *FOUNDATION,
     ),
     "migrate": (),
-    "recipe": ("*",),
+    "recipe": ("engine", "migrate", *FOUNDATION),
+    "check": ("recipe", *FOUNDATION),
+    "build": ("recipe", "check", "engine", "weights", *FOUNDATION),
     "weights": ("encoders", "layers", "run.folder", *FOUNDATION),
     "run": ("*",),
     "run.folder": FOUNDATION,  # file names and nothing else, so that weights of a run can be found

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from multissl import catalogue
+from multissl.build import build
 from multissl.config import to_dict
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.modalities.image.adapter import Image
@@ -19,7 +20,7 @@ from multissl.modalities.rl.adapter import RL
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.video.adapter import Video
 from multissl.parallel.sharding import Parallel
-from multissl.recipe import Recipe, build, read_recipe
+from multissl.recipe import Recipe, read_recipe
 from tests.helpers import paired_data
 from tests.test_grid import run, shrunk
 

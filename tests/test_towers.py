@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from multissl.build import Parts, build
 from multissl.config import from_dict, to_dict
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoder, Tower, build_encoders, without_heads
@@ -34,7 +35,7 @@ from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.siglip import SigLIP
 from multissl.objectives.vicreg import VICReg
 from multissl.objectives.weighted import Weighted
-from multissl.recipe import Parts, Recipe, build
+from multissl.recipe import Recipe
 from multissl.run.evaluate import evaluate
 from multissl.run.model import load
 from multissl.run.train import train

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as Picture
 from torch import Tensor
 
+from multissl.build import build
 from multissl.configs.image import dino
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
@@ -21,7 +22,7 @@ from multissl.engine.batches import Data, Steps
 from multissl.engine.checkpoint import Save
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full
-from multissl.recipe import Recipe, build
+from multissl.recipe import Recipe
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
 from multissl.run.model import load

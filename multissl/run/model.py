@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multissl.build import build
 from multissl.config import config_name, to_dict
 from multissl.contract.data import Sample
 from multissl.contract.encoder import Encoders, build_encoders
@@ -17,7 +18,7 @@ from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
 from multissl.inference import clean_views, lone
 from multissl.parallel.sharding import Parallel
-from multissl.recipe import Recipe, build, read_recipe
+from multissl.recipe import Recipe, read_recipe
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
 from multissl.weights.loading import tower_streams

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from multissl.build import Parts, build
 from multissl.config import config_name, difference, to_dict
 from multissl.engine import checkpoint
 from multissl.engine.trainer import Trainer, alarm_of, verdicts
@@ -18,7 +19,7 @@ from multissl.migrate import FORMAT
 from multissl.parallel.collectives import share
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
-from multissl.recipe import Parts, Recipe, build, read_recipe
+from multissl.recipe import Recipe, read_recipe
 from multissl.run.folder import RunFolder
 from multissl.run.report import report
 from multissl.version import __version__

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.build import build
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Features, Progress
@@ -22,7 +23,7 @@ from multissl.engine.checkpoint import NonFinite
 from multissl.engine.learner import Learner
 from multissl.layers.heads import RankBatchNorm
 from multissl.parallel.sharding import Parallel, full, local
-from multissl.recipe import Recipe, build
+from multissl.recipe import Recipe
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
 from tests.helpers.ranks import run_ranks

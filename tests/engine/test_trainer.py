@@ -73,8 +73,8 @@ def small_disk() -> Iterator[None]:
 
 
 def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Path) -> None:
+    from multissl.build import build
     from multissl.parallel.ranks import process_group
-    from multissl.recipe import build
 
     with process_group() as device:
         parts = build(recipe(), device)

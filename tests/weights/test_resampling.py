@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multissl.build import build
 from multissl.configs.image import dino
 from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
@@ -16,7 +17,7 @@ from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position
 from multissl.options import apply, read
-from multissl.recipe import Recipe, build
+from multissl.recipe import Recipe
 from multissl.weights.files import save_weights
 from multissl.weights.layouts.dinov2 import to_dinov2
 from multissl.weights.layouts.huggingface_dinov2 import to_huggingface

@@ -1,0 +1,57 @@
+"""Making the components of a recipe, checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from multissl.check import check, check_trainable, maskings_of
+from multissl.contract.encoder import build_encoders
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.modality import Modality
+from multissl.engine.learner import Learner
+from multissl.engine.optim.base import Optimizer
+from multissl.parallel.sharding import parallelize
+from multissl.recipe import Recipe
+from multissl.weights.loading import load_weights
+
+
+@dataclass(kw_only=True, slots=True)
+class Parts:
+    """The components of a recipe, built."""
+
+    modality: Modality
+    learner: Learner
+    optimizer: Optimizer
+    evaluators: dict[str, Evaluator]
+
+
+def build(recipe: Recipe, device: torch.device) -> Parts:
+    """Build and check the components; the learner lies on `device`, parallelized."""
+    torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
+    modality = recipe.modality.build()
+    specs = modality.streams()
+    missing = [s for s in specs if s not in recipe.encoders]
+    if missing:
+        raise ValueError(f"encoders has no {missing[0]!r}: the modality feeds {', '.join(specs)}")
+    encoders = build_encoders(recipe.encoders, specs)
+    for encoder in encoders.values():
+        encoder.load_pretrained()
+    if recipe.init:
+        load_weights(encoders, recipe.init)
+    for stream in recipe.locked:
+        encoders[stream].lock()
+    objective = recipe.objective.build(encoders, specs)
+    check(recipe, modality, objective.plans())
+    for stream, plan in objective.plans().items():
+        encoders[stream].prepare_for(maskings_of(recipe, plan))
+    if recipe.locked:
+        check_trainable(recipe, encoders, objective)
+    learner = Learner(encoders, objective, recipe.chunk)
+    parallelize(learner, recipe.parallel, device)
+    optimizer = recipe.optim.build(
+        learner, [*objective.param_rules(), *recipe.rules(encoders)], recipe.batch_size
+    )
+    evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
+    return Parts(modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators)

@@ -1,0 +1,61 @@
+"""Whether a recipe fits: what its objective asks for beside what modality and encoders can do."""
+
+from __future__ import annotations
+
+from multissl.config import config_name
+from multissl.contract.encoder import Encoders
+from multissl.contract.modality import Modality
+from multissl.contract.objective import Objective
+from multissl.contract.plans import Masking, Plans, ViewPlan
+from multissl.parallel.ranks import world
+from multissl.recipe import Recipe
+
+
+def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
+    """Compare what the objective asks for with what modality and encoders can do; raise a ValueError for what fails."""
+    objective, named = config_name(type(recipe.objective)), config_name(type(recipe.modality))
+    specs = modality.streams()
+    if recipe.batch_size % world():
+        raise ValueError(f"batch_size={recipe.batch_size} does not divide over {world()} ranks")
+    for stream, plan in plans.items():
+        needs = {
+            "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
+            "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords,
+            "drop": "drop" in maskings_of(recipe, plan),
+        }  # fmt: skip
+        provided = modality.provides(stream)
+        for need in (n for n, wanted in needs.items() if wanted and n not in provided):
+            raise ValueError(
+                f"{objective} asks {named} for {need} views, which it does not offer: {_way_out(need)}"
+            )
+        encoder = recipe.encoders[stream]
+        maskings = encoder.maskings_for(specs[stream])
+        for masking in sorted(maskings_of(recipe, plan) - maskings):
+            raise ValueError(
+                f"{objective} wants hidden tokens treated as {masking!r}, encoders.{stream}="
+                f"{config_name(type(encoder))} cannot: use transformer, or an objective without masks"
+            )
+
+
+def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:
+    """Return what the objective will ask of an encoder under a plan: masks matter only where some are drawn."""
+    maskings = recipe.objective.maskings()
+    return maskings if plan.mask_ratio and not plan.corrupt else maskings - {"replace", "drop"}
+
+
+def check_trainable(recipe: Recipe, encoders: Encoders, objective: Objective) -> None:
+    """Refuse locks that leave nothing to train of what the run ships: encoders and heads of towers."""
+    shipped = objective.exported(encoders)
+    if not any(p.requires_grad for m in (encoders, shipped) for p in m.parameters()):
+        raise ValueError(
+            f"locked={','.join(recipe.locked)} leaves nothing to train of what {config_name(type(recipe.objective))} "
+            "ships: unlock a stream, or use clip, whose heads learn a shared space of locked encoders"
+        )
+
+
+def _way_out(need: str) -> str:
+    return {
+        "local": "set its number of local views to 0",
+        "mask": "switch its masked part off or take another objective",
+        "drop": "its rows hide unequal numbers of tokens; fill them (texts: pack=True), or replace tokens instead",
+    }.get(need, "take another objective or modality")
