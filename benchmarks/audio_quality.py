@@ -74,7 +74,7 @@ def recipe(task: str, data: str, group: str) -> Any:
     made = audio.words() if task == "digits" else audio.scenes()
     names = DIGITS if task == "digits" else FOLDS
     made.modality = made.modality.replace(data=data, hold_out=group, **names)
-    made.data, made.tensorboard, made.evals = made.data.replace(workers=0), False, {}
+    made.data, made.loggers, made.evals = made.data.replace(workers=0), {}, {}
     return made
 
 

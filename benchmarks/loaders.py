@@ -358,9 +358,7 @@ def waiting(name: str, steps: int, workers: int, folder: Path) -> str:
     from multissl.run import train as run
     from multissl.run.folder import RunFolder
 
-    made = catalogue.find(name)().replace(
-        steps=steps, evals={}, tensorboard=False, log_every=max(steps // 6, 1)
-    )
+    made = catalogue.find(name)().replace(steps=steps, evals={}, loggers={}, log_every=max(steps // 6, 1))
     made.data.workers = workers
     run.train(made, folder)
     lines = [x for x in RunFolder(folder).read_metrics() if x["kind"] == "train"][1:]

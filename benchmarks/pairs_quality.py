@@ -236,7 +236,7 @@ def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
 
 def report(made: Recipe, out: Path, measures: Measures, split: str) -> None:
     """Train what is missing; print every measure of the untrained and of the trained towers."""
-    made = made.replace(evals={}, tensorboard=False, data=made.data.replace(workers=0))
+    made = made.replace(evals={}, loggers={}, data=made.data.replace(workers=0))
     parts, cpu = build(made, torch.device("cpu")), torch.device("cpu")
     run.train(made, out)
     model = load(out)
@@ -268,7 +268,7 @@ def slip(seeds: int, steps: int) -> None:
         )
         for name, task in rows:
             made = {"clip": image_text.clip, "slip": image_text.slip}[task]().replace(
-                seed=seed, evals={}, tensorboard=False
+                seed=seed, evals={}, loggers={}
             )
             made.data, made.steps = made.data.replace(workers=0), steps
             if name != task:

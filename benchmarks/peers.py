@@ -54,7 +54,7 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
         encoders={"image": ResNetEncoder.Config(depth=10, width=WIDTH, stem="small")},
         optim=AdamW.Config(lr=LR, warmup=WARMUP, weight_decay=1e-4, final_lr=0.0),
         batch_size=BATCH, steps=steps, seed=seed, evals={}, save=Save(every=10**9), data=Data(workers=0),
-        tensorboard=False,
+        loggers={},
     )  # fmt: skip
 
 

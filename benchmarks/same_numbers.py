@@ -87,7 +87,7 @@ def fingerprint(name: str, steps: int, evals: bool, folder: Path) -> dict[str, A
     """Train a recipe for some steps and return its numbers."""
     recipe = catalogue.find(name)()
     recipe = recipe.replace(
-        steps=steps, batch_size=min(recipe.batch_size, 32), log_every=1, tensorboard=False,
+        steps=steps, batch_size=min(recipe.batch_size, 32), log_every=1, loggers={},
         data=Data(workers=0), save=Save(every=steps),
     )  # fmt: skip
     if not evals:

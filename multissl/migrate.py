@@ -1,7 +1,8 @@
 """Recipe files of earlier formats, brought to the current one by one table.
 
 Format 2: classes moved into rooms, and options took the spelling of torchvision and of the papers' code
-(`Config.renamed` of each component). Add what the next format changes here, beside a run folder of the format before
+(`Config.renamed` of each component); loggers are named, where TensorBoard was on or off. Add what the next
+format changes here, beside a run folder of the format before
 in `tests/old_runs`.
 """
 
@@ -20,7 +21,10 @@ GONE: tuple[str, ...] = ()
 
 def migrate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a recipe of an earlier format with the components and options of the current one."""
-    return {k: v for k, v in _walk(recipe).items() if k not in GONE}
+    options = {k: v for k, v in _walk(recipe).items() if k not in GONE}
+    if options.pop("tensorboard", True) is False:  # on, it is what loggers are by default
+        options["loggers"] = {}
+    return options
 
 
 def _walk(value: Any) -> Any:

@@ -94,6 +94,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "varlen": "multissl.layers.kernels.varlen:Varlen",
         "xformers": "multissl.layers.kernels.xformers:XFormers",
     },
+    "loggers": {
+        "tensorboard": "multissl.engine.loggers.tensorboard:TensorBoard",
+        "wandb": "multissl.engine.loggers.wandb:WandB",
+        "mlflow": "multissl.engine.loggers.mlflow:MLflow",
+    },
     "optimizers": {
         "adamw": "multissl.engine.optim.adamw:AdamW",
         "lars": "multissl.engine.optim.lars:LARS",
@@ -127,7 +132,7 @@ EXTRAS = {
     "soundfile": "audio", "torchaudio": "audio", "av": "video", "decord": "video", "transformers": "text",
     "tokenizers": "text", "pandas": "tabular", "pytorch_tabular": "tabular", "gymnasium": "rl", "ale_py": "rl",
     "timm": "timm", "datasets": "hub", "huggingface_hub": "hub", "pyarrow": "parquet", "xformers": "xformers",
-    "sklearn": "tabular", "scipy": "tabular", "omegaconf": "tabular",
+    "sklearn": "tabular", "scipy": "tabular", "omegaconf": "tabular", "wandb": "wandb", "mlflow": "mlflow",
 }  # fmt: skip
 
 

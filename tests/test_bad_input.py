@@ -17,7 +17,7 @@ TINY = [
     "--modality.size", "16", "--modality.local-size", "8", "--modality.patch", "4", "--modality.mask-group", "4",
     "--objective.head.prototypes", "16", "--objective.ibot-head.prototypes", "16", "--objective.koleo-group", "4",
     "--encoders.image.dim", "12", "--encoders.image.depth", "1", "--encoders.image.heads", "2",
-    "--batch-size", "4", "--steps", "3", "--data.workers", "0", "--tensorboard", "false",
+    "--batch-size", "4", "--steps", "3", "--data.workers", "0", "--loggers", "none",
     "--evals.knn.every", "0", "--evals.collapse.every", "0",
 ]  # fmt: skip
 

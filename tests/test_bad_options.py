@@ -19,7 +19,7 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
@@ -88,7 +88,7 @@ def loss_of(cfg: Any, made: Modality.Config, batch_size: int) -> Losses:
     encoders = build_encoders(dict.fromkeys(specs, ENCODER), specs)
     objective = cfg.build(encoders, specs)
     plans = objective.plans()
-    data = Steps(modality, plans, batch_size, 0, 0, 1, final=True)
+    data = StepBatches(modality, plans, batch_size, 0, 0, 1, final=True)
     objective.train()
     return objective(encoders, data[0][0], Progress(step=0, total=10))
 

@@ -91,7 +91,7 @@ def test_a_bad_record_is_skipped_said_counted_and_listed(
     (tmp_path / "data").mkdir()
     out, data = tmp_path / "run", make(tmp_path / "data")
     command = ["train", name, "--data", str(data), "--out", str(out), "--batch-size", "4", "--steps", "12"]
-    command += ["--data.workers", "0", "--tensorboard", "false", "--modality.mask-group", "4"]
+    command += ["--data.workers", "0", "--loggers", "none", "--modality.mask-group", "4"]
     for option in options:
         command += [f"--modality.{option}" if option[0].isalpha() else option]
     assert cli.main([*command, *quiet(name)]) == 0, capfd.readouterr().err

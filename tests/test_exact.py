@@ -32,7 +32,7 @@ from multissl.contract.modality import Modality
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.modalities.image.adapter import Image
@@ -144,7 +144,7 @@ def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False)
     if sharded:  # FSDP2, as in a run; it averages gradients itself
         parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
     objective = learner.objective
-    data = Steps(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
+    data = StepBatches(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
     found: dict[str, Tensor] = {}
     for step in range(steps):
         torch.manual_seed(1000 * step + rank())  # as the trainer does: ranks draw differently

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from benchmarks.dinov2_step import HostReads, stepper, toy
 from multissl.build import build
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.engine.checkpoint import Save
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
@@ -27,7 +27,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_half_precision_follows_full_precision(tmp_path: Path, compiled: bool) -> None:
-    made = recipe().replace(steps=6, log_every=1, evals={}, save=Save(every=6), tensorboard=False)
+    made = recipe().replace(steps=6, log_every=1, evals={}, save=Save(every=6), loggers={})
     for precision in ("fp32", "bf16"):
         parallel = Parallel(precision=precision, compile=compiled)
         run.train(made.replace(parallel=parallel), tmp_path / precision)
@@ -39,7 +39,7 @@ def test_a_gpu_sees_the_views_of_a_processor() -> None:
     made = recipe()
     modality = made.modality.build()
     objective = build(made, torch.device("cpu")).learner.objective
-    steps = Steps(modality, objective.plans(), made.batch_size, 0, 0, 1, final=False)
+    steps = StepBatches(modality, objective.plans(), made.batch_size, 0, 0, 1, final=False)
     raw, _ = steps[3]
     here = steps.views(raw, 3)
     there = steps.views(tree_map_only(torch.Tensor, lambda t: t.cuda(), raw), 3, "cuda")

@@ -27,7 +27,7 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.engine.learner import Learner
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.image.adapter import Image
@@ -123,7 +123,7 @@ def run(recipe: Recipe) -> tuple[Learner, list[float], set[str]]:
     parts = build(recipe, torch.device("cpu"))
     objective = parts.learner.objective
     plans = objective.plans()
-    steps = Steps(parts.modality, plans, BATCH, 0, 0, 1, final=False)
+    steps = StepBatches(parts.modality, plans, BATCH, 0, 0, 1, final=False)
     idle = {n for n, p in parts.learner.named_parameters() if p.requires_grad}
     losses = []
     for step in range(STEPS):

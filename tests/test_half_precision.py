@@ -24,7 +24,7 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import EncodeFunction
 from multissl.contract.learning import Features, Losses, Progress
 from multissl.contract.plans import Masking
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from tests.test_exact import BATCH, Case, fitting, make
 
 FRAGILE = {
@@ -111,7 +111,7 @@ def run(case: Case, half: bool) -> tuple[Losses, Precisions]:
         pytest.skip(str(error))
     learner.float().train()
     objective = learner.objective
-    data = Steps(modality, objective.plans(), BATCH, 0, 0, 1, final=True)
+    data = StepBatches(modality, objective.plans(), BATCH, 0, 0, 1, final=True)
     batch = data[0][0]
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=half), Precisions() as mode:

@@ -115,8 +115,8 @@ def test_it_trains_reports_and_loads(
         "8",
         "--data.workers",
         "0",
-        "--tensorboard",
-        "false",
+        "--loggers",
+        "none",
         "--encoders.accelerometer.dim",
         "8",
     ]
@@ -141,7 +141,7 @@ def test_a_recording_that_cannot_be_read_is_skipped_and_options_are_checked(
     np.savez(tmp_path / "worn.npz", windows=windows, labels=np.arange(40) % 2)
     out = tmp_path / "run"
     command = ["train", NAME, "--data", str(tmp_path / "worn.npz"), "--out", str(out), "--steps", "6"]
-    command += ["--batch-size", "8", "--data.workers", "0", "--tensorboard", "false"]
+    command += ["--batch-size", "8", "--data.workers", "0", "--loggers", "none"]
     assert cli.main(command) == 0
     assert json.loads((out / "summary.json").read_text())["skipped"] == 1
     assert "sample 3 cannot be read and is skipped: recording 3" in capfd.readouterr().err

@@ -77,7 +77,7 @@ def recipe(**changes: Any) -> Recipe:
         steps=20,
         save=Save(every=100),
         data=Data(workers=0),
-        tensorboard=False,
+        loggers={},
     )
     return base.replace(**changes)
 

@@ -18,7 +18,7 @@ from multissl.configs.image import dino
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine import checkpoint
-from multissl.engine.batches import Data, Steps
+from multissl.engine.batches import Data, StepBatches
 from multissl.engine.checkpoint import Save
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full
@@ -46,7 +46,7 @@ def gradients(_number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     parts = build(made, torch.device("cpu"))
     objective: Any = parts.learner.objective
     ranks = (rank(), world())
-    steps = Steps(parts.modality, objective.plans(), BATCH, made.seed, *ranks, final=False)
+    steps = StepBatches(parts.modality, objective.plans(), BATCH, made.seed, *ranks, final=False)
     views = steps.views(steps[3][0], 3)
     parts.learner.train()
     losses = parts.learner(views, Progress(step=3, total=10))
@@ -80,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path) -> None:
-    made = recipe().replace(steps=9, save=Save(every=3), data=Data(workers=0), evals={}, tensorboard=False)
+    made = recipe().replace(steps=9, save=Save(every=3), data=Data(workers=0), evals={}, loggers={})
     made.encoders["image"] = made.encoders["image"].replace(drop_path=0.3)
     run.train(made, folder)
 
@@ -115,7 +115,7 @@ def test_half_precision_and_recomputed_activations_follow_the_plain_run(
     trained: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """On a processor: FSDP2's policy casts as it does on a GPU."""
-    made = recipe().replace(steps=9, save=Save(every=3), data=Data(workers=0), evals={}, tensorboard=False)
+    made = recipe().replace(steps=9, save=Save(every=3), data=Data(workers=0), evals={}, loggers={})
     made.encoders["image"] = made.encoders["image"].replace(drop_path=0.3)
     run.train(made.replace(parallel=Parallel(**options)), tmp_path)
     plain, other = (

@@ -1,4 +1,4 @@
-"""A logger takes the figures of a run somewhere: a file, TensorBoard, a tracking service."""
+"""A logger takes the metrics of a run somewhere: a file, TensorBoard, a tracking service."""
 
 from __future__ import annotations
 
@@ -32,20 +32,25 @@ class Session:
 
 
 class Logger(Component, ABC):
-    """Base of loggers; built with (session) on the first rank, when training begins."""
+    """Base of loggers; built with (session) on the first rank, when training begins.
+
+    One that raises is said once and left out from then on; the training goes on.
+    """
 
     group: ClassVar[str] = "loggers"
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What it imports that may not be installed: a run that lacks one is refused before it begins."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
         """Options of a logger."""
 
     @abstractmethod
-    def log(self, kind: Kind, step: int, figures: Mapping[str, Any]) -> None:
-        """Take figures after `step` steps: numbers, perhaps not finite, and texts, by name."""
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take metrics after `step` steps: numbers, perhaps not finite, and texts, by name."""
 
     def draw(self, step: int, figures: Sequence[Figure]) -> None:
-        """Take pictures; left out by default."""
+        """Take figures; left out by default."""
 
     def close(self) -> None:
         """Write what is still held, at the end of a session, whatever ended it."""

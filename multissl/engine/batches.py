@@ -65,7 +65,7 @@ class Fetched(NamedTuple):
     waited: float
 
 
-class Steps(Dataset[Any]):
+class StepBatches(Dataset[Any]):
     """Item `step` is this rank's raw batch of that step, and the samples that were skipped for it."""
 
     def __init__(
@@ -134,8 +134,8 @@ class Steps(Dataset[Any]):
             )
 
 
-def stream(
-    steps: Steps, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
+def batches_of(
+    steps: StepBatches, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
 ) -> Generator[Fetched, None, None]:
     """The batches of steps start..stop-1 on a device, prepared ahead by workers, which end when it is closed."""
     batches = _batches(steps, start, stop, cfg, ranks, device)
@@ -154,7 +154,7 @@ def _close_all() -> None:
 
 
 def _batches(
-    steps: Steps, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
+    steps: StepBatches, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
 ) -> Generator[Fetched, None, None]:
     workers = cfg.num_workers(ranks)
     loader = DataLoader(

@@ -20,7 +20,7 @@ from multissl.config import Config
 from multissl.parallel.collectives import all_true
 from multissl.parallel.ranks import barrier, is_main
 from multissl.parallel.sharding import local
-from multissl.parallel.state import load_state, optimizer_state, restore_optimizer, save_state
+from multissl.parallel.state import drop_unsaved, load_state, optimizer_state, restore_optimizer, save_state
 
 FORMAT = 1
 
@@ -52,7 +52,7 @@ class NonFinite(RuntimeError):
 
 
 def step_of(folder: Path) -> int:
-    """The step at which a checkpoint folder resumes."""
+    """Return the step at which a checkpoint folder resumes."""
     return int(folder.name.removeprefix("step_"))
 
 
@@ -122,13 +122,14 @@ def check_finite(shipped: nn.Module, folder: Path) -> None:
 
 
 def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore learner and optimizer in place, on any number of ranks; the step to go on from."""
+    """Restore learner and optimizer in place, on any number of ranks; return the step to go on from."""
     meta = json.loads((folder / "meta.json").read_text())
     if meta["format"] > FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {meta['format']}, this version reads up to {FORMAT}: upgrade"
         )
     state = _state(learner, optimizer)
+    drop_unsaved(state["optimizer"], folder, "optimizer")
     load_state(state, folder)
     learner.load_state_dict(state["learner"])
     restore_optimizer(learner, optimizer, state["optimizer"])

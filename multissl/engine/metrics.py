@@ -1,133 +1,85 @@
-"""Where metrics go: the record always, TensorBoard, and the terminal.
-
-A line of the record is {"kind": "train" | "eval" | "note" | "alarm", "step": ..., name: value}; an alarm without
-text ends the one before. On resume, lines past the resumed step are dropped, so an interrupted run leaves the file of
-an uninterrupted one. A run that begins at step 0 sets the lines of an earlier start aside.
-"""
+"""Where the metrics of a run go: its record always, and whatever loggers its recipe names."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from multissl.contract.learning import Figure
+from multissl.contract.logger import Kind, Logger, Session
 from multissl.contract.places import Places
-from multissl.files import replace_text, set_aside, whole_json_lines
+from multissl.engine.loggers.record import Record
+from multissl.registry import require
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Leave the lines up to a step, each of them whole, as they were written; at any moment the file is whole."""
-    text = path.read_text() if path.is_file() else ""
-    kept = "".join(f"{line}\n" for line, values in whole_json_lines(text) if values["step"] <= step)
-    if kept != text:
-        replace_text(path, kept)
+def check_loggers(loggers: Mapping[str, Logger.Config], places: Places) -> None:
+    """Raise where a logger has no place for its files, or a package that it needs is not installed."""
+    for name, cfg in loggers.items():
+        places.logger(name)
+        for package in cfg.owner.packages:
+            require(package)
 
 
-class Sinks:
-    """Writes the figures of a run; silent on every rank but the first.
+class Metrics:
+    """The record and the loggers of one start of a run, on the rank that writes.
 
-    `earlier` is the file to which the lines of an earlier start went, if there was one.
+    What the record cannot hold ends the run, which goes on from its newest checkpoint. A logger that fails is said
+    once and left out from then on, and the training goes on.
+    State: open files and sessions, until `close`.
     """
 
-    def __init__(self, places: Places, start: int, tensorboard: bool, active: bool) -> None:
-        self.active, self._events, self._file, self.earlier = active, None, None, None
-        if not active:
-            return
-        path = places.metrics
-        if start:
-            _keep_until(path, start)
-        elif path.is_file() and path.stat().st_size:
-            self.earlier = set_aside(path)
-        self._file = path.open("a")
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+    def __init__(
+        self,
+        loggers: Mapping[str, Logger.Config],
+        places: Places,
+        *,
+        start: int,
+        recipe: Mapping[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
+        """Open the record, then every logger, at the step that is resumed."""
+        self.say = say
+        self.record = Record(places.metrics, start)
+        self.loggers: dict[str, Logger] = {}
+        for name, cfg in loggers.items():
+            session = Session(
+                name=places.path.resolve().name, folder=places.logger(name), start=start, recipe=recipe
+            )
 
-            self._events = SummaryWriter(str(places.logger("tensorboard")), purge_step=start or None)
+            def opened(name: str = name, cfg: Logger.Config = cfg, session: Session = session) -> None:
+                self.loggers[name] = cfg.build(session)
 
-    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """One line, and the numbers among it as events."""
-        if not self.active:
-            return
-        self._line({"kind": kind, "step": step, **figures})
-        if self._events:
-            for name, value in figures.items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._attempt(name, start, opened)
 
-    def _line(self, line: dict[str, Any]) -> None:
-        assert self._file
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
+        """Give metrics after `step` steps to the record and to every logger."""
+        self.record.log(kind, step, metrics)
+        for name, logger in list(self.loggers.items()):
+            self._attempt(name, step, lambda logger=logger: logger.log(kind, step, metrics))
+
+    def draw(self, step: int, figures: Sequence[Figure]) -> None:
+        """Give figures to every logger; the record holds none."""
+        for name, logger in list(self.loggers.items()):
+            self._attempt(name, step, lambda logger=logger: logger.draw(step, figures))
 
     def close(self) -> None:
-        """Flush and close the files."""
-        if self._file:
-            self._file.close()
-        if self._events:
-            self._events.close()
+        """Close every logger, also where another one fails to, then the record; a second call does nothing."""
+        for name, logger in list(self.loggers.items()):
+            self._attempt(name, self.record.step, logger.close)
+        self.loggers.clear()
+        self.record.close()
 
-
-class Display:
-    """A progress bar on a terminal, a line every now and then without one, nothing on other ranks."""
-
-    def __init__(self, active: bool, seconds: float = 20.0) -> None:
-        self.active, self.seconds = active, seconds
-        self.console = _Terminal(stderr=True, soft_wrap=True, quiet=not active, highlight=False)
-        self.live = active and sys.stderr.isatty()
-        self._last = time.monotonic()
-        self._bar: Progress | None = None
-
-    @contextlib.contextmanager
-    def running(self, start: int, total: int) -> Iterator[None]:
-        """Show progress for the time of a `with`."""
-        if not self.live:
-            yield
-            return
-        columns = (
-            TextColumn("step {task.completed}/{task.total}"), BarColumn(), TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self.console) as self._bar:
-            self._task = self._bar.add_task("", total=total, completed=start, figures="")
-            yield
-        self._bar = None
-
-    def step(self, step: int, total: int, figures: str = "") -> None:
-        """Move to `step`; `figures` replaces the text beside the bar where it is not empty."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-            if figures:
-                self._bar.update(self._task, figures=figures)
-        elif self.active and figures and (time.monotonic() - self._last > self.seconds or step >= total):
-            self._last = time.monotonic()
-            self.say(f"step {step}/{total}  {figures}")
-
-    def say(self, text: str) -> None:
-        """Print a line for the user; without a terminal the run goes on in silence."""
+    def _attempt(self, name: str, step: int, action: Callable[[], None]) -> None:
+        """Do something with a logger; where it fails, say so and leave the logger out from now on."""
         try:
-            self.console.print(text, markup=False)
-        except OSError:  # it was closed
-            self.console.quiet = True
-
-
-class _Terminal(Console):
-    """A console that falls silent where rich would end the program: whoever read its lines is gone."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
+            action()
+        except Exception as error:  # whatever a library or a network raises: the training is worth more
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            text = f"the logger {name} failed and is left out from now on: {reason}"
+            failed = self.loggers.pop(name, None)
+            self.say(text)
+            self.record.log("note", step, {"text": text})
+            if failed and action != failed.close:
+                with contextlib.suppress(Exception):  # it has been said already
+                    failed.close()

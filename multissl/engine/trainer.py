@@ -1,6 +1,6 @@
 """The trainer: one loop for every modality, objective and number of ranks, from start to end.
 
-It sees the protocols of `types` only. The step number is the random state: (seed, step) fixes data, views and masks,
+It sees the contract only. The step number is the random state: (seed, step) fixes data, views and masks,
 (seed, step, rank) what modules draw, so a resumed run repeats an uninterrupted one exactly.
 """
 
@@ -13,24 +13,27 @@ import re
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from multissl.config import Config
+from multissl.config import Config, to_dict
 from multissl.contract.evaluator import Evaluator
-from multissl.contract.learning import Losses, Progress
+from multissl.contract.learning import Figure, Losses, Progress
+from multissl.contract.logger import Kind, Logger
 from multissl.contract.modality import Modality
 from multissl.contract.places import Places
 from multissl.engine import checkpoint
-from multissl.engine.batches import ENDING, Data, Steps, stream
+from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
+from multissl.engine.display import Display
 from multissl.engine.learner import Learner
-from multissl.engine.metrics import Display, Sinks
+from multissl.engine.loggers.tensorboard import TensorBoard
+from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
 from multissl.files import read_json_lines
 from multissl.parallel.collectives import all_true, mean_ranks
@@ -42,6 +45,8 @@ from multissl.parallel.sharding import Parallel
 @dataclass(kw_only=True, slots=True)
 class Loop(Config):
     """Options of the loop itself; a recipe adds what is trained."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"tensorboard": "loggers"}
 
     batch_size: int = 256
     """Samples a step, over all ranks."""
@@ -63,8 +68,8 @@ class Loop(Config):
     """When checkpoints are written, and which are kept."""
     log_every: int = 10
     """Steps between two lines of metrics."""
-    tensorboard: bool = True
-    """Write TensorBoard events beside metrics.jsonl."""
+    loggers: dict[str, Logger.Config] = field(default_factory=lambda: {"tensorboard": TensorBoard.Config()})
+    """Where metrics go besides the run's own record, by a name that is also that of their folder in the run."""
     patience: int = 5
     """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped and dumped."""
 
@@ -102,7 +107,7 @@ class Trainer:
         self.evaluators, self.places, self.device = evaluators, places, device
         self.main = is_main()
         self.plans = learner.objective.plans()
-        self.steps = Steps(
+        self.steps = StepBatches(
             modality, self.plans, cfg.batch_size, cfg.seed, rank(), world(),
             cfg.data.views_on == "worker",
         )  # fmt: skip
@@ -113,6 +118,8 @@ class Trainer:
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
         self.buffers = Buffers(learner)
         self.display = Display(self.main)
+        self.metrics: Metrics | None = None
+        check_loggers(cfg.loggers, places)
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
         self.alarmed = ""
@@ -127,24 +134,39 @@ class Trainer:
         start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
         if start:
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
-        self.sinks = Sinks(self.places, start, self.cfg.tensorboard, self.main)
-        if self.sinks.earlier:
-            self.display.say(f"beginning anew: the figures of an earlier start are in {self.sinks.earlier}")
+        if self.main:
+            self.metrics = Metrics(
+                self.cfg.loggers, self.places, start=start, recipe=to_dict(self.cfg), say=self.display.say
+            )
+            if earlier := self.metrics.record.earlier:
+                self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
-        try:
-            with self._signals():
-                if start == 0:
-                    self._evaluate(0, first=True)
-                if start < self.cfg.steps:
-                    self._loop(start)
-        finally:
-            self.sinks.close()
+        with self._signals():
+            if start == 0:
+                self._evaluate(0, first=True)
+            if start < self.cfg.steps:
+                self._loop(start)
         return read_json_lines(self.places.metrics)
+
+    def draw(self, step: int, figures: Sequence[Figure]) -> None:
+        """Give figures to the loggers of this start, where there was one."""
+        if self.metrics:
+            self.metrics.draw(step, figures)
+
+    def close(self) -> None:
+        """Close all loggers; whoever calls `fit` does so, however it ends."""
+        if self.metrics:
+            self.metrics.close()
+
+    def _write(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record metrics, on the rank that does."""
+        if self.metrics:
+            self.metrics.log(kind, step, metrics)
 
     def _loop(self, start: int) -> None:
         cfg, bad_in_a_row = self.cfg, 0
         window = Window()
-        batches = stream(self.steps, start, cfg.steps, cfg.data, world(), self.device)
+        batches = batches_of(self.steps, start, cfg.steps, cfg.data, world(), self.device)
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
                 progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
@@ -209,7 +231,7 @@ class Trainer:
         path.write_text(json.dumps({**record, "samples": samples}, indent=1))
         text = f"step {step} skipped: {', '.join(culprits) or 'another rank'} not finite; see {path}"
         self.display.say(text)
-        self.sinks.write("note", step + 1, {"text": text})
+        self._write("note", step + 1, {"text": text})
         if in_a_row >= self.cfg.patience:
             raise NonFinite(
                 f"the loss was not finite {in_a_row} steps in a row, up to step {step} "
@@ -221,34 +243,34 @@ class Trainer:
             if index not in self.skipped:
                 self.skipped[index] = reason
                 self.display.say(f"sample {index} cannot be read and is skipped: {reason}")
-                self.sinks.write("note", step + 1, {"text": f"unreadable sample {index}: {reason}"})
+                self._write("note", step + 1, {"text": f"unreadable sample {index}: {reason}"})
 
     def _log(self, step: int, window: Window, largest: Tensor) -> None:
-        figures, counts = window.summary()
-        figures = {n: v.item() for n, v in mean_ranks(figures).items()}
-        figures |= counts | {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
+        means, counts = window.summary()
+        metrics = {n: v.item() for n, v in mean_ranks(means).items()}
+        metrics |= counts | {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
         if self.device.type == "cuda":
-            figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.sinks.write("train", step, figures)
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._write("train", step, metrics)
         text = "loss {loss:.4f}  {samples_per_s:.0f} samples/s  {waiting_percent:.0f} % waiting for data"
-        self.display.step(step, self.cfg.steps, text.format(**figures))
+        self.display.step(step, self.cfg.steps, text.format(**metrics))
         if self.main:
-            self.history.append({"step": step, **figures})
+            self.history.append({"step": step, **metrics})
             self._alarm(step)
 
     def _remember(self, lines: list[dict[str, Any]]) -> None:
-        """Take the logged figures of an interrupted run back, so that alarms see the whole of it."""
+        """Take the logged metrics of an interrupted run back, so that alarms see the whole of it."""
         train = (x for x in lines if x["kind"] == "train")
         self.history = [{k: math.nan if v is None else v for k, v in x.items() if k != "kind"} for x in train]
         self.alarmed = alarm_of(lines)
 
     def _alarm(self, step: int) -> None:
-        """Say once what the objective finds wrong with the figures so far, and once when that is over."""
+        """Say once what the objective finds wrong with the metrics so far, and once when that is over."""
         progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         text = self.learner.objective.alarm(self.history, progress) or ""
-        if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # figures in it may move
+        if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # numbers in it may move
             self.display.say(f"step {step}: {text or 'what raised the alarm is over'}")
-            self.sinks.write("alarm", step, {"text": text})
+            self._write("alarm", step, {"text": text})
             self.alarmed = text
 
     def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
@@ -262,25 +284,25 @@ class Trainer:
         if not due:
             return 0.0
         self.learner.eval()
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         idle: list[str] = []
         exported = self.learner.frozen("exported", self.device)
         student = self.learner.frozen("student", self.device)
         for name, evaluator in due.items():
-            found = evaluator.run(exported, self.modality, progress)
+            measured = evaluator.run(exported, self.modality, progress)
             if first:
-                found |= evaluator.baselines(self.modality)
-                idle += [] if found else [name]
+                measured |= evaluator.baselines(self.modality)
+                idle += [] if measured else [name]
             elif evaluator.measures_student and self.learner.has_teacher():
                 other = evaluator.run(student, self.modality, progress)
-                found |= {f"student/{n}": v for n, v in other.items()}
-            figures |= {f"{name}/{n}": v for n, v in found.items()}
+                measured |= {f"student/{n}": v for n, v in other.items()}
+            metrics |= {f"{name}/{n}": v for n, v in measured.items()}
         if idle:
             flags = " ".join(f"--evals.{name} none" for name in idle)
             self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
-        if figures:
-            self.sinks.write("eval", step, figures)
-            self.display.say(f"step {step}: " + ", ".join(f"{n} {v:.4g}" for n, v in figures.items()))
+        if metrics:
+            self._write("eval", step, metrics)
+            self.display.say(f"step {step}: " + ", ".join(f"{n} {v:.4g}" for n, v in metrics.items()))
         return time.perf_counter() - began
 
     @contextlib.contextmanager
@@ -323,11 +345,11 @@ class Window:
         self, losses: Losses, norms: Mapping[str, Tensor], lr: float, waited: float, samples: int
     ) -> None:
         """One finished step."""
-        found = {"loss": losses.total.detach()}
-        found |= {f"terms/{n}": v for n, v in losses.terms.items()}
-        found |= {f"stats/{n}": v for n, v in losses.stats.items()}
-        found |= {f"gradient_norm/{n}": v for n, v in norms.items()} if len(norms) < 16 else {}
-        for name, value in found.items():
+        values = {"loss": losses.total.detach()}
+        values |= {f"terms/{n}": v for n, v in losses.terms.items()}
+        values |= {f"stats/{n}": v for n, v in losses.stats.items()}
+        values |= {f"gradient_norm/{n}": v for n, v in norms.items()} if len(norms) < 16 else {}
+        for name, value in values.items():
             self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
         self.steps, self.samples = self.steps + 1, self.samples + samples
         self.lr, self.waited = lr, self.waited + waited
@@ -341,7 +363,7 @@ class Window:
 
 
 def verdicts(evaluators: Mapping[str, Evaluator], lines: list[dict[str, Any]]) -> list[tuple[bool, str]]:
-    """What the evaluators make of a run's figures, in recipe order."""
+    """Return what the evaluators make of a run's metrics, in recipe order."""
     histories: dict[str, list[dict[str, float]]] = defaultdict(list)
     for line in (x for x in lines if x["kind"] == "eval"):
         for name in evaluators:
@@ -353,7 +375,7 @@ def verdicts(evaluators: Mapping[str, Evaluator], lines: list[dict[str, Any]]) -
 
 
 def alarm_of(lines: list[dict[str, Any]]) -> str:
-    """The alarm that a run's figures ended with, or nothing."""
+    """Return the alarm that a run's record ends with, or nothing."""
     said = [x for x in lines if x["kind"] == "alarm"]
     return said[-1]["text"] if said else ""
 

@@ -50,14 +50,31 @@ def _quiet() -> Iterator[None]:
 
 
 def optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state by parameter name, so that it can be loaded on another number of ranks."""
+    """Return the optimizer's state by parameter name, so that it can be loaded on another number of ranks.
+
+    A new optimizer has a state of zeros for every trainable parameter, one that took steps has none for parameters that
+    never had a gradient.
+    """
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     return cast(dict[str, Any], get_optimizer_state_dict(learner, optimizer))
 
 
 def restore_optimizer(learner: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give the optimizer the state that `optimizer_state` made."""
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+    """Give the optimizer what `optimizer_state` made; a parameter without a state gets one with its first gradient."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-    set_optimizer_state_dict(learner, optimizer, state)
+    set_optimizer_state_dict(learner, optimizer, state, options=StateDictOptions(strict=False))
+
+
+def drop_unsaved(state: dict[str, Any], folder: Path, name: str) -> None:
+    """Take parameters that had no state when a folder was written out of what `optimizer_state` made.
+
+    `name` is the optimizer's within the state that was written.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    for parameter, values in list(state["state"].items()):
+        if values and not any(f"{name}.state.{parameter}.{value}" in saved for value in values):
+            del state["state"][parameter]

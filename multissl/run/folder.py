@@ -73,7 +73,11 @@ class RunFolder(Places):
         """Return a folder for a logger's own files."""
         folder = self.path / name
         taken = (self.checkpoints, self.nonfinite(0, 0).parent, self.recipe, self.metrics, self.encoder)
-        if folder.parent != self.path or folder in (*taken, self.modality, self.summary, self.report):
+        if (
+            name != folder.name
+            or name in ("", "..")
+            or folder in (*taken, self.modality, self.summary, self.report)
+        ):
             raise ValueError(f"loggers.{name}: no folder of a logger can be called so; give it another name")
         return folder
 

@@ -11,7 +11,7 @@ import torch
 from multissl.contract.data import Batch
 from multissl.contract.encoder import without_heads
 from multissl.contract.learning import Figure
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.inference import readable_views
 from multissl.report.page import page
 from multissl.run.folder import RunFolder
@@ -36,7 +36,7 @@ def draw(model: Model, samples: int = 8) -> Drawn:
     """Return the figures of modality, encoders and evaluators."""
     recipe, modality = model.recipe, model.modality
     objective = recipe.objective.build(without_heads(model.encoders), modality.streams())
-    steps = Steps(modality, objective.plans(), samples, recipe.seed, 0, 1, True)
+    steps = StepBatches(modality, objective.plans(), samples, recipe.seed, 0, 1, True)
     figures = modality.figures(Batch(v.samples(torch.arange(samples)) for v in steps[0][0]))
     for stream, encoder in model.encoders.items():
         validation = modality.dataset("val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import time
@@ -21,10 +22,11 @@ from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, read_recipe
 from multissl.run.folder import RunFolder
-from multissl.run.report import report
+from multissl.run.model import load
+from multissl.run.report import draw, write_report
 from multissl.version import __version__
 
-FREE = ("steps", "log_every", "tensorboard", "parallel", "data", "save", "evals", "chunk")
+FREE = ("steps", "log_every", "loggers", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
 
 
@@ -54,20 +56,19 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
         trainer = Trainer(
             recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device
         )
-        if share(is_main() and has_finished(run, recipe.steps)):
-            steps = checkpoint.newest_step(run.checkpoints)
-            trainer.display.say(f"{run.path} has finished its {steps} steps already")
-        else:
-            trainer.display.say(describe(recipe, parts, device))
-            lines = trainer.fit()
-            write_model(run, parts)
-        said = verdicts(parts.evaluators, lines)
-        result = summarize(run, recipe, default, said, lines, time.time() - began, device)
-        barrier()  # from here on the first rank is alone
-        if is_main():
-            trainer.display.say(f"report: {report(run.path)}")
-            record_finish(run)
-            trainer.display.say(result.verdict)
+        with contextlib.closing(trainer):
+            if share(is_main() and has_finished(run, recipe.steps)):
+                steps = checkpoint.newest_step(run.checkpoints)
+                trainer.display.say(f"{run.path} has finished its {steps} steps already")
+            else:
+                trainer.display.say(describe(recipe, parts, device))
+                lines = trainer.fit()
+                write_model(run, parts)
+            said = verdicts(parts.evaluators, lines)
+            result = summarize(run, recipe, default, said, lines, time.time() - began, device)
+            barrier()  # from here on the first rank is alone
+            if is_main():
+                finish(run, trainer, result)
     return result
 
 
@@ -147,6 +148,16 @@ def shipped(run: RunFolder) -> dict[str, Any]:
 def record_finish(run: RunFolder) -> None:
     """Add to the summary of which step the run ships what: the last thing that a run does."""
     run.write_summary(run.read_summary() | {"finished": shipped(run)})
+
+
+def finish(run: RunFolder, trainer: Trainer, result: Result) -> None:
+    """Write the page, give its figures to the loggers, and record the end."""
+    drawn = draw(load(run.path))
+    path = write_report(run.path, drawn)
+    trainer.draw(checkpoint.newest_step(run.checkpoints), drawn.figures)
+    trainer.display.say(f"report: {path}")
+    record_finish(run)
+    trainer.display.say(result.verdict)
 
 
 def write_model(run: RunFolder, parts: Parts) -> None:

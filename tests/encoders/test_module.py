@@ -96,7 +96,7 @@ def test_a_run_with_a_network_in_memory_resumes_here_and_is_refused_elsewhere(
         encoders={stream: holding(nets.Rows(spec.shape[0]))},
         objective=VICReg.Config(projector=MLPHead.Config(hidden=8, out=8)),
         evals={"collapse": Collapse.Config()},
-        batch_size=8, steps=2, tensorboard=False,
+        batch_size=8, steps=2, loggers={},
     )  # fmt: skip
     run.train(recipe, tmp_path)
     text: Any = json.loads((tmp_path / "recipe.json").read_text())

@@ -191,7 +191,7 @@ def tiny(objective: Objective.Config, steps: int) -> Recipe:
     return Recipe(
         modality=modality.replace(size=16, local_size=8, mask_group=4), encoders={"image": encoder},
         objective=objective, optim=AdamW.Config(lr=2e-3, warmup=20), batch_size=32, steps=steps, log_every=10,
-        tensorboard=False,
+        loggers={},
     )  # fmt: skip
 
 
@@ -215,5 +215,5 @@ def test_the_same_run_without_the_mistake_raises_no_alarm(name: str, tmp_path: P
 @pytest.mark.slow
 def test_the_recipe_of_the_demo_raises_no_alarm(tmp_path: Path) -> None:
     # Plain DINO on 32 samples a step collapses by itself, so its healthy run is the one that is shipped.
-    run.train(dino.default().replace(steps=500, evals={}, tensorboard=False), tmp_path)
+    run.train(dino.default().replace(steps=500, evals={}, loggers={}), tmp_path)
     assert not alarms(tmp_path)

@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from multissl.engine.batches import Data, Steps, stream
+from multissl.engine.batches import Data, StepBatches, batches_of
 from tests.helpers.stubs import Points, ViewPlan
 
 PLANS = {"points": ViewPlan(num_global=2)}
 CPU = torch.device("cpu")
 
 
-def steps(count: int = 96, batch: int = 16, rank: int = 0, world: int = 1, **options: Any) -> Steps:
+def steps(count: int = 96, batch: int = 16, rank: int = 0, world: int = 1, **options: Any) -> StepBatches:
     modality = Points.Config(count=count, **options).build()
-    return Steps(modality, PLANS, batch, 0, rank, world, final=False)
+    return StepBatches(modality, PLANS, batch, 0, rank, world, final=False)
 
 
-def ids(made: Steps, step: int) -> list[int]:
+def ids(made: StepBatches, step: int) -> list[int]:
     return made[step][0]["id"].tolist()
 
 
@@ -52,8 +52,8 @@ def test_data_that_cannot_be_read_at_all_stops_the_run() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("where", ["device", "worker"])
 def test_views_do_not_depend_on_workers_or_on_where_they_are_made(workers: int, where: str) -> None:
-    made = Steps(Points.Config().build(), PLANS, 16, 0, 0, 1, final=where == "worker")
-    found = list(stream(made, 2, 4, Data(workers=workers), 1, CPU))
+    made = StepBatches(Points.Config().build(), PLANS, 16, 0, 0, 1, final=where == "worker")
+    found = list(batches_of(made, 2, 4, Data(workers=workers), 1, CPU))
     expected = steps()
     for step, fetched in zip((2, 3), found, strict=True):
         views = expected.views(expected[step][0], step)[0]

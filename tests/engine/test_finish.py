@@ -58,7 +58,7 @@ MOMENTS = {
     "encoder.safetensors": (safetensors.torch, "save_file"),
     "modality.json": (Points, "state"),
     "summary.json": (run, "summarize"),
-    "report.html": (run, "report"),
+    "report.html": (run, "write_report"),
     "the record that it has finished": (run, "record_finish"),
 }
 """What is written after the last checkpoint, and the function in which the process is killed."""

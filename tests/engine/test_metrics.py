@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from multissl.engine.metrics import Display, Sinks
+from multissl.engine.display import Display
+from multissl.engine.loggers.record import Record
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
 from tests.helpers.stubs import recipe
@@ -28,9 +29,9 @@ NEXT = {"kind": "train", "step": 20, "loss": 1.0}
 def resumed(folder: Path, text: str, step: int) -> str:
     """A record after a run has gone on from a step and written one line more."""
     (folder / "metrics.jsonl").write_text(text)
-    sinks = Sinks(RunFolder(folder), step, tensorboard=False, active=True)
-    sinks.write("train", 20, {"loss": 1.0})
-    sinks.close()
+    made = Record(RunFolder(folder).metrics, step)
+    made.log("train", 20, {"loss": 1.0})
+    made.close()
     return (folder / "metrics.jsonl").read_text()
 
 
@@ -51,7 +52,7 @@ def test_a_line_that_was_cut_short_is_not_glued_to_the_next(tmp_path: Path, cut:
 
 
 def test_a_resumed_run_without_a_record_begins_one(tmp_path: Path) -> None:
-    Sinks(RunFolder(tmp_path), 5, tensorboard=False, active=True).close()
+    Record(RunFolder(tmp_path).metrics, 5).close()
     assert RunFolder(tmp_path).read_metrics() == []
 
 
@@ -69,7 +70,7 @@ def test_the_record_is_whole_at_any_moment_of_a_start(tmp_path: Path, step: int)
 
     sys.settrace(look)
     try:
-        Sinks(RunFolder(tmp_path), step, tensorboard=False, active=True).close()
+        Record(RunFolder(tmp_path).metrics, step).close()
     finally:
         sys.settrace(None)
     assert len(moments) > 10
@@ -80,15 +81,15 @@ def test_a_start_without_a_checkpoint_sets_the_earlier_record_aside(tmp_path: Pa
     record = tmp_path / "metrics.jsonl"
     for number in (1, 2):
         record.write_text(LINES[number])
-        sinks = Sinks(RunFolder(tmp_path), 0, tensorboard=False, active=True)
-        sinks.close()
+        made = Record(RunFolder(tmp_path).metrics, 0)
+        made.close()
         earlier = tmp_path / f"metrics.jsonl.old{number}"
-        assert sinks.earlier == earlier
+        assert made.earlier == earlier
         assert earlier.read_text() == LINES[number]
         assert record.read_text() == ""
-    sinks = Sinks(RunFolder(tmp_path), 0, tensorboard=False, active=True)
-    sinks.close()
-    assert sinks.earlier is None  # nothing was recorded
+    made = Record(RunFolder(tmp_path).metrics, 0)
+    made.close()
+    assert made.earlier is None  # nothing was recorded
 
 
 class Killed(BaseException):
@@ -111,7 +112,7 @@ def test_a_run_killed_before_its_first_checkpoint_loses_no_figure(
     first = RunFolder(tmp_path).read_metrics()
     assert [x["step"] for x in first] == [5]
     run.train(recipe(), tmp_path)
-    assert "the figures of an earlier start are in" in capfd.readouterr().err
+    assert "the metrics of an earlier start are in" in capfd.readouterr().err
     assert [x["step"] for x in RunFolder(tmp_path).read_metrics()] == list(range(5, 41, 5))
     assert json.loads((tmp_path / "metrics.jsonl.old1").read_text()) == first[0]
 

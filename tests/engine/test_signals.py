@@ -22,7 +22,7 @@ from multissl.contract.data import Raw, Sample
 from multissl.contract.plans import Plans, ViewPlan
 from multissl.engine import batches as data
 from multissl.engine import checkpoint
-from multissl.engine.batches import Data, Steps, stream
+from multissl.engine.batches import Data, StepBatches, batches_of
 from multissl.random import RowRandom
 from multissl.run.folder import RunFolder
 from tests.helpers.stubs import Points
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ["-m", "multissl", "train", f"{ROOT / 'tests' / 'stubs.py'}:recipe", "--data.workers", "2"]
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 COUNT = 20
-"""Steps of a stream of batches."""
+"""StepBatches of a stream of batches."""
 PAUSE = 13
 """The step in whose middle the signals arrive."""
 
@@ -163,8 +163,8 @@ class Crumbs(Points):
 def first_batch(kind: type[Points]) -> Generator[Any, None, None]:
     """The batches of two workers after the first, which is taken."""
     modality: Any = kind(Points.Config())
-    steps = Steps(modality, {"points": ViewPlan(num_global=2)}, 16, 0, 0, 1, final=False)
-    batches = stream(steps, 0, COUNT, Data(workers=2), 1, torch.device("cpu"))
+    steps = StepBatches(modality, {"points": ViewPlan(num_global=2)}, 16, 0, 0, 1, final=False)
+    batches = batches_of(steps, 0, COUNT, Data(workers=2), 1, torch.device("cpu"))
     next(batches)
     return batches
 

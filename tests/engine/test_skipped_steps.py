@@ -17,7 +17,7 @@ from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine import checkpoint
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite
 from multissl.engine.learner import Learner
@@ -63,9 +63,9 @@ def net_of(encoders: Encoders) -> Net:
 
 
 def with_nan(views: Callable[..., Batch], step: int) -> Callable[..., Batch]:
-    """`Steps.views` that hands out one NaN at a step."""
+    """`StepBatches.views` that hands out one NaN at a step."""
 
-    def spoilt(self: Steps, raw: Any, number: int, device: Any = "cpu") -> Batch:
+    def spoilt(self: StepBatches, raw: Any, number: int, device: Any = "cpu") -> Batch:
         batch = views(self, raw, number, device)
         if number == step:
             batch[0].x[0, 0] = torch.nan
@@ -84,7 +84,7 @@ def test_a_nan_in_one_batch_leaves_what_a_skipped_step_without_it_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.train(made(spoil=5), tmp_path / "loss")
-    monkeypatch.setattr(Steps, "views", with_nan(Steps.views, 5))
+    monkeypatch.setattr(StepBatches, "views", with_nan(StepBatches.views, 5))
     run.train(made(), tmp_path / "data")
     expected, found = shipped(tmp_path / "loss"), shipped(tmp_path / "data")
     assert found["points.norms.0.num_batches_tracked"] == 11
@@ -94,7 +94,7 @@ def test_a_nan_in_one_batch_leaves_what_a_skipped_step_without_it_leaves(
 
 def one_rank_has_a_nan(rank: int, folder: str, shard: int) -> tuple[dict[str, Tensor], int]:
     if rank == 1:
-        Steps.views = with_nan(Steps.views, 5)  # this process ends with the test
+        StepBatches.views = with_nan(StepBatches.views, 5)  # this process ends with the test
     run.train(made(shard=shard), folder)
     parts = build(made(shard=shard), CPU)
     checkpoint.load(
@@ -126,7 +126,7 @@ def states(case: Case, bad: bool) -> dict[str, Tensor]:
     """Everything a learner holds after two good steps, with or without a skipped one between them."""
     learner, modality = make(case)
     objective = learner.objective
-    data = Steps(modality, objective.plans(), BATCH, 0, 0, 1, final=True)
+    data = StepBatches(modality, objective.plans(), BATCH, 0, 0, 1, final=True)
     buffers = Buffers(learner)
     losses: dict[str, Tensor] = {}
     specs = modality.streams()

@@ -16,6 +16,7 @@ import torch
 
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import CheckpointError, Save
+from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.trainer import Interrupted, NonFinite
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
@@ -157,7 +158,7 @@ def test_a_folder_that_cannot_be_written_names_the_option(tmp_path: Path) -> Non
 
 
 def test_a_run_leaves_what_others_read(tmp_path: Path) -> None:
-    made = recipe().replace(tensorboard=True)
+    made = recipe().replace(loggers={"tensorboard": TensorBoard.Config()})
     run.train(made, tmp_path)
     for name in ("recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors"):
         assert (tmp_path / name).stat().st_size > 0, name

@@ -159,6 +159,6 @@ def recipe() -> Recipe:
         save=Save(every=10),
         data=Data(workers=0),
         log_every=5,
-        tensorboard=False,
+        loggers={},
         clip=1.0,
     )

@@ -24,7 +24,7 @@ from multissl import registry
 from multissl.contract.data import Batch, Mask, Views
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import ViewPlan
-from multissl.engine.batches import Data, Steps, stream
+from multissl.engine.batches import Data, StepBatches, batches_of
 from tests.plugin.multissl_accelerometer import Accelerometer
 from tests.test_grid import MODALITIES
 
@@ -81,12 +81,12 @@ def provided_by(modality: Modality) -> frozenset[Need]:
     return modality.provides(name)
 
 
-def steps(modality: Modality, rank: int = 0, world: int = 1, seed: int = SEED) -> Steps:
+def steps(modality: Modality, rank: int = 0, world: int = 1, seed: int = SEED) -> StepBatches:
     (name,) = modality.streams()
-    return Steps(modality, {name: plan_of(modality)}, BATCH, seed, rank, world, final=False)
+    return StepBatches(modality, {name: plan_of(modality)}, BATCH, seed, rank, world, final=False)
 
 
-def batch(made: Steps, step: int = 0) -> Batch:
+def batch(made: StepBatches, step: int = 0) -> Batch:
     raw, skipped = made[step]
     assert not skipped
     return made.views(raw, step)
@@ -182,7 +182,7 @@ def test_workers_and_a_restart_in_the_middle_do_not_change_the_stream(name: str)
     expected = [batch(steps(modality), step) for step in range(STEPS)]
     for workers, first in ((0, 0), (1, 0), (3, 2)):
         later = steps(another(name) if first else modality)
-        loaded = stream(later, first, STEPS, Data(workers=workers), 1, CPU)
+        loaded = batches_of(later, first, STEPS, Data(workers=workers), 1, CPU)
         for fetched, known in zip(loaded, expected[first:], strict=True):
             same(fetched.batch, known)
     assert not torch.equal(expected[0][1].x, expected[1][1].x)
@@ -266,7 +266,9 @@ def test_clean_views_take_no_draws_and_views_of_a_sample_differ(name: str) -> No
     if options:
         modality.restore(fitted(name).state())
     (stream_name,) = modality.streams()
-    made = Steps(modality, {stream_name: ViewPlan(num_clean=1, num_global=2)}, BATCH, SEED, 0, 1, final=False)
+    made = StepBatches(
+        modality, {stream_name: ViewPlan(num_clean=1, num_global=2)}, BATCH, SEED, 0, 1, final=False
+    )
     raw = [made.modality.collate(samples_of(made), made.plans, made.random(s, 0)) for s in (0, 1)]
     clean, large = zip(*(made.views(r, s) for s, r in enumerate(raw)), strict=True)
     assert torch.equal(clean[0].x, clean[1].x)
@@ -278,7 +280,7 @@ def test_clean_views_take_no_draws_and_views_of_a_sample_differ(name: str) -> No
     assert (last[0] != last[1]).any(1).all(), "a view is the same in two steps"
 
 
-def samples_of(made: Steps) -> list[Any]:
+def samples_of(made: StepBatches) -> list[Any]:
     return [made.samples[made.index(position)] for position in range(BATCH)]
 
 
@@ -316,7 +318,7 @@ def test_a_range_of_ratios_pads_the_index_to_one_length(name: str) -> None:
         pytest.skip(f"{name} provides no masks")
     (stream_name,) = modality.streams()
     plan = ViewPlan(num_global=2, mask_ratio=(0.1, 0.6), mask_share=0.5)
-    made = Steps(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False)
+    made = StepBatches(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False)
     masks = [batch(made, step)[0].mask for step in range(STEPS)]
     assert all(m is not None for m in masks)
     assert len({len(m.index) for m in masks if m}) == 1

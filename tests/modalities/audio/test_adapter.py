@@ -12,7 +12,7 @@ import torch
 
 from multissl.contract.data import Batch, Sample
 from multissl.contract.plans import CLEAN, ViewPlan
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.audio.figures import SCALE, colored
@@ -116,7 +116,7 @@ def test_two_ranks_make_the_views_of_one(options: dict[str, Any]) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_step_others() -> None:
     modality = small(**MIXED, data="")
-    steps = Steps(modality, {"audio": PLAN}, 4, 0, 0, 1, final=True)
+    steps = StepBatches(modality, {"audio": PLAN}, 4, 0, 0, 1, final=True)
     once, twice, other = steps[3][0], pickle.loads(pickle.dumps(steps))[3][0], steps[4][0]
     assert all(torch.equal(a.x, b.x) for a, b in zip(once, twice, strict=True))
     assert not torch.equal(once[1].x, other[1].x)

@@ -13,7 +13,7 @@ import torch
 
 from multissl.contract.data import Sample, Unreadable
 from multissl.contract.plans import ViewPlan
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.audio.files import Clip, measure, resample
 
@@ -154,7 +154,7 @@ def test_broken_recordings_are_skipped_and_listed_and_the_rest_trains(tmp_path: 
     for i in range(12):
         write(tmp_path / f"good{i}.wav", np.random.default_rng(i).normal(0, 0.1, 6000))
     modality = Audio.Config(data=str(tmp_path), frames=32, local_frames=16, mels=32, patch=(8, 8)).build()
-    steps = Steps(modality, {"audio": ViewPlan(num_global=2)}, 8, 0, 0, 1, final=True)
+    steps = StepBatches(modality, {"audio": ViewPlan(num_global=2)}, 8, 0, 0, 1, final=True)
     listed: set[str] = set()
     for step in range(6):
         batch, skipped = steps[step]

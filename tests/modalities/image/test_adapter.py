@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from multissl.contract.data import Batch, Sample, Unreadable, Views
 from multissl.contract.plans import CLEAN, ViewPlan
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.modalities.image import files as image_files
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.image.crops import center, crop_box, patchify, resize
@@ -348,7 +348,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_and_listed(tmp_path: Path) 
     (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "5.jpg").write_text("no picture")
     plan = {"image": ViewPlan(num_global=2)}
-    steps = Steps(small(data=str(tmp_path)), plan, 7, 0, 0, 1, final=False)
+    steps = StepBatches(small(data=str(tmp_path)), plan, 7, 0, 0, 1, final=False)
     raw, skipped = steps[0]
     assert raw["image"]["global"].shape == (14, 3, 16, 16)
     assert sorted(index for index, _ in skipped) == [3, 5]

@@ -16,7 +16,7 @@ from multissl.contract.data import Batch, Sample, Unreadable
 from multissl.contract.plans import CLEAN, Plans, ViewPlan
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.batches import Data, Steps, stream
+from multissl.engine.batches import Data, StepBatches, batches_of
 from multissl.layers.heads import MLPHead
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
@@ -77,7 +77,7 @@ def same(one: Batch, other: Batch) -> None:
         assert a.present is None or b.present is None or torch.equal(a.present, b.present)
 
 
-def batch(made: Steps, step: int) -> Batch:
+def batch(made: StepBatches, step: int) -> Batch:
     return made.views(made[step][0], step)
 
 
@@ -89,15 +89,15 @@ def partly(tmp_path: Path) -> Paired:
 
 def test_workers_a_restart_and_another_process_give_the_same_stream(tmp_path: Path) -> None:
     made = partly(tmp_path)
-    steps = Steps(made, PLANS, 8, 5, 0, 1, final=False)
+    steps = StepBatches(made, PLANS, 8, 5, 0, 1, final=False)
     expected = [batch(steps, s) for s in range(4)]
     for fetched, known in zip(
-        stream(steps, 2, 4, Data(workers=2), 1, torch.device("cpu")), expected[2:], strict=True
+        batches_of(steps, 2, 4, Data(workers=2), 1, torch.device("cpu")), expected[2:], strict=True
     ):
         same(fetched.batch, known)
     later = pickle.loads(pickle.dumps(partly(tmp_path)))
     later.restore(json.loads(json.dumps(made.state())))
-    same(batch(Steps(later, PLANS, 8, 5, 0, 1, final=False), 3), expected[3])
+    same(batch(StepBatches(later, PLANS, 8, 5, 0, 1, final=False), 3), expected[3])
     assert not torch.equal(expected[0][1].x, expected[1][1].x)
     streams = [(v.stream, v.role) for v in expected[0]]
     assert streams == [
@@ -107,8 +107,8 @@ def test_workers_a_restart_and_another_process_give_the_same_stream(tmp_path: Pa
 
 def test_two_ranks_make_the_views_of_one(tmp_path: Path) -> None:
     made = partly(tmp_path)
-    whole = batch(Steps(made, PLANS, 8, 5, 0, 1, final=False), 1)
-    halves = [batch(Steps(made, PLANS, 8, 5, rank, 2, final=False), 1) for rank in (0, 1)]
+    whole = batch(StepBatches(made, PLANS, 8, 5, 0, 1, final=False), 1)
+    halves = [batch(StepBatches(made, PLANS, 8, 5, rank, 2, final=False), 1) for rank in (0, 1)]
     for views, *parts in zip(whole, *halves, strict=True):
         x = torch.cat([p.x.unflatten(0, (views.num_views, -1)) for p in parts], 1)
         assert torch.equal(x.flatten(0, 1), views.x)
@@ -161,7 +161,7 @@ def test_partners_are_drawn_among_samples_of_the_same_class(tmp_path: Path) -> N
     data: Any = made.dataset("train")
     own: Any = made.members["left"].dataset("train")
     assert len(data) == sum(own[i].label < 2 for i in range(len(own))) < len(own)  # the right has no class 2
-    steps = Steps(made, {"left": CLEAN, "right": CLEAN}, 16, 0, 0, 1, final=False)
+    steps = StepBatches(made, {"left": CLEAN, "right": CLEAN}, 16, 0, 0, 1, final=False)
     left, right = batch(steps, 0)
     assert torch.equal(ids(left), ids(right))
     assert set(ids(left).tolist()) == {0, 1}
@@ -171,7 +171,7 @@ def test_partners_are_drawn_among_samples_of_the_same_class(tmp_path: Path) -> N
         assert len(mine[1].unique()) > 1, "the partner is always the same one"
     again = [
         batch(steps, 0)[1],
-        batch(Steps(by_class(tmp_path), steps.plans, 16, 0, 0, 1, final=False), 0)[1],
+        batch(StepBatches(by_class(tmp_path), steps.plans, 16, 0, 0, 1, final=False), 0)[1],
     ]
     assert all(torch.equal(right.x, other.x) for other in again)
     assert not torch.equal(right.x, batch(steps, len(data))[1].x)
@@ -208,7 +208,7 @@ def test_a_prompt_is_a_third_stream_of_a_join_by_class(tmp_path: Path) -> None:
     made = Paired.Config(
         members=three, join="label", prompts={"text": ("{}", "number {}")}, names=names
     ).build()
-    steps = Steps(made, dict.fromkeys(three, CLEAN), 16, 0, 0, 1, final=False)
+    steps = StepBatches(made, dict.fromkeys(three, CLEAN), 16, 0, 0, 1, final=False)
     found = {v.stream: v for v in batch(steps, 0)}
     said = written(found["text"], made)
     assert {s.split()[-1] for s in said} == {"zero", "one"}
@@ -225,7 +225,7 @@ def test_cells_are_a_member_and_measured_on_the_training_rows(tmp_path: Path) ->
     spec = made.streams()["tabular"]
     assert spec.channels == ("size", "color"), "the label is no cell"
     plans: Plans = {"tabular": ViewPlan(num_clean=1, num_global=2), "image": CLEAN}
-    expected = batch(Steps(made, plans, 8, 0, 0, 1, final=False), 0)
+    expected = batch(StepBatches(made, plans, 8, 0, 0, 1, final=False), 0)
     state = json.loads(json.dumps(made.state()))
     later = pairs(data, members=made.cfg.members)
     later.restore(state)
@@ -257,7 +257,7 @@ def test_features_made_once_are_cells_beside_their_texts(tmp_path: Path) -> None
         objective=CLIP.Config(projector=MLPHead.Config(out=8, layers=1, norm="none")),
         batch_size=16,
         steps=2,
-        tensorboard=False,
+        loggers={},
         data=Data(workers=0),
     )
     assert recipe.modality.build().streams()["image"].channels == ("f0", "f1", "f2", "f3")
@@ -282,7 +282,7 @@ def test_a_restored_text_member_reads_as_in_training_without_the_data(tmp_path: 
 
 def test_the_report_shows_samples_side_by_side_and_baselines_are_those_that_all_have(tmp_path: Path) -> None:
     made = partly(tmp_path)
-    figures = made.figures(batch(Steps(made, PLANS, 8, 5, 0, 1, final=False), 0))
+    figures = made.figures(batch(StepBatches(made, PLANS, 8, 5, 0, 1, final=False), 0))
     assert [p.title for p in figures][:2] == ["Pairs", "What the encoder is shown: image"]
     assert figures[0].image.dtype == np.uint8
     assert figures[0].image.std() > 10

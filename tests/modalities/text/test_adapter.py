@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from multissl.contract.data import Batch, Sample, Unreadable, Views
 from multissl.contract.plans import ViewPlan
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.inference import clean_views
 from multissl.modalities.text.adapter import Text
 from multissl.random import RowRandom
@@ -55,7 +55,7 @@ def made(corpus: str, **options: Any) -> Text:
 
 
 def batch_of(modality: Text, plan: ViewPlan, step: int = 0, rank: int = 0, world: int = 1) -> Batch:
-    steps = Steps(modality, {"text": plan}, 16, 0, rank, world, final=True)
+    steps = StepBatches(modality, {"text": plan}, 16, 0, rank, world, final=True)
     return steps[step][0]
 
 
@@ -248,7 +248,7 @@ def test_views_are_the_same_on_any_ranks_and_workers(corpus: str) -> None:
             if value is not None:
                 parts = [getattr(h[i], name).unflatten(0, (views.num_views, -1)) for h in halves]
                 assert torch.equal(torch.cat(parts, 1).flatten(0, 1), value), name
-    steps = Steps(modality, {"text": plan}, 16, 0, 0, 1, final=True)
+    steps = StepBatches(modality, {"text": plan}, 16, 0, 0, 1, final=True)
     for workers in (1, 2):
         loader = DataLoader(steps, batch_size=None, sampler=range(2, 4), num_workers=workers)
         batch = list(loader)[1][0]

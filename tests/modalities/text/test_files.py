@@ -12,7 +12,7 @@ import pytest
 
 from multissl.contract.data import Unreadable
 from multissl.contract.plans import ViewPlan
-from multissl.engine.batches import Steps
+from multissl.engine.batches import StepBatches
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.text.files import LONGEST, Bad, read_texts
 from multissl.random import RowRandom
@@ -156,7 +156,7 @@ def test_a_run_skips_counts_and_lists_what_cannot_be_read(tmp_path: Path) -> Non
     assert len(data) == 20
     with pytest.raises(Unreadable, match=r"line 21 of a\.jsonl is no JSON"):
         modality.collate([data[18]], {"text": ViewPlan(num_clean=1)}, RowRandom((0,), 0, 1, 1))
-    steps = Steps(modality, {"text": ViewPlan(num_global=1)}, 4, 0, 0, 1, final=True)
+    steps = StepBatches(modality, {"text": ViewPlan(num_global=1)}, 4, 0, 0, 1, final=True)
     skipped = {pair for step in range(5) for pair in steps[step][1]}
     assert {index for index, _ in skipped} == {18, 19}
     assert any("holds no text" in reason for _, reason in skipped)

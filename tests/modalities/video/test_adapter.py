@@ -11,7 +11,7 @@ import torch
 
 from multissl.contract.data import Batch, Sample, Unreadable, Views
 from multissl.contract.plans import CLEAN, ViewPlan
-from multissl.engine.batches import Data, Steps, stream
+from multissl.engine.batches import Data, StepBatches, batches_of
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.baselines import flow_floor
 from multissl.modalities.video.clips import choose_frames, tubelet_centers, tubelets
@@ -132,9 +132,9 @@ def test_views_are_a_pure_function_of_their_arguments() -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_workers_do_not_change_the_stream(workers: int) -> None:
     plan = ViewPlan(num_global=2, mask_ratio=(0.5, 0.5))
-    made = Steps(small(size=32, local_size=16), {"video": plan}, 4, 0, 0, 1, final=False)
+    made = StepBatches(small(size=32, local_size=16), {"video": plan}, 4, 0, 0, 1, final=False)
     expected = [made.views(made[step][0], step)[0] for step in (2, 3)]
-    for views, fetched in zip(expected, stream(made, 2, 4, Data(workers=workers), 1, CPU), strict=True):
+    for views, fetched in zip(expected, batches_of(made, 2, 4, Data(workers=workers), 1, CPU), strict=True):
         found = fetched.batch[0]
         assert torch.equal(found.x, views.x)
         assert found.mask is not None

@@ -21,7 +21,7 @@ from multissl.configs import video
 from multissl.contract.data import Sample, Unreadable
 from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.batches import Data, Steps
+from multissl.engine.batches import Data, StepBatches
 from multissl.modalities.video import files as video_files
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.files import Decord, PyAV, load_clip, open_clip, open_videos, read_frames
@@ -241,7 +241,7 @@ def test_broken_videos_are_skipped_and_listed(tmp_path: Path) -> None:
     for n in range(6):
         np.save(tmp_path / f"{n}.npy", levels(6, 16) if n != 2 else levels(1, 16))
     modality = Video.Config(data=str(tmp_path), size=16, local_size=16, patch=8, frames=4, stride=1).build()
-    steps = Steps(modality, {"video": ViewPlan(num_global=1)}, 5, 0, 0, 1, final=False)
+    steps = StepBatches(modality, {"video": ViewPlan(num_global=1)}, 5, 0, 0, 1, final=False)
     skipped = [s for step in range(2) for s in steps[step][1]]
     assert [reason for _, reason in skipped]
     assert all("2.npy: 1 frame" in reason for _, reason in skipped)
@@ -259,7 +259,7 @@ def test_a_run_skips_counts_and_lists_broken_files_and_takes_an_uneven_one(tmp_p
     made = video.infonce()
     made.modality = made.modality.replace(data=str(data), frames=4, size=16, local_size=8, seconds=0.4)
     made.encoders["video"] = TransformerEncoder.Config(dim=8, depth=1, heads=1, pooling="mean")
-    made = made.replace(batch_size=4, steps=4, evals={}, log_every=1, tensorboard=False, data=Data(workers=0))
+    made = made.replace(batch_size=4, steps=4, evals={}, log_every=1, loggers={}, data=Data(workers=0))
     run.train(made, tmp_path / "run")
     lines = RunFolder(tmp_path / "run").read_metrics()
     notes = [x["text"] for x in lines if x["kind"] == "note"]
