@@ -52,6 +52,7 @@ def test_every_sample_has_a_line_with_its_split_file_class_and_features(
 ) -> None:
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
+    monkeypatch.setattr(features, "PAUSE", 1e9)  # no line about how far it is, however slow the machine
     model = of_images(class_folders(tmp_path / "data", "png", count=7))
     (tmp_path / "data" / "1" / "3.png").write_bytes(b"no picture")
     out, said = tmp_path / "new" / f"features.{suffix}", list[str]()
