@@ -11,7 +11,7 @@ import torch
 from multissl.contract.data import Batch, Sample, Unreadable
 from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Data as Loading
-from multissl.engine.batches import Steps, stream
+from multissl.engine.batches import StepBatches, batches_of
 from multissl.modalities.rl.adapter import RL, cut, near
 from multissl.modalities.rl.replay import Moment, Replay
 from multissl.random import RowRandom
@@ -94,7 +94,7 @@ def test_bursts_that_fit_no_episode_or_no_rank_are_named(tmp_path: Any) -> None:
 
 def test_a_short_episode_is_skipped_and_listed(tmp_path: Any) -> None:
     modality = from_file(counted(tmp_path, (9, 9, 9, 2, 9)), horizon=1)
-    steps = Steps(modality, {"rl": PAIR}, 20, 0, 0, 1, final=True)
+    steps = StepBatches(modality, {"rl": PAIR}, 20, 0, 0, 1, final=True)
     batch, skipped = steps[0]
     assert {reason for _, reason in skipped} == {"episode 3 has 2 frames, fewer than the stack of 3"}
     assert batch[0].x.shape[0] == 40
@@ -160,9 +160,9 @@ def test_groups_reach_the_contrastive_kernel() -> None:
 def test_views_depend_on_the_seed_alone(workers: int) -> None:
     plan = ViewPlan(num_clean=1, num_global=3, num_local=2, mask_ratio=(0.5, 0.5), target=True, coords=True)
     modality = tiny(mask_group=4)
-    steps = Steps(modality, {"rl": plan}, 4, 7, 0, 1, final=False)
+    steps = StepBatches(modality, {"rl": plan}, 4, 7, 0, 1, final=False)
     alone = [steps.views(steps[s][0], s) for s in (1, 2)]
-    loaded = stream(steps, 1, 3, Loading(workers=workers), 1, torch.device("cpu"))
+    loaded = batches_of(steps, 1, 3, Loading(workers=workers), 1, torch.device("cpu"))
     for right, fetched in zip(alone, loaded, strict=True):
         for a, b in zip(right, fetched.batch, strict=True):
             for name in ("x", "condition", "target", "coords", "sample_id", "group_id"):
@@ -179,7 +179,8 @@ def test_two_ranks_see_the_views_of_one(options: dict[str, Any]) -> None:
     modality = tiny(mask_group=2, **options)
     plan = {"rl": ViewPlan(num_global=2, num_local=1, mask_ratio=(0.5, 0.5))}
     whole, *parts = [
-        Steps(modality, plan, 8, 3, rank, world, final=True)[2][0] for rank, world in ((0, 1), (0, 2), (1, 2))
+        StepBatches(modality, plan, 8, 3, rank, world, final=True)[2][0]
+        for rank, world in ((0, 1), (0, 2), (1, 2))
     ]
     for v, (one, two) in zip(whole, zip(*parts, strict=True), strict=True):
         together = torch.cat(
