@@ -16,19 +16,23 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 320, 170, 48, 10, 146
 LETTER = 6.2
 """About the width of a character of the labels."""
 STRETCHES = 160
+CONSTANT, SMALLEST = 1e-4, 1e-300
+"""Of its size, and at all, what a curve must span to be more than a constant: labels show no more digits."""
+MOST_DIGITS = 9
+"""Enough for ticks of the smallest span that is drawn, of values from 0.01 on."""
 COLORS = 6
 """--s0 .. --s5 of the style sheet."""
 
 
-def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] | None = None) -> str:
-    """A figure of one or more named curves over steps, with dashed lines at `floors`."""
-    floors = floors or {}
-    values = [v for points in series.values() for _, v in points] + [*floors.values()]
+def chart(title: str, series: Mapping[str, Points], baselines: Mapping[str, float] | None = None) -> str:
+    """Return a picture of one or more named curves over steps, with dashed lines at `baselines`."""
+    baselines = baselines or {}
+    values = [v for points in series.values() for _, v in points] + [*baselines.values()]
     ticks = nice_ticks(min(values), max(values))
     last = max(step for points in series.values() for step, _ in points)
     first = min(step for points in series.values() for step, _ in points)
 
-    texts = [f"{name} {short(v)}" for name, v in floors.items()]
+    texts = [f"{name} {short(v)}" for name, v in baselines.items()]
     texts += [f"{name} {short(points[-1][1])}".strip() for name, points in series.items()]
     right = round(WIDTH - 8 - LETTER * max(8, *map(len, texts)))
 
@@ -42,9 +46,9 @@ def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] 
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         marks.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{label}</text>')
-    for value, text in zip(floors.values(), texts, strict=False):
+    for value, text in zip(baselines.values(), texts, strict=False):
         marks.append(
-            f'<line class="floor" x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+            f'<line class="baseline" x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
         labels.append((y(value), text, ""))
     for place, points in enumerate(series.values()):
@@ -58,7 +62,7 @@ def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] 
         marks.append(f'<polyline class="curve" stroke="{color}" points="{line}"/>')
         end = means[-1]
         marks.append(f'<circle cx="{x(end[0]):.1f}" cy="{y(end[1]):.1f}" r="2.5" fill="{color}"/>')
-        labels.append((y(end[1]), texts[len(floors) + place], color))
+        labels.append((y(end[1]), texts[len(baselines) + place], color))
     for height, text, color in apart(labels):
         style = f' style="fill:{color}"' if color else ""
         marks.append(f'<text x="{right + 6}" y="{height + 4:.1f}"{style}>{escape(text)}</text>')
@@ -71,7 +75,7 @@ def chart(title: str, series: Mapping[str, Points], floors: Mapping[str, float] 
 
 
 def stretched(points: Points) -> list[tuple[float, float, float, float]]:
-    """(step, mean, low, high) of at most `STRETCHES` stretches of a curve; a short one stays as it is."""
+    """Return (step, mean, low, high) of at most `STRETCHES` stretches of a curve; a short one stays as it is."""
     size = math.ceil(len(points) / STRETCHES)
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [
@@ -86,8 +90,11 @@ def stretched(points: Points) -> list[tuple[float, float, float, float]]:
 
 
 def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers about as many as wanted, from at or below `low` to at or above `high`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    """Return round numbers, about as many as wanted, from at or below `low` to at or above `high`.
+
+    Values that differ by little beside their size are drawn as the constant they nearly are.
+    """
+    if high - low <= max(CONSTANT * max(abs(low), abs(high)), SMALLEST):
         pad = abs(low) / 2 or 0.5
         low, high = low - pad, high + pad
     rough = (high - low) / (wanted - 1)
@@ -98,16 +105,16 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def tick_labels(ticks: list[float]) -> list[str]:
-    """Ticks in as many digits as tell them apart."""
+    """Return ticks in as many digits as keep them distinct."""
     step, largest = ticks[1] - ticks[0], max(abs(t) for t in ticks)
     if largest < 1e-2 or largest >= 1e6:
         return [short(t) for t in ticks]
-    digits = next(d for d in range(9) if abs(round(step, d) - step) < step / 100)
+    digits = next(d for d in range(MOST_DIGITS) if abs(round(step, d) - step) < step / 100)
     return [f"{t + 0.0:,.{digits}f}" for t in ticks]
 
 
 def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple[float, str, str]]:
-    """Labels moved up or down until none covers another, inside the picture."""
+    """Return labels moved up or down until none covers another, inside the picture."""
     placed: list[tuple[float, str, str]] = []
     for height, text, color in sorted(labels):
         lowest = placed[-1][0] + gap if placed else TOP - 4.0
@@ -117,7 +124,7 @@ def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple
 
 
 def short(value: float) -> str:
-    """A number in few characters."""
+    """Return a number in few characters."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         digits, power = f"{value:.1e}".split("e")
         return f"{digits.removesuffix('.0')}e{int(power)}"

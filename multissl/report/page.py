@@ -61,7 +61,7 @@ def page(
         "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
         + EXPORTED * any("/student/" in n for x in evals for n in x),
         "Training": _wrapped("charts", _train_charts(train, titles)),
-        "Pictures": _wrapped("panels", map(_picture, figures)),
+        "Pictures": _wrapped("figures", map(_picture, figures)),
         "Notes": _notes(notes),
         "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
         "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
@@ -79,43 +79,43 @@ def page(
 
 
 def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
-    """A chart a figure: what is exported beside the student, and dashed the floors of the evaluator's first figure."""
-    floors, series = _floors(evals), _series(evals)
-    hidden = {f"{evaluator}/{name}" for evaluator, each in floors.items() for name in each}
+    """Draw a chart for each metric: exported beside student; dashed, at an evaluator's first one, its baselines."""
+    baselines, series = _baselines(evals), _series(evals)
+    hidden = {f"{evaluator}/{name}" for evaluator, each in baselines.items() for name in each}
     for name, points in series.items():
-        evaluator, _, figure = name.partition("/")
-        constant = len({value for _, value in points}) < 2 and "top1" not in figure  # as the width is
-        if name in hidden or figure.startswith("student/") or (constant and len(points) > 1):
+        evaluator, _, metric = name.partition("/")
+        constant = len({value for _, value in points}) < 2 and "top1" not in metric  # as the width is
+        if name in hidden or metric.startswith("student/") or (constant and len(points) > 1):
             continue
-        student = series.get(f"{evaluator}/student/{figure}")
+        student = series.get(f"{evaluator}/student/{metric}")
         lines = {"exported": points, "student": student} if student else {"": points}
-        yield chart(_title(name, titles), lines, floors.pop(evaluator, {}))
+        yield chart(_title(name, titles), lines, baselines.pop(evaluator, {}))
 
 
 def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
-    """A chart a figure; the gradient norms of several modules share one."""
+    """Draw a chart for each metric; the gradient norms of several modules share one."""
     charts: dict[str, dict[str, Points]] = {}
     for name, points in _series(train).items():
         group, _, part = name.partition("/")
         # encoders.image and objective.dino_head are known by their last part
         title, line = (group, part.rpartition(".")[2]) if group == "gradient_norm" else (name, "")
         charts.setdefault(title, {})[line] = points
-    charts.pop("unreadable", None)  # told in the notes
+    charts.pop("unreadable", None)  # the notes say which
     for title, lines in charts.items():
         yield chart(_title(title, titles), lines if len(lines) > 1 else {"": next(iter(lines.values()))})
 
 
 def _metrics(evals: list[Line], titles: Mapping[str, str]) -> str:
-    """A table: every figure of the untrained and the trained encoder, beside the floors of its evaluator."""
+    """Return a table: every metric of the untrained and the trained encoder, beside the baselines of its evaluator."""
     if not evals:
         return ""
-    floors, first, last = _floors(evals), evals[0] if len(evals) > 1 else {}, evals[-1]
+    baselines, first, last = _baselines(evals), evals[0] if len(evals) > 1 else {}, evals[-1]
     student = "student" if any("/student/" in name for name in last) else ""
-    rows = [["", "untrained", f"step {last['step']:,}", student, "without learning" if floors else ""]]
+    rows = [["", "untrained", f"step {last['step']:,}", student, "without learning" if baselines else ""]]
     for name in (n for n in last if n not in ("kind", "step") and "/student/" not in n):
-        evaluator, _, figure = name.partition("/")
-        values = [first.get(name), last[name], last.get(f"{evaluator}/student/{figure}")]
-        beside = ", ".join(f"{n} {short(v)}" for n, v in floors.pop(evaluator, {}).items())
+        evaluator, _, metric = name.partition("/")
+        values = [first.get(name), last[name], last.get(f"{evaluator}/student/{metric}")]
+        beside = ", ".join(f"{n} {short(v)}" for n, v in baselines.pop(evaluator, {}).items())
         rows.append(
             [escape(_title(name, titles)), *("" if v is None else short(v) for v in values), escape(beside)]
         )
@@ -123,23 +123,24 @@ def _metrics(evals: list[Line], titles: Mapping[str, str]) -> str:
 
 
 def _series(lines: list[Line]) -> dict[str, Points]:
-    """(step, value) by name; a value that was not finite, null in the file, is left out."""
-    found: dict[str, Points] = {}
+    """Return (step, value) by name; a value that was not finite, null in the record, is left out."""
+    series: dict[str, Points] = {}
     for line in lines:
         for name, value in line.items():
             if name not in ("kind", "step") and isinstance(value, int | float):
-                found.setdefault(name, []).append((line["step"], float(value)))
-    return found
+                series.setdefault(name, []).append((line["step"], float(value)))
+    return series
 
 
-def _floors(evals: list[Line]) -> dict[str, dict[str, float]]:
-    """By evaluator, the figures that only the first evaluation has."""
-    later, found = {name for line in evals[1:] for name in line}, {}
+def _baselines(evals: list[Line]) -> dict[str, dict[str, float]]:
+    """Return, by evaluator, the metrics that only the first evaluation has."""
+    later = {name for line in evals[1:] for name in line}
+    baselines: dict[str, dict[str, float]] = {}
     for name, value in evals[0].items() if len(evals) > 1 else ():
         if name not in later and value is not None:
-            evaluator, _, floor = name.partition("/")
-            found.setdefault(evaluator, {})[floor] = value
-    return found
+            evaluator, _, baseline = name.partition("/")
+            baselines.setdefault(evaluator, {})[baseline] = value
+    return baselines
 
 
 def _picture(figure: Figure) -> str:

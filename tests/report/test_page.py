@@ -76,11 +76,11 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_what_is_exported_stands_beside_the_student_and_above_the_floors(tmp_path: Path) -> None:
+def test_what_is_exported_stands_beside_the_student_and_above_the_baselines(tmp_path: Path) -> None:
     charts = svgs(write_report(run_folder(tmp_path, LINES), Drawn(titles=TITLES)).read_text())
     knn = charts["k-NN accuracy, %"]
     assert {"exported 81.2", "student 75.5", "raw 34", "hog 52"} <= set(texts(knn))
-    assert len([e for e in knn.iter("line") if e.get("class") == "floor"]) == 2
+    assert len([e for e in knn.iter("line") if e.get("class") == "baseline"]) == 2
     assert "width of the features" not in charts  # a constant
     assert not any("raw" in title for title in charts)
 
@@ -169,6 +169,17 @@ def test_tick_labels_differ_and_fit_the_margin(low: float, high: float) -> None:
     labels = tick_labels(nice_ticks(low, high))
     assert len(set(labels)) == len(labels)
     assert max(map(len, labels)) <= 6
+
+
+@pytest.mark.parametrize("value", [1.0, -3.7, 0.011, 812.25, 5e5, 3e7, 1e-8, 0.0])
+@pytest.mark.parametrize("span", [1e-16, 1e-12, 3e-9, 2.5e-9, 1e-7, 7e-6, 1.1e-4])
+def test_a_nearly_constant_curve_is_drawn(value: float, span: float) -> None:
+    moved = value * (1 + span) or 5e-324
+    svg = svgs(chart("x", {"": [(0, value), (1, moved), (2, value)]}))["x"]
+    (curve,) = svg.iter("polyline")
+    assert all(0 <= float(pair.split(",")[1]) <= 170 for pair in curve.attrib["points"].split())
+    labels = [t for t in texts(svg) if t]
+    assert len(set(labels)) == len(labels)
 
 
 def test_long_curves_become_means_between_their_extremes() -> None:
