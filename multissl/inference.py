@@ -143,8 +143,8 @@ def stream_of(modality: Modality, stream: str) -> str:
     return stream or next(iter(streams))
 
 
-def lone(modality: Modality, stream: str, data: Any) -> Any:
-    """What `Sample.data` is where a sample has one stream only: the data itself, or a mapping if there are several."""
+def single_stream(modality: Modality, stream: str, data: Any) -> Any:
+    """Return the `Sample.data` of a sample of one stream: the data itself, or a mapping where several are fed."""
     return {stream: data} if len(modality.streams()) > 1 else data
 
 

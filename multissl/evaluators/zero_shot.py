@@ -22,7 +22,7 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.evaluators.verdicts import first_and_last
-from multissl.inference import drawn, lone, stream_of
+from multissl.inference import drawn, single_stream, stream_of
 from multissl.registry import suggest
 
 
@@ -139,7 +139,7 @@ def class_embeddings(
 ) -> Tensor:
     """Unit vectors [C, P] of classes by name: the mean over templates of the unit embeddings of their descriptions."""
     texts = [t.replace("{}", name.replace("_", " ")) for name in names for t in templates]
-    samples = [Sample(lone(modality, stream, text), i) for i, text in enumerate(texts)]
+    samples = [Sample(single_stream(modality, stream, text), i) for i, text in enumerate(texts)]
     found: Embedded | None = embed(encoders, modality, samples, [stream], "the descriptions of classes")
     assert found is not None  # as the samples' own stream has it
     if len(found.samples) < len(texts):

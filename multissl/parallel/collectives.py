@@ -60,7 +60,7 @@ def row_labels(rows: int, device: torch.device | None = None) -> Tensor:
 
 
 def all_true(flags: Tensor) -> Tensor:
-    """Which of some flags (bool, any shape) hold on every rank."""
+    """Return which of some flags hold on every rank. bool, any shape."""
     if world() == 1:
         return flags
     lowest = flags.float()
@@ -69,7 +69,7 @@ def all_true(flags: Tensor) -> Tensor:
 
 
 def mean_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars averaged over ranks in one message, for logs; every rank must hold the same names."""
+    """Return scalars averaged over ranks in one message, for logs; every rank must hold the same names."""
     if world() == 1 or not values:
         return values
     packed = torch.stack([v.detach().float().reshape(()) for v in values.values()])
@@ -77,8 +77,8 @@ def mean_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, packed / world(), strict=True))
 
 
-def share(value: Any) -> Any:
-    """A picklable value of rank 0, on every rank."""
+def broadcast_object(value: Any) -> Any:
+    """Return, on every rank, a picklable value of rank 0."""
     box = [value]
     if world() > 1:
         dist.broadcast_object_list(box, src=0)

@@ -1,8 +1,8 @@
 """Features of data as a table: what an encoder makes of all samples, for whatever comes next.
 
-A line a sample: its split, what its modality tells of it (its file; of pairs, their texts), its class and group, and a
-column for each number of the pooled features, `f0`, `f1`, ... Samples that cannot be read, or lack the stream, are
-left out and told.
+One line per sample: its split, what its modality says of it (its file; of pairs, their texts), its class and group, and
+a column for each number of the pooled features, `f0`, `f1`, ... Samples that cannot be read, or lack the stream, are
+left out, which is said.
 Shapes: S samples, D width.
 """
 
@@ -44,7 +44,7 @@ def encode(
     workers: int = -1,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Write the features of a split, or of all there are, to a .parquet or .csv file; how many lines there are.
+    """Write the features of a split, or of all there are, to a .parquet or .csv file; return how many lines there are.
 
     `stream` says which of several is encoded. The file appears when it is whole. Raises a ValueError that names what
     is wrong with file, data, split or stream.
@@ -56,8 +56,8 @@ def encode(
     stream = stream_of(modality, stream)
     batches = Batches(modality, splits_of(modality, split), stream, batch_size)
     loader = DataLoader(batches, batch_size=None, num_workers=Data(workers=workers).num_workers(1))
-    done, total, told = 0, batches.total, time.monotonic()
-    began, skipped = told, []
+    done, total, last_said = 0, batches.total, time.monotonic()
+    began, skipped = last_said, []
     with _whole(out) as part, (_parquet if out.suffix == ".parquet" else _csv)(part) as write:
         for raw, lines, bad in loader:
             skipped += bad
@@ -68,9 +68,9 @@ def encode(
                 here = [True] * len(lines) if views.present is None else views.present.tolist()
                 write([w for w, h in zip(lines, here, strict=True) if h], pooled[torch.tensor(here)].numpy())
                 done += sum(here)
-            if time.monotonic() - told > PAUSE:
-                told = time.monotonic()
-                say(f"{done:,} of {total:,} samples  {done / (told - began):.0f} samples/s")
+            if time.monotonic() - last_said > PAUSE:
+                last_said = time.monotonic()
+                say(f"{done:,} of {total:,} samples  {done / (last_said - began):.0f} samples/s")
         if not done:
             why = f": {skipped[0]}" if skipped else ""
             raise ValueError(f"none of {total:,} samples has a {stream} that can be read{why}")
@@ -80,7 +80,7 @@ def encode(
 
 
 Batch = tuple[Raw | None, list[dict[str, Any]], list[str]]
-"""What a worker made of some samples, if of any; what is told of them; why others are missing."""
+"""What a worker made of some samples, if of any; what is said of them; why others are missing."""
 
 
 class Batches(Dataset[Batch]):
@@ -103,7 +103,7 @@ class Batches(Dataset[Batch]):
         return raw, [self.line(split, s) for s in readable], [str(bad) for bad in problems]
 
     def line(self, split: str, sample: Sample) -> dict[str, Any]:
-        """What is told of a sample."""
+        """Return what is said of a sample."""
         found = {"split": split, **self.modality.describe(sample)}
         classes = self.splits[split].classes
         if sample.label >= 0:
@@ -114,28 +114,28 @@ class Batches(Dataset[Batch]):
 
 
 def splits_of(modality: Modality, split: str) -> dict[str, Samples]:
-    """The samples of a split by its name; without a name, those of all splits that the data has."""
+    """Return the samples of a split by its name; without a name, those of all splits that the data has."""
     if split:
         return {split: modality.dataset(split)}
-    found, problem = {}, None
+    splits, problem = {}, None
     for name in ("train", "val", "test"):
         try:
-            found[name] = modality.dataset(name)
+            splits[name] = modality.dataset(name)
         except ValueError as error:
             problem = problem or error
-    if not found and problem:
+    if not splits and problem:
         raise problem
-    return found
+    return splits
 
 
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A file beside `out` that takes its place at the end, or goes where it did not come to that."""
+    """Yield a file beside `out` that takes its place at the end, or goes where it did not come to that."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replaced(out) as part:
             yield part
-    except OSError as error:  # what cannot be read is told of its sample by the modality
+    except OSError as error:  # what cannot be read, the modality says of its sample
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); give another --out") from None
 
 
@@ -169,12 +169,12 @@ def _parquet(path: Path) -> Iterator[Write]:
                 schema = pyarrow.schema([*words, *numbers])
                 made.append(opened.enter_context(parquet.ParquetWriter(path, schema)))
             schema = made[0].schema
-            told = [[line.get(name) for line in lines] for name in schema.names[: -features.shape[1]]]
-            made[0].write_table(pyarrow.table([*told, *features.T.copy()], schema=schema))
+            texts = [[line.get(name) for line in lines] for name in schema.names[: -features.shape[1]]]
+            made[0].write_table(pyarrow.table([*texts, *features.T.copy()], schema=schema))
 
         yield write
 
 
 def _columns(lines: list[dict[str, Any]]) -> list[str]:
-    """What is told of the first samples."""
+    """Return what is said of the first samples."""
     return [*dict.fromkeys(name for line in lines for name in line)]

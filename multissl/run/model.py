@@ -16,7 +16,7 @@ from multissl.contract.encoder import Encoders, build_encoders
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
-from multissl.inference import clean_views, lone
+from multissl.inference import clean_views, single_stream
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, read_recipe
 from multissl.registry import suggest
@@ -62,7 +62,7 @@ class Model:
             raise ValueError(f"stream={stream!r} is none of this run's{suggest(stream, streams)}")
         for start in range(0, len(samples), batch_size):
             places = range(start, min(start + batch_size, len(samples)))
-            some = [Sample(lone(self.modality, stream, samples[i]), i) for i in places]
+            some = [Sample(single_stream(self.modality, stream, samples[i]), i) for i in places]
             views = clean_views(self.modality, some, stream, self.device)
             with torch.inference_mode():
                 yield self.encoders.encode([views])[0]

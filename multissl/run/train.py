@@ -17,7 +17,7 @@ from multissl.config import config_name, difference, to_dict
 from multissl.engine import checkpoint
 from multissl.engine.trainer import Trainer, alarm_of, verdicts
 from multissl.migrate import FORMAT
-from multissl.parallel.collectives import share
+from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, read_recipe
@@ -57,7 +57,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
             recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device
         )
         with contextlib.closing(trainer):
-            if share(is_main() and has_finished(run, recipe.steps)):
+            if broadcast_object(is_main() and has_finished(run, recipe.steps)):
                 steps = checkpoint.newest_step(run.checkpoints)
                 trainer.display.say(f"{run.path} has finished its {steps} steps already")
             else:
@@ -84,7 +84,7 @@ def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
             problem = f"--out {run.path}: cannot be written ({error.strerror}); give another --out"
         except ValueError as error:
             problem = str(error)
-    problem = share(problem)  # what stops the first rank stops all of them
+    problem = broadcast_object(problem)  # what stops the first rank stops all of them
     if problem:
         raise ValueError(problem)
     return run.read_metrics()
