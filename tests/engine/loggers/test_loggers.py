@@ -266,6 +266,7 @@ def test_loggers_are_left_out_added_and_set_by_flags(capsys: pytest.CaptureFixtu
         "--loggers.tensorboard", "none", "--loggers.there", "wandb", "--loggers.there.mode", "offline"
     )
     assert added == {"there": WandB.Config(mode="offline")}
+    assert loggers("--loggers", "none", "--loggers.mine", "mlflow") == {"mine": MLflow.Config()}
     for args, message in {
         ("--loggers", "no"): "--loggers no: want none, which leaves them all out",
         ("--loggers.tensorbord", "none"): "has no logger 'tensorbord'; did you mean tensorboard?",
