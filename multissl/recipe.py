@@ -60,7 +60,7 @@ class Recipe(Loop):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from `recipe.json` or YAML."""
+    """Return the recipe of a JSON or YAML file."""
     text = path.read_text()
     if path.suffix in (".yaml", ".yml"):
         import yaml

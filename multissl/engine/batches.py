@@ -1,6 +1,6 @@
 """Raw batches by step: what a rank trains on depends on (seed, step) and on nothing else.
 
-Samples come in one endless stream: epoch e is a permutation drawn from (seed, e), and step s takes the next
+Samples come in one endless sequence: epoch e is a permutation drawn from (seed, e), and step s takes the next
 batch_size of them, so a batch may straddle two epochs and every epoch sees each sample once, on any number of ranks.
 An unreadable sample is listed, and the next readable one takes its place.
 """
@@ -51,7 +51,7 @@ class Data(Config):
     """Where color, blur and the like are computed."""
 
     def num_workers(self, ranks: int) -> int:
-        """Workers of each rank."""
+        """Return the number of workers of each rank."""
         if self.workers >= 0:
             return self.workers
         return max(0, min(16, (os.cpu_count() or 1) // ranks - 1))
@@ -93,15 +93,15 @@ class StepBatches(Dataset[Any]):
                 self.give_up_if_all_broken()
 
     def random(self, step: int, line: int) -> RowRandom:
-        """The random numbers of this rank's rows."""
+        """Return the random numbers of this rank's rows."""
         return RowRandom((self.seed, step, line), self.first, self.rows, self.total)
 
     def views(self, raw: Raw, step: int, device: torch.device | str = "cpu") -> Batch:
-        """The views of a raw batch that lies on `device`."""
+        """Return the views of a raw batch that lies on `device`."""
         return self.modality.views(raw, self.plans, self.random(step, DEVICE).to(device))
 
     def index(self, position: int) -> int:
-        """Which sample stands at a position of the endless stream."""
+        """Return which sample stands at a position of the endless sequence."""
         count = len(self.samples)
         epoch, place = divmod(position, count)
         if self._order is None or self._order[0] != epoch:
@@ -110,7 +110,7 @@ class StepBatches(Dataset[Any]):
         return int(self._order[1][place])
 
     def readable(self, index: int, skipped: list[tuple[int, str]]) -> Sample:
-        """The sample, or the next one that can be read; the unreadable ones join `skipped`."""
+        """Return the sample, or the next one that can be read; the unreadable ones join `skipped`."""
         count = len(self.samples)
         while True:
             if index not in self._broken:
@@ -137,7 +137,7 @@ class StepBatches(Dataset[Any]):
 def batches_of(
     steps: StepBatches, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
 ) -> Generator[Fetched, None, None]:
-    """The batches of steps start..stop-1 on a device, prepared ahead by workers, which end when it is closed."""
+    """Yield the batches of steps start..stop-1 on a device, prepared ahead by workers, which end when it is closed."""
     batches = _batches(steps, start, stop, cfg, ranks, device)
     _OPEN.add(batches)
     return batches

@@ -31,7 +31,7 @@ class Chunk:
     inner: int
     random: tuple[Tensor, Tensor | None]
     leaves: list[Features]
-    """The features of all rows that the loss saw, as leaves of its graph; one an item of `views`."""
+    """The features of all rows that the loss saw, as leaves of its graph; one per item of `views`."""
     rows: list[list[Tensor]]
     """Which rows of each leaf this chunk made: for pooled, tokens and every inner output of each item."""
 
@@ -52,7 +52,7 @@ class Chunked(EncodeFunction):
         self.encoders, self.size, self.record, self.tokens = encoders, size, record, tokens
 
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
-        """Features of all samples, computed `size` samples at a time."""
+        """Return the features of all samples, computed `size` samples at a time."""
         batch, device = views[0].batch, views[0].x.device
         pieces = torch.arange(batch, device=device).split(self.size)
         states, parts = [], []

@@ -39,7 +39,7 @@ class Learner(Shardable):
             )
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
-        """The objective's losses on this rank's rows."""
+        """Return the objective's losses on this rank's rows."""
         self._replay = []
         if not self.chunk:
             return self.objective(self.encoders, batch, progress)
@@ -47,14 +47,14 @@ class Learner(Shardable):
         return self.objective(Chunked(self.encoders, self.chunk, self._replay, tokens), batch, progress)
 
     def backward(self, losses: Losses) -> None:
-        """Gradients of the total, then those of the chunks."""
+        """Compute the gradients of the total, then those of the chunks."""
         losses.total.backward()
         for chunk in self._replay:
             self.replay(chunk)
         self._replay = []
 
     def replay(self, chunk: Chunk) -> None:
-        """Encode a chunk again, with gradient, and pass on what the loss asked of its features."""
+        """Encode a chunk again, with gradient, and pass on the gradient that the loss left on its features."""
         some = [v.samples(chunk.piece) for v in chunk.views]
         with replayed(chunk.random):
             features = self.encoders.encode(some, chunk.masking, chunk.inner)
@@ -90,11 +90,11 @@ class Learner(Shardable):
         return not {*self.shipped().modules()}.issuperset(self.encoders.values())
 
     def shard_units(self) -> list[nn.Module]:
-        """Blocks and heads to checkpoint, compile and shard one by one."""
+        """Return blocks and heads to checkpoint, compile and shard one by one."""
         return [*self.encoders.shard_units(), *self.objective.shard_units()]
 
     def entry_points(self) -> list[str]:
-        """The methods besides `forward` that may encode."""
+        """Return the methods besides `forward` that may encode."""
         return ["encode", "replay", "part_errors"]
 
     def clip_groups(self, per: Literal["all", "module", "parameter"]) -> dict[str, list[nn.Parameter]]:

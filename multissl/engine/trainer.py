@@ -49,7 +49,7 @@ class Loop(Config):
     renamed: ClassVar[Mapping[str, str]] = {"tensorboard": "loggers"}
 
     batch_size: int = 256
-    """Samples a step, over all ranks."""
+    """Samples per step, over all ranks."""
     steps: int = 10_000
     """Steps to train."""
     seed: int = 0
@@ -126,7 +126,7 @@ class Trainer:
         self.stop = False
 
     def fit(self) -> list[dict[str, Any]]:
-        """Train from the newest checkpoint, or from the start, to the last step; the lines of `metrics.jsonl`.
+        """Train from the newest checkpoint, or from the start, to the last step; return the lines of the record.
 
         A checkpoint of the last step or a later one is loaded, and nothing is trained.
         """
@@ -211,7 +211,7 @@ class Trainer:
                     )
 
     def _agree(self, losses: Losses, norms: Mapping[str, Tensor]) -> tuple[bool, bool]:
-        """Whether every rank's loss and gradient are finite, and whether some rank was asked to stop."""
+        """Return whether every rank's loss and gradient are finite, and whether a signal reached some rank."""
         fine = torch.isfinite(
             torch.stack([losses.total.detach().float(), *(n.float() for n in norms.values())])
         )
@@ -274,7 +274,7 @@ class Trainer:
             self.alarmed = text
 
     def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
-        """Run the evaluators that are due; the seconds it took."""
+        """Run the evaluators that are due; return the seconds it took."""
         began = time.perf_counter()
         progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         due = {
@@ -344,7 +344,7 @@ class Window:
     def add(
         self, losses: Losses, norms: Mapping[str, Tensor], lr: float, waited: float, samples: int
     ) -> None:
-        """One finished step."""
+        """Add one finished step."""
         values = {"loss": losses.total.detach()}
         values |= {f"terms/{n}": v for n, v in losses.terms.items()}
         values |= {f"stats/{n}": v for n, v in losses.stats.items()}
@@ -355,7 +355,7 @@ class Window:
         self.lr, self.waited = lr, self.waited + waited
 
     def summary(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Means as tensors, and what is known without the device."""
+        """Return means as tensors, and what is known without the device."""
         seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
         counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
         counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
@@ -381,7 +381,7 @@ def alarm_of(lines: list[dict[str, Any]]) -> str:
 
 
 def hash_of(*numbers: int) -> int:
-    """A seed from several numbers, far from the seeds of neighboring ones."""
+    """Return a seed made of several numbers, far from the seeds of neighboring ones."""
     value = 0
     for number in numbers:
         value = (value * 6364136223846793005 + number * 2 + 1442695040888963407) % 2**63

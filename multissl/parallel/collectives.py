@@ -50,12 +50,12 @@ def gather(x: Tensor) -> Tensor:
 
 
 def sum_ranks(x: Tensor) -> Tensor:
-    """The sum of x over ranks, with gradient."""
+    """Return the sum of x over ranks, with gradient."""
     return cast(Tensor, _Sum.apply(x)) if world() > 1 else x
 
 
 def row_labels(rows: int, device: torch.device | None = None) -> Tensor:
-    """The global numbers of this rank's rows, int64 [rows]."""
+    """Return the global numbers of this rank's rows, int64 [rows]."""
     return torch.arange(rows, device=device) + rank() * rows
 
 

@@ -13,7 +13,7 @@ from multissl.parallel.sharding import local
 
 
 def clip_gradients(groups: dict[str, list[nn.Parameter]], limit: float) -> dict[str, Tensor]:
-    """Scale each group's gradients to a norm of at most `limit` (0: leave them); the norms before, by group."""
+    """Scale each group's gradients to a norm of at most `limit` (0: leave them); return the norms before, by group."""
     from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
     norms: dict[str, Tensor] = {}
@@ -27,7 +27,7 @@ def clip_gradients(groups: dict[str, list[nn.Parameter]], limit: float) -> dict[
 
 
 def largest_gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The L-infinity norm of the gradient, over all ranks."""
+    """Return the L-infinity norm of the gradient, over all ranks."""
     peaks = [local(p.grad).abs().max() for p in parameters if p.grad is not None and local(p.grad).numel()]
     peak = torch.stack(peaks).max() if peaks else torch.zeros(())
     if world() > 1:

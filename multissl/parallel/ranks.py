@@ -15,17 +15,17 @@ import torch.distributed as dist
 
 
 def world() -> int:
-    """How many ranks there are."""
+    """Return how many ranks there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this rank, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this rank writes files and talks to the terminal."""
+    """Return whether this rank writes files and talks to the terminal."""
     return rank() == 0
 
 

@@ -101,10 +101,10 @@ def uncompiled() -> contextlib.AbstractContextManager[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor; a plain tensor is its own shard."""
+    """Return this rank's shard of a sharded tensor; a plain tensor is its own shard."""
     return cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together on every rank; a plain tensor as it is."""
+    """Return a sharded tensor put together on every rank; a plain tensor as it is."""
     return cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -104,13 +104,13 @@ class Batches(Dataset[Batch]):
 
     def line(self, split: str, sample: Sample) -> dict[str, Any]:
         """Return what is said of a sample."""
-        found = {"split": split, **self.modality.describe(sample)}
+        words = {"split": split, **self.modality.describe(sample)}
         classes = self.splits[split].classes
         if sample.label >= 0:
-            found["label"] = classes[sample.label] if classes else str(sample.label)
+            words["label"] = classes[sample.label] if classes else str(sample.label)
         if sample.group >= 0:
-            found["group"] = str(sample.group)
-        return found
+            words["group"] = str(sample.group)
+        return words
 
 
 def splits_of(modality: Modality, split: str) -> dict[str, Samples]:

@@ -110,7 +110,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 
 
 def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
-    """Two lines said at the start."""
+    """Return the two lines that are said at the start."""
     trainable = sum(p.numel() for p in parts.learner.parameters() if p.requires_grad)
     count = len(parts.modality.dataset("train"))
     encoders = ", ".join(f"{s}={config_name(type(c))}" for s, c in recipe.encoders.items())
@@ -175,10 +175,10 @@ def summarize(
     run: RunFolder, recipe: Recipe, default: Recipe | None, said: list[tuple[bool, str]],
     lines: list[dict[str, Any]], seconds: float, device: torch.device,
 ) -> Result:  # fmt: skip
-    """The verdict, the environment and the difference from the default, also as `summary.json`."""
+    """Return how the run ended, and write the summary: verdict, environment, difference from the default."""
     steps = checkpoint.newest_step(
         run.checkpoints
-    )  # of a run that is asked for fewer than it took: those it took
+    )  # of a run that is to take fewer than it took: those it took
     bad = [text for learned, text in said if not learned]
     verdict = (bad or [text for _, text in said] or ["no evaluator gave a verdict"])[0]
     alarm = alarm_of(lines)
@@ -202,5 +202,5 @@ def summarize(
 
 
 def steps_for(epochs: float, samples: int, batch_size: int) -> int:
-    """Steps in which `epochs` passes over the data are made."""
+    """Return the number of steps in which `epochs` passes over the data are made."""
     return max(1, math.ceil(epochs * samples / batch_size))

@@ -88,7 +88,7 @@ class Optimizer(Component, ABC):
 
 
 def scaled_lr(cfg: Any, batch_size: int) -> float:
-    """The learning rate for a global batch size by the rule that the config names."""
+    """Return the learning rate for a global batch size by the rule that the config names."""
     match cfg.lr_scaling:
         case "linear":
             return cfg.lr * batch_size / 256

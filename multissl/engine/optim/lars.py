@@ -85,7 +85,7 @@ class TorchLARS(torch.optim.Optimizer):
                 p.sub_(group["lr"] * state["momentum"])
 
     def _adapted(self, p: Tensor, grad: Tensor, decay: float, trust: float, lr: float) -> Tensor:
-        """The decayed gradient times the trust ratio."""
+        """Return the decayed gradient times the trust ratio."""
         size, decayed = p.norm(), grad + decay * p
         if self.norms == "joint":
             change = decayed.norm()
