@@ -108,7 +108,8 @@ def tick_labels(ticks: list[float]) -> list[str]:
     """Return ticks in as many digits as keep them distinct."""
     step, largest = ticks[1] - ticks[0], max(abs(t) for t in ticks)
     if largest < 1e-2 or largest >= 1e6:
-        return [short(t) for t in ticks]
+        labels = ([short(t, digits) for t in ticks] for digits in range(1, MOST_DIGITS))
+        return next(each for each in labels if len(set(each)) == len(ticks))
     digits = next(d for d in range(MOST_DIGITS) if abs(round(step, d) - step) < step / 100)
     return [f"{t + 0.0:,.{digits}f}" for t in ticks]
 
@@ -123,9 +124,9 @@ def apart(labels: list[tuple[float, str, str]], gap: float = 12.5) -> list[tuple
     return [(height - max(0.0, over), text, color) for height, text, color in placed]
 
 
-def short(value: float) -> str:
-    """Return a number in few characters."""
+def short(value: float, digits: int = 1) -> str:
+    """Return a number in few characters, a very large or small one with so many digits behind the point."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        digits, power = f"{value:.1e}".split("e")
-        return f"{digits.removesuffix('.0')}e{int(power)}"
+        number, power = f"{value:.{digits}e}".split("e")
+        return f"{number.rstrip('0').removesuffix('.')}e{int(power)}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from multissl.engine import checkpoint
 from multissl.engine.checkpoint import Save
 
-SGD = {"lr": 0.1}
-MOMENTUM = {"lr": 0.1, "momentum": 0.9}
-
 
 class Late(nn.Module):
     """Two layers, of which the second is used from some step on."""
@@ -32,7 +29,7 @@ def made(kind: str) -> tuple[Late, torch.optim.Optimizer]:
     module = Late()
     if kind == "adamw":
         return module, torch.optim.AdamW(module.parameters(), lr=0.1)
-    return module, torch.optim.SGD(module.parameters(), **(MOMENTUM if kind == "momentum" else SGD))
+    return module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9 if kind == "momentum" else 0.0)
 
 
 def trained(module: Late, optimizer: torch.optim.Optimizer, steps: range) -> None:

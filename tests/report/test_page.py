@@ -178,8 +178,10 @@ def test_a_nearly_constant_curve_is_drawn(value: float, span: float) -> None:
     svg = svgs(chart("x", {"": [(0, value), (1, moved), (2, value)]}))["x"]
     (curve,) = svg.iter("polyline")
     assert all(0 <= float(pair.split(",")[1]) <= 170 for pair in curve.attrib["points"].split())
-    labels = [t for t in texts(svg) if t]
-    assert len(set(labels)) == len(labels)
+    ticks = [t.text or "" for t in svg.iter("text") if t.get("text-anchor") == "end"][
+        :-1
+    ]  # the last is a step
+    assert len(set(ticks)) == len(ticks) >= 3
 
 
 def test_long_curves_become_means_between_their_extremes() -> None:
