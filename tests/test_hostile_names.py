@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multissl import cli, registry
+from multissl.build import Parts, build
 from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.objective import Objective
@@ -33,8 +34,10 @@ from multissl.modalities.paired.adapter import Paired
 from multissl.objectives.weighted import Weighted
 from multissl.parallel.gradients import clip_gradients
 from multissl.random import RowRandom
-from multissl.recipe import Parts, Recipe, build
-from multissl.run.train import load, report, train
+from multissl.recipe import Recipe
+from multissl.run.model import load
+from multissl.run.report import report
+from multissl.run.train import train
 from multissl.weights.loading import load_weights
 from tests.helpers.paired_data import IMAGE, TEXT, WORDS, png
 from tests.helpers.small import shrunk
@@ -85,7 +88,7 @@ def recipe(folder: Path, names: Sequence[str], objective: Objective.Config, **ch
         save=Save(every=2),
         data=Data(workers=0),
         log_every=1,
-        tensorboard=False,
+        loggers={},
     )
     return base.replace(**changes)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from multissl import cli
+from multissl import cli, options
 from multissl.contract.learning import Figure
 from multissl.contract.logger import Kind, Logger, Session
 from multissl.engine.loggers.mlflow import MLflow, flattened, key_of
@@ -255,22 +255,21 @@ def test_a_missing_package_or_a_name_that_is_taken_stops_a_run_before_it_begins(
 
 
 def loggers(*args: str) -> dict[str, Any]:
-    return cli.open_recipe("rl", list(args))[0].loggers
+    return options.open_recipe("rl", list(args))[0].loggers
 
 
 def test_loggers_are_left_out_added_and_set_by_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert loggers("--loggers", "none") == {}
     assert loggers("loggers.tensorboard=none") == {}
     assert loggers("--loggers.tensorboard.seconds", "5") == {"tensorboard": TensorBoard.Config(seconds=5.0)}
-    added = loggers(
-        "--loggers.tensorboard", "none", "--loggers.there", "wandb", "--loggers.there.mode", "offline"
-    )
-    assert added == {"there": WandB.Config(mode="offline")}
-    assert loggers("--loggers", "none", "--loggers.mine", "mlflow") == {"mine": MLflow.Config()}
+    both = loggers("--loggers.mine", "wandb", "--loggers.mine.mode", "offline")
+    assert both == {"tensorboard": TensorBoard.Config(), "mine": WandB.Config(mode="offline")}
+    assert loggers("--loggers.tensorboard", "none", "loggers.mine=mlflow") == {"mine": MLflow.Config()}
     for args, message in {
         ("--loggers", "no"): "--loggers no: want none, which leaves them all out",
-        ("--loggers.tensorbord", "none"): "has no logger 'tensorbord'; did you mean tensorboard?",
-        ("--loggers.there", "wandbb"): "no logger is called 'wandbb'; did you mean wandb?",
+        ("--loggers.tensorbord", "none"): "loggers has no logger 'tensorbord'; did you mean tensorboard?",
+        ("--loggers.mine", "wandbb"): "no logger is called 'wandbb'; did you mean wandb?",
+        ("--tensorboard", "false"): "no option --tensorboard: it is called --loggers now",
     }.items():
         assert cli.main(["show", "rl", *args]) == 2
         assert message in capsys.readouterr().err
