@@ -162,7 +162,8 @@ def _changed(config: Any, settings: dict[str, Setting], where: str) -> Any:
         own = "lr" if name == "learning_rate" and name not in values and "lr" in values else name
         if own not in values:
             raise UnknownOptionError(setting.flag, f"{where}{name}", config)
-        optional = next(f for f in dataclasses.fields(config) if f.name == own).default_factory is dict
+        option = next(f for f in dataclasses.fields(config) if f.name == own)
+        optional = option.default_factory is not dataclasses.MISSING
         changes[own] = _value(hints[own], values[own], setting, f"{where}{own}", optional=optional)
     return config.replace(**changes) if changes else config
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl import cli, registry
+from multissl import options, registry
 from multissl.build import Parts, build
 from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
@@ -26,7 +26,6 @@ from multissl.contract.per_stream import PerStream
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.batches import Data
 from multissl.engine.checkpoint import Save
-from multissl.engine.metrics import read_metrics
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.knn import KNN
 from multissl.inference import clean_views
@@ -35,6 +34,7 @@ from multissl.objectives.weighted import Weighted
 from multissl.parallel.gradients import clip_gradients
 from multissl.random import RowRandom
 from multissl.recipe import Recipe
+from multissl.run.folder import RunFolder
 from multissl.run.model import load
 from multissl.run.report import report
 from multissl.run.train import train
@@ -228,7 +228,7 @@ def test_a_loop_of_ones_own_gives_the_same_numbers(objective: str, folder: Path)
 def figures(run: Path) -> list[dict[str, Any]]:
     """The logged figures under ordinary names, without what a clock measures."""
     timed = {"samples_per_s", "waiting_percent", "memory_gib"}
-    lines = [{plain(n): v for n, v in x.items() if n not in timed} for x in read_metrics(run)]
+    lines = [{plain(n): v for n, v in x.items() if n not in timed} for x in RunFolder(run).read_metrics()]
     return [x for x in lines if x["kind"] in ("train", "eval")]
 
 
@@ -291,9 +291,9 @@ def test_a_stream_is_taken_out_of_a_run_of_several(objective: str, folder: Path)
 
 def test_options_of_a_stream_with_a_dot_are_typed_as_any(folder: Path) -> None:
     made = recipe(folder, HOSTILE[::2], shrunk(registry.resolve("byol", "objectives").Config()))
-    encoder: Any = cli.override(made, ["--encoders.blocks.0.depth", "1"]).encoders["blocks.0"]
+    encoder: Any = options.apply(made, options.read(["--encoders.blocks.0.depth", "1"])).encoders["blocks.0"]
     assert encoder.depth == 1
-    locked = cli.override(made, ["--locked", "blocks.0"])
+    locked = options.apply(made, options.read(["--locked", "blocks.0"]))
     learner = build(locked, CPU).learner
     assert not any(p.requires_grad for p in learner.encoders["blocks.0"].parameters())
     assert any(p.requires_grad for p in learner.encoders["normal"].parameters())

@@ -19,14 +19,16 @@ import pytest
 import torch
 
 from multissl import catalogue, cli, registry
+from multissl.build import build
 from multissl.contract.data import Views
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.batches import Data
 from multissl.modalities.image.adapter import Image
-from multissl.recipe import Recipe, build
-from multissl.run import train as run
+from multissl.recipe import Recipe
+from multissl.run.evaluate import evaluate
+from multissl.run.model import load
 from multissl.run.train import train
 from multissl.weights.files import save_weights
 from multissl.weights.loading import load_state
@@ -182,9 +184,9 @@ def test_parts_of_every_kind_train_together_and_are_read_back(installed: Path, t
     kinds = [saved[part]["kind"] for part in ("modality", "objective", "optim")]
     assert kinds == [NAME, "agreement", "signs"]
     assert saved["encoders"][NAME]["kind"] == "pooled"
-    model = run.load(tmp_path / "run")
+    model = load(tmp_path / "run")
     assert model.encode(list(np.zeros((5, 3, 120), np.float32))).shape == (5, 8)
-    assert run.evaluate(tmp_path / "run")["width/deviation"] > 0
+    assert evaluate(tmp_path / "run")["width/deviation"] > 0
 
 
 def test_an_optimizer_of_the_package_makes_its_own_steps(installed: Path) -> None:

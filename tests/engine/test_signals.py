@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ["-m", "multissl", "train", f"{ROOT / 'tests' / 'stubs.py'}:recipe", "--data.workers", "2"]
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 COUNT = 20
-"""StepBatches of a stream of batches."""
+"""Steps of a sequence of batches."""
 PAUSE = 13
 """The step in whose middle the signals arrive."""
 
