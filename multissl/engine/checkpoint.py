@@ -22,7 +22,8 @@ from multissl.parallel.ranks import barrier, is_main
 from multissl.parallel.sharding import local
 from multissl.parallel.state import drop_unsaved, load_state, optimizer_state, restore_optimizer, save_state
 
-FORMAT = 1
+FORMAT = 2
+"""1: before random draws were named by tag; such a run cannot go on with the views it would have seen."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,6 +128,12 @@ def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if meta["format"] > FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {meta['format']}, this version reads up to {FORMAT}: upgrade"
+        )
+    if meta["format"] < FORMAT:
+        raise ValueError(
+            f"{folder} has checkpoint format {meta['format']}: since then the order of random draws changed, so the "
+            "run would not go on with the views that it would have seen; --restart sets it aside and begins anew, and "
+            "encode and eval read its encoder as before"
         )
     state = _state(learner, optimizer)
     drop_unsaved(state["optimizer"], folder, "optimizer")

@@ -39,8 +39,8 @@ def draw_multiblock(
     """Places of the context, int64 [R, K], and of the targets, int64 [T, R, Q], each in ascending order."""
     assert plan.mask_ratio is not None
     assert plan.context_ratio is not None
-    step = np.random.default_rng(np.random.SeedSequence((*rng.key, 0)))  # the same on every rank
-    lanes = rng.fork(1).group(1)
+    step = rng.fork("sizes").common()
+    lanes = rng.fork("places").group(1)
     target, around = sizes(plan, kind, grid, step, reference)
     tokens = grid[0] * grid[1]
     keep = min(FEWEST, tokens // 2) if reference else context_size(plan, kind, grid)

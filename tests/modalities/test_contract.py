@@ -12,7 +12,7 @@ import functools
 import json
 import pickle
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from multissl import registry
-from multissl.contract.data import Batch, Mask, Views
+from multissl.contract.data import Batch, Mask, Role, Views
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import ViewPlan
 from multissl.engine.batches import Data, StepBatches, batches_of
@@ -285,6 +285,37 @@ def samples_of(made: StepBatches) -> list[Any]:
 
 
 # masks
+
+
+@every_modality
+def test_another_role_leaves_the_draws_of_a_role_alone(name: str) -> None:
+    modality = fitted(name)
+    (stream_name,) = modality.streams()
+    plan = replace(plan_of(modality), num_global=1)  # more of them move what others show of an episode
+    alone: dict[Role, ViewPlan] = {
+        "global": replace(plan, num_clean=0, num_local=0),
+        "local": replace(plan, num_clean=0, num_global=0, mask_ratio=None, target=False),
+    }
+    everything = batch(Steps(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False))
+    for role, smaller in alone.items():
+        if plan.count(role):
+            made = Steps(modality, {stream_name: smaller}, BATCH, SEED, 0, 1, final=False)
+            same(batch(made), Batch([everything.of(stream_name, role)]))
+
+
+@every_modality
+def test_another_mask_leaves_the_draws_of_the_others_alone(name: str) -> None:
+    modality = fitted(name)
+    if "masks" not in provided_by(modality):
+        pytest.skip(f"{name} provides one mask only")
+    (stream_name,) = modality.streams()
+    plan = ViewPlan(num_global=2, mask_ratio=(0.1, 0.6))
+    one, three = (
+        batch(Steps(modality, {stream_name: replace(plan, num_masks=n)}, BATCH, SEED, 0, 1, final=False))[0]
+        for n in (1, 3)
+    )
+    assert len(three.masks) == 3
+    same(Batch([one]), Batch([replace(three, masks=three.masks[:1])]))
 
 
 @every_modality

@@ -104,7 +104,7 @@ class Accelerometer(Modality):
             views = Views(x=x, stream=STREAM, role="global", num_views=count, sample_id=given["sample_id"])
             if plan.mask_ratio is not None:
                 grid = (1, cfg.length // cfg.patch)
-                masks = draw_masks(plan, "random", grid, cfg.mask_group, rng.fork(1))
+                masks = draw_masks(plan, "random", grid, cfg.mask_group, rng.fork("masks"))
                 views.masks = tuple(m.to(x.device) for m in masks)
             if plan.target:
                 views.target = x.unflatten(2, (-1, cfg.patch)).transpose(1, 2).flatten(2)  # [R, N, 3 * patch]

@@ -198,9 +198,9 @@ class Audio(HasRecordings):
         plan, cfg = plans["audio"], self.cfg
         clips = [Clip(sample, cfg.rate, cfg.trim) for sample in samples]
         raw: dict[str, Tensor] = {}
-        for line, role in enumerate(ROLES):
+        for role in ROLES:
             if views := _num(plan, role):
-                places = rng.fork(line).rand(views).tolist()  # [B][V]
+                places = rng.fork(role).rand(views).tolist()  # [B][V]
                 length = ops.num_samples(cfg.local_frames if role == "local" else cfg.frames, cfg.rate)
                 if role != "local":  # these may be told where to lie
                     given = [0.5 if role == "clean" else s.place for s in samples]
@@ -214,9 +214,9 @@ class Audio(HasRecordings):
                 raw[f"{role}_real"] = torch.tensor([real for _, real, _ in cuts])  # [V*B], samples
                 raw[f"{role}_box"] = torch.tensor([box for _, _, box in cuts])  # [V*B, 2]
         if cfg.mixup and plan.num_global:
-            raw["other"] = self._others(plan.num_global, rng.fork(len(ROLES)))
+            raw["other"] = self._others(plan.num_global, rng.fork("mixup"))
         if plan.mask_ratio is not None and plan.num_global:
-            self._hide(raw, plan, rng.fork(len(ROLES) + 1))
+            self._hide(raw, plan, rng.fork("masks"))
         raw["sample_id"] = torch.tensor([s.index for s in samples])
         raw["label"] = torch.tensor([s.label for s in samples])
         if any(s.group >= 0 for s in samples):
@@ -281,10 +281,10 @@ class Audio(HasRecordings):
         """Spectrograms of the segments, on their device."""
         given, plan = raw["audio"], plans["audio"]
         batch: list[Views] = []
-        for line, role in enumerate(ROLES):
+        for role in ROLES:
             if role not in given:
                 continue
-            count, lines = _num(plan, role), rng.fork(line)
+            count, lines = _num(plan, role), rng.fork(role)
             other = given.get("other") if role == "global" else None
             draw = None if role == "clean" else uniform(lines, count)
             x, real, box = spectrograms(

@@ -93,7 +93,7 @@ def draw_bands(
     masks = []
     for number in range(plan.num_masks):
         hidden = np.zeros((views, rng.rows // size, size, tokens), bool)
-        for group, generator in enumerate(rng.fork(number).group(size)):
+        for group, generator in enumerate(rng.fork(f"mask {number}").group(size)):
             rows = generator.permutation(views * size)[: len(ranges)]
             for row, (low, high) in zip(rows.tolist(), ranges, strict=True):
                 view, sample = divmod(row, size)

@@ -22,12 +22,16 @@ from multissl.random import RowRandom
 KNOTS = 6
 """Places along the bands at which `equalize` draws."""
 Draw = Callable[..., Tensor]
-"""From sizes to uniform numbers [R, *sizes]."""
+"""From a tag and sizes to uniform numbers [R, *sizes]; what another tag draws does not change them."""
 
 
 def uniform(rng: RowRandom, views: int) -> Draw:
-    """Uniform numbers for the rows of so many views, view-major."""
-    return lambda *shape: rng.rand(views, *shape).transpose(0, 1).flatten(0, 1)
+    """Return what draws uniform numbers for the rows of so many views, view-major."""
+
+    def draw(tag: str, *shape: int) -> Tensor:
+        return rng.fork(tag).rand(views, *shape).transpose(0, 1).flatten(0, 1)
+
+    return draw
 
 
 def spectrograms(
@@ -47,17 +51,17 @@ def spectrograms(
         wave, turn = _sound(cfg, wave, real, draw)
     x = ops.fbank(wave, cfg.mels, cfg.rate)  # [R, T, F]
     if draw is not None and other is not None:
-        x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw())
+        x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw("mixup"))
     if draw is not None and cfg.equalize:
-        x = ops.equalize(x, cfg.equalize * (2 * draw(KNOTS) - 1))
+        x = ops.equalize(x, cfg.equalize * (2 * draw("equalize", KNOTS) - 1))
     x = ops.relative(x, cfg.dynamics) if cfg.dynamics else x
     mean, std = statistics
     x = (x.masked_fill(_past(cfg.rate, real, x)[:, :, None], silence(cfg.dynamics)) - mean) / (2 * std)
     box, moved = torch.tensor([0.0, 1.0, 0.0, 1.0], device=x.device).repeat(len(x), 1), cfg.short == "fit"
     if draw is not None and cfg.warp:
-        box, moved = ops.warp_box(draw(4), cfg.warp), True
+        box, moved = ops.warp_box(draw("warp", 4), cfg.warp), True
     elif draw is not None and cfg.stretch != (1.0, 1.0):
-        box, moved = ops.stretch_box(draw(4), cfg.stretch), True
+        box, moved = ops.stretch_box(draw("stretch", 4), cfg.stretch), True
     if cfg.short == "fit":
         size, hop = ops.window_of(cfg.rate)
         sound = (((real - size) // hop + 1) / x.shape[1]).clamp(
@@ -73,8 +77,8 @@ def spectrograms(
         x = ops.center(x, ~_past(cfg.rate, real, x))
     if draw is not None and (cfg.time_mask or cfg.frequency_mask):
         frames, mels = x.shape[1:]
-        hit = ops.spans(frames, cfg.time_mask * frames, draw(cfg.spans, 2))[:, :, None]
-        hit = hit | ops.spans(mels, cfg.frequency_mask * mels, draw(cfg.spans, 2))[:, None]
+        hit = ops.spans(frames, cfg.time_mask * frames, draw("time mask", cfg.spans, 2))[:, :, None]
+        hit = hit | ops.spans(mels, cfg.frequency_mask * mels, draw("frequency mask", cfg.spans, 2))[:, None]
         x = x.masked_fill(hit, 0.0)  # the mean of the data
     return x, real, torch.cat([box, turn[:, None]], 1)
 
@@ -86,15 +90,15 @@ def silence(dynamics: float) -> float:
 
 def _sound(cfg: Any, wave: Tensor, real: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Sound [R, S] turned, louder or softer and with noise, and the share that it was turned by [R]."""
-    turn = draw() * (draw() < cfg.roll) if cfg.roll else torch.zeros_like(wave[:, 0])
+    turn = draw("roll") * (draw("roll chance") < cfg.roll) if cfg.roll else torch.zeros_like(wave[:, 0])
     wave = ops.roll(wave, real, turn) if cfg.roll else wave
-    decibels = cfg.gain * (2 * draw() - 1)
+    decibels = cfg.gain * (2 * draw("gain") - 1)
     wave = wave * 10 ** (decibels[:, None] / 20)
     if cfg.noise:
         tape = _noise(wave.device).unfold(0, wave.shape[1], 1)
         low, high = cfg.snr
-        noise = tape[(draw() * len(tape)).long()] * (draw() < cfg.noise)[:, None]
-        wave = ops.add_noise(wave, noise, low + (high - low) * draw())
+        noise = tape[(draw("noise") * len(tape)).long()] * (draw("noise chance") < cfg.noise)[:, None]
+        wave = ops.add_noise(wave, noise, low + (high - low) * draw("snr"))
     return wave, turn
 
 

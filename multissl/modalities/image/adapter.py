@@ -190,7 +190,7 @@ class Image(Modality):
         """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""
         plan, cfg, count = plans["image"], self.cfg, len(samples)
         scales = {"global": cfg.global_scale, "local": cfg.local_scale}
-        draws = {role: rng.fork(line).rand(_num(plan, role), TRIES, 4) for line, role in enumerate(ROLES)}
+        draws = {role: rng.fork(role).rand(_num(plan, role), TRIES, 4) for role in ROLES}
         boxes = {role: torch.zeros(count, _num(plan, role), 4) for role in ROLES}
         raw: dict[str, Tensor] = {}
         for b, sample in enumerate(samples):
@@ -220,7 +220,7 @@ class Image(Modality):
                     raw[role][v * count + b] = crop
         if plan.mask_ratio is not None and plan.num_global:
             grid = (cfg.size // cfg.patch, cfg.size // cfg.patch)
-            lines = rng.fork(len(ROLES))
+            lines = rng.fork("masks")
             if plan.context_ratio is not None:
                 raw["context"], raw["targets"] = draw_multiblock(
                     plan, cfg.mask, grid, lines, cfg.mask_reference
@@ -242,13 +242,13 @@ class Image(Modality):
         given, plan = raw["image"], plans["image"]
         mean, std = self.statistics()
         batch: list[Views] = []
-        for line, role in enumerate(ROLES):
+        for role in ROLES:
             if role not in given:
                 continue
             x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
             flipped = torch.zeros(len(x), dtype=torch.bool)
             if role != "clean":
-                x, flipped = self._recolor(x, role, _num(plan, role), rng.fork(line).to("cpu"))
+                x, flipped = self._recolor(x, role, _num(plan, role), rng.fork(role).to("cpu"))
             x = ops.normalize(x, mean, std)
             views = Views(x=x, stream="image", role=role, num_views=_num(plan, role))
             if plan.coords and role != "clean":
@@ -268,26 +268,27 @@ class Image(Modality):
         """
         cfg = self.cfg
 
-        def draw(*shape: int) -> Tensor:  # uniform, [V*B, *shape]
-            return rng.rand(count, *shape).transpose(0, 1).flatten(0, 1)
+        def draw(tag: str, *shape: int) -> Tensor:  # uniform, [V*B, *shape]
+            return rng.fork(tag).rand(count, *shape).transpose(0, 1).flatten(0, 1)
 
-        def hit(*chances: float) -> Tensor:  # a chance for each view, bool [V*B]
-            return draw() < torch.tensor(chances).repeat_interleave(len(x) // count)
+        def hit(tag: str, *chances: float) -> Tensor:  # a chance for each view, bool [V*B]
+            return draw(tag) < torch.tensor(chances).repeat_interleave(len(x) // count)
 
         one, two, local = BLUR[cfg.blur]
         blurred = [local] * count if role == "local" else [(one, two)[v % 2] for v in range(count)]
         solarized = [cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)]
-        flipped = hit(*[cfg.flip] * count)
+        flipped = hit("flip", *[cfg.flip] * count)
         x = ops.apply_to(x, flipped, ops.flip)
         spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
         low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
         high = torch.cat([1 + spread[:3], spread[3:]])
-        x = ops.jitter(x, hit(*[cfg.jitter] * count), draw(4).argsort(1), low + (high - low) * draw(4))
-        x = ops.apply_to(x, hit(*[cfg.grayscale] * count), ops.grayscale)
+        order, strength = draw("jitter order", 4).argsort(1), low + (high - low) * draw("jitter strength", 4)
+        x = ops.jitter(x, hit("jitter", *[cfg.jitter] * count), order, strength)
+        x = ops.apply_to(x, hit("grayscale", *[cfg.grayscale] * count), ops.grayscale)
         low_sigma, high_sigma = ops.BLUR_SIGMA
-        sigma = low_sigma + (high_sigma - low_sigma) * draw()
-        x = ops.apply_to(x, hit(*blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
-        return ops.apply_to(x, hit(*solarized), ops.solarize), flipped
+        sigma = low_sigma + (high_sigma - low_sigma) * draw("blur sigma")
+        x = ops.apply_to(x, hit("blur", *blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
+        return ops.apply_to(x, hit("solarize", *solarized), ops.solarize), flipped
 
     def _square(self) -> int:
         return (self.cfg.mask_patch or self.cfg.patch) // self.cfg.patch

@@ -34,9 +34,6 @@ from multissl.modalities.text.adapter import Text
 from multissl.random import RowRandom
 from multissl.sources.payloads import Slice
 
-PLACE = 98
-"""The line of random numbers that settles where in a file its streams' views lie, beside those of the members."""
-
 
 def _small() -> dict[str, Modality.Config]:
     return {
@@ -183,12 +180,12 @@ class Paired(Modality):
         self._learn()
         records = [self._record(s, plans) for s in samples]
         raw: dict[str, Any] = {"streams": {}, "present": {}}
-        draws = rng.fork(PLACE).rand().tolist()
+        draws = rng.fork("place").rand().tolist()
         places = [one_place(r.parts, draw) for r, draw in zip(records, draws, strict=True)]
-        for number, (name, member) in enumerate(self.members.items()):
+        for name, member in self.members.items():
             if name not in plans:
                 continue
-            asked, lines = {self._native(name): plans[name]}, rng.fork(number)
+            asked, lines = {self._native(name): plans[name]}, rng.fork(f"member {name}")
             parts = [r.parts.get(name) for r in records]
             source = self._pairs
             if isinstance(source, Same) and source.draws(name) and any(r.drawn for r in records):
@@ -250,10 +247,12 @@ class Paired(Modality):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """The members' views under the names of their streams."""
         batch: list[Views] = []
-        for number, (name, member) in enumerate(self.members.items()):
+        for name, member in self.members.items():
             if name not in plans:
                 continue
-            found = member.views(raw["streams"][name], {self._native(name): plans[name]}, rng.fork(number))
+            found = member.views(
+                raw["streams"][name], {self._native(name): plans[name]}, rng.fork(f"member {name}")
+            )
             ids = {"sample_id": raw["sample_id"], "group_id": raw.get("group_id")}
             batch += [replace(v, stream=name, present=raw["present"].get(name), **ids) for v in found]
         return Batch(batch)

@@ -18,8 +18,6 @@ from multissl.modalities.paired.rows import Record, called, say_twins
 from multissl.random import RowRandom
 
 log = logging.getLogger("multissl")
-CHOICE = 99
-"""The line of random numbers that chooses partners, beside those of the members' views."""
 
 
 class Same:
@@ -74,7 +72,7 @@ class Same:
         self, name: str, samples: list[Sample], records: list[Record], plans: Plans, rng: RowRandom
     ) -> Raw:
         """What a member makes of a partner for every sample: one of its class, or the next that can be read."""
-        draws, member = rng.fork(CHOICE).rand().tolist(), self.members[name]
+        draws, member = rng.fork("partner").rand().tolist(), self.members[name]
         names = [self.classes[r.same] for r in records]
         if templates := self.cfg.prompts.get(name):
             texts = [templates[int(u * len(templates))] for u in draws]

@@ -250,7 +250,7 @@ class RL(HasStates):
                     led[v, b] = m.replay.between(m.episode, before, cfg.horizon).reshape(-1)
             raw["condition"] = torch.from_numpy(led).flatten(0, 1)  # [V*B, h*A]
         if plan.mask_ratio is not None and plan.num_global:
-            grid, lines = (cfg.size // cfg.patch, cfg.size // cfg.patch), rng.fork(len(ROLES))
+            grid, lines = (cfg.size // cfg.patch, cfg.size // cfg.patch), rng.fork("masks")
             if plan.context_ratio is not None:
                 raw["context"], raw["targets"] = draw_multiblock(plan, cfg.mask, grid, lines)
             else:
@@ -291,7 +291,7 @@ class RL(HasStates):
         """Shift, crop, intensity and normalization, on the device of the stacks."""
         given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
         batch: list[Views] = []
-        for line, role in enumerate(ROLES):
+        for role in ROLES:
             if role not in given:
                 continue
             stacks, count = given[role], _num(plan, role)
@@ -301,12 +301,14 @@ class RL(HasStates):
             place = torch.full((len(stacks), 2), middle, device=stacks.device)
             factor = torch.ones(len(stacks), device=stacks.device)
             if role != "clean":
-                lines = rng.fork(line)
+                lines = rng.fork(role)
                 reach = stacks.shape[-1] - size + 2 * cfg.shift + 1
-                drawn = (_rows(lines.rand(count, 2)) * reach).long().clamp(max=reach - 1) - cfg.shift
-                moved = _rows(lines.hit(cfg.shift_chance, count))
+                drawn = (_rows(lines.fork("shift").rand(count, 2)) * reach).long().clamp(
+                    max=reach - 1
+                ) - cfg.shift
+                moved = _rows(lines.fork("shift chance").hit(cfg.shift_chance, count))
                 place = torch.where(moved[:, None], drawn, place)
-                factor = 1 + cfg.intensity * _rows(lines.randn(count)).clamp(-2, 2)
+                factor = 1 + cfg.intensity * _rows(lines.fork("intensity").randn(count)).clamp(-2, 2)
             x = cut(stacks, place, size, cfg.shift).float() / 255
             x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
             views = Views(x=x, stream="rl", role=role, num_views=count)

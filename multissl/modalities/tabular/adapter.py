@@ -230,8 +230,8 @@ class Tabular(HasTargets):
         plan, rows = plans[STREAM], raw["rows"]
         made = [
             draws.clean(plan, rows),
-            draws.global_views(plan, rows, self.bank(rows.device), self.cfg, rng),
-            draws.local_views(plan, rows, self.bank(rows.device), self.cfg, rng),
+            draws.global_views(plan, rows, self.bank(rows.device), self.cfg, rng.fork("global")),
+            draws.local_views(plan, rows, self.bank(rows.device), self.cfg, rng.fork("local")),
         ]
         ids = {n: raw[n] for n in ("sample_id", "group_id") if n in raw}
         return Batch(Views(stream=STREAM, **fields, **ids) for fields in made if fields)

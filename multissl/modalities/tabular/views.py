@@ -20,9 +20,6 @@ from multissl.modalities.masks import draw_masks, group_size
 from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
 from multissl.random import RowRandom
 
-MASKS, DONORS = 1, 2
-"""Lines of random numbers."""
-
 
 def clean(plan: ViewPlan, rows: Tensor) -> dict[str, Any] | None:
     """The fields of clean views [V*B, C]."""
@@ -85,10 +82,10 @@ def _shares(cfg: Any, count: int) -> list[float]:
 def _masks(plan: ViewPlan, rows: Tensor, cfg: Any, rng: RowRandom) -> list[Mask]:
     grid = (1, rows.shape[1])
     if plan.context_ratio:
-        places = [d.to(rows.device) for d in draw_multiblock(plan, "random", grid, rng.fork(MASKS))]
+        places = [d.to(rows.device) for d in draw_multiblock(plan, "random", grid, rng.fork("masks"))]
         return list(as_masks(places[0], places[1], grid[1], largest_target(plan, "random", grid)))
     if plan.mask_ratio:
-        drawn = draw_masks(plan, "random", grid, cfg.mask_group, rng.fork(MASKS))
+        drawn = draw_masks(plan, "random", grid, cfg.mask_group, rng.fork("masks"))
         return [mask.to(rows.device) for mask in drawn]
     return []
 

@@ -191,11 +191,11 @@ class Text(HasText):
         raw: dict[str, Any] = {"sample_id": torch.tensor([s.index for s in samples])}
         if any(s.group >= 0 for s in samples):
             raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
-        for line, role in enumerate(ROLES):
+        for role in ROLES:
             count = {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]
             if not count:
                 continue
-            draws = rng.fork(line).rand(count, 2)  # [B, V, 2]: share of a crop, place of a window
+            draws = rng.fork(role).rand(count, 2)  # [B, V, 2]: share of a crop, place of a window
             if cfg.same_window and role == "global":
                 draws = draws[:, :1].expand(-1, count, -1)
             width = cfg.local_length if role == "local" else cfg.length
@@ -206,7 +206,7 @@ class Text(HasText):
                 for v, (share, place) in enumerate(draw):
                     rows.put(v, b, passage.own, *self._window(role, len(passage.own.ids), share, place))
             if role == "global":
-                self._hide(rows, plan, rng.fork(len(ROLES)), raw)
+                self._hide(rows, plan, rng.fork("masks"), raw)
             raw[role] = torch.from_numpy(rows.ids.reshape(-1, rows.ids.shape[-1]).astype(np.int64))
             raw[f"{role}_valid"] = torch.from_numpy(rows.valid.reshape(-1, width))
             if plan.coords and role != "clean":

@@ -82,7 +82,7 @@ def draw_text_masks(
     masks, changed = [], ids.copy()
     for number in range(plan.num_masks):
         hidden = np.zeros((views, count, length), bool)
-        for lane, generator in enumerate(rng.fork(number).group(size)):
+        for lane, generator in enumerate(rng.fork(f"mask {number}").group(size)):
             rows = generator.permutation(views * size)[: len(asked)]
             for row, (low, high) in zip(rows.tolist(), asked, strict=True):
                 at = row // size, lane * size + row % size

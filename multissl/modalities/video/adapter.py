@@ -205,7 +205,7 @@ class Video(Modality):
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode once and cut: uint8 [V*B, T, 3, S, S] by role, masks, and who the samples are."""
         plan, count = plans["video"], len(samples)
-        draws = {role: rng.fork(line).rand(_num(plan, role), TRIES + 1, 4) for line, role in enumerate(ROLES)}
+        draws = {role: rng.fork(role).rand(_num(plan, role), TRIES + 1, 4) for role in ROLES}
         raw: dict[str, Tensor] = {}
         boxes = {role: torch.zeros(count, _num(plan, role), 6) for role in ROLES}
         for b, sample in enumerate(samples):
@@ -232,7 +232,7 @@ class Video(Modality):
         if plan.coords:  # [V*B, 6]
             raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
         if plan.mask_ratio is not None and plan.num_global:
-            raw |= self._draw_masks(plan, rng.fork(len(ROLES)))
+            raw |= self._draw_masks(plan, rng.fork("masks"))
         raw["sample_id"] = torch.tensor([s.index for s in samples])
         raw["label"] = torch.tensor([s.label for s in samples])
         if any(s.group >= 0 for s in samples):
@@ -297,14 +297,14 @@ class Video(Modality):
         given, plan = raw["video"], plans["video"]
         mean, std = self._statistics
         batch: list[Views] = []
-        for line, role in enumerate(ROLES):
+        for role in ROLES:
             if role not in given:
                 continue
             count, frames = _num(plan, role), given[role].shape[1]
             x = torch.div(given[role], 255).flatten(0, 1)  # [R*T, 3, S, S]
             flipped = torch.zeros(len(given[role]), dtype=torch.bool)
             if role != "clean":
-                x, flipped = self._recolor(x, frames, role, count, rng.fork(line).to("cpu"))
+                x, flipped = self._recolor(x, frames, role, count, rng.fork(role).to("cpu"))
             x = (
                 ops.normalize(x, mean, std).unflatten(0, (-1, frames)).transpose(1, 2).contiguous()
             )  # [R, 3, T, S, S]
@@ -328,18 +328,22 @@ class Video(Modality):
         """
         cfg = self.cfg
 
-        def draw(*shape: int) -> Tensor:  # uniform, [V*B*T, *shape], the same for all frames of a clip
-            return rng.rand(count, *shape).transpose(0, 1).flatten(0, 1).repeat_interleave(frames, 0)
+        def draw(
+            tag: str, *shape: int
+        ) -> Tensor:  # uniform, [V*B*T, *shape], one draw for all frames of a clip
+            drawn = rng.fork(tag).rand(count, *shape)
+            return drawn.transpose(0, 1).flatten(0, 1).repeat_interleave(frames, 0)
 
-        flipped = draw() < cfg.flip
+        flipped = draw("flip") < cfg.flip
         x = ops.apply_to(x, flipped, ops.flip)
         spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
         low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
         high = torch.cat([1 + spread[:3], spread[3:]])
-        x = ops.jitter(x, draw() < cfg.jitter, draw(4).argsort(1), low + (high - low) * draw(4))
-        x = ops.apply_to(x, draw() < cfg.grayscale, ops.grayscale)
+        order, strength = draw("jitter order", 4).argsort(1), low + (high - low) * draw("jitter strength", 4)
+        x = ops.jitter(x, draw("jitter") < cfg.jitter, order, strength)
+        x = ops.apply_to(x, draw("grayscale") < cfg.grayscale, ops.grayscale)
         chance = torch.tensor([cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)])
-        x = ops.apply_to(x, draw() < chance.repeat_interleave(len(x) // count), ops.solarize)
+        x = ops.apply_to(x, draw("solarize") < chance.repeat_interleave(len(x) // count), ops.solarize)
         return x, flipped[::frames]
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:

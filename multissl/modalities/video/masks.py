@@ -112,12 +112,12 @@ def union_masks(
 ) -> np.ndarray:
     """Unions of blocks of one size a step, bool [R, H*W]; `exact`: of `union_size` cells each."""
     size = group_size(wanted_group, rng)
-    step = np.random.default_rng(np.random.SeedSequence((*rng.key, 0)))  # the same on every rank
+    step = rng.fork("sizes").common()
     (h, w), _ = sizes(plan, "block", grid, step)
     cells = grid[0] * grid[1]
     wanted = union_size(plan, cells, blocks)
     unions = np.zeros((plan.num_global, rng.rows, cells), bool)
-    for group, lane in enumerate(rng.fork(1).group(size)):
+    for group, lane in enumerate(rng.fork("places").group(size)):
         for view in range(plan.num_global):
             for row in range(group * size, (group + 1) * size):
                 mask = unions[view, row].reshape(grid)

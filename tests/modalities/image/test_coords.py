@@ -29,7 +29,7 @@ def drawn(flip: float, plan: ViewPlan = PLAN) -> Batch:
         samples.append(Sample(picture.round().astype(np.uint8), i))
     plans = {"image": plan}
     rng = RowRandom((0,), 0, 2, 2)
-    return modality.views(modality.collate(samples, plans, rng.fork(0)), plans, rng.fork(1))
+    return modality.views(modality.collate(samples, plans, rng.fork("worker")), plans, rng.fork("device"))
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])

@@ -41,6 +41,26 @@ from tests.helpers.paired_data import (
     written,
 )
 
+# draws
+
+
+def test_the_draws_of_a_member_do_not_depend_on_which_others_there_are(tmp_path: Path) -> None:
+    files: Any = [{"a.png": png(10 * i), "b.png": png(200 - 10 * i), "c.png": png(90 + i)} for i in range(10)]
+    source = shard(tmp_path / "a.tar", files)
+    plan, drawn = ViewPlan(num_global=1, mask_ratio=(0.5, 0.5)), {}
+    for members in ("ab", "cba"):
+        made = pairs(source, members={name: IMAGE for name in members})
+        raw, _ = Steps(made, dict.fromkeys(members, plan), 4, 0, 0, 1, final=True)[0]
+        drawn[members] = raw
+    for name in "ab":
+        one, other = (drawn[members].of(name, "global") for members in drawn)
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.masks[0].hidden, other.masks[0].hidden)
+    assert not torch.equal(
+        drawn["ab"].of("a", "global").masks[0].hidden, drawn["ab"].of("b", "global").masks[0].hidden
+    )
+
+
 # one modality twice
 
 

@@ -46,7 +46,7 @@ def batch_of(modality: RL, split: str, places: list[int], plan: ViewPlan, key: i
     data: Any = modality.dataset(split)
     rng = RowRandom((key, 0), 0, len(places), len(places))
     raw = modality.collate([data[i] for i in places], {"rl": plan}, rng)
-    return modality.views(raw, {"rl": plan}, rng.fork(9))
+    return modality.views(raw, {"rl": plan}, rng.fork("device"))
 
 
 def test_a_stack_repeats_the_first_frame_of_its_own_episode(tmp_path: Any) -> None:
