@@ -12,7 +12,7 @@ from multissl.contract.plans import StreamSpec
 from multissl.encoders import figures as panels
 from multissl.encoders.transformer import SIZES, TransformerEncoder, vit
 from multissl.layers.positions import Position
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from tests.helpers.ranks import run_ranks
 
 IMAGE = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))

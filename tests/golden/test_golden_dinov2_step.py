@@ -19,7 +19,7 @@ from multissl.engine.optim.base import Optimizer
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.positions import Position
 from multissl.layers.teacher import Teacher
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients
 from multissl.schedules import constant

@@ -20,7 +20,7 @@ from multissl.contract.plans import StreamSpec
 from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position, resample, sincos
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.weights.loading import load_state, official
 from tests.golden import Case, cases, close
 

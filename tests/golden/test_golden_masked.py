@@ -24,9 +24,9 @@ from multissl.layers.transformer import Trunk
 from multissl.losses.data2vec import average_layers, scaled_errors
 from multissl.losses.ijepa import latent_loss, latent_targets
 from multissl.losses.rebuild import masked_mean, normalize, values_loss
-from multissl.modalities.base import pack_masks
 from multissl.modalities.image.crops import patchify
-from multissl.modalities.masks import num_hidden
+from multissl.modalities.masks.cells import num_hidden
+from multissl.modalities.views import pack_masks
 
 from . import Case, cases
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.base import pack_masks
 from multissl.modalities.image import ops as image_ops
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.image.crops import TRIES, crop_box
-from multissl.modalities.masks import SMALLEST, block_mask, draw_masks, num_hidden, place_block, random_mask
-from multissl.modalities.multiblock import ASPECT, as_masks, draw_multiblock
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.cells import SMALLEST, block_mask, num_hidden, place_block, random_mask
+from multissl.modalities.masks.multiblock import ASPECT, as_masks, draw_multiblock
+from multissl.modalities.views import pack_masks
 from multissl.random import RowRandom
 
 from . import Case, cases

@@ -14,7 +14,7 @@ import torch
 
 from multissl.contract.plans import ViewPlan
 from multissl.modalities.audio import spectrogram as ops
-from multissl.modalities.audio.masks import either, fixed_count, kept
+from multissl.modalities.masks.bands import either, fixed_count, kept
 
 from . import Case, cases, close
 

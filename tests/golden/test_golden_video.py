@@ -19,11 +19,13 @@ from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
 from multissl.losses.rebuild import normalize, values_loss
-from multissl.modalities.base import pack_masks
 from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks import draw_masks as draw_clip_masks
+from multissl.modalities.masks.cells import hidden_each
+from multissl.modalities.masks.unions import union_masks
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.clips import tubelets
-from multissl.modalities.video.masks import draw_clip_masks, hidden_each, union_masks
+from multissl.modalities.views import pack_masks
 from multissl.random import RowRandom
 
 from . import Case, cases

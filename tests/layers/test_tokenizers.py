@@ -10,7 +10,7 @@ from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers import tokenizers
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import Patches, Tokenizer
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 
 
 def tokenizer_for(spec: StreamSpec, dim: int, **options: Any) -> Tokenizer:

@@ -296,10 +296,10 @@ def test_another_role_leaves_the_draws_of_a_role_alone(name: str) -> None:
         "global": replace(plan, num_clean=0, num_local=0),
         "local": replace(plan, num_clean=0, num_global=0, mask_ratio=None, target=False),
     }
-    everything = batch(Steps(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False))
+    everything = batch(StepBatches(modality, {stream_name: plan}, BATCH, SEED, 0, 1, final=False))
     for role, smaller in alone.items():
         if plan.count(role):
-            made = Steps(modality, {stream_name: smaller}, BATCH, SEED, 0, 1, final=False)
+            made = StepBatches(modality, {stream_name: smaller}, BATCH, SEED, 0, 1, final=False)
             same(batch(made), Batch([everything.of(stream_name, role)]))
 
 
@@ -311,7 +311,9 @@ def test_another_mask_leaves_the_draws_of_the_others_alone(name: str) -> None:
     (stream_name,) = modality.streams()
     plan = ViewPlan(num_global=2, mask_ratio=(0.1, 0.6))
     one, three = (
-        batch(Steps(modality, {stream_name: replace(plan, num_masks=n)}, BATCH, SEED, 0, 1, final=False))[0]
+        batch(
+            StepBatches(modality, {stream_name: replace(plan, num_masks=n)}, BATCH, SEED, 0, 1, final=False)
+        )[0]
         for n in (1, 3)
     )
     assert len(three.masks) == 3

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.masks import block_mask, draw_masks, num_hidden, random_mask
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.cells import block_mask, num_hidden, random_mask
 from multissl.random import RowRandom
 
 IBOT = ViewPlan(num_global=2, mask_ratio=(0.1, 0.5), mask_share=0.5)

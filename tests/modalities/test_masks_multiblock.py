@@ -12,8 +12,10 @@ from torch import Tensor
 from multissl.contract.plans import ViewPlan
 from multissl.layers.decoder import places
 from multissl.modalities.image.adapter import Image
-from multissl.modalities.masks import Grid, Kind, draw_masks, num_hidden
-from multissl.modalities.multiblock import as_masks, context_size, draw_multiblock, largest_target
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.cells import num_hidden
+from multissl.modalities.masks.multiblock import as_masks, context_size, draw_multiblock, largest_target
+from multissl.modalities.masks.rows import Grid, Kind
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.random import RowRandom
 

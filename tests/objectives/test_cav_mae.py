@@ -15,7 +15,7 @@ from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.cav_mae import CAVMAE
 from multissl.parallel.ranks import world
 from tests.helpers.ranks import run_ranks

@@ -22,7 +22,7 @@ from multissl.losses import targets as targets_module
 from multissl.losses.koleo import koleo
 from multissl.losses.sinkhorn import centered, sinkhorn
 from multissl.losses.targets import cross_entropy, describe
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.dino import DINO
 from tests.losses.test_sinkhorn import matrix_form
 

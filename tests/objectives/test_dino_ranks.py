@@ -18,7 +18,7 @@ from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.losses import koleo as koleo_module
 from multissl.losses import sinkhorn as sinkhorn_module
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.dino import DINO
 from multissl.parallel.gradients import clip_gradients
 from multissl.parallel.ranks import world

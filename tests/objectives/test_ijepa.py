@@ -14,7 +14,7 @@ from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.teacher import Teacher
 from multissl.losses.ijepa import latent_loss, latent_targets
 from multissl.modalities.image.crops import patchify
-from multissl.modalities.multiblock import as_masks, draw_multiblock
+from multissl.modalities.masks.multiblock import as_masks, draw_multiblock
 from multissl.objectives.ijepa import IJEPA
 from multissl.random import RowRandom
 

@@ -15,7 +15,7 @@ from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.decoder import Decoder
 from multissl.losses.common import mean_of
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.infilling import Infilling
 from multissl.objectives.language import MLM, NextToken
 

@@ -16,9 +16,9 @@ from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.decoder import Decoder, places, take
-from multissl.modalities.base import pack_masks
 from multissl.modalities.image.crops import patchify
 from multissl.modalities.masks import draw_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.mae import MAE
 from multissl.random import RowRandom
 

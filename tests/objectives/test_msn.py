@@ -14,7 +14,7 @@ from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.msn import cosines, msn_targets, msn_terms
-from multissl.modalities.base import pack_masks
+from multissl.modalities.views import pack_masks
 from multissl.objectives.msn import MSN
 from multissl.parallel.ranks import rank, world
 from tests.helpers.ranks import run_ranks

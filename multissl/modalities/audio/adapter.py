@@ -25,24 +25,23 @@ import torch
 from torch import Tensor
 
 from multissl.contract.abilities import HasRecordings
-from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
-from multissl.modalities.audio.masks import Band, draw_bands, fixed_count
 from multissl.modalities.audio.resampling import FASTEST, SLOWEST
 from multissl.modalities.audio.views import centers, silence, spectrograms, uniform
-from multissl.modalities.base import Payloads
-from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.bands import Band
+from multissl.modalities.views import Payloads, build_views, ids_of, rand_rows, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
 from multissl.sources.splits import SplitSamples
 
-ROLES: tuple[Role, ...] = ("clean", "global", "local")
 LIMITS = {
     "rate": (SLOWEST, FASTEST),
     **dict.fromkeys(("mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
@@ -197,31 +196,26 @@ class Audio(HasRecordings):
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
         plan, cfg = plans["audio"], self.cfg
         clips = [Clip(sample, cfg.rate, cfg.trim) for sample in samples]
-        raw: dict[str, Tensor] = {}
-        for role in ROLES:
-            if views := _num(plan, role):
-                places = rng.fork(role).rand(views).tolist()  # [B][V]
-                length = ops.num_samples(cfg.local_frames if role == "local" else cfg.frames, cfg.rate)
-                if role != "local":  # these may be told where to lie
-                    given = [0.5 if role == "clean" else s.place for s in samples]
-                    places = [p if g is None else [g] * views for p, g in zip(places, given, strict=True)]
-                cuts = [
-                    self._cut(clip, length, place[v])
-                    for v in range(views)
-                    for clip, place in zip(clips, places, strict=True)
-                ]
-                raw[role] = torch.stack([wave for wave, _, _ in cuts])
-                raw[f"{role}_real"] = torch.tensor([real for _, real, _ in cuts])  # [V*B], samples
-                raw[f"{role}_box"] = torch.tensor([box for _, _, box in cuts])  # [V*B, 2]
+        raw: Raw = {}
+        for role, views in roles(plan):
+            places = rng.fork(role).rand(views).tolist()  # [B][V]
+            length = ops.num_samples(cfg.local_frames if role == "local" else cfg.frames, cfg.rate)
+            if role != "local":  # these may be told where to lie
+                given = [0.5 if role == "clean" else s.place for s in samples]
+                places = [p if g is None else [g] * views for p, g in zip(places, given, strict=True)]
+            cuts = [
+                self._cut(clip, length, place[v])
+                for v in range(views)
+                for clip, place in zip(clips, places, strict=True)
+            ]
+            raw[role] = torch.stack([wave for wave, _, _ in cuts])
+            raw[f"{role}_real"] = torch.tensor([real for _, real, _ in cuts])  # [V*B], samples
+            raw[f"{role}_box"] = torch.tensor([box for _, _, box in cuts])  # [V*B, 2]
         if cfg.mixup and plan.num_global:
             raw["other"] = self._others(plan.num_global, rng.fork("mixup"))
         if plan.mask_ratio is not None and plan.num_global:
             self._hide(raw, plan, rng.fork("masks"))
-        raw["sample_id"] = torch.tensor([s.index for s in samples])
-        raw["label"] = torch.tensor([s.label for s in samples])
-        if any(s.group >= 0 for s in samples):
-            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
-        return {"audio": raw}
+        return {"audio": raw | ids_of(samples)}
 
     def _cut(self, clip: Clip, length: int, place: float) -> tuple[Tensor, int, tuple[float, float]]:
         """A segment [S] without its mean, its real samples, and where in the recording it starts and how long it is."""
@@ -236,7 +230,7 @@ class Audio(HasRecordings):
     def _others(self, views: int, rng: RowRandom) -> Tensor:
         """A segment of another training recording for every global view [V*B, S]; silence where it cannot be read."""
         data, length = self.dataset("train"), ops.num_samples(self.cfg.frames, self.cfg.rate)
-        draws = rng.rand(views, 2).transpose(0, 1).flatten(0, 1).tolist()  # [V*B][2]
+        draws = rand_rows(rng, views, 2).tolist()  # [V*B][2]
         found = []
         for which, place in draws:
             try:
@@ -246,7 +240,7 @@ class Audio(HasRecordings):
                 found.append(torch.zeros(length))
         return torch.stack(found)
 
-    def _hide(self, raw: dict[str, Tensor], plan: ViewPlan, rng: RowRandom) -> None:
+    def _hide(self, raw: Raw, plan: ViewPlan, rng: RowRandom) -> None:
         grid = self.cfg.grid(self.cfg.frames)
         samples = (
             raw["global_real"]
@@ -254,21 +248,12 @@ class Audio(HasRecordings):
             else torch.full_like(raw["global_real"], raw["global"].shape[1])
         )
         columns = self._columns(samples, grid[0])  # [V*B]
-        if plan.context_ratio is None:
-            real = columns.unflatten(0, (plan.num_global, -1))
-            masks = draw_bands(plan, self.cfg.mask, grid, self.cfg.mask_group, rng, real)
-            for part in ("hidden", "index", "weight"):
-                raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
-        elif bool((columns < grid[0]).any()):
+        if plan.context_ratio is not None and bool((columns < grid[0]).any()):
             raise ValueError(
                 "modality.short=pad: targets and a context are cut from whole views, and a recording is shorter than"
                 f" modality.frames={self.cfg.frames}; set modality.short=repeat or fewer frames"
             )
-        else:
-            raw["context"], raw["targets"] = draw_multiblock(plan, self._multi(), grid, rng)
-
-    def _multi(self) -> Literal["block", "random"]:
-        return "random" if self.cfg.mask == "random" else "block"
+        with_masks(raw, draw_masks(plan, self.cfg.mask, grid, self.cfg.mask_group, rng, real=columns))
 
     def _columns(self, samples: Tensor, columns: int) -> Tensor:
         """Columns of tokens whose middle is sound, 1 at least, of so many samples [R]."""
@@ -281,39 +266,23 @@ class Audio(HasRecordings):
         """Spectrograms of the segments, on their device."""
         given, plan = raw["audio"], plans["audio"]
         batch: list[Views] = []
-        for role in ROLES:
-            if role not in given:
-                continue
-            count, lines = _num(plan, role), rng.fork(role)
+        for role, count in roles(plan, given):
             other = given.get("other") if role == "global" else None
-            draw = None if role == "clean" else uniform(lines, count)
+            draw = None if role == "clean" else uniform(rng.fork(role), count)
             x, real, box = spectrograms(
                 self.cfg, self.statistics(), given[role], given[f"{role}_real"], draw, other
             )
             grid = self.cfg.grid(x.shape[1])
-            views = Views(x=x[:, None], stream="audio", role=role, num_views=count)
-            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            views = build_views(x[:, None], "audio", role, given)
             if self.cfg.short == "pad":
                 at = torch.arange(grid[0], device=x.device) < self._columns(real, grid[0])[:, None]  # [R, T']
                 views.valid = at.repeat_interleave(grid[1], 1)
             if plan.coords and role != "clean":
                 views.coords = centers(grid, given[f"{role}_box"], box)
-            if role == "global":
-                views.masks = self._masks(given, plan)
-                views.target = ops.patchify(x, self.cfg.patch) if plan.target else None
+            if plan.target and role == "global":
+                views.target = ops.patchify(x, self.cfg.patch)
             batch.append(views)
         return Batch(batch)
-
-    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
-        grid = self.cfg.grid(self.cfg.frames)
-        if "context" in given:
-            largest = largest_target(plan, self._multi(), grid)
-            return as_masks(given["context"], given["targets"], math.prod(grid), largest)
-        if "hidden" not in given:
-            return ()
-        same = fixed_count(self.cfg.mask, grid, plan, given["hidden"].shape[1])
-        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
-        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation of log-mel values; measured once where they are not given."""
@@ -382,7 +351,3 @@ def _demo(split: str) -> SplitSamples:
     rows = np.arange(len(data))
     labels, no_groups = rows % len(CLASSES), np.full(len(rows), -1)
     return SplitSamples(data=data, labels=labels, groups=no_groups, classes=list(CLASSES), rows=rows)
-
-
-def _num(plan: ViewPlan, role: Role) -> int:
-    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

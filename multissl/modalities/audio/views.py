@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from multissl.modalities.audio import spectrogram as ops
+from multissl.modalities.views import rand_rows
 from multissl.random import RowRandom
 
 KNOTS = 6
@@ -29,7 +30,7 @@ def uniform(rng: RowRandom, views: int) -> Draw:
     """Return what draws uniform numbers for the rows of so many views, view-major."""
 
     def draw(tag: str, *shape: int) -> Tensor:
-        return rng.fork(tag).rand(views, *shape).transpose(0, 1).flatten(0, 1)
+        return rand_rows(rng.fork(tag), views, *shape)
 
     return draw
 

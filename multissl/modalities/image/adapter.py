@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Views
+from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
-from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.modalities.base import Payloads
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
 from multissl.modalities.image.crops import (
@@ -39,8 +38,9 @@ from multissl.modalities.image.crops import (
 )
 from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
-from multissl.modalities.masks import Kind, draw_masks, num_hidden
-from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.rows import Kind
+from multissl.modalities.views import Payloads, build_views, ids_of, rand_rows, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
@@ -59,7 +59,6 @@ LIMITS = {
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
     "hue": (0, 0.5),
 }
-ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
 class Image(Modality):
@@ -190,9 +189,9 @@ class Image(Modality):
         """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""
         plan, cfg, count = plans["image"], self.cfg, len(samples)
         scales = {"global": cfg.global_scale, "local": cfg.local_scale}
-        draws = {role: rng.fork(role).rand(_num(plan, role), TRIES, 4) for role in ROLES}
-        boxes = {role: torch.zeros(count, _num(plan, role), 4) for role in ROLES}
-        raw: dict[str, Tensor] = {}
+        draws = {role: rng.fork(role).rand(plan.count(role), TRIES, 4) for role in ROLES}
+        boxes = {role: torch.zeros(count, plan.count(role), 4) for role in ROLES}
+        raw: Raw = {}
         for b, sample in enumerate(samples):
             image = load(sample, cfg.channels)
             height, width = image.shape[1:]
@@ -219,45 +218,33 @@ class Image(Modality):
                         raw[role] = raw[role].float()
                     raw[role][v * count + b] = crop
         if plan.mask_ratio is not None and plan.num_global:
-            grid = (cfg.size // cfg.patch, cfg.size // cfg.patch)
-            lines = rng.fork("masks")
-            if plan.context_ratio is not None:
-                raw["context"], raw["targets"] = draw_multiblock(
-                    plan, cfg.mask, grid, lines, cfg.mask_reference
-                )
-            else:
-                masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, lines, self._square())
-                for part in ("hidden", "index", "weight"):
-                    raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
+            side, square = cfg.size // cfg.patch, (cfg.mask_patch or cfg.patch) // cfg.patch
+            lines, reference = rng.fork("masks"), cfg.mask_reference
+            with_masks(
+                raw,
+                draw_masks(plan, cfg.mask, (side, side), cfg.mask_group, lines, square, reference=reference),
+            )
         if plan.coords:  # [V*B, 4]
             raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
-        raw["sample_id"] = torch.tensor([s.index for s in samples])
-        raw["label"] = torch.tensor([s.label for s in samples])
-        if any(s.group >= 0 for s in samples):
-            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
-        return {"image": raw}
+        return {"image": raw | ids_of(samples)}
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Everything photometric, on the device of the crops."""
         given, plan = raw["image"], plans["image"]
         mean, std = self.statistics()
         batch: list[Views] = []
-        for role in ROLES:
-            if role not in given:
-                continue
+        for role, count in roles(plan, given):
             x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
             flipped = torch.zeros(len(x), dtype=torch.bool)
             if role != "clean":
-                x, flipped = self._recolor(x, role, _num(plan, role), rng.fork(role).to("cpu"))
+                x, flipped = self._recolor(x, role, count, rng.fork(role).to("cpu"))
             x = ops.normalize(x, mean, std)
-            views = Views(x=x, stream="image", role=role, num_views=_num(plan, role))
+            views = build_views(x, "image", role, given)
             if plan.coords and role != "clean":
                 side = x.shape[-1] // self.cfg.patch
                 views.coords = token_centers(given[f"{role}_box"], side, flipped.to(x.device))
-            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
-            if role == "global":
-                views.masks = self._masks(given, plan)
-                views.target = patchify(x, self.cfg.patch) if plan.target else None
+            if plan.target and role == "global":
+                views.target = patchify(x, self.cfg.patch)
             batch.append(views)
         return Batch(batch)
 
@@ -269,7 +256,7 @@ class Image(Modality):
         cfg = self.cfg
 
         def draw(tag: str, *shape: int) -> Tensor:  # uniform, [V*B, *shape]
-            return rng.fork(tag).rand(count, *shape).transpose(0, 1).flatten(0, 1)
+            return rand_rows(rng.fork(tag), count, *shape)
 
         def hit(tag: str, *chances: float) -> Tensor:  # a chance for each view, bool [V*B]
             return draw(tag) < torch.tensor(chances).repeat_interleave(len(x) // count)
@@ -289,21 +276,6 @@ class Image(Modality):
         sigma = low_sigma + (high_sigma - low_sigma) * draw("blur sigma")
         x = ops.apply_to(x, hit("blur", *blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
         return ops.apply_to(x, hit("solarize", *solarized), ops.solarize), flipped
-
-    def _square(self) -> int:
-        return (self.cfg.mask_patch or self.cfg.patch) // self.cfg.patch
-
-    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
-        if "context" in given:
-            side = self.cfg.size // self.cfg.patch
-            largest = largest_target(plan, self.cfg.mask, (side, side))
-            return as_masks(given["context"], given["targets"], side * side, largest)
-        if "hidden" not in given:
-            return ()
-        _, rows, tokens = given["hidden"].shape
-        same = num_hidden(plan, self.cfg.mask, tokens, rows, self._square())
-        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
-        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel, values 0 to 1; measured once where they are not given."""
@@ -359,7 +331,3 @@ def _demo(split: str) -> SplitSamples:
     images, labels = motifs("train" if split == "all" else split)
     rows, no_groups = np.arange(len(labels)), np.full(len(labels), -1)
     return SplitSamples(data=images, labels=labels, groups=no_groups, classes=list(CLASSES), rows=rows)
-
-
-def _num(plan: ViewPlan, role: Role) -> int:
-    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

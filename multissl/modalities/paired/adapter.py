@@ -31,6 +31,7 @@ from multissl.modalities.paired.parts import Bad
 from multissl.modalities.paired.rows import Record, Rows
 from multissl.modalities.paired.same import Same
 from multissl.modalities.text.adapter import Text
+from multissl.modalities.views import group_ids
 from multissl.random import RowRandom
 from multissl.sources.payloads import Slice
 
@@ -201,7 +202,7 @@ class Paired(Modality):
                     raw["present"][name] = here
         raw["sample_id"] = torch.tensor([r.same for r in records])
         if self._grouped:
-            raw["group_id"] = torch.tensor([r.group if r.group >= 0 else -2 - r.row for r in records])
+            raw["group_id"] = group_ids((r.group, r.row) for r in records)
         return raw
 
     def _learn(self) -> None:

@@ -24,24 +24,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.abilities import HasStates
-from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
-from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.modalities.image.crops import patchify, token_centers
-from multissl.modalities.masks import Kind, draw_masks, num_hidden
-from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.rows import Kind
 from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack_alone
 from multissl.modalities.rl.figures import gray, stack_panel
 from multissl.modalities.rl.pixels import check_layout
 from multissl.modalities.rl.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
+from multissl.modalities.views import build_views, ids_of, roles, view_major, with_masks
 from multissl.random import RowRandom
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
          "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
 FLOOR = 21
 """Side to which frames are averaged for the raw floor."""
-ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
 class RL(HasStates):
@@ -234,12 +234,11 @@ class RL(HasStates):
         if cfg.burst > 1 and plan.num_global:
             samples = bursts(samples, rng, cfg.burst, cfg.pace, span)
         moments = [self._moment(s, span) for s in samples]
-        raw: dict[str, Tensor] = {}
-        for role in ROLES:
-            if views := _num(plan, role):
-                step = cfg.horizon if role == "global" else 0
-                at = [m._replace(t=m.t + v * step) for v in range(views) for m in moments]
-                raw[role] = torch.from_numpy(np.stack([self._stack(m, cfg.stack) for m in at]))
+        raw: Raw = {}
+        for role, views in roles(plan):
+            step = cfg.horizon if role == "global" else 0
+            at = [m._replace(t=m.t + v * step) for v in range(views) for m in moments]
+            raw[role] = torch.from_numpy(np.stack([self._stack(m, cfg.stack) for m in at]))
         if cfg.actions and plan.num_global:
             width = max(cfg.horizon, 1) * self.fitted()["actions"]
             # nothing leads to the first view, or to the same stack again
@@ -250,15 +249,9 @@ class RL(HasStates):
                     led[v, b] = m.replay.between(m.episode, before, cfg.horizon).reshape(-1)
             raw["condition"] = torch.from_numpy(led).flatten(0, 1)  # [V*B, h*A]
         if plan.mask_ratio is not None and plan.num_global:
-            grid, lines = (cfg.size // cfg.patch, cfg.size // cfg.patch), rng.fork("masks")
-            if plan.context_ratio is not None:
-                raw["context"], raw["targets"] = draw_multiblock(plan, cfg.mask, grid, lines)
-            else:
-                masks = draw_masks(plan, cfg.mask, grid, cfg.mask_group, lines)
-                for part in ("hidden", "index", "weight"):
-                    raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
-        raw["sample_id"] = torch.tensor([s.index for s in samples])
-        raw["label"] = torch.tensor([s.label for s in samples])
+            side, lines = cfg.size // cfg.patch, rng.fork("masks")
+            with_masks(raw, draw_masks(plan, cfg.mask, (side, side), cfg.mask_group, lines))
+        raw["sample_id"] = ids_of(samples)["sample_id"]
         if cfg.gap and samples[0].group >= 0:
             raw["group_id"] = near(
                 [(s.group, m.t) for s, m in zip(samples, moments, strict=True)], cfg.gap, span
@@ -291,10 +284,8 @@ class RL(HasStates):
         """Shift, crop, intensity and normalization, on the device of the stacks."""
         given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
         batch: list[Views] = []
-        for role in ROLES:
-            if role not in given:
-                continue
-            stacks, count = given[role], _num(plan, role)
+        for role, count in roles(plan, given):
+            stacks = given[role]
             size = cfg.local_size if role == "local" else cfg.size
             middle = (stacks.shape[-1] - size) // 2
             # top and left of a crop, less than 0 outside
@@ -303,16 +294,15 @@ class RL(HasStates):
             if role != "clean":
                 lines = rng.fork(role)
                 reach = stacks.shape[-1] - size + 2 * cfg.shift + 1
-                drawn = (_rows(lines.fork("shift").rand(count, 2)) * reach).long().clamp(
+                drawn = (view_major(lines.fork("shift").rand(count, 2)) * reach).long().clamp(
                     max=reach - 1
                 ) - cfg.shift
-                moved = _rows(lines.fork("shift chance").hit(cfg.shift_chance, count))
+                moved = view_major(lines.fork("shift chance").hit(cfg.shift_chance, count))
                 place = torch.where(moved[:, None], drawn, place)
-                factor = 1 + cfg.intensity * _rows(lines.fork("intensity").randn(count)).clamp(-2, 2)
+                factor = 1 + cfg.intensity * view_major(lines.fork("intensity").randn(count)).clamp(-2, 2)
             x = cut(stacks, place, size, cfg.shift).float() / 255
             x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
-            views = Views(x=x, stream="rl", role=role, num_views=count)
-            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+            views = build_views(x, "rl", role, given)
             if plan.coords and role != "clean":
                 side = torch.full_like(place, size)
                 boxes = torch.cat([place, side], 1) / stacks.shape[-1]
@@ -320,21 +310,10 @@ class RL(HasStates):
                     boxes, size // cfg.patch, torch.zeros(len(x), dtype=torch.bool, device=x.device)
                 )
             if role == "global":
-                views.condition, views.masks = given.get("condition"), self._masks(given, plan)
+                views.condition = given.get("condition")
                 views.target = patchify(x, cfg.patch) if plan.target else None
             batch.append(views)
         return Batch(batch)
-
-    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
-        side = self.cfg.size // self.cfg.patch
-        if "context" in given:
-            largest = largest_target(plan, self.cfg.mask, (side, side))
-            return as_masks(given["context"], given["targets"], side**2, largest)
-        if "hidden" not in given:
-            return ()
-        same = num_hidden(plan, self.cfg.mask, side**2, given["hidden"].shape[1])
-        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
-        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the whole stack, averaged down."""
@@ -393,12 +372,3 @@ def cut(stacks: Tensor, place: Tensor, size: int, pad: int) -> Tensor:
     r, c = len(stacks), stacks.shape[1]
     picked = stacks.gather(2, rows[:, None, :, None].expand(r, c, size, stacks.shape[-1]))
     return picked.gather(3, columns[:, None, None].expand(r, c, size, size))
-
-
-def _rows(drawn: Tensor) -> Tensor:
-    """Draws [B, V, ...] as rows, view-major [V*B, ...]."""
-    return drawn.transpose(0, 1).flatten(0, 1)
-
-
-def _num(plan: ViewPlan, role: Role) -> int:
-    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

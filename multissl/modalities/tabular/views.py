@@ -15,9 +15,9 @@ from torch import Tensor
 
 from multissl.contract.data import Mask, Views
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.base import pack_masks
-from multissl.modalities.masks import draw_masks, group_size
-from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.rows import group_size
+from multissl.modalities.views import pack_masks
 from multissl.random import RowRandom
 
 
@@ -80,14 +80,10 @@ def _shares(cfg: Any, count: int) -> list[float]:
 
 
 def _masks(plan: ViewPlan, rows: Tensor, cfg: Any, rng: RowRandom) -> list[Mask]:
-    grid = (1, rows.shape[1])
-    if plan.context_ratio:
-        places = [d.to(rows.device) for d in draw_multiblock(plan, "random", grid, rng.fork("masks"))]
-        return list(as_masks(places[0], places[1], grid[1], largest_target(plan, "random", grid)))
-    if plan.mask_ratio:
-        drawn = draw_masks(plan, "random", grid, cfg.mask_group, rng.fork("masks"))
-        return [mask.to(rows.device) for mask in drawn]
-    return []
+    if plan.mask_ratio is None:
+        return []
+    drawn = draw_masks(plan, "random", (1, rows.shape[1]), cfg.mask_group, rng.fork("masks"))
+    return [mask.to(rows.device) for mask in drawn]
 
 
 def choose(columns: int, share: float, rng: RowRandom) -> Tensor:

@@ -21,24 +21,25 @@ import torch
 from torch import Tensor
 
 from multissl.contract.abilities import HasText, HiddenWords, Running
-from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.data import Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need, flatten
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.modalities.multiblock import as_masks, draw_multiblock, largest_target
+from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.rows import masks_of
 from multissl.modalities.text import masks as text_masks
 from multissl.modalities.text import probes as text_probes
 from multissl.modalities.text import tokenizer
 from multissl.modalities.text.baselines import rarity, tfidf
 from multissl.modalities.text.files import COLUMNS, FILES, Bad, Documents, Passage, read_texts
-from multissl.modalities.text.masks import Replacement, Spans, draw_text_masks
+from multissl.modalities.text.masks import Replacement, Spans, Words
 from multissl.modalities.text.rows import Rows
 from multissl.modalities.text.spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
 from multissl.modalities.text.tokenizer import Tokens, Vocabulary
+from multissl.modalities.views import build_views, ids_of, roles, with_masks
 from multissl.random import RowRandom
 
 SMALLEST_VOCABULARY = tokenizer.BYTES + tokenizer.SPECIAL
-ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
 class Text(HasText):
@@ -188,13 +189,8 @@ class Text(HasText):
         """Windows of every role, int64 [V*B, L], which ids are real, masks, targets, and who the samples are."""
         plan, cfg = plans["text"], self.cfg
         passages = [self._passage(s) for s in samples]
-        raw: dict[str, Any] = {"sample_id": torch.tensor([s.index for s in samples])}
-        if any(s.group >= 0 for s in samples):
-            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
-        for role in ROLES:
-            count = {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]
-            if not count:
-                continue
+        raw: Raw = {**ids_of(samples)}
+        for role, count in roles(plan):
             draws = rng.fork(role).rand(count, 2)  # [B, V, 2]: share of a crop, place of a window
             if cfg.same_window and role == "global":
                 draws = draws[:, :1].expand(-1, count, -1)
@@ -264,7 +260,7 @@ class Text(HasText):
             width = max(math.ceil((cfg.crop[0] + (cfg.crop[1] - cfg.crop[0]) * share) * width), 1)
         return min(int(place * (have - width + 1)), have - width), width
 
-    def _hide(self, rows: Rows, plan: ViewPlan, rng: RowRandom, raw: dict[str, Any]) -> None:
+    def _hide(self, rows: Rows, plan: ViewPlan, rng: RowRandom, raw: Raw) -> None:
         """Masks of the global views, what is rebuilt, and the ids that stand for what is hidden."""
         cfg, words = self.cfg, self.vocabulary()
         if cfg.infill:
@@ -279,21 +275,18 @@ class Text(HasText):
                 raise ValueError(
                     "modality.pack=False: a context and its targets need full rows, set pack=True"
                 )
-            raw["context"], raw["targets"] = draw_multiblock(plan, "block", (1, cfg.length), rng)
+            with_masks(raw, draw_masks(plan, "block", (1, cfg.length), cfg.mask_group, rng))
             return
         if plan.corrupt and plan.num_masks > 1:
             raise ValueError("text replaces tokens under one mask: ask for num_masks=1")
         given = Replacement(cfg.replacement, words.mask, words.content) if plan.corrupt else None
         able = rows.valid & ~np.isin(rows.ids, words.spec["special"])
-        masks, changed = draw_text_masks(
-            plan, Spans(cfg.mask, cfg.span_p, cfg.span_words), rows.ids, able, rows.starts, cfg.mask_group, cfg.pack,
-            rng, given,
-        )  # fmt: skip
-        for part in ("hidden", "index", "weight"):
-            raw[part] = torch.stack([getattr(m, part) for m in masks])  # [masks, ...]
-        rows.ids = changed
+        spans = Spans(cfg.mask, cfg.span_p, cfg.span_words)
+        hiding = Words(spans, rows.ids, able, rows.starts, cfg.pack, given)
+        with_masks(raw, masks_of(plan, hiding, cfg.mask_group, rng))
+        rows.ids = hiding.changed
 
-    def _take_out(self, rows: Rows, rng: RowRandom, raw: dict[str, Any]) -> None:
+    def _take_out(self, rows: Rows, rng: RowRandom, raw: Raw) -> None:
         """T5's inputs and targets, which have the same lengths in every row."""
         count, spans = t5_spans(self.cfg.length, self.cfg.infill)
         last = self.streams()["text"].vocab - 1
@@ -310,32 +303,16 @@ class Text(HasText):
         """Nothing is left to draw: ids are settled in the worker."""
         given, plan = raw["text"], plans["text"]
         batch: list[Views] = []
-        for role in ROLES:
-            if role not in given:
-                continue
-            x = given[role]  # [R, L]
-            views = Views(x=x, stream="text", role=role, num_views=len(x) // len(given["sample_id"]))
-            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
+        for role, _ in roles(plan, given):
+            views = build_views(given[role], "text", role, given)  # x [R, L]
             if not (role == "global" and self.cfg.pack):
                 views.valid = given[f"{role}_valid"]
             if plan.coords and role != "clean":
                 views.coords = given[f"{role}_coords"]
-            if role == "global":
-                views.masks = self._masks(given, plan)
-                views.target = given.get("target") if plan.target else None
+            if plan.target and role == "global":
+                views.target = given["target"]
             batch.append(views)
         return Batch(batch)
-
-    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
-        cfg = self.cfg
-        if "context" in given:
-            largest = largest_target(plan, "block", (1, cfg.length))
-            return as_masks(given["context"], given["targets"], cfg.length, largest)
-        if "hidden" not in given:
-            return ()
-        same = text_masks.num_hidden(plan, cfg.mask, cfg.length, cfg.pack)
-        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
-        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Ids as they are, and counts of tokens weighted by how rare they are (TF-IDF)."""

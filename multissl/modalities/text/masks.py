@@ -12,15 +12,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from multissl.contract.data import Mask
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.base import pack_masks
-from multissl.modalities.masks import group_size, requests
+from multissl.modalities.masks.rows import Hiding, Place, Range, clamp, requests
 from multissl.modalities.text.spans import GEOMETRIC, Kind, budget, hide, replace_hidden
-from multissl.random import RowRandom
 
 
 class Spans(NamedTuple):
@@ -40,74 +35,63 @@ class Replacement(NamedTuple):
     content: np.ndarray
 
 
-def ranges(plan: ViewPlan, kind: Kind, length: int, rows: int) -> list[tuple[float, float]]:
-    """The range of hidden tokens that each masked row of a group of `rows` full rows asks for."""
-    assert plan.mask_ratio is not None
-    low, high = plan.mask_ratio
-    if low < high:
-        return requests(plan, "random", length, rows)
-    exact = budget(kind, length, low)
-    return [(exact, exact)] * int(rows * plan.mask_share)
-
-
 def most_hidden(plan: ViewPlan, kind: Kind, length: int) -> int:
-    """No row hides more tokens than this."""
+    """Return a number of hidden tokens that no row exceeds."""
     return 0 if plan.mask_ratio is None else budget(kind, length, plan.mask_ratio[1])
 
 
-def num_hidden(plan: ViewPlan, kind: Kind, length: int, full: bool) -> int | None:
-    """Hidden tokens in every row where all rows agree, whatever is drawn, else None."""
-    assert plan.mask_ratio is not None
-    fixed = full and plan.mask_share == 1 and plan.mask_ratio[0] == plan.mask_ratio[1]
-    return budget(kind, length, plan.mask_ratio[0]) if fixed else None
+class Words(Hiding):
+    """Tokens of texts, hidden by words or spans of them: rows [V, B, L] of ids, which may be hidden where `able`.
 
-
-def draw_text_masks(
-    plan: ViewPlan, spans: Spans, ids: np.ndarray, able: np.ndarray, starts: np.ndarray, group: int,
-    full: bool, rng: RowRandom, replacement: Replacement | None = None,
-) -> tuple[list[Mask], np.ndarray]:  # fmt: skip
-    """`plan.num_masks` masks over rows [V, B, L] of ids, which may be hidden where they are `able`.
-
-    Also the ids with what the first mask hides replaced, where a replacement is given. `full` rows hold no padding.
+    `full` rows hold no padding. Where a replacement is given, `changed` are the ids with what the first mask hides
+    replaced, as rows are drawn.
     """
-    views, count, length = able.shape
-    size = group_size(group, rng)
-    asked = ranges(plan, spans.kind, length, views * size)
-    if not asked and plan.mask_share > 0:
-        raise ValueError(
-            f"mask_share={plan.mask_share} of the {views * size} views of {size} samples masks none: choose a"
-            f" batch_size with a larger divisor up to mask_group={group}, or mask_share=1"
-        )
-    upper = sum(_clamp(high, length) for _, high in asked) * (rng.rows // size)
-    masks, changed = [], ids.copy()
-    for number in range(plan.num_masks):
-        hidden = np.zeros((views, count, length), bool)
-        for lane, generator in enumerate(rng.fork(f"mask {number}").group(size)):
-            rows = generator.permutation(views * size)[: len(asked)]
-            for row, (low, high) in zip(rows.tolist(), asked, strict=True):
-                at = row // size, lane * size + row % size
-                request = _clamp(generator.uniform(low, high), length)
-                wanted = _fitting(request, int(able[at].sum()), length, full)
-                if not wanted:
-                    continue
-                hidden[at] = hide(
-                    generator, spans.kind, able[at], starts[at], wanted, spans.p, spans.constant
-                )
-                if replacement is not None and number == 0:
-                    changed[at] = replace_hidden(
-                        generator, ids[at], hidden[at], replacement.mask, replacement.content,
-                        replacement.shares, spans.kind == "span",
-                    )  # fmt: skip
-        flat: Tensor = torch.from_numpy(hidden.reshape(-1, length))
-        masks.append(pack_masks(flat, upper))
-    return masks, changed
 
+    def __init__(
+        self, spans: Spans, ids: np.ndarray, able: np.ndarray, starts: np.ndarray, full: bool,
+        replacement: Replacement | None = None,
+    ) -> None:  # fmt: skip
+        self.spans, self.ids, self.able, self.starts, self.full = spans, ids, able, starts, full
+        self.replacement, self.changed = replacement, ids.copy()
+        self.tokens = ids.shape[-1]
 
-def _clamp(count: float, tokens: int) -> int:
-    return min(max(int(count), 1), tokens - 1)
+    def ranges(self, plan: ViewPlan, rows: int) -> list[Range]:
+        """Return the range of hidden places that each masked row of a group asks for."""
+        assert plan.mask_ratio is not None
+        low, high = plan.mask_ratio
+        if low < high:
+            return requests(plan, "random", self.tokens, rows)
+        exact = budget(self.spans.kind, self.tokens, low)
+        return [(exact, exact)] * int(rows * plan.mask_share)
+
+    def most(self, high: float) -> int:
+        """Return the most tokens that a row hides which asks for up to `high` places."""
+        return clamp(high, self.tokens)
+
+    def num_hidden(self, plan: ViewPlan, rows: int) -> int | None:
+        """Return the hidden tokens of every row where all rows agree, else None."""
+        assert plan.mask_ratio is not None
+        fixed = self.full and plan.mask_share == 1 and plan.mask_ratio[0] == plan.mask_ratio[1]
+        return budget(self.spans.kind, self.tokens, plan.mask_ratio[0]) if fixed else None
+
+    def row(self, rng: np.random.Generator, place: Place, low: float, high: float) -> np.ndarray:
+        """Return which places of one row are hidden, bool [tokens]."""
+        at = place.view, place.sample
+        request = clamp(rng.uniform(low, high), self.tokens)
+        wanted = _fitting(request, int(self.able[at].sum()), self.tokens, self.full)
+        if not wanted:
+            return np.zeros(self.tokens, bool)
+        kind, p, constant = self.spans
+        hidden = hide(rng, kind, self.able[at], self.starts[at], wanted, p, constant)
+        if self.replacement is not None and place.mask == 0:
+            shares, mask, content = self.replacement
+            self.changed[at] = replace_hidden(
+                rng, self.ids[at], hidden, mask, content, shares, kind == "span"
+            )
+        return hidden
 
 
 def _fitting(request: int, have: int, length: int, full: bool) -> int:
-    """What a row with `have` tokens to hide hides: the request in a full one, else the same share of its tokens."""
+    """Return how many of `have` tokens a row hides: the request in a full row, else the same share of them."""
     wanted = request if full else max(math.ceil(request * have / length), 1)
     return max(min(wanted, have - 1), 0)

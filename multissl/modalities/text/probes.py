@@ -16,11 +16,11 @@ import torch
 
 from multissl.contract.abilities import HiddenWords, Running
 from multissl.contract.data import Views
-from multissl.modalities.base import pack_masks
 from multissl.modalities.text.counts import Neighbors, characters, words_of
 from multissl.modalities.text.files import Documents
 from multissl.modalities.text.rows import Rows
 from multissl.modalities.text.tokenizer import Tokens, Vocabulary
+from multissl.modalities.views import pack_masks
 
 ROWS = 256
 """Rows of a batch."""

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.contract.data import Batch, Mask, Raw, Role, Sample, Samples, Views
+from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
-from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.modalities.image import ops
 from multissl.modalities.image.crops import TRIES, crop_box, share_of
+from multissl.modalities.masks import draw_masks
 from multissl.modalities.video.baselines import clip_floor, flow_floor, frame_floor
 from multissl.modalities.video.clips import (
     Span,
@@ -38,13 +39,7 @@ from multissl.modalities.video.clips import (
 )
 from multissl.modalities.video.figures import clip_panel, pixels
 from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
-from multissl.modalities.video.masks import (
-    Hiding,
-    draw_clip_masks,
-    draw_places,
-    hidden_each,
-    place_masks,
-)
+from multissl.modalities.views import build_views, ids_of, rand_rows, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import describe_file
 from multissl.sources.splits import SplitSamples
@@ -58,7 +53,6 @@ LIMITS = {
     ),
     "hue": (0, 0.5),
 }
-ROLES: tuple[Role, ...] = ("clean", "global", "local")
 
 
 class Video(Modality):
@@ -115,7 +109,7 @@ class Video(Modality):
         """Probability of dropping color, 0 to 1."""
         solarize: float = 0.0
         """Probability of inverting bright pixels, on the second global view only; 0 to 1."""
-        mask: Hiding = "tube"
+        mask: Literal["tube", "block", "random"] = "tube"
         """tube: random cells, hidden in every frame; block: rectangles, hidden in every frame; random: tokens."""
         union: int = 0
         """With mask=block, for predictions from a context: blocks whose union is the one target, the context is all
@@ -205,9 +199,9 @@ class Video(Modality):
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode once and cut: uint8 [V*B, T, 3, S, S] by role, masks, and who the samples are."""
         plan, count = plans["video"], len(samples)
-        draws = {role: rng.fork(role).rand(_num(plan, role), TRIES + 1, 4) for role in ROLES}
-        raw: dict[str, Tensor] = {}
-        boxes = {role: torch.zeros(count, _num(plan, role), 6) for role in ROLES}
+        draws = {role: rng.fork(role).rand(plan.count(role), TRIES + 1, 4) for role in ROLES}
+        raw: Raw = {}
+        boxes = {role: torch.zeros(count, plan.count(role), 6) for role in ROLES}
         for b, sample in enumerate(samples):
             clip = load_clip(sample)
             spans = {role: self._spans(role, clip.times, draws[role][b], sample) for role in ROLES}
@@ -226,18 +220,15 @@ class Video(Modality):
                     boxes[role][b, v] = torch.tensor([span.begin, *top_left[:2], span.length, *top_left[2:]])
                     if role not in raw:
                         raw[role] = torch.empty(
-                            _num(plan, role) * count, length, 3, size, size, dtype=torch.uint8
+                            plan.count(role) * count, length, 3, size, size, dtype=torch.uint8
                         )
                     raw[role][v * count + b] = resize_clip(next(parts), box, size)
         if plan.coords:  # [V*B, 6]
             raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
         if plan.mask_ratio is not None and plan.num_global:
-            raw |= self._draw_masks(plan, rng.fork("masks"))
-        raw["sample_id"] = torch.tensor([s.index for s in samples])
-        raw["label"] = torch.tensor([s.label for s in samples])
-        if any(s.group >= 0 for s in samples):
-            raw["group_id"] = torch.tensor([s.group if s.group >= 0 else -2 - s.index for s in samples])
-        return {"video": raw}
+            cfg, lines = self.cfg, rng.fork("masks")
+            with_masks(raw, draw_masks(plan, cfg.mask, self.grid, cfg.mask_group, lines, union=cfg.union))
+        return {"video": raw | ids_of(samples)}
 
     def _spans(self, role: Role, times: np.ndarray, draws: Tensor, sample: Sample) -> list[Span]:
         """The frames of each view of a role; draws [V, TRIES + 1, 4], the last line is the clip's place in time."""
@@ -271,36 +262,13 @@ class Video(Modality):
         scale = cfg.local_scale if role == "local" else cfg.global_scale
         return crop_box(height, width, draw[:TRIES].tolist(), scale, cfg.ratio)
 
-    def _draw_masks(self, plan: ViewPlan, rng: RowRandom) -> dict[str, Tensor]:
-        cfg = self.cfg
-        if plan.context_ratio is not None:
-            context, targets = draw_places(plan, cfg.mask, self.grid, cfg.union, rng)
-            return {"context": context, "targets": targets}
-        masks = draw_clip_masks(plan, cfg.mask, self.grid, cfg.mask_group, rng)
-        return {
-            part: torch.stack([getattr(m, part) for m in masks]) for part in ("hidden", "index", "weight")
-        }
-
-    def _masks(self, given: dict[str, Tensor], plan: ViewPlan) -> tuple[Mask, ...]:
-        if "context" in given:
-            return place_masks(
-                given["context"], given["targets"], plan, self.cfg.mask, self.grid, self.cfg.union
-            )
-        if "hidden" not in given:
-            return ()
-        same = hidden_each(plan, self.cfg.mask, self.grid, given["hidden"].shape[1])
-        parts = zip(given["hidden"], given["index"], given["weight"], strict=True)
-        return tuple(Mask(hidden=h, index=i, weight=w, num_hidden=same) for h, i, w in parts)
-
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Everything photometric, on the device of the clips."""
         given, plan = raw["video"], plans["video"]
         mean, std = self._statistics
         batch: list[Views] = []
-        for role in ROLES:
-            if role not in given:
-                continue
-            count, frames = _num(plan, role), given[role].shape[1]
+        for role, count in roles(plan, given):
+            frames = given[role].shape[1]
             x = torch.div(given[role], 255).flatten(0, 1)  # [R*T, 3, S, S]
             flipped = torch.zeros(len(given[role]), dtype=torch.bool)
             if role != "clean":
@@ -308,14 +276,12 @@ class Video(Modality):
             x = (
                 ops.normalize(x, mean, std).unflatten(0, (-1, frames)).transpose(1, 2).contiguous()
             )  # [R, 3, T, S, S]
-            views = Views(x=x, stream="video", role=role, num_views=count)
+            views = build_views(x, "video", role, given)
             if plan.coords and role != "clean":
                 grid = [n // p for n, p in zip(x.shape[2:], self.patch, strict=True)]
                 views.coords = tubelet_centers(given[f"{role}_box"], grid, flipped.to(x.device))
-            views.sample_id, views.group_id = given["sample_id"], given.get("group_id")
-            if role == "global":
-                views.masks = self._masks(given, plan)
-                views.target = tubelets(x, self.patch) if plan.target else None
+            if plan.target and role == "global":
+                views.target = tubelets(x, self.patch)
             batch.append(views)
         return Batch(batch)
 
@@ -331,8 +297,7 @@ class Video(Modality):
         def draw(
             tag: str, *shape: int
         ) -> Tensor:  # uniform, [V*B*T, *shape], one draw for all frames of a clip
-            drawn = rng.fork(tag).rand(count, *shape)
-            return drawn.transpose(0, 1).flatten(0, 1).repeat_interleave(frames, 0)
+            return rand_rows(rng.fork(tag), count, *shape).repeat_interleave(frames, 0)
 
         flipped = draw("flip") < cfg.flip
         x = ops.apply_to(x, flipped, ops.flip)
@@ -381,7 +346,3 @@ def _demo(split: str) -> SplitSamples:
     count = len(videos)
     rows, no_groups = np.arange(count), np.full(count, -1)
     return SplitSamples(data=videos, labels=videos.labels, groups=no_groups, classes=list(CLASSES), rows=rows)
-
-
-def _num(plan: ViewPlan, role: Role) -> int:
-    return {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[role]

@@ -50,7 +50,7 @@ def test_the_draws_of_a_member_do_not_depend_on_which_others_there_are(tmp_path:
     plan, drawn = ViewPlan(num_global=1, mask_ratio=(0.5, 0.5)), {}
     for members in ("ab", "cba"):
         made = pairs(source, members={name: IMAGE for name in members})
-        raw, _ = Steps(made, dict.fromkeys(members, plan), 4, 0, 0, 1, final=True)[0]
+        raw, _ = StepBatches(made, dict.fromkeys(members, plan), 4, 0, 0, 1, final=True)[0]
         drawn[members] = raw
     for name in "ab":
         one, other = (drawn[members].of(name, "global") for members in drawn)

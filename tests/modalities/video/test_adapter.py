@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from multissl.contract.data import Batch, Sample, Unreadable, Views
+from multissl.contract.data import Batch, Mask, Sample, Unreadable, Views
 from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Data, StepBatches, batches_of
+from multissl.modalities.masks.unions import union_size
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.baselines import flow_floor
 from multissl.modalities.video.clips import choose_frames, tubelet_centers, tubelets
-from multissl.modalities.video.masks import union_size
 from multissl.random import RowRandom
+from tests.modalities import same_tensors
 
 PLAN = ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.75, 0.75), target=True, coords=True)
 CPU = torch.device("cpu")
@@ -64,10 +66,13 @@ def values(views: Views, modality: Video) -> torch.Tensor:
 # views
 
 
-def test_the_worker_hands_over_bytes_and_nothing_but_tensors() -> None:
+def test_the_worker_hands_over_bytes_and_whole_masks() -> None:
     raw = small().collate(videos(4), {"video": PLAN}, rows())["video"]
-    assert {k: tuple(raw[k].shape) for k in ("clean", "global", "local", "hidden")} == {
-        "clean": (4, 4, 3, 16, 16), "global": (8, 4, 3, 16, 16), "local": (8, 2, 3, 8, 8), "hidden": (1, 8, 32),
+    (mask,) = raw.pop("masks").values()
+    assert isinstance(mask, Mask)
+    assert mask.hidden.shape == (8, 32)
+    assert {k: tuple(raw[k].shape) for k in ("clean", "global", "local")} == {
+        "clean": (4, 4, 3, 16, 16), "global": (8, 4, 3, 16, 16), "local": (8, 2, 3, 8, 8),
     }  # fmt: skip
     assert {raw[role].dtype for role in ("clean", "global", "local")} == {torch.uint8}
     assert all(isinstance(v, torch.Tensor) for v in raw.values())
@@ -121,12 +126,12 @@ def test_predictions_from_a_context_are_the_same_on_two_ranks(union: int) -> Non
 def test_views_are_a_pure_function_of_their_arguments() -> None:
     modality, samples = small(), videos(4)
     raw = modality.collate(samples, {"video": PLAN}, rows())
-    before = {k: v.clone() for k, v in raw["video"].items()}
+    before = copy.deepcopy(raw["video"])
     a, b = (modality.views(raw, {"video": PLAN}, rows(line=1)) for _ in range(2))
     assert all(torch.equal(x.x, y.x) for x, y in zip(a, b, strict=True))
-    assert all(torch.equal(raw["video"][k], v) for k, v in before.items())
+    same_tensors(raw["video"], before)
     again = modality.collate(samples, {"video": PLAN}, rows())["video"]
-    assert all(torch.equal(again[k], v) for k, v in before.items())
+    same_tensors(again, before)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

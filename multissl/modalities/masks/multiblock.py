@@ -22,7 +22,7 @@ from torch import Tensor
 
 from multissl.contract.data import Mask
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.masks import Grid, Kind
+from multissl.modalities.masks.rows import Grid, Kind
 from multissl.random import RowRandom
 
 ASPECT = (0.75, 1.5)
@@ -33,10 +33,26 @@ FEWEST = 10
 Size = tuple[int, int]
 
 
+def context_masks(
+    plan: ViewPlan, kind: Kind, grid: Grid, slots: int, rng: RowRandom, reference: bool = False
+) -> tuple[Mask, ...]:
+    """Return the mask that hides all but the context, then those of the targets, drawn on a grid for all its slots."""
+    cells, largest = grid[0] * grid[1], largest_target(plan, kind, grid)
+    places = draw_multiblock(plan, kind, grid, rng, reference)
+    context, targets = (in_all_slots(p, slots, cells) for p in places)
+    return as_masks(context, targets, slots * cells, largest * slots)
+
+
+def in_all_slots(places: Tensor, slots: int, cells: int) -> Tensor:
+    """Return places in one slot [..., Q] as those of all slots [..., slots*Q]."""
+    later = torch.arange(slots)[:, None] * cells
+    return (places[..., None, :] + later).flatten(-2)
+
+
 def draw_multiblock(
     plan: ViewPlan, kind: Kind, grid: Grid, rng: RowRandom, reference: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Places of the context, int64 [R, K], and of the targets, int64 [T, R, Q], each in ascending order."""
+    """Return the places of the context, int64 [R, K], and of the targets, int64 [T, R, Q], in ascending order."""
     assert plan.mask_ratio is not None
     assert plan.context_ratio is not None
     step = rng.fork("sizes").common()
@@ -61,7 +77,7 @@ def draw_multiblock(
 def sizes(
     plan: ViewPlan, kind: Kind, grid: Grid, rng: np.random.Generator, reference: bool = False
 ) -> tuple[Size, Size]:
-    """Height and width of a step's targets and of its context block; 1 and a count for random tokens."""
+    """Return height and width of a step's targets and of its context block; 1 and a count for random tokens."""
     assert plan.mask_ratio is not None
     assert plan.context_ratio is not None
     share, aspect, context = rng.random(3)
@@ -86,7 +102,7 @@ def sizes(
 
 
 def largest_target(plan: ViewPlan, kind: Kind, grid: Grid) -> int:
-    """No target has more tokens than this."""
+    """Return a number of tokens that no target exceeds."""
     assert plan.mask_ratio is not None
     tokens = grid[0] * grid[1]
     area = max(int(tokens * plan.mask_ratio[1]), 1)
@@ -99,7 +115,7 @@ def largest_target(plan: ViewPlan, kind: Kind, grid: Grid) -> int:
 
 
 def context_size(plan: ViewPlan, kind: Kind, grid: Grid) -> int:
-    """K, the tokens that every context shows."""
+    """Return K, the tokens that every context shows."""
     assert plan.mask_ratio is not None
     assert plan.context_ratio is not None
     tokens = grid[0] * grid[1]
@@ -111,7 +127,7 @@ def _row(
     rng: np.random.Generator, kind: Kind, grid: Grid, target: Size, around: Size, count: int, keep: int,
     reference: bool,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """One row's free tokens of the context, `keep` or more, and its targets [T, Q]."""
+    """Return one row's free tokens of the context, `keep` or more, and its targets [T, Q]."""
     tokens = grid[0] * grid[1]
     blocks = np.empty((0, 0), np.int64)
     for _ in range(TRIES):
@@ -129,7 +145,7 @@ def _row(
 
 
 def _place(rng: np.random.Generator, kind: Kind, grid: Grid, size: Size, reference: bool) -> np.ndarray:
-    """The tokens of one block, or of as many random ones, in ascending order."""
+    """Return the tokens of one block, or of as many random ones, in ascending order."""
     if kind == "random":
         return _some(rng, np.arange(grid[0] * grid[1]), size[0] * size[1])
     (height, width), (h, w), end = grid, size, 0 if reference else 1
@@ -142,7 +158,7 @@ def _some(rng: np.random.Generator, of: np.ndarray, count: int) -> np.ndarray:
 
 
 def as_masks(context: Tensor, targets: Tensor, tokens: int, largest: int) -> tuple[Mask, ...]:
-    """The context's mask, which hides all but the context, then the targets'; counts come from the shapes alone.
+    """Return the context's mask, which hides all else, then the targets'; counts come from the shapes alone.
 
     Targets' indices are padded to R * largest, the same every step; the context's is not padded.
     """
