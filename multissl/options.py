@@ -100,7 +100,16 @@ def apply(recipe: Recipe, settings: dict[str, Setting], commands: tuple[str, ...
     try:
         return _changed(recipe, settings, "")
     except UnknownOptionError as error:
-        raise ValueError(f"no option {error.flag}{_nearest(error, recipe, commands)}") from None
+        replaced = {name for name, setting in settings.items() if setting.values is not None}
+        known = [
+            path for path, _, _ in walk(recipe) if path.partition(".")[0] not in replaced or "." not in path
+        ]
+        if error.config:
+            parent = error.path.rpartition(".")[0]
+            known += [f"{parent}.{name}".lstrip(".") for name in vars_of(error.config)]
+        raise ValueError(
+            f"no option {error.flag}{_nearest(error, [*known, *commands, *RECIPE_WORDS])}"
+        ) from None
 
 
 class UnknownOptionError(Exception):
@@ -111,15 +120,14 @@ class UnknownOptionError(Exception):
         self.flag, self.path, self.config = flag, path, config
 
 
-def _nearest(error: UnknownOptionError, recipe: Recipe, commands: tuple[str, ...]) -> str:
+def _nearest(error: UnknownOptionError, known: list[str]) -> str:
     from multissl.config import new_names
 
     parent, _, name = error.path.rpartition(".")
     new = new_names(type(error.config)).get(name) if error.config else None
     if new:
         return f": it is called --{parent}.{new} now" if parent else f": it is called --{new} now"
-    known = [*commands, *RECIPE_WORDS, *(path for path, _, _ in walk(recipe))]
-    same = [path for path in known if path.rpartition(".")[2] == name]
+    same = [path for path in dict.fromkeys(known) if path.rpartition(".")[2] == name]
     near = difflib.get_close_matches(error.path, known, n=1, cutoff=0.75) or same[:3]
     near = near or difflib.get_close_matches(error.path, known, n=1, cutoff=0.6)
     if not near:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,14 @@ def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFi
         (["show", STUB, "--optim.lrr", "1"], "no option --optim.lrr; did you mean --optim.lr?"),
         (["show", STUB, "--lr", "1"], "no option --lr; did you mean --optim.lr?"),
         (["show", STUB, "optim.lrr=1"], "no option --optim.lrr; did you mean --optim.lr?"),
+        (
+            ["show", "image", "--objective", "vicreg", "--objective.teacher.ema", "1"],
+            "no option --objective.teacher.ema",
+        ),
+        (
+            ["show", "image", "--objective", "vicreg", "--objective.varianc", "1"],
+            "did you mean --objective.variance?",
+        ),
         (["show", STUB, "--epoch", "1"], "no option --epoch; did you mean --epochs?"),
         (["show", STUB, "--restrat"], "no option --restrat; multissl train NAME --help lists them all"),
         (["train", STUB, "--restrat"], "no option --restrat; did you mean --restart?"),
@@ -248,3 +258,22 @@ def test_ctrl_c_is_told_in_a_line(
     monkeypatch.setitem(cli.CALLS, "eval", interrupted)
     assert cli.main(["eval", "run"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def seconds(*command: str) -> float:
+    """Return the median processor time of three starts of Python, which other processes do not lengthen much."""
+    taken: list[float] = []
+    for _ in range(3):
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
+    return statistics.median(taken)
+
+
+@pytest.mark.slow
+def test_help_and_list_answer_at_once_and_a_mistyped_flag_soon() -> None:
+    torch = seconds("-c", "import torch")
+    assert seconds("-m", "multissl", "--help") < 0.5
+    assert seconds("-m", "multissl", "list") < 0.5
+    assert seconds("-m", "multissl", "train", "image", "--optim.lrr", "2e-3") < 1.5 * torch
