@@ -100,7 +100,7 @@ class Data2Vec(Objective):
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens."""
         cfg = self.cfg
-        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        views = batch.find(self.stream, "global")
         if views is None or views.mask is None:
             raise ValueError("data2vec wants a global view with a mask, as its plan says")
         _, hidden = places(views.mask)  # [R, Q]

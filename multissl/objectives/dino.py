@@ -206,8 +206,7 @@ class DINO(Objective):
 
     def sides(self, batch: Batch) -> list[Views]:
         """The global views, and the local ones where there are any; without their mask where iBOT is off."""
-        by_role = {v.role: v for v in batch if v.stream == self.stream}
-        found = by_role.get("global")
+        found, local = batch.find(self.stream, "global"), batch.find(self.stream, "local")
         if found is None or found.num_views != 2:
             raise ValueError(f"dino wants 2 global views, got {found.num_views if found else 0}")
         if self.cfg.ibot_weight and found.mask is None:
@@ -215,7 +214,7 @@ class DINO(Objective):
                 "ibot needs masked global views: take a modality with masks, or set objective.ibot_weight=0"
             )
         found = found if self.cfg.ibot_weight else found.with_mask(None)
-        return [found, by_role["local"]] if "local" in by_role and self.cfg.dino_weight else [found]
+        return [found, local] if local and self.cfg.dino_weight else [found]
 
     @torch.no_grad()
     def teach(self, views: Views, temperature: float) -> dict[str, Targets]:

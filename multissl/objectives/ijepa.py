@@ -90,7 +90,7 @@ class IJEPA(Objective):
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's targets."""
-        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        views = batch.find(self.stream, "global")
         if views is None or len(views.masks) != 1 + self.cfg.targets:
             raise ValueError(
                 f"ijepa wants a global view with a mask for the context and {self.cfg.targets} for targets,"

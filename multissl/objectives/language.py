@@ -169,7 +169,7 @@ def sequence(name: str, streams: Mapping[str, StreamSpec]) -> tuple[str, StreamS
 
 def one_view(batch: Batch, stream: str) -> Views:
     """The global view of a stream."""
-    return next(v for v in batch if v.stream == stream and v.role == "global")
+    return batch.of(stream, "global")
 
 
 def transform(inputs: int, outputs: int) -> nn.Sequential:

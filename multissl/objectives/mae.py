@@ -85,7 +85,7 @@ class MAE(Objective):
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens; padding does not count."""
-        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        views = batch.find(self.stream, "global")
         if views is None or views.mask is None or views.target is None:
             raise ValueError("mae wants a global view with a mask and a target, as its plan says")
         seen, hidden = places(views.mask)  # [R, K], [R, Q]

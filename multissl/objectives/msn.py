@@ -107,13 +107,12 @@ class MSN(Objective):
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The terms of this rank's anchors."""
-        cfg, by_role = self.cfg, {v.role: v for v in batch if v.stream == self.stream}
-        full = by_role.get("global")
+        cfg, full, local = self.cfg, batch.find(self.stream, "global"), batch.find(self.stream, "local")
         if full is None or full.num_views != 2:
             raise ValueError(f"msn wants 2 global views, got {full.num_views if full else 0}")
         if cfg.mask_ratio and full.mask is None:
             raise ValueError("msn needs masked global views, got none: or set objective.mask_ratio=0")
-        anchors = [full.part(1, 1), *([by_role["local"]] if "local" in by_role else [])]
+        anchors = [full.part(1, 1), *([local] if local else [])]
         target = self.teach([full.part(0, 1).with_mask(None)])  # [B, K]
         features = encoders.encode(anchors, "drop" if cfg.mask_ratio else "none")
         z = wide(self.projector(torch.cat([f.pooled for f in features])))  # [V*B, P]

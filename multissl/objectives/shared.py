@@ -64,7 +64,7 @@ def handed(batch: Batch, plans: Plans) -> Batch:
     found = []
     for views in batch:
         plan = plans.get(views.stream, ViewPlan())
-        count = {"clean": plan.num_clean, "global": plan.num_global, "local": plan.num_local}[views.role]
+        count = plan.count(views.role)
         if count:
             masks = views.masks[: plan.num_masks + bool(plan.context_ratio)] if plan.mask_ratio else ()
             found.append(replace(views, masks=masks).part(0, min(count, views.num_views)))

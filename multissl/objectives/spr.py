@@ -109,7 +109,7 @@ class SPR(Objective):
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
-        views = next(v for v in batch if v.stream == self.stream and v.role == "global")
+        views = batch.of(self.stream, "global")
         actions = self.actions(views)  # [K, B, A]
         seen = views if self.inverse is not None else views.part(0, 1)
         z = self.latents(encoders, seen)  # [V or 1, B, D]

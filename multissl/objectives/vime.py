@@ -93,7 +93,7 @@ class VIME(Objective):
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; every row has equally many cells."""
-        views = next((v for v in batch if v.stream == self.stream and v.role == "global"), None)
+        views = batch.find(self.stream, "global")
         if views is None or views.target is None:
             raise ValueError("vime wants global views with their targets, as its plan says")
         (features,) = encoders.encode([views])
