@@ -227,7 +227,7 @@ def _mapping(hint: Any, value: Any, setting: Setting, path: str, *, optional: bo
         return {}
     made = dict(value)
     known = {name.replace("-", "_"): name for name in value}
-    for name, below in setting.below.items():
+    for name, below in _by_key(setting.below, known).items():
         key = known.get(name)
         if key is not None and optional and below.values is not None and _single(below).lower() == "none":
             _refuse_options_of_left_out(below, below.flag)
@@ -243,6 +243,31 @@ def _mapping(hint: Any, value: Any, setting: Setting, path: str, *, optional: bo
         else:
             raise ValueError(f"{below.flag}: {_member_of(hint, path)} {name!r}{suggest(name, known)}")
     return made
+
+
+def _by_key(below: dict[str, Setting], keys: Iterable[str]) -> dict[str, Setting]:
+    """Return settings by the keys of a mapping, of which some hold dots: `0` below `blocks` sets `blocks.0`."""
+    for key in (k for k in keys if "." in k):
+        below, setting = _taken_out(below, key.split("."))
+        if setting is not None:
+            below[key] = setting
+    return below
+
+
+def _taken_out(below: dict[str, Setting], path: list[str]) -> tuple[dict[str, Setting], Setting | None]:
+    """Return the settings without the one at a path, and that one, if there is one."""
+    first, *rest = path
+    if first not in below:
+        return below, None
+    others = {name: setting for name, setting in below.items() if name != first}
+    if not rest:
+        return others, below[first]
+    inner, setting = _taken_out(below[first].below, rest)
+    if setting is None:
+        return below, None
+    if inner or below[first].values is not None:
+        others[first] = dataclasses.replace(below[first], below=inner)
+    return others, setting
 
 
 def _member_of(hint: type[Config], path: str) -> str:

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl import options, registry
+from multissl import registry
 from multissl.build import Parts, build
+from multissl.config import to_dict
 from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.objective import Objective
@@ -31,6 +32,7 @@ from multissl.evaluators.knn import KNN
 from multissl.inference import clean_views
 from multissl.modalities.paired.adapter import Paired
 from multissl.objectives.weighted import Weighted
+from multissl.options import apply, read
 from multissl.parallel.gradients import clip_gradients
 from multissl.random import RowRandom
 from multissl.recipe import Recipe
@@ -291,9 +293,14 @@ def test_a_stream_is_taken_out_of_a_run_of_several(objective: str, folder: Path)
 
 def test_options_of_a_stream_with_a_dot_are_typed_as_any(folder: Path) -> None:
     made = recipe(folder, HOSTILE[::2], shrunk(registry.resolve("byol", "objectives").Config()))
-    encoder: Any = options.apply(made, options.read(["--encoders.blocks.0.depth", "1"])).encoders["blocks.0"]
-    assert encoder.depth == 1
-    locked = options.apply(made, options.read(["--locked", "blocks.0"]))
-    learner = build(locked, CPU).learner
+    changed: Any = apply(made, read(["--encoders.blocks.0.depth", "1", "--encoders.normal.depth=3"])).encoders
+    assert [encoder.depth for encoder in changed.values()] == [3, 2, 1]
+    other = apply(made, read(["--encoders.blocks.0", "resnet", "encoders.blocks.0.width=8"])).encoders[
+        "blocks.0"
+    ]
+    assert to_dict(other)["kind"] == "resnet"
+    with pytest.raises(ValueError, match=r"no option --encoders\.blocks\.0\.dept.*depth"):
+        apply(made, read(["--encoders.blocks.0.dept", "1"]))
+    learner = build(apply(made, read(["--locked", "blocks.0"])), CPU).learner
     assert not any(p.requires_grad for p in learner.encoders["blocks.0"].parameters())
     assert any(p.requires_grad for p in learner.encoders["normal"].parameters())

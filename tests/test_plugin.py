@@ -154,6 +154,10 @@ def test_a_recording_that_cannot_be_read_is_skipped_and_options_are_checked(
 # a part of each kind
 
 
+def test_the_package_adds_a_part_of_every_kind() -> None:
+    assert {*entries()} == {*registry.GROUPS, "recipes"}
+
+
 @pytest.mark.parametrize("group", [g for g in entries() if g != "recipes"])
 def test_a_part_of_every_kind_is_found_by_its_name(group: str, installed: Path) -> None:
     for name, target in entries()[group].items():
@@ -187,6 +191,15 @@ def test_parts_of_every_kind_train_together_and_are_read_back(installed: Path, t
     model = load(tmp_path / "run")
     assert model.encode(list(np.zeros((5, 3, 120), np.float32))).shape == (5, 8)
     assert evaluate(tmp_path / "run")["width/deviation"] > 0
+
+
+def test_a_logger_of_the_package_hears_of_a_run(installed: Path, tmp_path: Path) -> None:
+    lines = registry.resolve("lines", "loggers").Config(digits=2)
+    train(recipe(loggers={"lines": lines}, log_every=2), tmp_path / "run")
+    (file,) = (tmp_path / "run").rglob("lines.txt")
+    written = [line.split() for line in file.read_text().splitlines()]
+    assert {words[0] for words in written if words[1:3] == ["train", "loss"]} == {"2", "4"}
+    assert any(words[1:3] == ["eval", "width/deviation"] for words in written)
 
 
 def test_an_optimizer_of_the_package_makes_its_own_steps(installed: Path) -> None:

@@ -104,7 +104,8 @@ BRANCHES: dict[str, Callable[[Entry], tuple[object, ...]]] = {
 }
 """What the tests of a large variant branch on, from a case's options; without an entry the smallest case is enough.
 
-One of hf_dinov2 is: `tests/test_export.py` compares with the library itself, with and without registers and SwiGLU.
+One of hf_dinov2 is: `tests/weights/test_loading.py` compares with the library itself, with and without registers and
+SwiGLU.
 """
 
 

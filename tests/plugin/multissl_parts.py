@@ -14,6 +14,7 @@ from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import EncodeFunction, Encoder, Encoders
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Features, Losses, Progress
+from multissl.contract.logger import Kind, Logger, Session
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
@@ -156,6 +157,26 @@ class WideHead(MLPHead):
         """Options of the head."""
 
         hidden: int = 64
+
+
+class Lines(Logger):
+    """A line of text for each metric."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Logger.Config):
+        """Options of lines."""
+
+        digits: int = 3
+
+    def __init__(self, cfg: Config, session: Session) -> None:
+        self.cfg, self.path = cfg, session.folder / "lines.txt"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the numbers."""
+        numbers = [(name, value) for name, value in metrics.items() if not isinstance(value, str)]
+        with self.path.open("a") as file:
+            file.writelines(f"{step} {kind} {name} {value:.{self.cfg.digits}f}\n" for name, value in numbers)
 
 
 class Stripes(Source):
