@@ -20,7 +20,7 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     for stream, plan in plans.items():
         needs = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
-            "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords,
+            "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords, "size": bool(plan.size),
             "drop": "drop" in maskings_of(recipe, plan),
         }  # fmt: skip
         provided = modality.provides(stream)

@@ -92,13 +92,13 @@ def test_a_full_disk_keeps_earlier_checkpoints_and_says_what_to_do(tmp_path: Pat
 
 def test_a_run_from_before_the_draws_changed_is_not_resumed(tmp_path: Path) -> None:
     run.train(recipe(), tmp_path)
-    (newest,) = checkpoint.found(tmp_path)[-1:]
+    newest = checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]
     (newest / "meta.json").write_text(json.dumps({"format": 1, "step": checkpoint.step_of(newest)}))
     with pytest.raises(
         ValueError, match=r"format 1: since then the order of random draws changed.*--restart"
     ):
         run.train(recipe().replace(steps=checkpoint.step_of(newest) + 2), tmp_path)
-    run.load(tmp_path)
+    load(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
