@@ -322,7 +322,7 @@ def test_the_built_in_captions_tell_what_was_drawn() -> None:
     first = [train[i].data.parts["text"] for i in range(3)]
     assert first == [
         "medium crosses in light grey on dark turquoise",
-        "a picture of fine bricks, light grey before dark gray",
+        "a picture of fine bricks, light grey before dark grey",
         "dark grey spiral on a light purple ground, coarse",
     ]
     assert isinstance(val[0].data, Record)
