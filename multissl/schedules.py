@@ -1,4 +1,4 @@
-"""Schedules: one value a step. Constant, linear and cosine with a linear warm-up.
+"""Schedules: one value a step. Constant, linear, cosine and in steps, with a linear warm-up.
 
 The conventions are DINOv2's: the warm-up includes both its ends, so the base value appears at its last step and
 again at the first step of the cosine; the final value is returned from `total` on.
@@ -24,10 +24,15 @@ class Schedule:
     warmup: int = 0
     start: float = 0.0
     freeze: int = 0
-    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    shape: Literal["cosine", "linear", "constant", "steps"] = "cosine"
+    drops: tuple[int, ...] = ()
+    """Of shape steps: from each of these steps on the value is `factor` times what it was; `final` is not read."""
+    factor: float = 0.1
 
     def at(self, step: int, total: int) -> float:
         """The value at `step` of a run of `total` steps."""
+        if self.shape == "steps" and step >= self.warmup:
+            return self.base * self.factor ** sum(step >= drop for drop in self.drops)
         if step >= total:
             return self.final
         if step < self.freeze:
@@ -43,7 +48,7 @@ class Schedule:
                 return self.final + (self.base - self.final) * (1 + math.cos(math.pi * share)) / 2
             case "linear":
                 return self.base + (self.final - self.base) * share
-            case "constant":
+            case _:
                 return self.base
 
 

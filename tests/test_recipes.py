@@ -58,7 +58,13 @@ def test_every_recipe_runs_when_it_is_shrunk(name: str, tmp_path: Path) -> None:
         made.modality = paired_data.small(made.modality, tmp_path)
     if isinstance(made.modality, Image.Config):
         made.modality = made.modality.replace(
-            size=16, local_size=8, patch=4, mask_group=4, blur_kernel=3, data=""
+            size=16,
+            local_size=8,
+            patch=4,
+            mask_group=4,
+            blur_kernel=3,
+            data="",
+            mask_patch=min(made.modality.mask_patch, 8),
         )
     if isinstance(made.modality, RL.Config):
         burst = min(made.modality.burst, 2)

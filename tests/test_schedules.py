@@ -30,3 +30,9 @@ def test_the_middle_is_the_mean(shape: str) -> None:
 
 def test_constant_is_constant() -> None:
     assert {constant(0.3).at(i, 10) for i in range(12)} == {0.3}
+
+
+def test_steps_fall_by_a_factor_from_each_drop_on() -> None:
+    s = Schedule(base=1.0, final=0.0, warmup=3, start=0.2, shape="steps", drops=(5, 8))
+    found = [s.at(i, 10) for i in (0, 2, 3, 4, 5, 7, 8, 10, 20)]
+    assert found == pytest.approx([0.2, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])

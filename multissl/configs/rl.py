@@ -20,6 +20,7 @@ from multissl.evaluators.knn import KNN
 from multissl.evaluators.state_probe import StateProbe
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.modalities.rl.adapter import RL
 from multissl.objectives.byol import BYOL
 from multissl.objectives.infonce import InfoNCE
@@ -68,8 +69,11 @@ def spr() -> Recipe:
     Command: multissl train rl/spr
     Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
     Measured: unmeasured
+
+    Views are augmented, so the teacher is the student as it stands (momentum 0), as in the official code; without
+    augmentation that has a momentum of 0.99: --objective.teacher.ema 0.99 --objective.teacher.final_ema 0.99
     """
-    return _small(SPR.Config(teacher=batch_teacher(0.97)), horizon=1)
+    return _small(SPR.Config(teacher=_constant_teacher(0.0)), horizon=1)
 
 
 def sgi() -> Recipe:
@@ -79,7 +83,7 @@ def sgi() -> Recipe:
     Size: 400 steps of 128, Nature network of 50; minutes on two processor cores.
     Measured: unmeasured
     """
-    return _small(SPR.Config(inverse=1.0, teacher=batch_teacher(0.97)), horizon=1)
+    return _small(SPR.Config(inverse=1.0, teacher=_constant_teacher(0.99)), horizon=1)
 
 
 def byol() -> Recipe:
@@ -135,6 +139,10 @@ def pong() -> Recipe:
     made.modality = made.modality.replace(**options)
     made.evals = {name: made.evals[name].replace(every=500) for name in ("state", "collapse")}
     return made.replace(steps=1500)
+
+
+def _constant_teacher(ema: float) -> Teacher.Config:
+    return Teacher.Config(ema=ema, final_ema=ema, buffers="keep", batch_norm="batch")
 
 
 def _head(layers: int, norm: Any = "batch") -> MLPHead.Config:

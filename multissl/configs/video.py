@@ -104,15 +104,24 @@ def videomae_vitb16() -> Recipe:
     Command: multissl train video/videomae_vitb16 --data FOLDER
     Size: 93,600 steps of 2,048, ViT-B/16; many GPUs.
     Measured: unmeasured
+
+    Differs from the paper: positions are sines and cosines of time, row and column, and not of the token's number;
+    crops have any area of 0.5 to 1 of the frame, and not one of four scales; weights begin truncated normal and not
+    Xavier uniform.
     """
     epoch = 117  # steps of 2048 of 240,000 videos
     decoder = Decoder.Config(dim=384, depth=4, heads=6)
     return Recipe(
         modality=Video.Config(global_scale=(0.5, 1.0), **_plain()),
-        encoders={"video": vit("b", pooling="mean", position=Position(kind="sincos"))},
+        encoders={"video": vit("b", pooling="mean", position=Position(kind="sincos"), init_std=0.0)},
         objective=MAE.Config(mask_ratio=0.9, norm_target="channel", decoder=decoder),
         optim=AdamW.Config(
-            lr=1.5e-4, lr_scaling="linear", betas=(0.9, 0.95), warmup=40 * epoch, weight_decay=0.05
+            lr=1.5e-4,
+            lr_scaling="linear",
+            betas=(0.9, 0.95),
+            warmup=40 * epoch,
+            final_lr=8e-5,
+            weight_decay=0.05,
         ),
         batch_size=2048,
         steps=800 * epoch,
@@ -127,25 +136,38 @@ def vjepa_vitl16() -> Recipe:
     Size: 90,000 steps of 3,072, ViT-L/16; many GPUs.
     Measured: unmeasured
 
-    The paper adds long-range masks (union=2, target_ratio 0.7) in the same step; here a run takes one of the two.
+    Differs from the paper: that adds long-range masks (union=2, target_ratio 0.7) in the same step, here a run takes
+    one of the two; gradients are clipped from the first step on, and not only after the warm-up; the predictor's fixed
+    positions tell time by half of their channels, and not a third.
     """
     objective = IJEPA.Config(
         metric="power",
         targets=1,
         target_ratio=(0.15, 0.15),
         context_ratio=(1.0, 1.0),
-        predictor=Decoder.Config(dim=384, depth=12, heads=12, init_std=0.02),
-        teacher=Teacher.Config(ema=0.998, final_ema=1.0, ema_shape="linear"),
+        predictor=Decoder.Config(dim=384, depth=12, heads=16, init_std=0.02),
+        teacher=Teacher.Config(ema=0.998, final_ema=1.0, ema_shape="linear", stretch=1.25),
     )
     return Recipe(
-        modality=Video.Config(mask="block", union=8, global_scale=(0.3, 1.0), **_plain()),
-        encoders={"video": vit("l", pooling="mean", position=Position(kind="sincos"))},
+        modality=Video.Config(
+            mask="block", union=8, global_scale=(0.3, 1.0), ratio=(0.75, 1.35), flip=0.5, **_plain()
+        ),
+        encoders={"video": vit("l", pooling="mean", position=Position(kind="sincos", uniform=True))},
         objective=objective,
         optim=AdamW.Config(
-            lr=6.25e-4, warmup=12_000, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4
+            lr=6.25e-4,
+            warmup=12_000,
+            warmup_lr=2e-4,
+            final_lr=1e-6,
+            weight_decay=0.04,
+            final_weight_decay=0.4,
+            decay_tokens=True,
+            stretch=1.25,
         ),
         batch_size=3072,
         steps=90_000,
+        clip=10.0,
+        clip_per="module",
         evals=watched(every=5_000),
     )
 

@@ -108,7 +108,7 @@ class DeclaresParameters:
         return ()
 
     def undecayed_parameters(self) -> Iterable[Tensor]:
-        """Return what has no weight decay though its kind does not show it."""
+        """Return what has no weight decay, as vectors have none, though its kind does not show it."""
         return ()
 
 

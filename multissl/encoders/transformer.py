@@ -20,7 +20,7 @@ from multissl.contract.learning import Features, Figure
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import tokenizer_for
-from multissl.layers.transformer import FFN, Trunk, ffn_width
+from multissl.layers.transformer import FFN, DropPathShape, Trunk, ffn_width
 from multissl.registry import suggest
 
 Pooling = Literal["cls", "mean", "last"]
@@ -46,6 +46,8 @@ class TransformerEncoder(Encoder):
         """Whether every token sees only those before it, in evaluation too: what next-token prediction trains."""
         drop_path: float = 0.0
         """Share of rows that skip a residual branch while training."""
+        drop_path_shape: DropPathShape = "uniform"
+        """uniform: that share in every block (DINOv2); linear: from 0 in the first block to it in the last (DINO)."""
         layerscale: float = 0.0
         """Start of the learned factor on every residual branch (DINOv2: 1e-5); 0 leaves it out."""
         ffn: FFN = "mlp"
@@ -132,6 +134,7 @@ class TransformerEncoder(Encoder):
             hidden=ffn_width(cfg.dim, cfg.ffn, cfg.ffn_ratio),
             layerscale=cfg.layerscale,
             drop_path=cfg.drop_path,
+            drop_path_shape=cfg.drop_path_shape,
             eps=cfg.norm_eps,
             backend=cfg.attention,
             init_std=cfg.init_std,

@@ -36,6 +36,8 @@ class Position(Config):
     """Smooth before a 2-D table shrinks: on in DINOv2 with registers, off without."""
     column_first: bool = True
     """sincos in 2-D: the first half of the channels tells the column (MAE, I-JEPA), else the row (V-JEPA)."""
+    uniform: bool = False
+    """sincos in 3-D: a third of the channels for each axis (V-JEPA), else half of them for the first."""
     grid: tuple[int, ...] = ()
     """Tokens along each axis of the stored table; empty: those of a global view. Released DINOv2: 37 37."""
     std: float = 0.02

@@ -43,6 +43,8 @@ class Teacher(Component, nn.Module):
         """Momentum at the end of the run."""
         ema_shape: Literal["cosine", "linear"] = "cosine"
         """How the momentum gets there: cosine (DINO, BYOL) or linear (I-JEPA, data2vec)."""
+        stretch: float = 1.0
+        """Lay the momentum out for so many times the steps of the run, which ends before it does (V-JEPA: 1.25)."""
         buffers: Literal["copy", "keep", "ema"] = "copy"
         """Batch norm statistics and the like: taken from the student, left alone, or averaged too."""
         batch_norm: Literal["running", "batch"] = "running"
@@ -53,6 +55,8 @@ class Teacher(Component, nn.Module):
             for name in ("ema", "final_ema"):
                 if not 0 <= getattr(self, name) <= 1:
                     raise ValueError(f"objective.teacher.{name}={getattr(self, name)}: want 0 to 1")
+            if self.stretch < 1:
+                raise ValueError(f"objective.teacher.stretch={self.stretch}: want 1 or more, such as 1.25")
 
     def __init__(self, cfg: Config, students: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -97,7 +101,8 @@ class Teacher(Component, nn.Module):
         """Follow the students, once after every optimizer step; `progress` is that of the step just made."""
         match self.cfg.rule:
             case "ema":
-                self._follow(self.now, students, 1 - self.momentum.at(progress.step, progress.total))
+                total = round(progress.total * self.cfg.stretch)
+                self._follow(self.now, students, 1 - self.momentum.at(progress.step, total))
             case "copy":
                 self._follow(self.now, students, 1.0)
             case "previous_step":

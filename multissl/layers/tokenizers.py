@@ -48,7 +48,8 @@ class Tokenizer(DeclaresParameters, nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), dim))
             nn.init.trunc_normal_(self.pos_embed, std=position.std)
         else:
-            table = sincos(self.grid, dim, position.column_first) if position.kind == "sincos" else None
+            fixed = position.kind == "sincos"
+            table = sincos(self.grid, dim, position.column_first, position.uniform) if fixed else None
             self.register_buffer("pos_embed", table, persistent=False)
 
     def token_parameters(self) -> Iterable[Tensor]:

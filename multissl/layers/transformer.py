@@ -8,6 +8,7 @@ Shapes: R_i rows of N_i tokens in group i, T = sum of R_i * N_i packed tokens, D
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, cast
 
@@ -20,6 +21,8 @@ from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import Layout, kernel, layout
 
 FFN = Literal["mlp", "swiglu"]
+DropPathShape = Literal["uniform", "linear"]
+"""How drop path goes with depth: the same in every block, or from 0 in the first block to all of it in the last."""
 
 
 class MLP(nn.Module):
@@ -128,12 +131,16 @@ class Trunk(nn.Module):
         hidden: int = 0,
         layerscale: float = 0.0,
         drop_path: float = 0.0,
+        drop_path_shape: DropPathShape = "uniform",
         eps: float = 1e-6,
         backend: str = "sdpa",
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.depth, self.drop_path = depth, drop_path
+        self.drop_paths = [
+            drop_path * (i / max(depth - 1, 1) if drop_path_shape == "linear" else 1.0) for i in range(depth)
+        ]
         self.kernel = kernel(backend)
         hidden = hidden or ffn_width(dim, ffn)
         self.blocks = nn.ModuleList(
@@ -180,25 +187,42 @@ class Trunk(nn.Module):
             [(g.shape[0], g.shape[1]) for g in groups], groups[0].device, self.kernel, causal, valid
         )
 
-    def _subsets(self, lay: Layout, device: torch.device) -> list[tuple[Subset, Subset]]:
-        """Rows for both branches of every block, drawn here so that blocks have no random state."""
-        rows: list[Tensor] = []  # by group, int64 [2 * depth, kept]
-        index: list[Tensor] = []  # by group, int64 [2 * depth, kept * N]
+    def _subsets(self, lay: Layout, device: torch.device) -> list[tuple[Subset, Subset] | None]:
+        """Rows for both branches of every block, drawn here so that blocks have no random state.
+
+        None where a block leaves no row out.
+        """
+        order = [
+            torch.rand(2 * self.depth, r, device=device).argsort(1) for r, _ in lay.sizes
+        ]  # [2 * depth, R_i]
+        found: list[tuple[Subset, Subset] | None] = []
+        for rate, blocks in itertools.groupby(self.drop_paths):
+            first, count = 2 * len(found), len([*blocks])
+            if not rate:
+                found += [None] * count
+                continue
+            drawn = self._draw([rows[first : first + 2 * count] for rows in order], lay, rate)
+            found += zip(drawn[::2], drawn[1::2], strict=True)
+        return found
+
+    def _draw(self, order: Sequence[Tensor], lay: Layout, rate: float) -> list[Subset]:
+        """Subsets of one rate for some branches: the first rows in their order [branches, R_i] of every group."""
+        rows: list[Tensor] = []  # by group, int64 [branches, kept]
+        index: list[Tensor] = []  # by group, int64 [branches, kept * N]
         offset = 0
-        for r, n in lay.sizes:
-            kept = max(int(r * (1 - self.drop_path)), 1)
-            rows.append(torch.rand(2 * self.depth, r, device=device).argsort(1)[:, :kept])
-            tokens = torch.arange(offset, offset + n, device=device)
+        for drawn, (r, n) in zip(order, lay.sizes, strict=True):
+            rows.append(drawn[:, : max(int(r * (1 - rate)), 1)])
+            tokens = torch.arange(offset, offset + n, device=drawn.device)
             index.append((rows[-1][:, :, None] * n + tokens).flatten(1))
             offset += r * n
         sizes = [(kept.shape[1], n) for kept, (_, n) in zip(rows, lay.sizes, strict=True)]
-        base = layout(sizes, device, self.kernel, lay.causal)
-        flat = torch.cat(index, dim=1)  # [2 * depth, S]
+        base = layout(sizes, order[0].device, self.kernel, lay.causal)
+        flat = torch.cat(index, dim=1)  # [branches, S]
         found: list[Subset] = []
-        for i in range(2 * self.depth):
+        for i in range(len(flat)):
             masks = tuple(None if m is None else m[each[i]] for m, each in zip(lay.masks, rows, strict=True))
             found.append(Subset(base._replace(masks=masks), flat[i]))
-        return list(zip(found[::2], found[1::2], strict=True))
+        return found
 
 
 def _unpack(x: Tensor, lay: Layout) -> list[Tensor]:

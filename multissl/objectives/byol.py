@@ -60,6 +60,8 @@ class BYOL(Objective):
         """The slow copy of the student that makes the targets."""
         reduction: Literal["mean", "sum"] = "mean"
         """Over ordered pairs of views: their mean, or their sum as in the paper."""
+        scale: float = 1.0
+        """Factor on the loss, which matters where rates do: half of the mean is SimSiam's -cos, less a constant."""
         constant_predictor_lr: bool = False
         """Keep the predictor's learning rate where others warm up and decay (SimSiam)."""
         export: Literal["student", "teacher"] = "student"
@@ -71,6 +73,8 @@ class BYOL(Objective):
                     f"objective.predictor.out={self.predictor.out}: want objective.projector.out="
                     f"{self.projector.out}, which it predicts"
                 )
+            if self.scale <= 0:
+                raise ValueError(f"objective.scale={self.scale}: want more than 0")
             if self.target == "student" and self.export == "teacher":
                 raise ValueError("objective.export=teacher: there is no teacher, use export=student")
             if self.target == "teacher" and not self.stop_gradient:
@@ -115,7 +119,7 @@ class BYOL(Objective):
             pairs = pairs[:, :, None] & there[: len(p), None] & there[-len(target) :]  # [V, V, B]
         loss = byol_loss(p, target, pairs, self.cfg.reduction)
         stats = {"std": embedding_std(z), "prediction_std": embedding_std(p)}
-        return Losses.weigh({"prediction": loss}, {"prediction": 1.0}, stats)
+        return Losses.weigh({"prediction": loss}, {"prediction": self.cfg.scale}, stats)
 
     def targets(self, z: Tensor, batch: Batch) -> Tensor:
         """What is predicted, [V, B, P]; z is the student's projection."""

@@ -67,7 +67,7 @@ class SPR(Objective):
         """Head that predicts the teacher's projection from the student's."""
         teacher: Teacher.Config = field(
             default_factory=lambda: Teacher.Config(
-                ema=0.99, final_ema=1.0, buffers="keep", batch_norm="batch"
+                ema=0.99, final_ema=0.99, buffers="keep", batch_norm="batch"
             )
         )
         """The slow copy of the student that makes the targets."""

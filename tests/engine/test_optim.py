@@ -113,3 +113,18 @@ def lars_run(_rank: int, sharded: bool) -> dict[str, torch.Tensor]:
 @pytest.mark.ranks
 def test_norms_of_lars_span_the_shards_of_a_parameter() -> None:
     torch.testing.assert_close(run_ranks(2, lars_run, True)[0], lars_run(0, False), rtol=1e-5, atol=1e-7)
+
+
+def test_vectors_have_a_rate_of_their_own_and_decay_only_where_asked() -> None:
+    linear = nn.Linear(2, 2)
+    kinds = kinds_of(linear)
+    plain, asked = AdamW.Config(), AdamW.Config(decay_vectors=True, vector_lr=0.024)
+    assert treatment(kinds[id(linear.bias)], 0, 4, plain)[:2] == (1, 0)
+    assert treatment(kinds[id(linear.bias)], 0, 4, asked)[:2] == (0.024, 1)
+    assert treatment(kinds[id(linear.weight)], 0, 4, asked)[:2] == (1, 1)
+
+
+@pytest.mark.parametrize("options", [{"lr_shape": "steps"}, {"lr_drops": (5,)}, {"stretch": 0.5}])
+def test_schedules_that_contradict_themselves_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="optim"):
+        AdamW.Config(**options)

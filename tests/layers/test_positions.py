@@ -64,3 +64,20 @@ def test_sincos_tells_every_place_apart() -> None:
 def test_sincos_refuses_a_width_it_cannot_split() -> None:
     with pytest.raises(ValueError, match="dim=6"):
         sincos((2, 2), 6)
+
+
+def test_uniform_positions_give_every_axis_a_third() -> None:
+    uniform, usual = (sincos((2, 3, 4), 24, uniform=u)[0, 1:].unflatten(0, (2, 3, 4)) for u in (True, False))
+    for table, widths in ((uniform, (8, 8, 8)), (usual, (12, 6, 6))):
+        changed = [
+            int(
+                (table.movedim(axis, 0)[0] - table.movedim(axis, 0)[1])
+                .abs()
+                .flatten(0, -2)
+                .amax(0)
+                .gt(0)
+                .sum()
+            )
+            for axis in range(3)
+        ]
+        assert changed == [*widths]

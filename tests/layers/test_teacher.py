@@ -144,3 +144,14 @@ def test_blocks_of_encoders_are_units_of_their_own() -> None:
         teacher.next["head"],
     ]
     assert teacher.shard_units() == expected
+
+
+def test_a_stretched_run_ends_before_the_momentum_does() -> None:
+    students = student()
+    teacher = Teacher(Teacher.Config(ema=0.5, final_ema=1.0, ema_shape="linear", stretch=2.0), students)
+    start = weights(students)
+    move(students, 8.0)
+    teacher.update(students, Progress(step=10, total=10))  # half of the way to 1
+    torch.testing.assert_close(weights(teacher.now), start + 2)
+    with pytest.raises(ValueError, match=r"teacher\.stretch"):
+        Teacher.Config(stretch=0.5)

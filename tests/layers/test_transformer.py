@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from multissl.layers.transformer import Block, Trunk, ffn_width
+from multissl.layers.kernels.base import Layout
+from multissl.layers.transformer import Block, Subset, Trunk, ffn_width
 
 SIZES = ((4, 6), (8, 3))
 
@@ -15,6 +16,13 @@ def trunk(**options: Any) -> Trunk:
     for parameter in made.parameters():  # away from the special values of an initialization
         parameter.data += 0.1 * torch.randn_like(parameter)
     return made
+
+
+def subsets(made: Trunk, lay: Layout, block: int = 0) -> tuple[Subset, Subset]:
+    """Return the rows drawn for the branches of a block, which leaves some out."""
+    drawn = made._subsets(lay, torch.device("cpu"))[block]
+    assert drawn is not None
+    return drawn
 
 
 def groups() -> list[Tensor]:
@@ -84,9 +92,9 @@ def test_drop_path_computes_a_scaled_subset_of_rows() -> None:
 def test_drop_path_is_right_on_average_and_draws_apart_for_both_branches() -> None:
     made = Trunk(8, 1, 2, drop_path=0.5)
     lay = made._layout([torch.zeros(6, 2, 8), torch.zeros(4, 1, 8)], (), False)
-    ((first, second),) = made._subsets(lay, torch.device("cpu"))
+    first, second = subsets(made, lay)
     assert first.layout.sizes == second.layout.sizes == ((3, 2), (2, 1))
-    draws = [made._subsets(lay, torch.device("cpu"))[0] for _ in range(400)]
+    draws = [subsets(made, lay) for _ in range(400)]
     assert any(a.tokens.tolist() != b.tokens.tolist() for a, b in draws)
     counts = torch.cat([a.tokens for a, _ in draws]).bincount(minlength=16)
     assert ((counts - 200).abs() < 60).all()  # every token half of the time, 6 standard deviations
@@ -98,7 +106,7 @@ def test_drop_path_is_right_on_average_and_draws_apart_for_both_branches() -> No
 def test_drop_path_keeps_at_least_one_row_and_rests_in_eval_mode() -> None:
     made = Trunk(8, 2, 2, drop_path=0.9)
     lay = made._layout([torch.zeros(2, 3, 8)], (), False)
-    assert made._subsets(lay, torch.device("cpu"))[0][0].layout.sizes == ((1, 3),)
+    assert subsets(made, lay)[0].layout.sizes == ((1, 3),)
     x = torch.randn(2, 3, 8)
     state = torch.get_rng_state()
     torch.testing.assert_close(made.eval()([x])[0], made([x])[0])
@@ -172,3 +180,13 @@ def test_widths_are_dinov2_s() -> None:
 def test_asking_for_more_blocks_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="outputs of 4 blocks"):
         trunk()(groups(), inner=4)
+
+
+def test_linear_drop_path_rises_with_depth_and_leaves_no_row_out_of_the_first_block() -> None:
+    made = Trunk(8, 3, 2, drop_path=0.5, drop_path_shape="linear")
+    assert made.drop_paths == [0.0, 0.25, 0.5]
+    lay = made._layout([torch.zeros(8, 2, 8)], (), False)
+    assert made._subsets(lay, torch.device("cpu"))[0] is None
+    for block, kept in ((1, 6), (2, 4)):
+        assert all(s.layout.sizes == ((kept, 2),) for s in subsets(made, lay, block))
+    assert Trunk(8, 1, 2, drop_path=0.5, drop_path_shape="linear").drop_paths == [0.0]

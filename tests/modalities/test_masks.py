@@ -10,7 +10,7 @@ import torch
 
 from multissl.contract.plans import ViewPlan
 from multissl.modalities.masks import draw_masks
-from multissl.modalities.masks.cells import block_mask, num_hidden, random_mask
+from multissl.modalities.masks.cells import SMALLEST, block_mask, num_hidden, place_block, random_mask
 from multissl.random import RowRandom
 
 IBOT = ViewPlan(num_global=2, mask_ratio=(0.1, 0.5), mask_share=0.5)
@@ -104,3 +104,14 @@ def test_a_share_that_masks_nothing_is_refused() -> None:
     plan = ViewPlan(num_global=1, mask_ratio=(0.1, 0.5), mask_share=0.5)
     with pytest.raises(ValueError, match=r"mask_share=0.5 of the 1 views of 1 samples masks none"):
         draw_masks(plan, "block", (8, 8), 32, rows(0, 61, 61))
+
+
+def test_blocks_are_no_smaller_than_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    areas = [place_block(rng, (14, 14), 0, 98, 49).bit_count() for _ in range(200)]
+    assert min(area for area in areas if area) > 35  # of 49, its sides rounded
+    assert min(place_block(rng, (14, 14), 0, 98, SMALLEST).bit_count() or 98 for _ in range(200)) < 20
+    large, usual = (
+        draw_masks(IBOT, "block", (14, 14), 4, rows(0, 4, 4), smallest=size)[0] for size in (30.0, SMALLEST)
+    )
+    assert not torch.equal(large.hidden, usual.hidden)

@@ -45,6 +45,13 @@ def test_conventions_of_byol_and_simsiam_agree() -> None:
     torch.testing.assert_close(total, 4 - 4 * cos)
 
 
+def test_a_scale_of_a_half_is_simsiams_loss_and_none_is_refused() -> None:
+    for name, config in (("half", {"scale": 0.5}), ("whole", {})):
+        assert BYOL.Config(**config).scale == (0.5 if name == "half" else 1.0)
+    with pytest.raises(ValueError, match=r"objective\.scale"):
+        BYOL.Config(scale=0.0)
+
+
 def test_missing_samples_count_for_nothing() -> None:
     p, z = torch.randn(2, 8, 5), torch.randn(2, 8, 5)
     there = torch.ones(2, 8, dtype=torch.bool)

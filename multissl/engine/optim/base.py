@@ -32,9 +32,17 @@ class Optimizer(Component, ABC):
         lr_scaling: Literal["none", "linear", "sqrt"] = "none"
         """none: as given; linear: for a batch of 256; sqrt: for a batch of 1024 (DINOv2)."""
         warmup: int = 0
-        """Steps of linear warm-up from 0."""
+        """Steps of linear warm-up from `warmup_lr`."""
+        warmup_lr: float = 0.0
+        """Learning rate of the first step of the warm-up; never scaled (I-JEPA: 2e-4)."""
         final_lr: float = 1e-6
         """Learning rate at the end of the run; never scaled."""
+        lr_shape: Literal["cosine", "steps"] = "cosine"
+        """After the warm-up: cosine down to final_lr, or a tenth from each step of `lr_drops` on (SimMIM)."""
+        lr_drops: tuple[int, ...] = ()
+        stretch: float = 1.0
+        """Lay learning rate and weight decay out for so many times the steps of the run, which ends before they do
+        (V-JEPA, MSN: 1.25)."""
         weight_decay: float = 0.04
         """Weight decay, 0 or more; biases, norms and other vectors have none."""
         final_weight_decay: float | None = None
@@ -45,11 +53,23 @@ class Optimizer(Component, ABC):
         """Factor on the learning rate of the patch projection (DINOv2: 0.2)."""
         decay_tokens: bool = False
         """Apply weight decay to class, mask and register tokens and positions too, as DINOv2's code does."""
+        decay_vectors: bool = False
+        """Apply weight decay to biases, norms and whatever else has none by its kind, as MoCo's and SwAV's code
+        does."""
+        vector_lr: float = 1.0
+        """Factor on the learning rate of biases, norms and other vectors (Barlow Twins: 0.024)."""
 
         def __post_init__(self) -> None:
-            for name in ("lr", "final_lr", "weight_decay", "warmup"):
+            for name in ("lr", "final_lr", "weight_decay", "warmup", "warmup_lr", "vector_lr"):
                 if getattr(self, name) < 0:
                     raise ValueError(f"optim.{name}={getattr(self, name)}: want 0 or more")
+            if self.stretch < 1:
+                raise ValueError(f"optim.stretch={self.stretch}: want 1 or more, such as 1.25")
+            if bool(self.lr_drops) != (self.lr_shape == "steps"):
+                raise ValueError(
+                    f"optim.lr_drops={self.lr_drops} with optim.lr_shape={self.lr_shape}: want steps of the run and "
+                    "lr_shape=steps, or neither"
+                )
             if not 0 < self.layer_decay <= 1:
                 raise ValueError(f"optim.layer_decay={self.layer_decay}: want more than 0 and at most 1")
 
@@ -57,7 +77,14 @@ class Optimizer(Component, ABC):
         self.cfg = cfg
         self.lr = scaled_lr(cfg, batch_size)
         final_decay = cfg.weight_decay if cfg.final_weight_decay is None else cfg.final_weight_decay
-        self.lr_schedule = Schedule(base=self.lr, final=cfg.final_lr, warmup=cfg.warmup)
+        self.lr_schedule = Schedule(
+            base=self.lr,
+            final=cfg.final_lr,
+            warmup=cfg.warmup,
+            start=cfg.warmup_lr,
+            shape=cfg.lr_shape,
+            drops=cfg.lr_drops,
+        )
         self.decay_schedule = Schedule(base=cfg.weight_decay, final=final_decay)
         groups = groups_of(learner, cfg, rules)
         if not groups:
@@ -72,8 +99,9 @@ class Optimizer(Component, ABC):
 
     def step(self, progress: Progress) -> float:
         """Update the parameters with the rates of this step; the learning rate before factors."""
-        lr = self.lr_schedule.at(progress.step, progress.total)
-        decay = self.decay_schedule.at(progress.step, progress.total)
+        total = round(progress.total * self.cfg.stretch)
+        lr = self.lr_schedule.at(progress.step, total)
+        decay = self.decay_schedule.at(progress.step, total)
         for group in self.torch.param_groups:
             each = Treatment(*group["treatment"])
             rate = self.lr if each.constant else lr

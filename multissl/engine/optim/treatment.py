@@ -1,7 +1,8 @@
 """How the optimizer treats a parameter: what it is, how deep it lies, and the rules that objectives declare.
 
 Groups follow DINOv2: layer-wise decay ** (depth + 1 - layer), a factor for the patch projection, no weight decay on
-biases, norms and whatever else is a vector or a number (LayerScale, a temperature). What a parameter is depends on the
+biases, norms and whatever else is a vector or a number (LayerScale, a temperature) unless `decay_vectors` asks for it.
+What a parameter is depends on the
 module that owns it and never on its path, as streams are called what their user likes.
 """
 
@@ -90,7 +91,9 @@ def treatment(kind: Kind, layer: int, depth: int, cfg: Any, rules: Iterable[Para
     lr = cfg.layer_decay ** (depth + 1 - layer)
     if kind.patch:
         lr *= cfg.patch_lr
-    exempt = kind.vector or (kind.token and not cfg.decay_tokens)
+    if kind.vector:
+        lr *= cfg.vector_lr
+    exempt = (kind.vector and not cfg.decay_vectors) or (kind.token and not cfg.decay_tokens)
     decay, frozen, constant = 0.0 if exempt else 1.0, 0, False
     for rule in rules:
         lr, decay, frozen = lr * rule.lr, decay * rule.decay, max(frozen, rule.frozen_steps)

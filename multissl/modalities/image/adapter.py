@@ -54,7 +54,10 @@ BLUR = {
     "none": (0.0, 0.0, 0.0),
 }
 LIMITS = {
-    **dict.fromkeys(("size", "local_size", "patch", "channels", "mask_group", "clean_zoom"), (1, math.inf)),
+    **dict.fromkeys(
+        ("size", "local_size", "patch", "channels", "mask_group", "mask_smallest", "clean_zoom"),
+        (1, math.inf),
+    ),
     **dict.fromkeys(("flip", "jitter", "grayscale", "solarize"), (0, 1)),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
     "hue": (0, 0.5),
@@ -68,7 +71,9 @@ class Image(Modality):
     class Config(Modality.Config):
         """Options of images."""
 
-        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
+            {"grayscale": "grayscale", "solarize": "solarize"}
+        )
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`
@@ -114,6 +119,8 @@ class Image(Modality):
         """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
         mask_patch: int = 0
         """Side in pixels of the squares that mask=random hides or keeps as a whole (SimMIM: 32); 0: one patch."""
+        mask_smallest: int = 4
+        """Tokens from which the area of a block of mask=block is drawn up (DINOv2: 4; BEiT, data2vec and iBOT: 16)."""
         mask_reference: bool = False
         """Where a plan asks for targets and a context, draw them as I-JEPA's code does: never from the last row and
         column, contexts cut from the end to the shortest of the batch."""
@@ -219,11 +226,17 @@ class Image(Modality):
                     raw[role][v * count + b] = crop
         if plan.mask_ratio is not None and plan.num_global:
             side, square = cfg.size // cfg.patch, (cfg.mask_patch or cfg.patch) // cfg.patch
-            lines, reference = rng.fork("masks"), cfg.mask_reference
-            with_masks(
-                raw,
-                draw_masks(plan, cfg.mask, (side, side), cfg.mask_group, lines, square, reference=reference),
+            masks = draw_masks(
+                plan,
+                cfg.mask,
+                (side, side),
+                cfg.mask_group,
+                rng.fork("masks"),
+                square,
+                reference=cfg.mask_reference,
+                smallest=cfg.mask_smallest,
             )
+            with_masks(raw, masks)
         if plan.coords:  # [V*B, 4]
             raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
         return {"image": raw | ids_of(samples)}

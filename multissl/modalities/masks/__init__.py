@@ -19,7 +19,7 @@ from torch import Tensor
 from multissl.contract.data import Mask
 from multissl.contract.plans import ViewPlan
 from multissl.modalities.masks.bands import BANDS, Bands
-from multissl.modalities.masks.cells import Cells, plane_of
+from multissl.modalities.masks.cells import SMALLEST, Cells, plane_of
 from multissl.modalities.masks.multiblock import context_masks
 from multissl.modalities.masks.rows import masks_of
 from multissl.modalities.masks.unions import union_context
@@ -39,12 +39,14 @@ def draw_masks(
     union: int = 0,
     reference: bool = False,
     real: Tensor | None = None,
+    smallest: float = SMALLEST,
 ) -> tuple[Mask, ...]:
     """Return the masks of this rank's global views that a plan asks for, each over R rows of a grid of tokens.
 
     `group` samples share out the range of ratios among them. `square`: cells go together in squares of that side.
     `union`: a context's target is a union of so many blocks. `reference`: contexts as I-JEPA's code draws them.
     `real` int64 [R]: how many columns of time, the first axis, are no padding, which is hidden in the same share.
+    `smallest`: area from which those of blocks are drawn, in squares.
     """
     slots, plane = plane_of(kind, grid)
     if plan.context_ratio is not None and union:
@@ -54,4 +56,4 @@ def draw_masks(
         return context_masks(plan, cells, plane, slots, rng, reference)
     if kind != "tube" and (real is not None or kind in BANDS):
         return masks_of(plan, Bands(plan, kind, plane, real, plan.num_global * rng.rows), group, rng)
-    return masks_of(plan, Cells(kind, grid, square), group, rng)
+    return masks_of(plan, Cells(kind, grid, square, smallest), group, rng)

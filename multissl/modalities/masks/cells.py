@@ -95,8 +95,8 @@ class Cells(Hiding):
     topped up with random tokens, because an encoder that leaves hidden tokens out needs rows of one length.
     """
 
-    def __init__(self, kind: str, grid: Sequence[int], square: int = 1) -> None:
-        self.kind, self.square = kind, square
+    def __init__(self, kind: str, grid: Sequence[int], square: int = 1, smallest: float = SMALLEST) -> None:
+        self.kind, self.square, self.smallest = kind, square, smallest
         self.slots, (height, width) = plane_of(kind, grid)
         self.grid = (height // square, width // square)
         self.tokens = self.grid[0] * self.grid[1]
@@ -119,7 +119,7 @@ class Cells(Hiding):
     def row(self, rng: np.random.Generator, place: Place, low: float, high: float) -> np.ndarray:
         """Return which places of one row are hidden, bool [tokens]."""
         request = clamp(rng.uniform(low, high), self.tokens)
-        return hide_cells(rng, self.kind, self.grid, request, low == high)
+        return hide_cells(rng, self.kind, self.grid, request, low == high, self.smallest)
 
     def pack(self, hidden: Tensor, size: int) -> Mask:
         """Return the mask over all tokens."""
@@ -147,11 +147,13 @@ def hidden_each(plan: ViewPlan, kind: str, grid: Sequence[int], rows: int) -> in
     return Cells(kind, grid).num_hidden(plan, rows)
 
 
-def hide_cells(rng: np.random.Generator, kind: str, grid: Grid, request: int, exact: bool) -> np.ndarray:
+def hide_cells(
+    rng: np.random.Generator, kind: str, grid: Grid, request: int, exact: bool, smallest: float = SMALLEST
+) -> np.ndarray:
     """Return one row's mask, bool [H*W]; `exact`: blocks that fall short are topped up with random cells."""
     if kind != "block":
         return random_mask(rng, grid[0] * grid[1], request)
-    hidden = block_mask(rng, grid, request)
+    hidden = block_mask(rng, grid, request, smallest=smallest)
     if exact:
         kept = np.flatnonzero(~hidden)
         hidden[rng.permutation(kept)[: request - (len(hidden) - len(kept))]] = True
