@@ -141,6 +141,7 @@ class Evaluator(Component, ABC):
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
         self._warned, self._warned_not_finite = False, False
+        self._said: set[str] = set()
 
     @property
     def measures_student(self) -> bool:
@@ -186,6 +187,12 @@ class Evaluator(Component, ABC):
         if not self._warned:
             log.warning("%s: %s, nothing to measure", config_name(type(self.cfg)), why)
             self._warned = True
+
+    def warn(self, text: str) -> None:
+        """Warn of something that a reader of the figures has to know, each text once."""
+        if text not in self._said:
+            log.warning("%s: %s", config_name(type(self.cfg)), text)
+            self._said.add(text)
 
     def warn_not_finite(self, bad: NotFinite) -> None:
         """Warn, once, that features are not finite, and whose."""

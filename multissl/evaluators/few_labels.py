@@ -30,6 +30,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.finite import NotFinite
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.evaluators.unseen import unseen_classes
 from multissl.inference import (
     Pooled,
     clean_views,
@@ -104,6 +105,8 @@ class FewLabels(Evaluator):
         featurize = Pooled(encoders)
         x, y, places = self._features(featurize, modality, "train", self.cfg.pool, device)
         q, truth, _ = self._features(featurize, modality, self.cfg.split, self.cfg.queries, device)
+        if not self._measurable(y, truth):
+            return {}
         draws = self._draws(y)
         if self.cfg.with_raw:
             raw = modality.baselines()["raw"]
@@ -139,6 +142,8 @@ class FewLabels(Evaluator):
             raw = modality.baselines()["raw"]
             x, y, _ = self._features(raw, modality, "train", self.cfg.pool, "cpu")
             q, truth, _ = self._features(raw, modality, self.cfg.split, self.cfg.queries, "cpu")
+            if not self._measurable(y, truth):
+                return {}
             draws = self._draws(y)
             self._floors = {
                 name: [self._score(fit(x[rows], y[rows], q), truth) for rows in draws]
@@ -159,6 +164,21 @@ class FewLabels(Evaluator):
         known = (y >= 0) if quantity is None else labels.isfinite()
         at = [place for place, ok in zip(kept, known.tolist(), strict=True) if ok]
         return x[known].double().numpy(), labels[known].numpy(), at
+
+    def _measurable(self, y: np.ndarray, truth: np.ndarray) -> bool:
+        """Return whether there is something to learn in y and to score in truth; warn where there is not."""
+        for split, labels, least in (("train", y, 2), (self.cfg.split, truth, 1)):
+            if len(np.unique(labels)) < (2 if y.dtype.kind == "f" else least):
+                self.warn_nothing_to_measure(
+                    f"{len(labels)} labeled samples of the {split} split have {len(np.unique(labels))} labels"
+                )
+                return False
+        said = ""
+        if y.dtype.kind != "f":
+            said = unseen_classes(torch.from_numpy(y), torch.from_numpy(truth), self.cfg.split)
+        if said:
+            self.warn(said)
+        return True
 
     def _draws(self, y: np.ndarray) -> list[np.ndarray]:
         """The rows of each draw, the same for all models."""
@@ -194,7 +214,7 @@ class FewLabels(Evaluator):
         quantity = y.dtype.kind == "f"
         mean, std = (float(y.mean()), float(y.std()) or 1.0) if quantity else (0.0, 1.0)
         want = torch.from_numpy((y - mean) / std).float() if quantity else torch.from_numpy(y)
-        want, classes = want.to(device), 1 if quantity else 1 + int(max(y.max(), truth.max()))
+        want, classes = want.to(device), 1 if quantity else 1 + int(y.max())
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         with torch.no_grad():
@@ -280,15 +300,24 @@ def _searched(
 
 
 def score(guess: np.ndarray, truth: np.ndarray, metric: str = "area") -> float:
-    """Percent: R2 of values [Q]; accuracy or area under the curve (one against the rest, averaged) of scores [Q, C]."""
+    """Percent: R2 of values [Q]; accuracy or area under the curve (one against the rest, averaged) of scores [Q, C].
+
+    A class of truth that the scores lack is never found: an area of one half, or no right guess. NaN where a quantity
+    does not vary, or where scores are not finite.
+    """
     if not np.isfinite(guess).all():
         return math.nan
     if truth.dtype.kind == "f":
+        if truth.max() == truth.min():
+            return math.nan
         return 100 * float(1 - ((guess - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
     if metric == "accuracy":
         return 100 * float((guess.argmax(1) == truth).mean())
-    classes = [c for c in np.unique(truth) if c < guess.shape[1]]
-    return 100 * float(np.mean([area(guess[:, c], truth == c) for c in classes[len(classes) == 2 :]]))
+    classes = np.unique(truth)
+    areas = [
+        area(guess[:, c], truth == c) if c < guess.shape[1] else 0.5 for c in classes[len(classes) == 2 :]
+    ]
+    return 100 * float(np.mean(areas))
 
 
 def area(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
 from multissl.evaluators.neighbors import centered, nearest, neighbor_strip
+from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import learned
 from multissl.inference import Featurize, Pooled, labeled_split
 
@@ -73,6 +74,8 @@ class KNN(Evaluator):
         device = encoders.device
         featurize = Pooled(encoders)
         found = self._accuracies(featurize, modality, device)
+        if not found:
+            return {}
         first, *others = self.cfg.k
         return {"top1": found[first], **{f"top1_k{k}": found[k] for k in others}}
 
@@ -81,10 +84,8 @@ class KNN(Evaluator):
         if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         baselines = modality.baselines()
-        return {
-            name: self._accuracies(baseline, modality, "cpu")[self.cfg.k[0]]
-            for name, baseline in baselines.items()
-        }
+        measured = {n: self._accuracies(baseline, modality, "cpu") for n, baseline in baselines.items()}
+        return {name: each[self.cfg.k[0]] for name, each in measured.items() if each}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last top1 is above the untrained encoder and the raw input by the margin."""
@@ -103,6 +104,11 @@ class KNN(Evaluator):
         queries, truth = labeled_split(
             featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
         )
+        if not len(labels) or not len(truth):
+            self.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
+            return {}
+        if said := unseen_classes(labels, truth, cfg.split):
+            self.warn(said)
         return knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device)
 
 
@@ -117,18 +123,39 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q].
 
-    NaN where features are not finite.
+    NaN where features are not finite. A vote that is equal for all classes is worth chance.
     """
     if not bool(bank.isfinite().all() & queries.isfinite().all()):
         return dict.fromkeys(ks, math.nan)
     bank, queries = (x.to(device) for x in centered(bank, queries))
-    similarity, index = (x.cpu() for x in nearest(bank, queries, max(ks)))  # [Q, max k]
-    num_classes = 1 + int(max(labels.max(), truth.max()))
+    similarity, index = nearest(bank, queries, max(ks))  # [Q, max k]
+    similarity, index = similarity.cpu(), drawn_if_equal(bank, queries, similarity, index).cpu()
+    num_classes, known = 1 + int(max(labels.max(), truth.max())), labels.unique()
     found = {}
     for k in ks:
-        guess = votes(similarity[:, :k], labels[index[:, :k]], T, num_classes).argmax(1)  # [Q]
-        found[k] = 100 * (guess == truth).double().mean().item()
+        sums = votes(similarity[:, :k], labels[index[:, :k]], T, num_classes)  # [Q, C]
+        right = (sums.argmax(1) == truth).double()
+        undecided = sums[:, known].amax(1) == sums[:, known].amin(1)  # as many votes for every class: chance
+        chance = torch.isin(truth, known).double() / len(known)
+        found[k] = 100 * torch.where(undecided, chance, right).mean().item()
     return found
+
+
+EQUAL = 1e-6
+"""Similarities in float32 this close are one."""
+
+
+def drawn_if_equal(bank: Tensor, queries: Tensor, similarity: Tensor, index: Tensor) -> Tensor:
+    """Return index [Q, k], drawn from the whole bank with a fixed seed where a query is as near to all of it.
+
+    That is so of features that have collapsed; the order of the bank would choose the neighbors otherwise.
+    """
+    index, draw = index.clone(), torch.Generator().manual_seed(0)
+    for query in (similarity[:, 0] - similarity[:, -1] <= EQUAL).nonzero().flatten().tolist():
+        every = bank @ queries[query]
+        if bool(every.amax() - every.amin() <= EQUAL):
+            index[query] = torch.randperm(len(bank), generator=draw)[: index.shape[1]].to(index.device)
+    return index
 
 
 def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, T: float, num_classes: int) -> Tensor:

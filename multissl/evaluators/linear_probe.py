@@ -20,6 +20,7 @@ from torch import Tensor
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import learned
 from multissl.inference import (
     Featurize,
@@ -75,27 +76,39 @@ class LinearProbe(Evaluator):
             return {}
         device = encoders.device
         featurize = Pooled(encoders)
-        return {"top1": self.accuracy(featurize, modality, device)}
+        top1 = self.accuracy(featurize, modality, device)
+        return {} if top1 is None else {"top1": top1}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for the modality's classical features, where `classical` asks for it."""
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
-        return {
-            name: self.accuracy(baseline, modality, "cpu") for name, baseline in modality.baselines().items()
-        }
+        measured = {n: self.accuracy(each, modality, "cpu") for n, each in modality.baselines().items()}
+        return {name: top1 for name, top1 in measured.items() if top1 is not None}
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last top1 is above the untrained encoder (and the raw input) by the margin."""
         return learned("linear probe", "top1", history, self.cfg.margin)
 
-    def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float:
-        """`top1` of any features of the modality's samples."""
+    def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float | None:
+        """`top1` of any features of the modality's samples; None where there is nothing to measure, which is said."""
         cfg = self.cfg
         x, y, groups = self._train(featurize, modality, device)
         queries, truth = labeled_split(
             featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
         )
+        if len(y.unique()) < 2 or not len(truth):
+            self.warn_nothing_to_measure(
+                f"{len(y)} labeled training samples of {len(y.unique())} classes and {len(truth)} of the split"
+            )
+            return None
+        if len(y) < FEWEST and len(cfg.l2) > 1:
+            self.warn(
+                f"{len(y)} labeled training samples cannot choose among {len(cfg.l2)} strengths (want {FEWEST} or "
+                f"more): the middle one, {middle(cfg.l2):g}, is taken; --l2 gives one"
+            )
+        if said := unseen_classes(y, truth, cfg.split):
+            self.warn(said)
         x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
         return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps, groups)
 
@@ -114,6 +127,15 @@ class LinearProbe(Evaluator):
         return x[y >= 0], y[y >= 0], None if groups is None else groups[y >= 0]
 
 
+FEWEST = 10
+"""Training samples that can choose a strength: a tenth of them is left out."""
+
+
+def middle(strengths: Sequence[float]) -> float:
+    """Return the middle one of strengths in order, the stronger of two."""
+    return sorted(strengths)[len(strengths) // 2]
+
+
 def probe_accuracy(
     x: Tensor,
     y: Tensor,
@@ -129,7 +151,7 @@ def probe_accuracy(
     """
     if not bool(x.isfinite().all() & queries.isfinite().all()):
         return math.nan
-    classes = 1 + int(max(y.max(), truth.max()))
+    classes = 1 + int(y.max())  # a class that training lacks is never guessed
     l2 = choose_l2(x, y, strengths, classes, max_steps, groups) if len(strengths) > 1 else strengths[0]
     x, queries = standardized(x, queries)
     weight, bias = fit_logistic(x, y, l2, classes, max_steps)
@@ -147,12 +169,10 @@ def choose_l2(
     """The strength that does best on samples left out, fitted to the others; of equals the strongest.
 
     Left out is a tenth of the samples, or each of the groups [S] in turn, of which the mean counts. Strengths are tried
-    from strong to weak, each fit starting from the one before.
+    from strong to weak, each fit starting from the one before. Fewer than 10 samples cannot choose: the middle one.
     """
-    if len(x) < 10:
-        raise ValueError(
-            f"{len(x)} labeled samples cannot choose among {len(strengths)} strengths: give one --l2"
-        )
+    if len(x) < FEWEST:
+        return middle(strengths)
     tenth = torch.zeros(len(x), dtype=torch.bool)
     tenth[drawn(len(x), max(1, len(x) // 10))] = True
     folds = [tenth] if groups is None else [groups == g for g in groups.unique()]

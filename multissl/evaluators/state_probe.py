@@ -68,9 +68,10 @@ class StateProbe(Evaluator):
         if (stated := self.stated(modality)) is None:
             return {}
         featurize = Pooled(encoders)
-        parts = self.parts(featurize, stated, encoders.device)
-        self._width = parts[0].shape[1]
-        return self._named(stated, r2_of(*parts, self.cfg.l2), "r2")
+        x, y, groups, queries, truth = self.parts(featurize, stated, encoders.device)
+        self._width = x.shape[1]
+        constant = self._constant(stated, y, truth)
+        return self._named(stated, r2_of(x, y, groups, queries, truth, self.cfg.l2), "r2", constant)
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """`pca`: as many principal components of the raw features as the encoder is wide; `wide`: all of them."""
@@ -81,7 +82,13 @@ class StateProbe(Evaluator):
         if self._width:
             reduced = principal(x, queries, self._width)
             found["pca"] = r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2)
-        return {name: self._named(stated, each, name)[name] for name, each in found.items()}
+        constant = self._constant(stated, y, truth)
+        figures = {name: self._named(stated, each, name, constant) for name, each in found.items()}
+        return {name: values[name] for name, values in figures.items() if values}
+
+    def baseline_names(self, modality: Modality) -> list[str]:
+        """Those of `baselines`."""
+        return ["wide", "pca"]
 
     def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
         """Learned where the last r2 is above the untrained encoder and the principal components by the margin."""
@@ -105,6 +112,10 @@ class StateProbe(Evaluator):
             )
             found += [x.double(), states[kept].double(), torch.tensor([data[i].group for i in kept])]
         x, y, groups, queries, truth, _ = found
+        if len(self.cfg.l2) > 1 and len(groups.unique()) == 1:
+            self.warn(
+                "the training samples are of one group, or of none: the last tenth, in order, chooses the strength"
+            )
         return x, y, groups, queries, truth
 
     def stated(self, modality: Modality) -> HasStates | None:
@@ -121,14 +132,35 @@ class StateProbe(Evaluator):
                 return None
         return modality
 
-    def _named(self, modality: HasStates, each: Tensor, name: str) -> dict[str, float]:
-        """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent."""
+    def _constant(self, modality: HasStates, y: Tensor, truth: Tensor) -> frozenset[str]:
+        """Return the names of values that are constant in training or in the split, and warn: they have no R2."""
+        names, left_out = modality.states(self.cfg.split)[1], []
+        for split, states in (("train", y), (self.cfg.split, truth)):
+            same = [
+                n for n, c in zip(names, constant(states).tolist(), strict=True) if c and n not in left_out
+            ]
+            if same:
+                self.warn(f"constant in the {split} split and left out: {', '.join(same)}")
+            left_out += same
+        return frozenset(left_out)
+
+    def _named(
+        self, modality: HasStates, each: Tensor, name: str, left_out: frozenset[str] = frozenset()
+    ) -> dict[str, float]:
+        """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent.
+
+        Without those left out; nothing where none of those asked for remains.
+        """
         names = modality.states(self.cfg.split)[1]
         unknown = [v for v in self.cfg.values if v not in names]
         if unknown:
             raise ValueError(f"values={self.cfg.values}: the states are {', '.join(names)}")
         by_name = dict(zip(names, (100 * each).tolist(), strict=True))
-        wanted = [by_name[n] for n in self.cfg.values or modality.aims() or names]
+        by_name = {n: v for n, v in by_name.items() if n not in left_out}
+        wanted = [by_name[n] for n in self.cfg.values or modality.aims() or names if n in by_name]
+        if not wanted:
+            self.warn_nothing_to_measure("every value of the state is constant")
+            return {}
         return {name: sum(wanted) / len(wanted), **{f"{name}/{n}": v for n, v in by_name.items()}}
 
 
@@ -143,18 +175,27 @@ def r2_of(
 ) -> Tensor:
     """R2 [n] on queries [Q, F], truth [Q, n] of the ridge regression of y [S, n] on x [S, F]; the strength is chosen.
 
-    Groups [S] are whole in the part that chooses: of neighbors in time one would otherwise tell the other. NaN where
-    features or states are not finite.
+    Groups [S] are whole in the part that chooses: of neighbors in time one would otherwise tell the other. Of one group
+    alone the last tenth of the samples, in order, chooses. NaN for values that are constant in y or truth, and for all
+    where features or states are not finite.
     """
     if not all(bool(t.isfinite().all()) for t in (x, y, queries, truth)):
         return torch.full((y.shape[1],), math.nan, dtype=y.dtype)
-    held = torch.isin(groups, groups.unique()[::10])
-    chosen = max(strengths)
-    if len(strengths) > 1 and not bool(held.all()):
+    kinds = groups.unique()
+    held = torch.isin(groups, kinds[::10])
+    if len(kinds) == 1:
+        held = torch.arange(len(x)) >= len(x) - max(1, len(x) // 10)
+    chosen, telling = max(strengths), ~(constant(y) | constant(y[held]))
+    if len(strengths) > 1 and not bool(held.all()) and bool(telling.any()):
         tried = sorted(strengths, reverse=True)
-        found = [float(r.mean()) for r in _r2(x[~held], y[~held], x[held], y[held], tried)]
+        found = [float(r[telling].mean()) for r in _r2(x[~held], y[~held], x[held], y[held], tried)]
         chosen = tried[found.index(max(found))]
-    return _r2(x, y, queries, truth, [chosen])[0]
+    return _r2(x, y, queries, truth, [chosen])[0].masked_fill(constant(y) | constant(truth), math.nan)
+
+
+def constant(states: Tensor) -> Tensor:
+    """Which of the values of states [S, n] are the same in all samples, up to rounding: bool [n]."""
+    return states.amax(0) - states.amin(0) <= 1e-9 * states.abs().amax(0)
 
 
 def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Zero-shot classification: which class's description lies nearest to a sample in the space that streams share.
 
 Radford et al. 2021, arXiv 2103.00020, section 3.1: a class is described by each of several templates, its unit
-embeddings are averaged and made a unit vector again; the largest cosine wins. Nothing is trained on the labels. The
-shuffled control deals the labels out anew among the samples.
+embeddings are averaged and made a unit vector again; the largest cosine wins. Where all are equal the guess is worth
+chance. Nothing is trained on the labels. The shuffled control deals the labels out anew among the samples.
 Shapes: S samples, C classes, T templates, P width of the space.
 """
 
@@ -99,12 +99,12 @@ class ZeroShot(Evaluator):
         here = found.here[stream]
         truth = torch.tensor([place[s.label] for s in found.samples])[here]
         classes = class_embeddings(encoders, modality, text, names, self.cfg.templates)
-        guess = (found.z[stream][here] @ classes.T).argmax(1)  # [S]
+        scores = found.z[stream][here] @ classes.T  # [S, C]
         draw = torch.Generator().manual_seed(0)
         deals = torch.stack(
             [truth[torch.randperm(len(truth), generator=draw)] for _ in range(self.cfg.shuffles)]
         )
-        top1, dealt = float((guess == truth).double().mean()), (deals == guess).double().mean(1)
+        top1, dealt = float(hits(scores, truth).mean()), hits(scores, deals).mean(1)
         return {
             "top1": 100 * top1, "chance": 100 / len(names), "shuffled": 100 * float(dealt.mean()),
             "p": permutation_p(top1, dealt), "classes": float(len(names)), "samples": float(len(truth)),
@@ -132,6 +132,20 @@ class ZeroShot(Evaluator):
             f"{'learned' if good else 'not learned'}: zero-shot {last['top1']:.1f} % of {last['classes']:.0f} classes "
             f"against the untrained towers' {first['top1']:.1f} %, chance {last['chance']:.1f} %, p {last['p']:.2g}"
         )
+
+
+EQUAL = 1e-6
+"""Cosines in float32 this close are one score."""
+
+
+def hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where the best of scores [S, C] is that of labels [..., S], else 0: float64 [..., S].
+
+    Where all classes have one score, as in a space that has collapsed, the guess is worth chance, 1 / C.
+    """
+    right = (scores.argmax(1) == labels).double()
+    equal = scores.amax(1) - scores.amin(1) <= EQUAL
+    return torch.where(equal, 1 / scores.shape[1], right)
 
 
 def class_embeddings(

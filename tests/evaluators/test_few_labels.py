@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from multissl.contract.abilities import HasTargets
+from multissl.contract.data import Samples
 from multissl.contract.learning import Progress
 from multissl.evaluators.few_labels import FewLabels, area, interval, score
 from tests.evaluators.clusters import START, Clusters, Constant, frozen
+from tests.helpers.stubs import Listed
 
 
 class Quantity(Clusters, HasTargets):
@@ -114,3 +118,39 @@ def test_accuracy_is_the_share_of_right_guesses() -> None:
 def test_limits_are_named() -> None:
     with pytest.raises(ValueError, match="draws=1: want 2 or more"):
         FewLabels.Config(draws=1)
+
+
+def test_a_class_that_the_scores_lack_is_never_found() -> None:
+    """By hand: class 0 is above all others, class 1 above 2 of the 4 others, class 2 is in no column."""
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.1], [0.1, 0.9], [0.8, 0.9]])
+    truth = np.array([0, 1, 2, 2, 0])
+    assert score(scores, truth) == pytest.approx(100 * (1 + 0.5 + 0.5) / 3)
+    assert score(scores, truth, "accuracy") == pytest.approx(100 * 2 / 5)
+    assert score(scores[:, :1], np.array([0, 1, 0, 1, 0])) == 50.0  # of two classes, the second is not there
+
+
+def test_classes_of_the_split_that_training_lacks_are_named(said: list[str]) -> None:
+    pytest.importorskip("sklearn")
+    evaluator = FewLabels.Config(labels=8, draws=2, classical=False).build()
+    whole, lacking = Clusters.Config().build(), Lacking.Config().build()
+    figures = evaluator.run(frozen(), lacking, START)
+    assert figures["score"] < evaluator.run(frozen(), whole, START)["score"] - 10
+    assert said == [
+        "few_labels: 15 of 60 labeled samples of the val split are of classes that training lacks (3): they count as "
+        "not found"
+    ]
+    lacking.left = 1
+    assert FewLabels.Config().build().run(frozen(), lacking, START) == {}
+    assert said[-1] == "few_labels: 30 labeled samples of the train split have 1 labels, nothing to measure"
+
+
+class Lacking(Clusters):
+    """Points whose training samples are labeled in the first classes alone."""
+
+    left = 3
+
+    def dataset(self, split: str) -> Samples:
+        data = super().dataset(split)
+        samples = [data[i] for i in range(len(data))]
+        known = [s if s.label < self.left else replace(s, label=-1) for s in samples]
+        return Listed(known if split == "train" else samples)

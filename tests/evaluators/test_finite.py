@@ -35,16 +35,6 @@ NAMES = sorted(registry.GROUPS["evaluators"])
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What evaluators warn of."""
-    lines: list[str] = []
-    monkeypatch.setattr(
-        "multissl.contract.evaluator.log.warning", lambda text, *values: lines.append(text % values)
-    )
-    return lines
-
-
 def test_every_registered_evaluator_has_a_case() -> None:
     assert set(CASES) == set(NAMES)
 

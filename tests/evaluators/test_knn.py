@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,6 +225,35 @@ def test_the_strip_shows_queries_beside_their_neighbors() -> None:
 
 def test_samples_that_are_no_pictures_give_no_strip() -> None:
     assert knn().figures(frozen(), Clusters(Clusters.Config())) == []
+
+
+def test_features_that_are_all_equal_are_at_chance_whatever_the_order_of_the_bank() -> None:
+    """The first twenty of a bank sorted by class are of one class, and would win every vote."""
+    labels, x = torch.arange(1000) // 250, torch.full((1000, 8), 0.3)
+    truth = torch.arange(2000) % 4 * (torch.arange(2000) < 800)  # most are of class 0
+    found = knn_accuracy(x, labels, torch.full((2000, 8), 0.3), truth, (20, 1))
+    assert found[20] == pytest.approx(25, abs=4)
+    assert found[1] == pytest.approx(25, abs=4)
+
+
+def test_a_vote_that_is_equal_for_all_classes_is_worth_chance() -> None:
+    bank, labels = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1])
+    queries = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [0.0, 1.0]])
+    assert knn_accuracy(bank, labels, queries, torch.tensor([1, 0, 0, 2]), (2,)) == {
+        2: 100 * (0.5 + 0.5 + 1 + 0) / 4
+    }
+
+
+def test_classes_that_training_lacks_are_named(said: list[str]) -> None:
+    class Fewer(Clusters):
+        def dataset(self, split: str) -> Any:
+            return Clusters(self.cfg.replace(classes=3 if split == "train" else 4)).dataset(split)
+
+    figures = knn().run(frozen(), Fewer(Clusters.Config()), START)
+    assert figures["top1"] <= 75
+    assert said == [
+        "knn: 15 of 60 labeled samples of the val split are of classes that training lacks (3): they count as not found"
+    ]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.contract.data import Samples
 from multissl.evaluators.linear_probe import (
     LinearProbe,
     choose_l2,
@@ -15,6 +17,7 @@ from multissl.evaluators.linear_probe import (
     standardized,
 )
 from tests.evaluators.clusters import START, Clusters, frozen
+from tests.helpers.stubs import Listed
 
 
 def problem(samples: int = 120, width: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -70,11 +73,54 @@ def test_the_strength_is_the_best_and_of_equals_the_strongest() -> None:
     assert choose_l2(x, y, (1e-3, 1e-2), 2) == 1e-2
 
 
-def test_too_few_samples_to_choose_a_strength_are_refused() -> None:
+class Sparse(Clusters):
+    """Points of which the first few of training alone are labeled."""
+
+    kept = 6
+
+    def dataset(self, split: str) -> Samples:
+        data = super().dataset(split)
+        samples = [data[i] for i in range(len(data))]
+        few = [s if s.index < self.kept else replace(s, label=-1) for s in samples]
+        return Listed(few if split == "train" else samples)
+
+
+def test_too_few_samples_to_choose_a_strength_take_the_middle_one(said: list[str]) -> None:
     x, y = problem(samples=6)
-    with pytest.raises(ValueError, match="6 labeled samples"):
-        choose_l2(x, y, (0.1, 1.0), 3)
+    assert choose_l2(x, y, (1.0, 0.1, 10.0), 3) == 1.0
     assert probe_accuracy(x, y, x, y, (1e-3,)) == 100.0  # one strength needs no choice
+    modality = Sparse.Config().build()
+    figures = LinearProbe.Config().build().run(frozen(), modality, START)
+    assert figures == LinearProbe.Config(l2=(1e-2,)).build().run(frozen(), modality, START)
+    assert figures["top1"] > 90
+    assert said == [
+        "linear_probe: 6 labeled training samples cannot choose among 5 strengths (want 10 or more): the middle one, "
+        "0.01, is taken; --l2 gives one"
+    ]
+
+
+def test_training_labels_of_one_class_measure_nothing(said: list[str]) -> None:
+    modality = Sparse.Config().build()
+    modality.kept = 1
+    assert LinearProbe.Config().build().run(frozen(), modality, START) == {}
+    assert said == [
+        "linear_probe: 1 labeled training samples of 1 classes and 60 of the split, nothing to measure"
+    ]
+
+
+def test_a_class_that_training_lacks_is_not_found_and_changes_no_fit(said: list[str]) -> None:
+    """By hand: two clear classes in training, of four samples one of a third class."""
+    x = torch.tensor([[-1.0], [-1.1], [1.0], [1.1]] * 4)
+    y, truth = torch.tensor([0, 0, 1, 1] * 4), torch.tensor([0, 1, 2, 1])
+    queries = torch.tensor([[-1.0], [1.0], [0.9], [1.2]])
+    assert probe_accuracy(x, y, queries, truth, (1e-3, 1.0)) == 75.0
+    modality = Sparse.Config().build()
+    modality.kept = 3
+    assert LinearProbe.Config(l2=(1e-2,)).build().run(frozen(), modality, START)["top1"] <= 75
+    assert said == [
+        "linear_probe: 15 of 60 labeled samples of the val split are of classes that training lacks (3): they count as "
+        "not found"
+    ]
 
 
 def test_clear_clusters_are_told_apart_the_same_way_twice() -> None:

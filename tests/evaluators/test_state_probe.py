@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
-from multissl.contract.data import Views
+from multissl.contract.data import Samples, Views
 from multissl.contract.encoder import build_encoders
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking
 from multissl.encoders.nature import NatureEncoder
-from multissl.evaluators.state_probe import StateProbe, principal, r2_of
+from multissl.evaluators.state_probe import StateProbe, constant, principal, r2_of
 from multissl.modalities.rl.adapter import RL
 from multissl.modalities.tabular.adapter import Tabular
+from tests.evaluators.every import Subject, seeing
+from tests.helpers.stubs import Listed
 
 END, CPU = Progress(step=1, total=1), torch.device("cpu")
 STRENGTHS = (1e-6, 1e-2, 1.0)
@@ -123,3 +126,61 @@ def test_limits_of_options() -> None:
         StateProbe.Config(l2=())
     with pytest.raises(ValueError, match="train=-1, queries=5000: want 0"):
         StateProbe.Config(train=-1)
+
+
+def test_values_that_are_constant_have_no_r2_and_leave_the_others_as_they_are() -> None:
+    (x, y), (queries, truth) = data(), data(seed=1)
+    groups = torch.arange(400) // 10
+    alone = r2_of(x, y[:, :1], groups, queries, truth[:, :1], STRENGTHS)
+    same = torch.full((400, 1), 3.0, dtype=torch.float64)
+    assert constant(torch.cat([same, 0 * same, truth], 1)).tolist() == [True, True, False, False]
+    for states, scored in ((same, truth[:, 1:]), (y[:, 1:], same), (same, same)):
+        both = r2_of(
+            x,
+            torch.cat([y[:, :1], states], 1),
+            groups,
+            queries,
+            torch.cat([truth[:, :1], scored], 1),
+            STRENGTHS,
+        )
+        assert both[1].isnan()
+    torch.testing.assert_close(
+        r2_of(x, torch.cat([y[:, :1], same], 1), groups, queries, truth, STRENGTHS)[:1], alone
+    )
+
+
+@pytest.mark.parametrize("groups", [torch.zeros(400), -torch.ones(400)])
+def test_of_one_group_the_last_tenth_chooses(groups: torch.Tensor) -> None:
+    """The last tenth of the samples, and it alone, is another regression: weak where it agrees, strong where not."""
+    (x, y), (queries, truth) = data(), data(seed=1)
+    for at, strength in ((slice(360, 400), 100.0), (slice(0, 40), 1e-6)):
+        states = y[:, :1].clone()
+        states[at] = 3 - (states[at] - 3)
+        chosen = r2_of(x, states, groups, queries, truth[:, :1], (1e-6, 100.0))
+        torch.testing.assert_close(chosen, r2_of(x, states, groups, queries, truth[:, :1], (strength,)))
+
+
+def test_constant_values_and_a_single_group_are_named(said: list[str]) -> None:
+    modality = Subject.Config().build()
+    modality.change_states = lambda states: torch.cat([states[:, :1], 0 * states[:, 1:] + 2], 1)
+    figures = StateProbe.Config().build().run(seeing(), modality, END)
+    assert figures.keys() == {"r2", "r2/height"}
+    assert figures["r2"] == figures["r2/height"]
+    assert said == ["state_probe: constant in the val split and left out: speed"]
+    said.clear()
+    probe = StateProbe.Config(values=("speed",)).build()
+    assert probe.run(seeing(), modality, END) == {}
+    assert probe.baselines(modality) == {}
+    assert said[-1] == "state_probe: every value of the state is constant, nothing to measure"
+    said.clear()
+    modality = Ungrouped.Config().build()
+    StateProbe.Config().build().run(seeing(), modality, END)
+    assert said == [
+        "state_probe: the training samples are of one group, or of none: the last tenth, in order, chooses the strength"
+    ]
+
+
+class Ungrouped(Subject):
+    def dataset(self, split: str) -> Samples:
+        data = super().dataset(split)
+        return Listed([replace(data[i], group=-1) for i in range(len(data))])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from multissl.contract.learning import Progress
-from multissl.evaluators.zero_shot import ZeroShot, class_embeddings
+from multissl.contract.data import Views
+from multissl.contract.learning import Features, Progress
+from multissl.evaluators.zero_shot import ZeroShot, class_embeddings, hits
 from tests.evaluators.pairs import NAMES, Facts, Knows
 
 DONE = Progress(step=1, total=1)
@@ -97,3 +99,20 @@ def test_bad_options_say_what_they_want(options: dict[str, Any], says: str) -> N
 def test_a_stream_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="stream='words' is none of the modality's"):
         run(Knows(), text="words")
+
+
+def test_equal_scores_are_worth_chance() -> None:
+    scores = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.1, 0.4, 0.4, 0.0], [0.1, 0.2, 0.3, 0.9]])
+    assert hits(scores, torch.tensor([2, 1, 3])).tolist() == [0.25, 1.0, 1.0]
+    assert hits(scores, torch.tensor([[0, 0, 0], [1, 3, 3]])).tolist() == [[0.25, 0, 0], [0.25, 0, 1]]
+
+
+def test_descriptions_that_all_lie_in_one_place_are_at_chance() -> None:
+    class Deaf(Knows):
+        def features(self, v: Views) -> Features:
+            z = super().features(v)
+            return z if v.stream == "numbers" else replace(z, embedding=torch.ones_like(z.pooled))
+
+    found = run(Deaf())
+    assert found["top1"] == found["shuffled"] == found["chance"] == 25
+    assert found["p"] == 1
