@@ -45,7 +45,7 @@ class Subject(Clusters, HasStates, HasRecordings, HasText):
         draw = torch.Generator().manual_seed(1)
         data = self.dataset(split)
         samples = [data[i] for i in range(len(data))]
-        noise = torch.randn(len(samples), 2, generator=draw)[[s.index for s in samples]]
+        noise = torch.randn(120, 2, generator=draw)[[s.index for s in samples]]
         plain = super().dataset(split)  # a state is of the world, whatever becomes of the features
         points = torch.stack([plain[s.index].data for s in samples])
         states = points @ torch.tensor([[1.0, 2.0], [0.5, -1.0]]) + 0.3 * noise
