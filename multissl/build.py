@@ -30,7 +30,7 @@ class Parts:
 def build(recipe: Recipe, device: torch.device) -> Parts:
     """Build and check the components; the learner lies on `device`, parallelized."""
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
-    modality = recipe.modality.build()
+    modality = recipe.modality.build().fit()
     specs = modality.streams()
     missing = [s for s in specs if s not in recipe.encoders]
     if missing:

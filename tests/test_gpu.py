@@ -37,7 +37,7 @@ def test_half_precision_follows_full_precision(tmp_path: Path, compiled: bool) -
 
 def test_a_gpu_sees_the_views_of_a_processor() -> None:
     made = recipe()
-    modality = made.modality.build()
+    modality = made.modality.build().fit()
     objective = build(made, torch.device("cpu")).learner.objective
     steps = StepBatches(modality, objective.plans(), made.batch_size, 0, 0, 1, final=False)
     raw, _ = steps[3]

@@ -145,7 +145,7 @@ def run(recipe: Recipe) -> tuple[Learner, list[float], set[str]]:
 
 def meaningful(recipe: Recipe) -> str | None:
     """Why a pair has no meaning, in the words of the objective or of `check`, or None."""
-    modality = recipe.modality.build()
+    modality = recipe.modality.build().fit()
     specs = modality.streams()
     encoders = build_encoders(recipe.encoders, specs)
     try:
@@ -229,7 +229,7 @@ TOYS: list[tuple[Modality.Config, Objective.Config]] = [
 
 
 def toy_recipe(modality: Modality.Config, objective: Objective.Config) -> Recipe:
-    (stream,) = modality.build().streams()
+    (stream,) = modality.build().fit().streams()
     pooling = "last" if stream == "symbols" else "cls"
     encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling=pooling)
     return Recipe(

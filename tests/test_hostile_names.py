@@ -189,7 +189,7 @@ def own_loop(folder: Path, names: Sequence[str], cfg: Objective.Config) -> tuple
     """Losses of a few steps and the weights after them: no trainer, no files."""
     torch.manual_seed(0)
     made = recipe(folder, names, cfg)
-    modality = made.modality.build()
+    modality = made.modality.build().fit()
     specs = modality.streams()
     encoders = Encoders({s: cfg.build(specs[s]) for s, cfg in made.encoders.items()})
     objective: Objective = made.objective.build(encoders, specs)

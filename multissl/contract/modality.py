@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from multissl.config import Component
+from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.contract.data import Batch, Raw, Sample, Samples, Views
 from multissl.contract.learning import Figure
@@ -32,6 +32,10 @@ Baseline = Callable[[Views], Tensor]
 """Classical features that learning has to beat: from clean views to [R, F]."""
 
 
+class NotFitted(RuntimeError):
+    """A modality was asked for what only its training data, or the state of an earlier fit, can say."""
+
+
 class Modality(Component, ABC):
     """Base of modalities: options in `Config`, no parameters."""
 
@@ -42,6 +46,8 @@ class Modality(Component, ABC):
     """File types that a payload, `Sample.data`, comes in, the preferred first."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Usual names of a table's column that holds payloads."""
+    payload: ClassVar[Literal["file", "text", "cells"]] = "file"
+    """What a payload is: a path, bytes or an array; a text; or a mapping from column to cell."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -59,6 +65,13 @@ class Modality(Component, ABC):
         With `payloads` (each a `Sample.data`) these are the training data, instead of the modality's own source.
         """
         return self
+
+    def not_fitted(self) -> NotFitted:
+        """Return the error for what is asked of it before `fit` or `restore`."""
+        return NotFitted(
+            f"{config_name(type(self.cfg))} is not fitted: first call fit(), which reads the training data, or "
+            "restore(state) with the state of an earlier fit, such as modality.json of a run"
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what was fitted (statistics, schema, vocabulary) as JSON values."""

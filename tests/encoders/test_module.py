@@ -89,8 +89,7 @@ def test_a_run_with_a_network_in_memory_resumes_here_and_is_refused_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modality = Tabular.Config()
-    (stream,) = modality.build().streams()
-    spec = modality.build().streams()[stream]
+    ((stream, spec),) = modality.build().fit().streams().items()
     recipe = Recipe(
         modality=modality,
         encoders={stream: holding(nets.Rows(spec.shape[0]))},

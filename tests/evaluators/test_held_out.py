@@ -37,7 +37,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
     rng = np.random.RandomState(0)
     lines = [" ".join(rng.choice(WORDS, rng.randint(1, 60))) for _ in range(100)]
     path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
-    return Text.Config(data=str(path), vocab=280, length=16, local_length=8).build()
+    return Text.Config(data=str(path), vocab=280, length=16, local_length=8).build().fit()
 
 
 def predicting(text: Text, objective: Any) -> FrozenEncoders:

@@ -8,8 +8,11 @@ Shapes: B samples, V views, R = V*B rows, N tokens, M hidden ones of a batch, T 
 
 from __future__ import annotations
 
+import builtins
 import functools
+import io
 import json
+import os
 import pickle
 import random
 from dataclasses import fields, replace
@@ -22,9 +25,10 @@ from torch import Tensor, nn
 
 from multissl import registry
 from multissl.contract.data import Batch, Mask, Role, Views
-from multissl.contract.modality import Modality, Need
-from multissl.contract.plans import ViewPlan
+from multissl.contract.modality import Modality, Need, NotFitted
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Data, StepBatches, batches_of
+from multissl.random import RowRandom
 from tests.plugin.multissl_accelerometer import Accelerometer
 from tests.test_grid import MODALITIES
 
@@ -47,8 +51,7 @@ def config(name: str) -> Modality.Config:
 def fitted(name: str) -> Modality:
     """The modality with what it fits to its data; skipped where its extra is not installed."""
     try:
-        made = config(name).build()
-        made.state()
+        made = config(name).build().fit()
         made.dataset("train")
     except ImportError as error:
         pytest.skip(str(error))
@@ -108,6 +111,76 @@ def same(one: Batch, other: Batch) -> None:
         for name, value in left.items():
             assert value.dtype == right[name].dtype, name
             assert torch.equal(value, right[name]), f"{a.role} {name}"
+
+
+# three phases: build, fit or restore, read
+
+
+def without_files(patch: pytest.MonkeyPatch) -> None:
+    """Let every reading of a file or folder fail."""
+
+    def refused(*args: Any, **options: Any) -> Any:
+        raise AssertionError(f"reads {args[:1]}")
+
+    for owner, names in {
+        builtins: ["open"],
+        io: ["open"],
+        os: ["open", "listdir", "scandir", "stat"],
+    }.items():
+        for each in names:
+            patch.setattr(owner, each, refused)
+
+
+EVERY = [*NAMES, "paired"]
+SOURCES = {
+    "tabular": ["multissl.modalities.tabular.adapter.read_source"],
+    "text": ["multissl.modalities.text.adapter.read_texts"],
+    "rl": ["multissl.modalities.rl.adapter.RL.replay"],
+    "paired": ["multissl.modalities.paired.adapter.Paired.pairs"],
+}
+"""What reads the training data apart from `dataset`."""
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_building_reads_no_file(name: str) -> None:
+    cfg = config(name)
+    if "data" in {f.name for f in fields(cfg)} and name != "paired":
+        cfg = cfg.replace(data="nowhere.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        without_files(patch)
+        cfg.build()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_streams_are_those_of_the_fitted_or_ask_for_a_fit(name: str) -> None:
+    made = config(name).build()
+    try:
+        before = made.streams()
+    except NotFitted as error:
+        assert "is not fitted: first call fit()" in str(error)  # noqa: PT017
+    else:
+        assert before == fitted(name).streams()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_restored_one_shows_samples_of_its_own_where_no_data_is(name: str) -> None:
+    known, later = fitted(name), config(name).build()
+    samples = [known.dataset("val")[i] for i in range(3)]
+    state = json.loads(json.dumps(known.state()))
+    plans = dict.fromkeys(known.streams(), CLEAN)
+    rng = RowRandom((SEED,), 0, len(samples), len(samples))
+    expected = known.views(known.collate(samples, plans, rng), plans, rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(later), "dataset", refuse)
+        for source in SOURCES.get(name, ()):
+            patch.setattr(source, refuse)
+        later.restore(state)
+        assert later.streams() == known.streams()
+        same(later.views(later.collate(samples, plans, rng), plans, rng), expected)
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("the training data is not here")
 
 
 # shapes and types

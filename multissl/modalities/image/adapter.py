@@ -298,14 +298,15 @@ class Image(Modality):
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
         """Measure the channels of the training images, where their statistics are not given."""
-        if self._statistics is None:
-            self._measure(self.dataset("train") if payloads is None else Payloads(payloads))
+        cfg = self.cfg
+        if self._statistics is None and cfg.mean:
+            self._statistics = (cfg.mean, cfg.std)
+        elif self._statistics is None and cfg.channels == 3 and not cfg.measure:
+            self._statistics = IMAGENET
+        elif self._statistics is None:
+            data = self.dataset("train") if payloads is None else Payloads(payloads)
+            self._statistics = channel_statistics(data, cfg.channels)
         return self
-
-    def _measure(self, data: Samples) -> None:
-        known = IMAGENET if self.cfg.channels == 3 and not self.cfg.measure else None
-        given = (self.cfg.mean, self.cfg.std) if self.cfg.mean else known
-        self._statistics = given or channel_statistics(data, self.cfg.channels)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels, and histograms of gradients and colors."""

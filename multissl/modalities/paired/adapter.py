@@ -14,9 +14,9 @@ Shapes: B samples of this rank, V views, R = V*B rows.  State: what the members 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -133,17 +133,13 @@ class Paired(Modality):
     def pairs(self) -> Rows | Same:
         """The samples of all splits, listed once."""
         if self._pairs is None:
-            forms = {name: self._form(name) for name in self.members}
+            forms = {name: member.payload for name, member in self.members.items()}
             self._pairs = (
                 Same(self.cfg, self.members)
                 if self.cfg.join == "label"
                 else Rows(self.cfg, forms, self.members)
             )
         return self._pairs
-
-    def _form(self, name: str) -> str:
-        kinds = {"sequence": "text", "columns": "cells"}
-        return kinds.get(self._spec(name).kind, "file")
 
     def _native(self, name: str) -> str:
         return next(iter(self.members[name].streams()))
@@ -154,18 +150,25 @@ class Paired(Modality):
             raise ValueError(f"modality.members.{name} feeds {', '.join(found)}: a member feeds one stream")
         return next(iter(found.values()))
 
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Let the members measure the training payloads, and note which streams may be missing.
+
+        Pairs are fitted to their own source alone.
+        """
+        if payloads is not None:
+            raise ValueError("modality=paired is fitted to its own source: call fit() without payloads")
+        self._learn()
+        return self
+
     def _fit(self) -> None:
         """Let the members measure the training payloads, where they do not know what they need."""
         if not self._fitted:
             self._fitted = True
             for name, member in self.members.items():
-                if (given := self.pairs().training(name)) is not None:
-                    member.fit(given)
+                member.fit(self.pairs().training(name))
 
     def streams(self) -> dict[str, StreamSpec]:
         """A stream for each member."""
-        if self._partial is None:
-            self._fit()
         return {name: self._spec(name) for name in self.members}
 
     def dataset(self, split: str) -> Samples:
@@ -262,7 +265,9 @@ class Paired(Modality):
         """The texts of a row, by stream, so that features of one stream can be paired with them again."""
         parts = sample.data.parts if isinstance(sample.data, Record) else {}
         return {
-            n: parts[n] for n in self.members if self._form(n) == "text" and isinstance(parts.get(n), str)
+            n: parts[n]
+            for n, member in self.members.items()
+            if member.payload == "text" and isinstance(parts.get(n), str)
         }
 
     def _own(self, views: Views) -> Views:

@@ -13,10 +13,10 @@ State: mean and deviation of the pixels, width of an action, edges of the label'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -175,8 +175,11 @@ class RL(HasStates):
                 found.num_actions = trained
             found.label(tuple(tuple(b) for b in self._fitted["bounds"]))
 
-    def fitted(self) -> dict[str, Any]:
-        """What was measured on the training episodes, or restored."""
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Measure the pixels, the actions and the label's cells of the training episodes of `data`.
+
+        Stacks that are handed over have no actions and are not measured: they are read as those of `data` are.
+        """
         if self._fitted is None:
             replay, moments = self.replay(), Moments(self.replay(), split_episodes(self._episodes(), "train"))
             some = np.random.default_rng(0).choice(len(moments), min(1000, len(moments)), replace=False)
@@ -185,6 +188,12 @@ class RL(HasStates):
                 "mean": float(pixels.mean()), "std": max(float(pixels.std()), 1e-3), "actions": replay.width,
                 "bounds": [list(b) for b in replay.bounds],
             }  # fmt: skip
+        return self
+
+    def fitted(self) -> dict[str, Any]:
+        """Return what was measured on the training episodes, or restored."""
+        if self._fitted is None:
+            raise self.not_fitted()
         return self._fitted
 
     def _episodes(self) -> int:
@@ -205,7 +214,7 @@ class RL(HasStates):
 
     def dataset(self, split: str) -> Samples:
         """Every frame of the split's episodes; whole episodes are in one split."""
-        self.fitted()
+        self.fit()
         return Moments(self.replay(), split_episodes(self._episodes(), split))
 
     def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:

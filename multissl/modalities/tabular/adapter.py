@@ -32,14 +32,12 @@ from multissl.modalities.tabular import schema as schemas
 from multissl.modalities.tabular import views as draws
 from multissl.modalities.tabular.labels import Labels
 from multissl.modalities.tabular.schema import Scaling, Schema
-from multissl.modalities.tabular.tables import Table, appended, beside, read_table
+from multissl.modalities.tabular.source import UNNAMED, TableSource, as_column, read_source, source_of
+from multissl.modalities.tabular.tables import Table
 from multissl.random import RowRandom
-from multissl.registry import suggest
 
 log = logging.getLogger("multissl")
 STREAM = "tabular"
-UNNAMED = "target"
-"""The label's column where no option names it; a table may lack it."""
 
 
 class Tabular(HasTargets):
@@ -98,84 +96,94 @@ class Tabular(HasTargets):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "corrupt", "target"})
     suffixes = (".json",)
+    payload = "cells"
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
-        table = read_table(cfg.data)
-        count, test = len(table), cfg.test or beside(cfg.data)
-        if test:
-            table = appended(table, read_table(test, "modality.test"), f"modality.test={test!r}")
-        own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
-        own += [("categorical", n) for n in cfg.categorical]
-        if cfg.label == UNNAMED and UNNAMED not in table.columns:
-            log.warning(
-                "modality.data: no column is called %r, so all are read: if one is the label, name it by "
-                "modality.label, else set that empty", UNNAMED
-            )  # fmt: skip
-        else:
-            own.append(("label", cfg.label))
-        for option, name in own:
-            if name and name not in table.columns:
-                raise ValueError(f"modality.{option} names column {name!r}{suggest(name, table.columns)}")
-        groups = schemas.words(table.columns.pop(cfg.group)) if cfg.group else None
-        self._label = table.columns.pop(cfg.label, None) if cfg.label else None
-        for name in cfg.ignore:
-            table.columns.pop(name, None)
-        self.table, self.splits = table, draws.split(len(table), count, groups)
-        numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
-        self.groups = [numbered[g] for g in groups] if groups else [-1] * len(table)
-        train = table.take(self.splits["train"])
-        try:
-            self.schema = schemas.fit(train, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
-        except ValueError as error:
-            raise ValueError(f"modality.data={cfg.data!r}: {error}") from None
-        for name, why in self.schema.left_out.items():
-            log.warning("modality.data: column %r is left out: %s", name, why)
-        self.labels = Labels.fit(self._label, self.splits["train"])
-        self._given = self._restored = False
-        self._encode(log.info)
-        rates = self.effective_rates(1.0)
-        told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
-        log.info("modality.data: of the cells drawn anew, these change by column: %s", told)
+        self.labels = Labels()
+        self._schema: Schema | None = None
+        self._source: TableSource | None = None
+        self._cells: Cells | None = None
+        self._banks: dict[torch.device, Tensor] = {}
+        self._given = self._restored = self._foreign = False
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
-        """Take these rows, mappings from column to cell, for the training rows: of the schema and of the bank."""
-        if self._given or payloads is None:
+        """Fit the schema and the label to the training rows of `data`, or of the rows that are handed over.
+
+        These are mappings from column to cell, all of them training rows. A schema that was restored stays.
+        """
+        if self._given or (payloads is None and self._schema is not None):
             return self
-        cfg, data = self.cfg, payloads
-        names = dict.fromkeys(name for row in data for name in row)
-        own = {cfg.label, cfg.group, *cfg.ignore}
-        columns = {n: _column([row.get(n) for row in data]) for n in names if n not in own}
-        everyone, nobody = np.arange(len(data)), np.arange(0)
-        self.table, self._label, self._given = Table(columns), None, True
-        self.splits = {"train": everyone, "val": nobody, "test": nobody, "all": everyone}
-        self.groups = [-1] * len(data)
+        cfg = self.cfg
+        if payloads is None:
+            self._source = read_source(cfg)
+        else:
+            self._source, self._given, self._foreign = source_of(payloads, cfg), True, True
         if not self._restored:
-            self.schema = schemas.fit(self.table, cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical)
-            self.labels = Labels.fit(None, everyone)
-        self._encode(log.info)
+            train = self._source.splits["train"]
+            try:
+                self._schema = schemas.fit(
+                    self._source.table.take(train), cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical
+                )
+            except ValueError as error:
+                raise ValueError(f"modality.data={cfg.data!r}: {error}") from None
+            for name, why in self._schema.left_out.items():
+                log.warning("modality.data: column %r is left out: %s", name, why)
+            self.labels = Labels.fit(self._source.label, train)
+        self._cells, self._banks = self._encode(self._source, log.info), {}
+        rates = ", ".join(f"{name} {rate:.0%}" for name, rate in self.effective_rates(1.0).items())
+        log.info("modality.data: of the cells drawn anew, these change by column: %s", rates)
         return self
 
-    def _encode(self, tell: Callable[..., None]) -> None:
-        """All rows as cells by the schema; the bank is what corruption draws from."""
+    @property
+    def schema(self) -> Schema:
+        """What a column is, as fitted to the training rows or restored."""
+        if self._schema is None:
+            raise self.not_fitted()
+        return self._schema
+
+    def rows(self) -> Cells:
+        """Return all rows as cells; a modality that was restored reads its table here for the first time."""
+        if self._cells is None:
+            if self._schema is None:
+                raise self.not_fitted()
+            self._source = self._source or read_source(self.cfg)
+            self._cells = self._encode(self._source, log.warning)
+        return self._cells
+
+    def _encode(self, source: TableSource, say: Callable[..., None]) -> Cells:
+        """Return all rows of a source as cells by the schema."""
         try:
-            self.cells, self.broken, strange = self.schema.encode(self.table)
+            cells, broken, strange = self.schema.encode(source.table)
         except ValueError as error:
             raise ValueError(f"modality.data={self.cfg.data!r}: {error}") from None
         for name, what in strange.items():
-            tell("modality.data: column %r has %s", name, what)
-        self.classes, self.values = self.labels.apply(self._label, len(self.table))
-        good = [row for row in self.splits["train"].tolist() if row not in self.broken]
-        if not good:
-            raise ValueError(f"modality.data={self.cfg.data!r}: no training row can be read")
-        self._banks = {torch.device("cpu"): self.cells[good]}
+            say("modality.data: column %r has %s", name, what)
+        classes, values = self.labels.apply(source.label, len(source.table))
+        return Cells(
+            cells=cells,
+            broken=broken,
+            classes=classes,
+            values=values,
+            splits=source.splits,
+            groups=source.groups,
+        )
 
     def bank(self, device: torch.device | str = "cpu") -> Tensor:
-        """The readable training rows [S, C] on a device."""
+        """Return the readable training rows [S, C] on a device: what corruption draws from."""
         device = torch.device(device)
         if device not in self._banks:
-            self._banks[device] = self._banks[torch.device("cpu")].to(device)
+            self._banks[device] = self._training_rows().to(device)
         return self._banks[device]
+
+    def _training_rows(self) -> Tensor:
+        if self._foreign and not self._given:  # the schema is not of this source; rows come by `fit`
+            return torch.zeros(0, len(self.schema.columns))
+        rows = self.rows()
+        good = [row for row in rows.splits["train"].tolist() if row not in rows.broken]
+        if not good:
+            raise ValueError(f"modality.data={self.cfg.data!r}: no training row can be read")
+        return rows.cells[good]
 
     def streams(self) -> dict[str, StreamSpec]:
         """One stream of columns."""
@@ -188,12 +196,14 @@ class Tabular(HasTargets):
         }  # fmt: skip
 
     def dataset(self, split: str) -> Samples:
-        """Rows of a split."""
-        return Rows(self, self.splits[split])
+        """Return the rows of a split: "train", "val" or "test"."""
+        rows = self.fit().rows()
+        return Rows(rows, rows.splits[split])
 
     def targets(self, split: str) -> Tensor | None:
         """The numbers to predict, float32 [S of the split], NaN where unknown; None where the label is a class."""
-        return None if self.values is None else self.values[self.splits[split]]
+        rows = self.rows()
+        return None if rows.values is None else rows.values[rows.splits[split]]
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Rows as cells [B, C]; a sample holds encoded cells, or a row as a mapping from column to cell."""
@@ -214,7 +224,7 @@ class Tabular(HasTargets):
 
     def _read(self, samples: list[Sample]) -> Iterable[Tensor]:
         """The cells [C] of rows with the same columns."""
-        frame = {name: _column([s.data[name] for s in samples]) for name in samples[0].data}
+        frame = {name: as_column([s.data[name] for s in samples]) for name in samples[0].data}
         try:
             cells, broken, _ = self.schema.encode(Table(frame))
         except ValueError as error:
@@ -228,11 +238,11 @@ class Tabular(HasTargets):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Clean rows, and rows with cells of other rows."""
         plan, rows = plans[STREAM], raw["rows"]
-        made = [
-            draws.clean(plan, rows),
-            draws.global_views(plan, rows, self.bank(rows.device), self.cfg, rng.fork("global")),
-            draws.local_views(plan, rows, self.bank(rows.device), self.cfg, rng.fork("local")),
-        ]
+        made = [draws.clean(plan, rows)]
+        if plan.num_global or plan.num_local:  # clean views need no training rows
+            bank = self.bank(rows.device)
+            made.append(draws.global_views(plan, rows, bank, self.cfg, rng.fork("global")))
+            made.append(draws.local_views(plan, rows, bank, self.cfg, rng.fork("local")))
         ids = {n: raw[n] for n in ("sample_id", "group_id") if n in raw}
         return Batch(Views(stream=STREAM, **fields, **ids) for fields in made if fields)
 
@@ -256,18 +266,31 @@ class Tabular(HasTargets):
         return cell_panel(views, self.schema.columns, self.effective_rates(1.0), self.cfg.corrupt_by)
 
     def state(self) -> dict[str, Any]:
-        """The fitted schema and what was fitted to the label."""
+        """Return the fitted schema and what was fitted to the label; `given` says that they are not of `data`."""
         state = {"schema": self.schema.to_json(), "label": self.labels.to_json()}
-        return {**state, "given": True} if self._given or self._restored else state
+        return {**state, "given": True} if self._foreign else state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Read all rows by the schema of the training data."""
-        self.schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
-        if state.get("given") and not self._given:  # the schema is not of this source; rows come by `fit`
-            self._restored, none = True, torch.zeros(0, len(self.schema.columns))
-            self._banks = {torch.device("cpu"): none}
-        else:
-            self._encode(log.warning)
+        """Read rows by the schema of the training data; the table itself is read when it is asked for."""
+        self._schema, self.labels = Schema.from_json(state["schema"]), Labels(**state["label"])
+        self._restored, self._cells, self._banks = True, None, {}
+        self._foreign = self._foreign or bool(state.get("given"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Cells:
+    """All rows of a table as the schema reads them."""
+
+    cells: Tensor
+    """float32 [S, C]"""
+    broken: dict[int, str]
+    """Rows that cannot be read, and why."""
+    classes: np.ndarray
+    """int64 [S], -1 where unknown."""
+    values: Tensor | None
+    """The label's numbers, float32 [S], NaN where unknown; None where it is a class."""
+    splits: dict[str, np.ndarray]
+    groups: list[int]
 
 
 class Broken(NamedTuple):
@@ -279,7 +302,7 @@ class Broken(NamedTuple):
 class Rows(Samples):
     """Some rows of a table."""
 
-    def __init__(self, table: Tabular, rows: np.ndarray) -> None:
+    def __init__(self, table: Cells, rows: np.ndarray) -> None:
         self.table, self.rows = table, rows
 
     def __len__(self) -> int:
@@ -298,13 +321,3 @@ def _names(sample: Sample) -> tuple[str, ...]:
     if not isinstance(sample.data, Mapping):
         raise Unreadable(sample.index, f"row {sample.index}: want a mapping from column to cell")
     return tuple(sample.data)
-
-
-def _column(values: Sequence[Any]) -> np.ndarray:
-    """A column of cells: numbers where all known ones are, else text."""
-    if all(isinstance(v, int | float | None) and not isinstance(v, bool) for v in values):
-        return np.array([np.nan if v is None else v for v in values], np.float64)
-    cells = np.empty(len(values), object)
-    words = [str(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in values]
-    cells[:] = [None if v is None or w in schemas.MISSING else w for v, w in zip(values, words, strict=True)]
-    return cells

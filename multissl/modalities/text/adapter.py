@@ -112,6 +112,7 @@ class Text(HasText):
         {"local", "mask", "masks", "drop", "target", "corrupt", "coords"}
     )
     suffixes = FILES
+    payload = "text"
     columns = (*COLUMNS, "caption", "transcript")
 
     def __init__(self, cfg: Config) -> None:
@@ -125,27 +126,25 @@ class Text(HasText):
         return {**self.__dict__, "_splits": {}, "_given": ()}  # a worker gets its samples by itself
 
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer: as restored, as loaded, or trained on the training texts."""
+        """Return the tokenizer, as fitted or restored."""
         if self._vocabulary is None:
-            if self.cfg.tokenizer:
-                self._vocabulary = tokenizer.load_tokenizer(self.cfg.tokenizer)
-            else:
-                texts = (
-                    self._given or read_texts(self.cfg.data, "train", self.cfg.column, self.cfg.label).texts
-                )
-                self._vocabulary = tokenizer.train_bpe(
-                    (t for t in texts if isinstance(t, str)), self.cfg.vocab, self.cfg.lower
-                )
+            raise self.not_fitted()
         return self._vocabulary
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
-        """Train the vocabulary, where it is not known, on the training texts.
+        """Load the tokenizer, or train one on the training texts, where none is known yet.
 
         Texts that are handed over are those of the baselines too.
         """
+        cfg = self.cfg
         if payloads is not None:
             self._given = payloads
-        self.vocabulary()
+        if self._vocabulary is None and cfg.tokenizer:
+            self._vocabulary = tokenizer.load_tokenizer(cfg.tokenizer)
+        elif self._vocabulary is None:
+            texts = self._given or read_texts(cfg.data, "train", cfg.column, cfg.label).texts
+            known = (t for t in texts if isinstance(t, str))
+            self._vocabulary = tokenizer.train_bpe(known, cfg.vocab, cfg.lower)
         return self
 
     def provides(self, stream: str) -> frozenset[Need]:
@@ -157,7 +156,7 @@ class Text(HasText):
     def streams(self) -> dict[str, StreamSpec]:
         """One sequence of ids, the sentinels of `infill` above those of the vocabulary."""
         cfg = self.cfg
-        size = self.vocabulary().size if cfg.tokenizer or self._vocabulary else cfg.vocab
+        size = self.vocabulary().size
         count, spans = t5_spans(cfg.length, cfg.infill) if cfg.infill else (0, 0)
         spec = StreamSpec(
             kind="sequence", shape=(cfg.length,), num_tokens=cfg.length - count + spans, vocab=size + spans,
@@ -169,7 +168,7 @@ class Text(HasText):
         """The documents of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._splits:
             texts = read_texts(self.cfg.data, split, self.cfg.column, self.cfg.label)
-            tokens = iter(self.vocabulary().encode([t for t in texts.texts if isinstance(t, str)]))
+            tokens = iter(self.fit().vocabulary().encode([t for t in texts.texts if isinstance(t, str)]))
             readable: list[Tokens] = []
             for row, text in enumerate(texts.texts):
                 found = next(tokens) if isinstance(text, str) else None

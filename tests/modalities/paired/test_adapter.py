@@ -218,7 +218,7 @@ def test_members_without_a_class_in_common_are_refused(tmp_path: Path) -> None:
     other = Image.Config(**SMALL[Image.Config])  # the built-in motifs
     both = {**made.cfg.members, "right": other}
     with pytest.raises(ValueError, match=r"no class in common \(left: 0, 1, 2; right: "):
-        Paired.Config(members=both, join="label").build().streams()
+        Paired.Config(members=both, join="label").build().fit()
 
 
 def test_a_prompt_is_a_third_stream_of_a_join_by_class(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_prompt_is_a_third_stream_of_a_join_by_class(tmp_path: Path) -> None:
 
 def test_cells_are_a_member_and_measured_on_the_training_rows(tmp_path: Path) -> None:
     data = shard(tmp_path / "a.tar", rows())
-    made = pairs(data, members={"tabular": Tabular.Config(), "image": IMAGE})
+    made = pairs(data, members={"tabular": Tabular.Config(), "image": IMAGE}).fit()
     spec = made.streams()["tabular"]
     assert spec.channels == ("size", "color"), "the label is no cell"
     plans: Plans = {"tabular": ViewPlan(num_clean=1, num_global=2), "image": CLEAN}
@@ -280,7 +280,7 @@ def test_features_made_once_are_cells_beside_their_texts(tmp_path: Path) -> None
         loggers={},
         data=Data(workers=0),
     )
-    assert recipe.modality.build().streams()["image"].channels == ("f0", "f1", "f2", "f3")
+    assert recipe.modality.build().fit().streams()["image"].channels == ("f0", "f1", "f2", "f3")
     train(recipe, tmp_path / "run")
     model = load(tmp_path / "run")
     first = dict(zip(["f0", "f1", "f2", "f3"], numbers[0].tolist(), strict=True))

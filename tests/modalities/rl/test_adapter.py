@@ -20,7 +20,7 @@ PAIR = ViewPlan(num_global=2)
 
 
 def tiny(**options: Any) -> RL:
-    return RL.Config(episodes=10, steps=12, **options).build()
+    return RL.Config(episodes=10, steps=12, **options).build().fit()
 
 
 def counted(tmp_path: Any, lengths: tuple[int, ...] = (9, 5, 7, 9), side: int = 12) -> str:
@@ -33,7 +33,9 @@ def counted(tmp_path: Any, lengths: tuple[int, ...] = (9, 5, 7, 9), side: int = 
 
 
 def from_file(path: str, **options: Any) -> RL:
-    return RL.Config(data=path, size=12, local_size=12, patch=4, shift=0, intensity=0.0, **options).build()
+    return (
+        RL.Config(data=path, size=12, local_size=12, patch=4, shift=0, intensity=0.0, **options).build().fit()
+    )
 
 
 def pixels(modality: RL, x: torch.Tensor) -> torch.Tensor:
@@ -248,7 +250,7 @@ def test_new_data_is_read_as_the_training_data_was(tmp_path: Any) -> None:
     other.restore({**trained.state(), "actions": 6})
     assert other.streams()["rl"].condition_dim == 18
     assert batch_of(other, "train", [0, 1], PAIR)[0].condition.shape == (4, 18)
-    narrow = from_file(counted(tmp_path))
+    narrow = trained.cfg.build()
     narrow.restore({**trained.state(), "actions": 2})
     with pytest.raises(ValueError, match="has actions of 3 numbers, the model was trained on 2"):
         narrow.dataset("train")

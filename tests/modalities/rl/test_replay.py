@@ -175,18 +175,18 @@ def test_pictures_are_averaged_down() -> None:
 def test_classic_control_is_rolled_out_alike_for_a_seed() -> None:
     pytest.importorskip("gymnasium", reason="the extra `rl` is not installed")
     pytest.importorskip("pygame", reason="the extra `rl` is not installed")
-    modality = RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12).build()
+    modality = RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12).build().fit()
     found, names = modality.states("train")
     assert found.shape[1] == len(names) == 4
     rollout.cache_clear()
-    again = RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12).build()
+    again = RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12).build().fit()
     assert np.array_equal(modality.replay().frames, again.replay().frames)
     assert modality.replay().frames.std() > 0
 
 
 def test_atari_tells_where_the_ball_is() -> None:
     pytest.importorskip("ale_py", reason="the extra `rl` is not installed")
-    modality = RL.Config(data="gym:ALE/Pong-v5", episodes=3, steps=40, size=84, local_size=60).build()
+    modality = RL.Config(data="gym:ALE/Pong-v5", episodes=3, steps=40, size=84, local_size=60).build().fit()
     values, names = modality.states("train")
     assert names == ("ball_x", "ball_y", "player_y", "enemy_y")
     assert bool(values[:10].isnan().all())  # nothing is in play yet

@@ -280,7 +280,7 @@ def test_random_actions_are_legal_and_written_down(kind: str) -> None:
     assert codes.dtype == np.float32
     assert np.isfinite(codes).all()
     assert RL.Config(data=f"gym:{environment(*box(painted('hw')), actions=space)}", steps=5, size=12, local_size=12,
-                     episodes=3).build().streams()["rl"].condition_dim == 3 * width  # fmt: skip
+                     episodes=3).build().fit().streams()["rl"].condition_dim == 3 * width  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
@@ -371,7 +371,7 @@ def test_a_minari_dataset_is_read_by_its_spaces(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_stack_in_memory_may_have_its_colors_first() -> None:
-    modality = RL.Config(episodes=3, steps=4, size=20, local_size=20, patch=10, stack=3).build()
+    modality = RL.Config(episodes=3, steps=4, size=20, local_size=20, patch=10, stack=3).build().fit()
     rng = RowRandom((0, 0), 0, 1, 1)
 
     def newest_of(stack: np.ndarray) -> np.ndarray:

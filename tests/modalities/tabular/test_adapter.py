@@ -38,7 +38,7 @@ def lines(count: int = 60) -> list[str]:
 
 
 def small(tmp_path: Path, given: list[str] | None = None, **options: Any) -> Tabular:
-    return Tabular.Config(data=write(tmp_path / "rows.csv", given or lines()), **options).build()
+    return Tabular.Config(data=write(tmp_path / "rows.csv", given or lines()), **options).build().fit()
 
 
 def drawn(modality: Tabular, plan: ViewPlan, count: int = 8, first: int = 0, total: int = 0) -> Batch:
@@ -58,13 +58,13 @@ def test_the_schema_is_fitted_on_the_training_rows_alone(tmp_path: Path) -> None
     assert modality.schema.cardinalities == (0, 4, 0, 2)
     assert modality.schema.columns[1].levels == ["(unknown)", "blue", "green", "red"]
     assert modality.schema.columns[0].knots[-1] == 49.0
-    assert modality.cells[0, 1] == 0  # violet was never seen
-    assert modality.cells[0, 0] < 3  # a far value stays at the edge
+    assert modality.rows().cells[0, 1] == 0  # violet was never seen
+    assert modality.rows().cells[0, 0] < 3  # a far value stays at the edge
     assert modality.labels.classes == ["no", "yes"]
 
 
 def test_missing_numbers_are_flagged_and_stand_in_the_middle(tmp_path: Path) -> None:
-    cells = small(tmp_path).cells
+    cells = small(tmp_path).rows().cells
     missing = torch.tensor([i % 5 == 2 for i in range(60)])
     assert torch.equal(cells[:, 3] == 1, missing)
     assert not cells[missing, 2].any()
@@ -72,15 +72,15 @@ def test_missing_numbers_are_flagged_and_stand_in_the_middle(tmp_path: Path) -> 
 
 def test_numbers_become_normal_scores_and_come_back(tmp_path: Path) -> None:
     modality = small(tmp_path)
-    age, column = modality.cells[:, 0], modality.schema.columns[0]
-    train = age[modality.splits["train"]]
+    age, column = modality.rows().cells[:, 0], modality.schema.columns[0]
+    train = age[modality.rows().splits["train"]]
     assert abs(train.mean()) < 0.05
     assert 0.85 < train.std() < 1.1
     for row in (5, 13, 28):
         assert float(column.decode(float(age[row]))) == pytest.approx(20 + row % 30, abs=0.6)
     plain = small(tmp_path, scaling="standard")
-    assert plain.cells[plain.splits["train"], 0].mean().abs() < 1e-6
-    assert plain.schema.columns[0].decode(float(plain.cells[5, 0])) == "25"
+    assert plain.rows().cells[plain.rows().splits["train"], 0].mean().abs() < 1e-6
+    assert plain.schema.columns[0].decode(float(plain.rows().cells[5, 0])) == "25"
 
 
 def test_columns_that_say_nothing_are_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_rare_levels_are_unknown_so_that_unknown_is_trained(tmp_path: Path) -> N
     given[6] = "5,once"
     modality = small(tmp_path, given, label="")
     assert modality.schema.columns[1].levels == ["(unknown)", "x", "y"]
-    assert modality.cells[5, 1] == 0
+    assert modality.rows().cells[5, 1] == 0
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "feather", "frame"])
@@ -124,10 +124,10 @@ def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
     if kind == "frame":
         pandas = pytest.importorskip("pandas", reason="the extra `tabular` is not installed")
         data = holding(pandas.DataFrame(columns))
-    modality = Tabular.Config(data=data).build()
+    modality = Tabular.Config(data=data).build().fit()
     assert modality.schema == expected.schema
-    assert torch.equal(modality.cells, expected.cells)
-    assert modality.classes.tolist() == expected.classes.tolist()
+    assert torch.equal(modality.rows().cells, expected.rows().cells)
+    assert modality.rows().classes.tolist() == expected.rows().classes.tolist()
 
 
 def test_a_frame_of_another_process_is_refused() -> None:
@@ -139,28 +139,28 @@ def test_splits_a_test_file_and_groups(tmp_path: Path) -> None:
     train, test = tmp_path / "my-train.csv", tmp_path / "my-test.csv"
     write(train, lines(50))
     write(test, ["color,age,target,income", "red,30,yes,1", "blue,31,no,2"])
-    modality = Tabular.Config(data=str(train)).build()
+    modality = Tabular.Config(data=str(train)).build().fit()
     assert beside(str(train)) == str(test)
-    assert {s: len(rows) for s, rows in modality.splits.items()} == {"train": 45, "val": 5, "test": 2}
+    assert {s: len(rows) for s, rows in modality.rows().splits.items()} == {"train": 45, "val": 5, "test": 2}
     assert [modality.dataset("test")[i].label for i in range(2)] == [1, 0]
     write(test, ["color,target,income", "red,yes,1"])
     with pytest.raises(
         ValueError, match=r"modality\.test=.*column 'age' is missing; it has color, target, income"
     ):
-        Tabular.Config(data=str(train)).build()
+        Tabular.Config(data=str(train)).build().fit()
     given = ["a,who,target", *(f"{i},p{i // 4},{i % 2}" for i in range(80))]
     modality = small(tmp_path, given, group="who")
-    owners = [{modality.groups[r] for r in rows} for rows in modality.splits.values()]
+    owners = [{modality.rows().groups[r] for r in rows} for rows in modality.rows().splits.values()]
     assert not owners[0] & owners[1] | owners[0] & owners[2] | owners[1] & owners[2]
     (views,) = drawn(modality, CLEAN)
     assert views.group_id is not None
-    assert views.group_id.tolist() == [modality.groups[r] for r in modality.splits["train"][:8]]
+    assert views.group_id.tolist() == [modality.rows().groups[r] for r in modality.rows().splits["train"][:8]]
 
 
 def test_a_quantity_as_label_is_five_parts_and_its_numbers(tmp_path: Path) -> None:
     given = ["a,b,price", *(f"{i % 7},{i % 3},{i * 1.5}" for i in range(100))]
     modality = small(tmp_path, given, label="price")
-    counts = np.bincount(modality.classes[modality.splits["train"]])
+    counts = np.bincount(modality.rows().classes[modality.rows().splits["train"]])
     assert len(counts) == 5
     assert counts.min() >= 14
     targets = modality.targets("val")
@@ -188,10 +188,10 @@ def test_a_bad_header_is_one_clear_line(given: list[str], message: str, tmp_path
 
 def test_wrong_names_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"modality\.data='nowhere\.csv': no such file"):
-        Tabular.Config(data="nowhere.csv").build()
+        Tabular.Config(data="nowhere.csv").build().fit()
     (tmp_path / "x.doc").write_text("")
     with pytest.raises(ValueError, match=r"a \.doc file is no table"):
-        Tabular.Config(data=str(tmp_path / "x.doc")).build()
+        Tabular.Config(data=str(tmp_path / "x.doc")).build().fit()
     with pytest.raises(ValueError, match=r"modality\.ignore names column 'agee'; did you mean age"):
         small(tmp_path, ignore=("agee",))
     with pytest.raises(ValueError, match=r"modality\.corruption\.1=1\.5: want a share"):
@@ -210,7 +210,7 @@ def test_a_label_that_is_not_there_is_an_error_if_named_and_told_if_not(
     said = said_by(monkeypatch, "warning")
     modality = small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()])
     assert "no column is called 'target', so all are read" in said[0]
-    assert (modality.classes == -1).all()
+    assert (modality.rows().classes == -1).all()
     small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()], label="")
     assert len(said) == 1
 
@@ -223,14 +223,14 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
     given[6] = "none at all,red,1,yes"
     path = tmp_path / "rows.csv"
     path.write_bytes("\n".join(given).encode().replace(b"28,blue,4.0", b"28,bl\xffe,4.0"))
-    modality = Tabular.Config(data=str(path)).build()
+    modality = Tabular.Config(data=str(path)).build().fit()
     data = modality.dataset("train")
     found = {}
     for i in range(len(data)):
         try:
             modality.collate([data[i]], {"tabular": CLEAN}, RowRandom((0,), 0, 1, 1))
         except Unreadable as bad:
-            found[int(modality.splits["train"][bad.index])] = bad.reason
+            found[int(modality.rows().splits["train"][bad.index])] = bad.reason
     assert found == {
         2: "line 4 has 2 cells, the header names 4",
         3: "line 5: field larger than field limit (1000000)",
@@ -239,7 +239,7 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
         8: "line 10 is not UTF-8",
     }
     assert modality.bank().isfinite().all()
-    assert len(modality.bank()) == len(modality.splits["train"]) - 5
+    assert len(modality.bank()) == len(modality.rows().splits["train"]) - 5
 
 
 def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
     new = Tabular.Config(data=write(tmp_path / "new.csv", lines(30)[:1] + lines(30)[20:])).build()
     new.restore(state)
     assert new.schema == trained.schema
-    assert torch.equal(new.cells, trained.cells[19:30])  # the same rows, the same numbers
+    assert torch.equal(new.rows().cells, trained.rows().cells[19:30])  # the same rows, the same numbers
     assert new.streams() == trained.streams()
 
     strange = [line.replace("green", "mauve") for line in lines(30)]
@@ -256,19 +256,23 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
     said: list[str] = []
     monkeypatch.setattr(tabular.log, "warning", lambda text, *args: said.append(text % args))
     other.restore(state)
+    assert not said, "the table is read when it is asked for"
+    other.dataset("val")
     assert said == ["modality.data: column 'color' has 10 cells of a level that training rarely or never saw"]
-    assert (other.cells[1::3, 1] == 0).all()
+    assert (other.rows().cells[1::3, 1] == 0).all()
 
     fewer = ["agee,income,target", *(f"{i},{i},yes" for i in range(30))]
     other = Tabular.Config(data=write(tmp_path / "new.csv", fewer)).build()
+    other.restore(state)
     with pytest.raises(ValueError, match=r"column 'age' of the training data is missing; did you mean agee"):
-        other.restore(state)
+        other.dataset("val")
     words = ["age,color,income,target", *(f"old{i % 2},red,{i},yes" for i in range(30))]
     other = Tabular.Config(data=write(tmp_path / "new.csv", words)).build()
+    other.restore(state)
     with pytest.raises(
         ValueError, match=r"column 'age' held numbers in the training data, here it holds 'old0'"
     ):
-        other.restore(state)
+        other.dataset("val")
 
 
 def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
@@ -278,7 +282,7 @@ def test_rows_of_ones_own_are_read_by_the_schema(tmp_path: Path) -> None:
     modality = small(tmp_path)
     row = {"age": 25, "color": "blue", "income": 2.5}
     (found,) = clean_views(modality, [Sample(row, 0)], "tabular").x
-    torch.testing.assert_close(found, modality.cells[5])
+    torch.testing.assert_close(found, modality.rows().cells[5])
     other = {"income": 2.5, "color": "green", "age": 31}
     more = [Sample(r, i) for i, r in enumerate([row, other, {**row, "more": 1}, {**row, "age": 26}])]
     together = clean_views(modality, more, "tabular").x
@@ -323,42 +327,43 @@ def test_cells_that_go_missing_after_training_are_told(
     new = Tabular.Config(data=write(tmp_path / "new.csv", gone)).build()
     said = said_by(monkeypatch, "warning")
     new.restore(state)
+    new.dataset("val")
     assert said == [
         "modality.data: column 'age' has 15 missing cells, and training missed none: they become the middle",
         "modality.data: column 'color' has 15 missing cells, and training missed none: unknown",
     ]  # the missing incomes have a flag
-    assert not new.cells[::2, 0].any()
-    assert not new.cells[1::2, 1].any()
-    assert torch.equal(new.cells[:, 3] == 1, torch.arange(30) % 2 == 1)
+    assert not new.rows().cells[::2, 0].any()
+    assert not new.rows().cells[1::2, 1].any()
+    assert torch.equal(new.rows().cells[:, 3] == 1, torch.arange(30) % 2 == 1)
 
 
 def test_nan_is_missing_in_cells_and_unknown_in_labels() -> None:
     a = np.arange(60.0)
     price = a * 2
     a[5::10], price[7::10] = np.nan, np.nan
-    modality = Tabular.Config(data=holding({"a": a, "price": price}), label="price").build()
+    modality = Tabular.Config(data=holding({"a": a, "price": price}), label="price").build().fit()
     assert [c.name for c in modality.schema.columns] == ["a", "a is missing"]
-    assert modality.cells.isfinite().all()
-    assert modality.cells[5::10, 1].all()
-    assert modality.classes[7::10].tolist() == [-1] * 6
+    assert modality.rows().cells.isfinite().all()
+    assert modality.rows().cells[5::10, 1].all()
+    assert modality.rows().classes[7::10].tolist() == [-1] * 6
     targets = modality.targets("train")
     assert targets is not None
     assert int(targets.isnan().sum()) == 6
 
 
 def test_the_demo_can_be_read_twice() -> None:
-    first, second = Tabular.Config().build(), Tabular.Config().build()
-    assert (second.classes >= 0).all()
-    assert torch.equal(first.cells, second.cells)
+    first, second = Tabular.Config().build().fit(), Tabular.Config().build().fit()
+    assert (second.rows().classes >= 0).all()
+    assert torch.equal(first.rows().cells, second.rows().cells)
 
 
 def test_a_byte_that_is_not_utf8_is_told_from_a_written_replacement_character(tmp_path: Path) -> None:
     drinks = ("tea", "caf\ufffd")
     body = [f"{i},{drinks[i % 2]},{i % 2}" for i in range(40)]
-    assert not small(tmp_path, ["a,drink,target", *body]).broken
+    assert not small(tmp_path, ["a,drink,target", *body]).rows().broken
     (tmp_path / "rows.csv").write_bytes(b"a,dr\xefnk,target\n1,2,3\n")
     with pytest.raises(ValueError, match="the header is not UTF-8: save the file as UTF-8"):
-        Tabular.Config(data=str(tmp_path / "rows.csv")).build()
+        Tabular.Config(data=str(tmp_path / "rows.csv")).build().fit()
 
 
 def test_a_frame_trains_from_python(tmp_path: Path) -> None:
@@ -380,3 +385,19 @@ def test_a_frame_trains_from_python(tmp_path: Path) -> None:
     assert result.metrics["knn/top1"] > 50
     row = {"a": 0.3, "b": 0.2, "c": "up"}
     assert load(tmp_path / "run").encode([row, row]).shape == (2, 16)
+
+
+def test_a_run_is_read_where_its_table_is_not(tmp_path: Path) -> None:
+    recipe = default()
+    recipe.modality = Tabular.Config(data=write(tmp_path / "rows.csv", lines(200)), mask_group=4)
+    recipe = recipe.replace(steps=2, batch_size=16, evals={}, loggers={})
+    recipe.data = recipe.data.replace(workers=0)
+    recipe.encoders = {"tabular": MLPEncoder.Config()}
+    run.train(recipe, tmp_path / "run")
+    rows = [{"age": 25, "color": "blue", "income": 2.5}, {"age": 40, "color": "red", "income": 0.5}]
+    expected = load(tmp_path / "run").encode(rows)
+    (tmp_path / "rows.csv").unlink()
+    model = load(tmp_path / "run")
+    assert torch.equal(torch.as_tensor(model.encode(rows)), torch.as_tensor(expected))
+    with pytest.raises(ValueError, match=r"modality\.data=.*rows\.csv'"):
+        model.modality.dataset("val")

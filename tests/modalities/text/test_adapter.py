@@ -51,7 +51,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def made(corpus: str, **options: Any) -> Text:
-    return Text.Config(**{"data": corpus, "vocab": 300, "length": 24, "local_length": 8, **options}).build()
+    return (
+        Text.Config(**{"data": corpus, "vocab": 300, "length": 24, "local_length": 8, **options})
+        .build()
+        .fit()
+    )
 
 
 def batch_of(modality: Text, plan: ViewPlan, step: int = 0, rank: int = 0, world: int = 1) -> Batch:
@@ -380,7 +384,7 @@ def test_a_tokenizer_that_is_none(corpus: str, tmp_path: Path) -> None:
 
 
 def test_the_demo_has_classes_that_raw_ids_do_not_tell() -> None:
-    modality = Text.Config().build()
+    modality = Text.Config().build().fit()
     train: Any = modality.dataset("train")
     val: Any = modality.dataset("val")
     assert len(train) > 2000

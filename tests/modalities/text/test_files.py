@@ -151,7 +151,7 @@ def test_a_run_skips_counts_and_lists_what_cannot_be_read(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_text(
         "\n".join([*(json.dumps({"text": t}) for t in LINES), "{", '{"text": ""}'])
     )
-    modality = Text.Config(data=str(tmp_path / "a.jsonl"), vocab=300, length=8, local_length=4).build()
+    modality = Text.Config(data=str(tmp_path / "a.jsonl"), vocab=300, length=8, local_length=4).build().fit()
     data: Any = modality.dataset("train")
     assert len(data) == 20
     with pytest.raises(Unreadable, match=r"line 21 of a\.jsonl is no JSON"):
@@ -165,6 +165,6 @@ def test_a_run_skips_counts_and_lists_what_cannot_be_read(tmp_path: Path) -> Non
 def test_a_word_without_an_end_is_no_obstacle(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
     (tmp_path / "a.txt").write_text("a" * LONGEST + "\n" + "\n".join(LINES))
-    modality = Text.Config(data=str(tmp_path / "a.txt"), vocab=300, length=8, local_length=4).build()
+    modality = Text.Config(data=str(tmp_path / "a.txt"), vocab=300, length=8, local_length=4).build().fit()
     data: Any = modality.dataset("train")
     assert len(data[0].data.own.ids) > 1000
