@@ -22,7 +22,7 @@ from multissl.random import RowRandom
 from multissl.registry import suggest
 
 Featurize = Callable[[Views], Tensor]
-"""From clean views to features [R, D]: an encoder's pooled output, or a modality's floor."""
+"""From clean views to features [R, D]: an encoder's pooled output, or a modality's baseline."""
 
 
 class Pooled:

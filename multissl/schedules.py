@@ -1,4 +1,4 @@
-"""Schedules: one value a step. Constant, linear, cosine and in steps, with a linear warm-up.
+"""Schedules: one value per step. Constant, linear, cosine and in steps, with a linear warm-up.
 
 The conventions are DINOv2's: the warm-up includes both its ends, so the base value appears at its last step and
 again at the first step of the cosine; the final value is returned from `total` on.

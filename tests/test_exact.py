@@ -293,7 +293,7 @@ def test_every_objective_is_compared_on_some_modality(objective: str) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", cases(), ids=named)
 def test_ranks_with_different_data_give_the_gradient_of_one(case: Case, count: int) -> None:
     right = reference(case)

@@ -25,7 +25,7 @@ REPLACED = {
     r"sinks?": "logger", r"(?:an?|one) (?!(?:at|and|as|from|in|is|of|to|with)\b)\w+ an? (?!time\b)\w+": "one X per Y",
 }  # fmt: skip
 """Words that were replaced, as patterns, and what is said instead."""
-ALLOWED = re.compile(r"noise floor|\bfloor(?:s|ed|ing)? (?:division|of \d)|math\.floor")
+ALLOWED = re.compile(r"the floor of U|a floor; of sound|before the floor|math\.floor")
 """Where such a word means what it means everywhere."""
 
 

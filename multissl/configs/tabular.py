@@ -78,7 +78,7 @@ def subtab() -> Recipe:
     Size: 600 steps of 128, MLP 256 x 2; minutes on two processor cores.
     Measured: unmeasured
 
-    Not offered: the squared distance of its embeddings as a third term. Features are of whole rows, not means over
+    Not provided: the squared distance of its embeddings as a third term. Features are of whole rows, not means over
     subsets.
     """
     return Recipe(
@@ -106,7 +106,7 @@ def saint() -> Recipe:
     Size: 600 steps of 128, transformer 64 x 2; minutes on two processor cores.
     Measured: unmeasured
 
-    Not offered: mixup of embeddings and attention between rows, which would make a row's features depend on its batch.
+    Not provided: mixup of embeddings and attention between rows, which would make a row's features depend on its batch.
     """
     return Recipe(
         modality=Tabular.Config(corrupt_by="donor", corruption=(0.0, 0.1)),

@@ -101,7 +101,7 @@ def causal() -> Recipe:
 
 
 def simcse() -> Recipe:
-    """SimCSE: each document twice, told apart by the encoder alone.
+    """SimCSE: each document twice, distinguished by the encoder alone.
 
     Command: multissl train text/simcse --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.

@@ -40,7 +40,7 @@ class HasTargets(Modality):
 
 
 class HasRecordings(Modality):
-    """A modality whose samples are recordings, which can be told apart by more than what is heard."""
+    """A modality whose samples are recordings, which differ by more than what is heard."""
 
     @abstractmethod
     def parts(self, sample: Sample) -> tuple[Sample, Sample]:

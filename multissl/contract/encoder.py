@@ -1,4 +1,4 @@
-"""An encoder turns views into features and knows no loss; the encoders of all streams are one door for objectives.
+"""An encoder turns views into features and knows no loss; objectives reach the encoders of all streams in one way.
 
 Shapes: R rows (views times samples), N tokens, D width, P width of the space that streams share.
 """
@@ -97,7 +97,7 @@ class Encoder(Component, nn.Module, ABC):
 
 
 class EncodeFunction(ABC):
-    """The one door from an objective to its encoders. Stand-ins with this method chunk or remember."""
+    """The only way from an objective to its encoders. Stand-ins with this method chunk or remember."""
 
     @abstractmethod
     def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:

@@ -1,6 +1,6 @@
 """An evaluator measures frozen encoders on clean views.
 
-Features that are not finite end at the door: `FrozenEncoders` raises `NotFinite`, and the base of evaluators turns that
+Features that are not finite go no further: `FrozenEncoders` raises `NotFinite`, and the base of evaluators turns that
 into figures that are NaN and one warning, so that no evaluator can make a plausible number of them.
 Shapes: see `contract.data`.
 """

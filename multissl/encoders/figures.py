@@ -21,7 +21,7 @@ SIDE = 112
 
 
 def draw(x: Tensor, tokens: Tensor, weights: Tensor, patch: Sequence[int]) -> list[Figure]:
-    """Both panels of pictures [R, C, *space], their tokens [R, N, D] and attention [R, H, N].
+    """Both figures of pictures [R, C, *space], their tokens [R, N, D] and attention [R, H, N].
 
     A grid that is not square is no photograph but has time as its first axis: it is turned to run to the right.
     """
@@ -51,11 +51,11 @@ def token_panel(x: Tensor, tokens: Tensor, patch: Sequence[int]) -> Figure:
 
 
 def attention_panel(x: Tensor, weights: Tensor, patch: Sequence[int]) -> Figure:
-    """Pictures [R, C, *space] above the class token's attention [R, H, N], one row a head."""
+    """Pictures [R, C, *space] above the class token's attention [R, H, N], one row per head."""
     light = weights.float() / weights.float().amax(2, keepdim=True).clamp(min=1e-12)  # [R, H, N]
     heads = _on_grid(light, x, patch).unbind(1)  # H times [R, h, w]
     image = _tiles([_pictures(x), *(_enlarge(h[:, None].expand(-1, 3, -1, -1), x.shape[2:]) for h in heads)])
-    return Figure("Attention of the class token", image, "Last block, one row a head, brightest token = 1.")
+    return Figure("Attention of the class token", image, "Last block, one row per head, brightest token = 1.")
 
 
 def _on_grid(values: Tensor, x: Tensor, patch: Sequence[int]) -> Tensor:

@@ -25,7 +25,7 @@ from multissl.layers.init import init_linear
 
 
 class LeaveOneOutEncoder(Encoder):
-    """Columns, each told from the others."""
+    """Columns, each distinguished from the others."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Encoder.Config):

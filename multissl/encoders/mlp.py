@@ -1,4 +1,4 @@
-"""A multilayer perceptron over flattened views: the plain encoder of table rows, and a floor on any grid.
+"""A multilayer perceptron over flattened views: the plain encoder of table rows, and a baseline on any grid.
 
 Shapes: R rows, C columns, F input features, D width.
 """

@@ -3,7 +3,7 @@
     encoders={"image": ModuleEncoder.Config(factory="mynets.small:make")}  # anywhere; make(spec) gives the network
     encoders={"image": holding(MyNet(), dim=256)}                          # in Python
 
-Its attributes are called what their author likes, so what has no weight decay is told by kind: biases, torch's norms,
+Its attributes are called what their author likes, so weight decay is decided by kind: biases, torch's norms,
 vectors, and parameters registered as cls_token, mask_token, register_tokens, pos_embed or pos_embedding. A network that
 derives from `multissl.abilities.DeclaresParameters` says more.
 A network in memory cannot be written into a recipe file. The file says `memory:` and its class instead; it can be

@@ -1,7 +1,7 @@
 """Configs of Hugging Face models, read as data: nothing that a file says runs code or fetches anything.
 
 transformers takes fields of a network, switches of its loaders (`trust_remote_code`, `cache_dir`) and names of code
-(`auto_map`, a kernel as the attention) by the same door. A recipe and a model's folder may come from a stranger, so
+(`auto_map`, a kernel as the attention) in the same way. A recipe and a model's folder may come from a stranger, so
 keywords of loaders are written in our code alone, and of what a file says only declared fields of the network count.
 """
 

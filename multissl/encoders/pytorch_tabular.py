@@ -4,7 +4,7 @@
 
 The model is built from its own config class (`MODEL` + `Config` or `ModelConfig` of pytorch_tabular.models) for the
 stream's columns; of it the embedding and the backbone are used, its head and losses are not. Joseph, arXiv 2104.13638.
-Backbones give one feature a row, which is the one token too, and know no mask: objectives that hide tokens need the
+Backbones give one feature per row, which is the one token too, and know no mask: objectives that hide tokens need the
 transformer. Several features of a row (GATE's trees) are laid side by side. Parameters that a model holds and does not
 use are frozen.
 Shapes: R rows, C columns, D width of the backbone.

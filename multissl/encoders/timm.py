@@ -95,7 +95,7 @@ def blocks_of(net: Any) -> list[nn.Module]:
 
 
 def create(cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool) -> nn.Module:
-    """The timm model for a stream; it is told the size of its pictures where it wants to know."""
+    """The timm model for a stream; it is given the size of its pictures where it wants to know."""
     timm = require("timm")
     if not timm.is_model(cfg.name):
         raise ValueError(

@@ -59,7 +59,7 @@ class TransformerEncoder(Encoder):
         position: Position = field(default_factory=Position)
         """How tokens are given their place."""
         conv_stem: bool = False
-        """Convolutions of stride 2 instead of one linear a patch; helps small images and few steps."""
+        """Convolutions of stride 2 instead of one linear layer per patch; helps small images and few steps."""
         freeze_patches: bool = False
         """Keep the patch embedding as it was drawn (MoCo v3's cure for instability)."""
         embedding_std: float = 0.02

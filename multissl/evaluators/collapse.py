@@ -87,7 +87,7 @@ class Collapse(Evaluator):
             rank = (
                 f"RankMe {last['rankme']:.1f} of {last['width']:.0f}, {measured[0]['rankme']:.1f} untrained"
             )
-            return True, f"not collapsed ({rank}); what was learned needs labels to be told"
+            return True, f"not collapsed ({rank}); what was learned needs labels to be measured"
         return False, (
             f"collapsed at step {since['step']:.0f}: feature std {last['std']:.3f} (1 is spread out, "
             f"{measured[0]['std']:.3f} untrained), RankMe {last['rankme']:.1f} of {measured[0]['width']:.0f} "

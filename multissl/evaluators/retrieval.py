@@ -259,7 +259,7 @@ def shuffled_recalls(nearest: Tensor, right: Tensor, times: int, seed: int = 0) 
 
 
 def nearest_pairs(found: Embedded, modality: Modality, queries: int = 6, k: int = 4) -> list[Figure]:
-    """A panel a direction: questions at the left, their nearest answers at the right, right ones in a blue frame."""
+    """One figure per direction: questions at the left, their nearest answers beside them, right ones framed blue."""
     panels = []
     for a, b in permutations(found.z, 2):
         both = only(found, found.here[a] & found.here[b])

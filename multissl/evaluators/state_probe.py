@@ -2,8 +2,8 @@
 
 The state (an emulator's memory, the values of a simulator) comes from the modality's `states`. Features and states are
 standardized by the training samples, the strength is chosen on a tenth of the training groups (episodes), and R2 is
-that of a split whose groups were not trained on. Floors at equal width: the untrained encoder (the first run) and the
-principal components, as many as the encoder is wide, of the modality's raw features; raw features themselves are told.
+that of a split whose groups were not trained on. Baselines at equal width: the untrained encoder (the first run) and
+the principal components, as many as the encoder is wide, of the modality's raw features, which are reported too.
 Shapes: S training samples, Q of the split, F features, n values of a state.
 """
 

@@ -10,7 +10,7 @@ def learned(
 ) -> tuple[bool, str] | None:
     """The verdict of a figure in percent: its last value against its first (the untrained encoder) and `raw`.
 
-    Floors are what only the first entry has; those other than `raw` are told, not demanded. None where the
+    Baselines are what only the first entry has; those other than `raw` are reported, not demanded. None where the
     figure was measured less than twice.
     """
     if (measured := first_and_last(figure, history)) is None:

@@ -211,7 +211,7 @@ class SequenceTokenizer(Tokenizer):
     """An embedding of ids, and, if asked, a convolution over neighboring tokens.
 
     The convolution tells where tokens stand to each other (wav2vec 2.0, Baevski et al. 2020, arXiv 2006.11477,
-    section 2); one filter a channel, GELU, added to the tokens. It sees no padding and nothing that is hidden.
+    section 2); one filter per channel, GELU, added to the tokens. It sees no padding and nothing that is hidden.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class SequenceTokenizer(Tokenizer):
 
 
 class ColumnTokenizer(Tokenizer):
-    """A token a column: a linear of its own for a number, an embedding of its own for a category."""
+    """One token per column: a linear of its own for a number, an embedding of its own for a category."""
 
     order: Tensor
     shift: Tensor

@@ -6,7 +6,7 @@ under the root), sums over the matrix, not means. solo-learn multiplies the loss
 matters where gradients are clipped and in sums of objectives. lightly standardizes each rank by its own rows, an
 option of the free function only: it makes the loss depend on the number of ranks. More than two views: the mean over
 their pairs.
-Shapes: V views, B samples on this rank, P projector width.  State: a projector a stream.
+Shapes: V views, B samples on this rank, P projector width.  State: one projector per stream.
 Collectives: sums over ranks, with gradient, of means, variances and the matrix.
 """
 
@@ -59,7 +59,7 @@ class BarlowTwins(Objective):
         self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream, or one clean view of each of several."""
+        """Two global views of a single stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

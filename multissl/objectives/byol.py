@@ -8,7 +8,7 @@ lightly report -cos, which is (ours - 2) / 2. Heads take the views one by one, s
 statistics. With an action between views (`Views.condition`) the predictor reads it too, and a view predicts only the
 next one (SPR with one step: Schwarzer et al., ICLR 2021, arXiv 2007.05929).
 Shapes: V views, B samples on this rank, P projector width, A width of a condition.
-State: a projector and a predictor a stream; the teacher.  Collectives: batch norm of the heads; sums of counts where
+State: projector and predictor per stream; the teacher.  Collectives: batch norm of the heads; sums of counts where
 samples lack a stream.
 """
 
@@ -101,7 +101,7 @@ class BYOL(Objective):
         return {"encoders": encoders, "projectors": self.projectors}
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream, or one clean view of each of several."""
+        """Two global views of a single stream, or one clean view of each of several."""
         return dict.fromkeys(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

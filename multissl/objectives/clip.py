@@ -6,7 +6,7 @@ ln(1 / temperature), is learned and clamped to [0, ln 100] after each step; or t
 0.05). Equal sample_ids are positives of each other (outside the log), equal group_ids no negatives, and a sample that
 lacks a stream is left out of that stream's pairs.
 Shapes: S streams, B samples on this rank, W ranks, P width.
-Collectives: gathers of embeddings (with gradient) and of ids.  State: a projector a stream, the scale.
+Collectives: gathers of embeddings (with gradient) and of ids.  State: one projector per stream, the scale.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.precision import wide
 
 ONE_VIEW = {"clean": ViewPlan(num_clean=1), "global": ViewPlan(num_global=1)}
-"""The plan of a lone view, by its role."""
+"""The plan of a single view, by its role."""
 
 
 def spread(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
@@ -41,7 +41,7 @@ def lone(
 
 
 def views_per_stream(streams: Mapping[str, StreamSpec], total: int, clean: bool = False) -> ViewPlan:
-    """`total` global views of a lone stream, the first of them clean if asked, or one clean view of each of several."""
+    """`total` global views of a single stream, the first clean if asked, or one clean view of each of several."""
     alone = ViewPlan(num_clean=int(clean), num_global=total - clean)
     return alone if len(streams) == 1 else ViewPlan(num_clean=1)
 

@@ -6,7 +6,7 @@ several positives outside or inside the log (SupCon, arXiv 2004.11362), DCL and 
 equations 4 and 6), candidates of other views only, ReLIC's invariance term (Mitrovic et al. 2021, arXiv 2010.07922,
 equation 3; here the mean of both directions, with gradient to both), CURL's bilinear similarity (arXiv 2004.04136).
 Shapes: V views, B samples on this rank, W ranks, P projector width.
-Collectives: gathers of embeddings (with gradient) and of ids.  State: a projector a stream, a learned scale.
+Collectives: gathers of embeddings (with gradient) and of ids.  State: one projector per stream, a learned scale.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from multissl.parallel.ranks import world
 
 
 class InfoNCE(Objective):
-    """Views of a lone stream, or the views of several streams of a sample, are positives of each other."""
+    """Views of a single stream, or the views of several streams of a sample, are positives of each other."""
 
     reads_tokens = False
 
@@ -47,9 +47,9 @@ class InfoNCE(Objective):
         learn_temperature: bool = False
         """Learn the temperature from this one on, between 0.01 and 1."""
         num_views: int = 2
-        """Views of a lone stream; several streams give one clean view each."""
+        """Views of a single stream; several streams give one clean view each."""
         clean: bool = False
-        """Of a lone stream, the first view is the sample as it is and the others are global; else all are global."""
+        """Of a single stream, the first view is the sample as it is and the others are global; else all are global."""
         multi_pos: MultiPos = "outside"
         """Where several positives are averaged: outside the log (SupCon) or inside it."""
         decoupled: bool = False
@@ -92,7 +92,7 @@ class InfoNCE(Objective):
         self.bilinear = nn.Parameter(torch.eye(cfg.projector.out)) if cfg.bilinear else None
 
     def plans(self) -> Plans:
-        """Global views of a lone stream, or one clean view of each of several."""
+        """Global views of a single stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

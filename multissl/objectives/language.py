@@ -157,7 +157,7 @@ class NextToken(PredictsParts):
 
 
 def sequence(name: str, streams: Mapping[str, StreamSpec]) -> tuple[str, StreamSpec]:
-    """The lone stream of symbols, or a sentence that says what is missing."""
+    """The single stream of symbols, or a sentence that says what is missing."""
     stream = lone(name, streams)
     spec = streams[stream]
     if spec.kind != "sequence" or spec.target_kind != "classes":

@@ -7,7 +7,7 @@ averaged; `reference_sum` adds them, times 2 * temperature, as v3's code does. K
 sample_id or group_id are no negatives. Batch norms see one view at a time, and each batch's statistics in the teacher;
 instead of MoCo's shuffling those of the heads span all ranks.
 Shapes: V views, B samples on this rank, W ranks, K queued keys, P width.
-Collectives: gathers of keys (without gradient) and of ids.  State: projectors, predictors, teacher, a queue a stream.
+Collectives: gathers of keys (without gradient) and of ids.  State: projectors, predictors, teacher, stream queues.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class MoCo(Objective):
         return {"encoders": encoders, **{f"{s}_projector": p for s, p in self.projectors.items()}}
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream, or one clean view of each of several."""
+        """Two global views of a single stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

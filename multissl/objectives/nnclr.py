@@ -6,7 +6,7 @@ contrasts neighbors and predictions with both (NT-Xent), the option `two_view`. 
 queue after the step. Batch norms see one view at a time.
 Shapes: V views, B samples on this rank, W ranks, K queued embeddings, P width.
 Collectives: gathers of predictions (with gradient), of new embeddings (without) and of ids.
-State: a projector, a predictor and a queue a stream.
+State: one projector, predictor and queue per stream.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class NNCLR(Objective):
         self.queues = PerStream({s: Queue(cfg.queue, cfg.projector.out) for s in streams})
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream, or one clean view of each of several."""
+        """Two global views of a single stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def check_dataset_size(self, samples: int) -> None:

@@ -22,7 +22,7 @@ MASKS = ("mask_ratio", "mask_share", "context_ratio", "corrupt")
 
 
 def merge(asked: Mapping[str, Plans]) -> dict[str, ViewPlan]:
-    """One plan a stream out of the terms' plans, by name; refuses masks that cannot be the same."""
+    """One plan per stream out of the terms' plans, by name; refuses masks that cannot be the same."""
     merged: dict[str, ViewPlan] = {}
     for stream in dict.fromkeys(s for plans in asked.values() for s in plans):
         plans = {name: p[stream] for name, p in asked.items() if stream in p}

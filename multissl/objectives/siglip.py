@@ -6,7 +6,7 @@ more than two streams the mean over their pairs. Scale (10 at first) and bias (-
 needs no softmax; we gather, where the paper passes one side around a ring: the same loss and gradient.
 Equal sample_ids have y = 1, pairs of equal group_id and of missing streams are left out.
 Shapes: S streams, B samples on this rank, W ranks, P width.
-Collectives: gathers of embeddings (with gradient) and of ids.  State: a projector a stream, scale and bias.
+Collectives: gathers of embeddings (with gradient) and of ids.  State: one projector per stream, scale and bias.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ is the official code's; solo-learn averages over all pairs at once, which is the
 Several streams share the prototypes; each codes its one clean view.
 Shapes: V views of which the first A are coded, B samples on this rank, W ranks, P projector width, K prototypes,
 Q queued rows.  Across ranks: Sinkhorn's potentials, the rows for the queue; each rank scores its part of the queue.
-State: a projector a stream, prototypes, the queue and how many rows have entered it.
+State: one projector per stream, prototypes, the queue and how many rows have entered it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SwAV(Objective):
         temperature: float = 0.1
         """Temperature of the student's softmax, more than 0."""
         num_local: int = 6
-        """Small views of a lone stream; they predict codes and have none."""
+        """Small views of a single stream; they predict codes and have none."""
         epsilon: float = 0.05
         """Temperature of the codes: Sinkhorn's regularization."""
         sinkhorn_rounds: int = 3
@@ -93,7 +93,7 @@ class SwAV(Objective):
         self.fresh: Tensor | None = None
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream and its local ones, or one clean view of each of several."""
+        """Two global views of a single stream and its local ones, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

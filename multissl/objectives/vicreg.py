@@ -3,8 +3,8 @@
 Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906, equations 1 to 6. The official code, which we follow, averages the
 variance term over the views and sums the covariance term; solo-learn sums both, which is `variance=50` here. The
 invariance is a mean over samples and features. Every view has its own statistics, so streams may be unlike each other.
-Shapes: V views, B samples on this rank, W ranks, P projector width.  State: a projector a stream.
-Collectives: a gather a view, with gradient; where samples lack a stream also sums of counts.
+Shapes: V views, B samples on this rank, W ranks, P projector width.  State: one projector per stream.
+Collectives: one gather per view, with gradient; where samples lack a stream also sums of counts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class VICReg(Objective):
         self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream, or one clean view of each of several."""
+        """Two global views of a single stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

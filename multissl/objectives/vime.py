@@ -50,7 +50,7 @@ class VIME(Objective):
         cells_weight: float = 2.0
         """Of the cells' loss."""
         reads: Literal["pooled", "tokens"] = "pooled"
-        """What the heads read: one feature a row, or each column's token (a transformer's)."""
+        """What the heads read: one feature per row, or each column's token (a transformer's)."""
         hidden: int = 0
         """Width of a layer before the heads; 0: none, as in the paper."""
 
@@ -101,8 +101,8 @@ class VIME(Objective):
             z = self.neck(features.tokens)  # [R, C, H]
             if z.shape[1] != self.columns:
                 raise ValueError(
-                    f"objective.reads=tokens wants a token a column ({self.columns}), the encoder gives {z.shape[1]}: "
-                    "set objective.reads=pooled, or take transformer"
+                    f"objective.reads=tokens wants one token per column ({self.columns}), "
+                    f"the encoder gives {z.shape[1]}: set objective.reads=pooled, or take transformer"
                 )
             at_cells = z
         else:

@@ -118,7 +118,7 @@ class Weighted(Objective):
         return sum(p.num_clean + p.num_global + p.num_local for p in self.asked[name].values())
 
     def check_dataset_size(self, samples: int) -> None:
-        """Every term is told."""
+        """Ask every term."""
         for _, term in self.terms.items():
             term.check_dataset_size(samples)
 

@@ -7,7 +7,7 @@ the views of a sample, the mean over pairs of views and over `draws` ways of gro
 official code the gradient flows through the whitening of both views; solo-learn stops it at the second one. The heads
 see all views at once, as there. Groups are drawn from the step by the number of a sample in the global batch, so the
 loss does not depend on the number of ranks.
-Shapes: V views, B samples on this rank, W ranks, G samples a group, P projector width.  State: a projector a stream.
+Shapes: V views, B samples on this rank, W ranks, G samples a group, P projector width.  State: projectors.
 Collectives: a gather of all views, with gradient; every rank takes the loss of the whole batch.
 """
 
@@ -68,7 +68,7 @@ class WMSE(Objective):
         self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
 
     def plans(self) -> Plans:
-        """Two global views of a lone stream, or one clean view of each of several."""
+        """Two global views of a single stream, or one clean view of each of several."""
         return spread(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:

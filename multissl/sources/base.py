@@ -1,4 +1,4 @@
-"""The class at the door of this room: a source lists the samples that lie at a path.
+"""The base class of this room: a source lists the samples that lie at a path.
 
 A listing says where the data of every sample lies and what is known of it; the data itself is read later, one sample at
 a time and by the modality. Sources hold no state: listings are kept by `opening`, as long as the stamp stays equal.

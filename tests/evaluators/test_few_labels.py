@@ -59,6 +59,7 @@ def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
     assert all(len(set(d)) == 8 and set(y[d]) == {0, 1, 2, 3} for d in first)
 
 
+@pytest.mark.slow
 def test_classical_models_see_the_same_rows() -> None:
     pytest.importorskip("sklearn")
     modality = Clusters.Config(noise=0.3, classes=2).build()
@@ -95,6 +96,7 @@ def test_fine_tuning_moves_a_copy_only() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, inner.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_gain_over_the_untrained_encoder_is_paired() -> None:
     pytest.importorskip("sklearn")
     modality = Clusters.Config(noise=0.3).build()

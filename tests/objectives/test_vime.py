@@ -83,7 +83,7 @@ def test_tokens_are_read_column_by_column() -> None:
     assert objective.mask.weight.shape == (1, 6)
     encoders, objective = parts(reads="tokens")
     with pytest.raises(
-        ValueError, match=r"objective\.reads=tokens wants a token a column \(3\), the encoder gives 1"
+        ValueError, match=r"objective\.reads=tokens wants one token per column \(3\), the encoder gives 1"
     ):
         objective(encoders, Batch([Views(x=corrupted, target=x, stream="t", role="global")]), START)
 

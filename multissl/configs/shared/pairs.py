@@ -75,7 +75,7 @@ def paired(
         "knn": KNN.Config(bank=2000),
         "collapse": Collapse.Config(every=200),
     }
-    # faster, all embeddings end in one point where few things are told apart: classes, one speaker's films
+    # faster, all embeddings end in one point where few things are distinguished: classes, one speaker's films
     return Recipe(
         modality=Paired.Config(members=members, **options),
         encoders={name: _tower(member) for name, member in members.items()},

@@ -14,7 +14,7 @@ from multissl.layers.kernels.base import Kernel, Layout
 
 
 class Varlen(Kernel):
-    """One call in which rows are told apart by where they start among the packed tokens."""
+    """One call in which rows are distinguished by where they start among the packed tokens."""
 
     name = "varlen"
 

@@ -200,7 +200,7 @@ class Audio(HasRecordings):
         for role, views in roles(plan):
             places = rng.fork(role).rand(views).tolist()  # [B][V]
             length = ops.num_samples(cfg.local_frames if role == "local" else cfg.frames, cfg.rate)
-            if role != "local":  # these may be told where to lie
+            if role != "local":  # these may be placed
                 given = [0.5 if role == "clean" else s.place for s in samples]
                 places = [p if g is None else [g] * views for p, g in zip(places, given, strict=True)]
             cuts = [

@@ -45,7 +45,7 @@ def drawn(x: Tensor) -> np.ndarray:
 
 
 def sound_panel(batch: Sequence[Views], patch: tuple[int, int]) -> list[Figure]:
-    """One panel with the views of the first samples, or none without views."""
+    """One figure with the views of the first samples, or none without views."""
     if not batch:
         return []
     whole = [replace(v, masks=()) for v in batch if v.mask is not None]  # beside what is left of them

@@ -8,7 +8,7 @@ by the augmentation; an encoder has to find it.
 
 Only a frozen random stream and integer arithmetic are used: the bytes are the same on every machine.
 
-Floors, weighted k-NN (20 neighbors, centered) from `train` to `val`, 10 % being chance: raw pixels 35.2 %, histograms
+Baselines, weighted k-NN (20 neighbors, centered) from `train` to `val`, chance 10 %: raw pixels 35.2 %, histograms
 of gradients and colors 71.5 %.
 """
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 Pixels = np.ndarray  # int32 [n, h, w]
-Column = np.ndarray  # int32 [n, 1, 1], one value a picture
+Column = np.ndarray  # int32 [n, 1, 1], one value per picture
 
 TURN = 4096  # angles and phases: steps in one full turn
 ONE = 1 << 14  # fixed-point 1.0 of sines and levels
@@ -165,7 +165,7 @@ class Drawings(NamedTuple):
     colors: np.ndarray
     """int32 [n, 2, 3]: in front and behind, before light and noise."""
     scales: np.ndarray
-    """int32 [n]: 1200 to 2999; across a picture a motif is repeated about scale / 512 times."""
+    """int32 [n]: 1200 to 2999; across a picture, a motif is repeated about scale / 512 times."""
 
 
 def drawings(split: str, size: int = 32) -> Drawings:

@@ -1,4 +1,4 @@
-"""The picture of a batch of image views for the report: a line a sample, hidden patches grayed.
+"""The picture of a batch of image views for the report: one line per sample, hidden patches grayed.
 
 Shapes: B samples, V views, C channels, S pixels a side.  State: none.
 """
@@ -21,7 +21,7 @@ SAMPLES, TILE, GAP = 6, 96, 4
 def crop_panel(
     batch: Sequence[Views], mean: tuple[float, ...], std: tuple[float, ...], patch: int
 ) -> list[Figure]:
-    """One panel with the views of the first samples, or none without views."""
+    """One figure with the views of the first samples, or none without views."""
     views = [v for v in batch if v.x.dim() == 4]
     if not views:
         return []

@@ -1,6 +1,6 @@
 """Several targets and one context, without a common token: the masks of I-JEPA.
 
-Assran et al., CVPR 2023, arXiv 2301.08243, section 3: targets are blocks of one size a step, placed for each sample;
+Assran et al., CVPR 2023, arXiv 2301.08243, section 3: targets are blocks of one size per step, placed for each sample;
 the context is a larger square block without the targets' tokens. Where tokens form no grid, targets and context are
 random tokens instead of blocks. Counts are the same in every row and on every rank: targets are whole, and the context
 is trimmed at random to the constant number of tokens that independent targets of the largest share leave of the

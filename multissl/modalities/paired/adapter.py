@@ -1,6 +1,6 @@
 """Pairs: several modalities side by side, each feeding a stream, a sample being what belongs together.
 
-Any registered modality can be a member; its lone stream is called by the name it has here, and one modality may be
+Any registered modality can be a member; its single stream is called by the name it has here, and one modality may be
 there twice under two names. A sample holds a payload for each stream, as rows of a file tell (paired_files), or it is
 joined by class: one of the first member's samples and others of the same class, drawn anew each time, from the other
 members' own sources. A stream that a row lacks is filled with the first readable training payload and marked in

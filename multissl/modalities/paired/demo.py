@@ -1,9 +1,9 @@
 """The demo pairs: the pictures of the image demo, each with a caption that says what was drawn.
 
 A caption names the motif, how coarse it is, the color in front and the color behind, in one of five ways of putting
-it; 2,940 different contents. Rotation, center, light, clutter and noise are not told. Pictures of equal content are
+it; 2,940 different contents. Rotation, center, light, clutter and noise are left out. Pictures of equal content are
 positives of each other, however they are put. In motifs whose front and back look alike (stripes, checks) the order of
-the two colors cannot be seen, and colors are told before light and clutter change them, so no model gets all right.
+the two colors cannot be seen, and colors are named before light and clutter change them, so no model gets all right.
 """
 
 from __future__ import annotations

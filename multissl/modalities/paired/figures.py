@@ -1,4 +1,4 @@
-"""The picture of some pairs for the report: a line a sample, its streams side by side.
+"""The picture of some pairs for the report: one line per sample, its streams side by side.
 
 Shapes: B samples, H, W pixels.  State: none.
 """
@@ -18,7 +18,7 @@ SAMPLES, HEIGHT, GAP = 6, 110, 6
 
 
 def side_by_side(drawn: Sequence[tuple[str, np.ndarray, Tensor | None]]) -> list[Figure]:
-    """One panel of streams' pictures, uint8 [B, H, W, 3] each; what a sample lacks stays gray. None of no pictures."""
+    """One figure of streams' pictures, uint8 [B, H, W, 3] each; what a sample lacks stays gray. None of no pictures."""
     if not drawn:
         return []
     columns = []

@@ -90,7 +90,7 @@ def made(
     rows: list[dict[str, Any]], told: Sequence[Any], options: Options, found: str, folders: Sequence[Label] = (),
     tags: Sequence[str] = (), keep_all: bool = False,
 ) -> Pairs:  # fmt: skip
-    """Pairs from rows of payloads and what is `told` of each, its columns or `Bad`."""
+    """Pairs from rows of payloads and the fields of each, its columns or `Bad`."""
     fields = [t if isinstance(t, dict) else {} for t in told]
     known = [*dict.fromkeys(k for f in fields for k in f)]
     for option, name in (

@@ -41,7 +41,7 @@ from multissl.random import RowRandom
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
          "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
 FLOOR = 21
-"""Side to which frames are averaged for the raw floor."""
+"""Side to which frames are averaged for the raw baseline."""
 
 
 class RL(HasStates):

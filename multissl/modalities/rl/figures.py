@@ -1,4 +1,4 @@
-"""The picture of a batch of stacks for the report: a line a sample, its frames in order, the actions between views.
+"""The picture of a batch of stacks for the report: one line per sample, frames in order, the actions between views.
 
 Shapes: R rows, V views, b samples shown, k frames of a stack, S pixels a side, h steps between views, A choices.
 State: none.
@@ -27,7 +27,7 @@ def gray(x: object, mean: float, std: float, channels: int) -> np.ndarray:
 def stack_panel(
     batch: Sequence[Views], mean: float, std: float, patch: int, channels: int, horizon: int
 ) -> list[Figure]:
-    """One panel of the views of the first samples, or none without views."""
+    """One figure of the views of the first samples, or none without views."""
     if not batch:
         return []
     lines: list[np.ndarray] = []
@@ -70,7 +70,7 @@ def _tile(frame: np.ndarray) -> np.ndarray:
 
 
 def _actions(values: list[float], horizon: int) -> np.ndarray:
-    """A step a line, a choice a cell, lit by its value: uint8 [TILE + GAP, width, 3]."""
+    """One step per line, one choice per cell, lit by its value: uint8 [TILE + GAP, width, 3]."""
     steps = np.asarray(values, np.float32).reshape(max(horizon, 1), -1)  # [h, A]
     high = max(2, min(CELL, TILE // len(steps)))
     light = np.abs(steps).clip(0, 1)[:, :, None]
@@ -113,7 +113,7 @@ def _caption(batch: Sequence[Views], horizon: int) -> str:
             else "The stacks are the same moment, each moved by a few pixels."
         )
         if shown.condition is not None and horizon:
-            parts.append("Between them: the actions taken, a step a line, the action in blue.")
+            parts.append("Between them: the actions taken, one step per line, the action in blue.")
     if shown is not None and shown.mask is not None:
         parts.append("Grayed squares are hidden from the encoder that learns.")
     if any(v.role == "local" for v in batch):

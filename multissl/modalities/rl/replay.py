@@ -1,7 +1,7 @@
 """Recorded episodes: single frames with actions and states, read from files, split by episode, stacked on read.
 
 Frames are stored once; a stack of k frames repeats the episode's first one where there were none before, as
-gymnasium's frame stacking does. Files: npz and HDF5 with one array a name (frames `observations`, `actions`, the ends
+gymnasium's frame stacking does. Files: npz and HDF5 with one array per name (frames `observations`, `actions`, the ends
 of episodes as `terminals`, `timeouts`, `episode_ends` or `episode_ids`, and where known `states` and `state_names`),
 or a local Minari dataset. Colors may come first and frames be stacks, as `rl_pixels` says; a stack is read as its
 newest frame.

@@ -243,7 +243,7 @@ class Text(HasText):
             count += len(each.ids)
         if count < cfg.length:
             raise ValueError(
-                "modality.pack=True fills rows with the documents of a dataset, not of lone texts"
+                "modality.pack=True fills rows with the documents of a dataset, not of single texts"
             )
         # A document that fills the row by itself keeps its length, for its windows; the others end with the row.
         end = max(len(passage.own.ids), cfg.length)
@@ -328,7 +328,7 @@ class Text(HasText):
         return text_probes.hidden_words(data, train, self.vocabulary(), self.cfg.length, count)
 
     def running(self, split: str, count: int) -> Running:
-        """Some documents of a split as rows in which every token is told once."""
+        """Some documents of a split as rows in which every token is predicted once."""
         texts, train = self._texts(split), self._texts("train")
         return text_probes.running(
             self._documents(split), texts, train, self.vocabulary(), self.cfg.length, count

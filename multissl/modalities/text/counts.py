@@ -1,9 +1,9 @@
-"""Count models of text, the classical floors of what a language model predicts.
+"""Count models of text, the classical baselines of what a language model predicts.
 
 `Neighbors`: a word from the words to its left and right, relative frequencies after (left, right), left, right and of
 the word alone, interpolated (Jelinek and Mercer 1980) over those contexts that were seen at all: weights by how often
 (left, right) was seen, fitted by expectation maximization on every tenth document, which the counts leave out
-meanwhile. It is told what its masks tell a masked language model, the number of pieces of the word, as a part of every
+meanwhile. It knows what its masks tell a masked language model, the number of pieces of the word, as a part of every
 context; and it knows no words but those of the training documents, so what it is asked must be among them.
 `characters`: a character from the five before it, interpolated by Witten and Bell (1991).
 Shapes: W words, T terms of the interpolation.  State: counts.

@@ -1,7 +1,7 @@
 """The demo texts: Python's own documentation, so that a text run needs no download.
 
 Every docstring of the standard library is a document; its class is what the module is for, where the module belongs
-to one of nine fields, and unknown elsewhere. Nothing is synthetic, and nothing is told twice: equal texts are kept
+to one of nine fields, and unknown elsewhere. Nothing is synthetic, and nothing appears twice: equal texts are kept
 once. The texts are those of the Python that runs, the same on every machine with that version.
 """
 

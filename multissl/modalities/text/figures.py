@@ -33,7 +33,7 @@ class Word(NamedTuple):
 
 
 def text_panel(views: Sequence[Views], vocabulary: Vocabulary) -> list[Figure]:
-    """One panel with the first samples, each as every view shows it."""
+    """One figure with the first samples, each as every view shows it."""
     if not views:
         return []
     rows: list[tuple[str, list[Word]]] = []

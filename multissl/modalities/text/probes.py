@@ -1,4 +1,4 @@
-"""What evaluators ask of held-out texts: words hidden one at a time, and running text with every token told once.
+"""What evaluators ask of held-out texts: words hidden one at a time, and running text with every token predicted once.
 
 A word counts where it begins with a letter, is known from the training documents and leaves some of its row in sight;
 which ones are asked for is drawn with a fixed seed. Its row is a window of its document with the word in the middle,

@@ -3,7 +3,7 @@
 Tubelets and tube masks are VideoMAE's (Tong et al., NeurIPS 2022, arXiv 2203.12602), block masks V-JEPA's (Bardes et
 al. 2024, arXiv 2404.08471), pairs of clips those of Feichtenhofer et al. (CVPR 2021, arXiv 2104.14558), long and short
 clips SVT's (Ranasinghe et al., CVPR 2022, arXiv 2112.01514). The worker decodes the frames that any view needs, once,
-and cuts uint8 clips; flip, colors and normalization run on the device, with one draw a clip. Clips are not mirrored
+and cuts uint8 clips; flip, colors and normalization run on the device, with one draw per clip. Clips are not mirrored
 unless that is asked for: a mirrored motion is another motion. The audio track is not read.
 Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, T frames, S pixels a side, N tokens in the
 order time, row, column, D = 3*t*p*p values of a tubelet, color fastest.  State: means and deviations of the colors.
@@ -288,7 +288,7 @@ class Video(Modality):
     def _recolor(
         self, x: Tensor, frames: int, role: Role, count: int, rng: RowRandom
     ) -> tuple[Tensor, Tensor]:
-        """Flip, jitter, grayscale and solarize with one draw a clip; x [V*B*T, 3, S, S] is written into.
+        """Flip, jitter, grayscale and solarize with one draw per clip; x [V*B*T, 3, S, S] is written into.
 
         Returns it with which clips were flipped, bool [V*B].
         """

@@ -26,7 +26,7 @@ CAPTION = {
 def clip_panel(
     batch: Sequence[Views], mean: Sequence[float], std: Sequence[float], patch: Sequence[int]
 ) -> list[Figure]:
-    """One panel: for each of some samples the strips of all its views, time from left to right."""
+    """One figure: for each of some samples the strips of all its views, time from left to right."""
     views = [v for v in batch if v.x.dim() == 5]
     if not views:
         return []
