@@ -176,6 +176,7 @@ def members_of(made: Recipe) -> dict[str, Any]:
     return made.modality.members
 
 
+# long: one branch per task, compared with one another
 def recipe_of(task: str, data: list[str]) -> tuple[Recipe, Measures]:
     """The recipe of a task and its measures."""
     both: Measures = {"retrieval": lambda split: Retrieval.Config(split=split, candidates=0).build()}

@@ -1,5 +1,7 @@
 """Towers: what objectives over several streams ship, how it is read back, locked and slowed encoders."""
 
+# long file: towers as they are built, shipped, read, locked and slowed share their recipes
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -6,6 +6,8 @@ take no notice of the draws. What only some of them do (tubes, bands, padding, c
 Shapes: B samples, V views, R = V*B rows, N tokens, M hidden ones of a batch, T values or classes of a target.
 """
 
+# long file: what every modality owes is read in one place
+
 from __future__ import annotations
 
 import builtins

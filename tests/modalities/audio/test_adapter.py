@@ -1,5 +1,7 @@
 """The audio modality: segments, spectrograms, padding, masks, targets, determinism, and what users get wrong."""
 
+# long file: the behaviours of one adapter share their sounds and helpers
+
 from __future__ import annotations
 
 import pickle

@@ -1,5 +1,7 @@
 """Tables: files, schema, splits, labels, bad input."""
 
+# long file: the behaviours of one adapter share their tables and helpers
+
 from __future__ import annotations
 
 import json
