@@ -209,7 +209,7 @@ def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
 def checked(wanted: Any, value: Any, option: str) -> Any:
     """Return the value of an option as its declared type, converted where nothing is lost, or raise a ValueError.
 
-    Lists become tuples, a single text becomes a tuple of one, whole numbers become floats, paths become texts and texts
+    Lists become tuples, a single text becomes a tuple of one, numbers of numpy Python's, paths become texts and texts
     paths. Nothing else is converted: "20" is no number. `option` is how the message calls it.
     """
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
@@ -232,7 +232,7 @@ def checked(wanted: Any, value: Any, option: str) -> Any:
     if wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if wanted is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        return value if isinstance(value, int) else float(value)  # a whole number is said as it was typed
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if wanted is Path and isinstance(value, str):

@@ -83,7 +83,7 @@ def test_a_head_has_a_width(name: str, option: str, width: str) -> None:
 
 def loss_of(cfg: Any, made: Modality.Config, batch_size: int) -> Losses:
     """The first loss of an objective, for so many samples."""
-    modality = made.build()
+    modality = made.build().fit()
     specs = modality.streams()
     encoders = build_encoders(dict.fromkeys(specs, ENCODER), specs)
     objective = cfg.build(encoders, specs)

@@ -114,7 +114,7 @@ def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
     torch.manual_seed(0)
     cfg = shrunk(registry.resolve(case.objective, "objectives").Config()).replace(**case.options)
     made = MODALITIES[case.modality]
-    modality = made.build()
+    modality = made.build().fit()
     specs = modality.streams()
     pooling = "last" if "causal" in cfg.maskings() else "cls"
     encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling=pooling)

@@ -106,7 +106,7 @@ EXPERIMENTAL: dict[str, str] = {
 
 def small_recipe(modality: str, objective: Objective.Config) -> Recipe:
     made = MODALITIES.get(modality) or registry.resolve(modality, "modalities").Config()
-    streams = made.build().streams()
+    streams = made.build().fit().streams()
     # Read causally, the class token, which comes first, sees nothing.
     encoder = ENCODER.replace(pooling="last") if "causal" in objective.maskings() else ENCODER
     return Recipe(

@@ -86,7 +86,7 @@ def find_ball(views: Sequence[Views], masking: Masking, inner: int) -> list[Feat
 
 
 def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
-    modality = RL.Config(episodes=20, steps=40, background="plain").build()
+    modality = RL.Config(episodes=20, steps=40, background="plain").build().fit()
     probe = StateProbe.Config(values=("ball_x", "ball_y")).build()
     blind = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
     first = probe.run(FrozenEncoders.of(blind), modality, END) | probe.baselines(modality)
@@ -108,14 +108,14 @@ def test_data_without_states_is_said_once(monkeypatch: pytest.MonkeyPatch) -> No
         "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
     probe = StateProbe.Config().build()
-    modality = Tabular.Config().build()
+    modality = Tabular.Config().build().fit()
     assert probe.run(FrozenEncoders(find_ball, CPU), modality, END) == {}
     assert probe.baselines(modality) == {}
     assert said == ["state_probe: the data tells no state behind its samples, nothing to measure"]
 
 
 def test_an_unknown_value_is_named() -> None:
-    modality = RL.Config(episodes=10, steps=12).build()
+    modality = RL.Config(episodes=10, steps=12).build().fit()
     encoders = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
     with pytest.raises(ValueError, match="the states are ball_x, ball_y, player_y, enemy_y"):
         StateProbe.Config(values=("ball_z",)).build().run(FrozenEncoders.of(encoders), modality, END)

@@ -72,7 +72,7 @@ class Image(Modality):
         """Options of images."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
-            {"grayscale": "grayscale", "solarize": "solarize"}
+            {"grey": "grayscale", "solarise": "solarize"}
         )
 
         data: str = ""

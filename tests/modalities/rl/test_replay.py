@@ -31,7 +31,7 @@ def test_a_replay_is_read_from_npz(tmp_path: Path) -> None:
 
 
 def test_a_replay_is_read_from_hdf5(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    h5py = pytest.importorskip("h5py", reason="no extra brings h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
         file["states"], file["state_names"] = np.ones((12, 2)), ["x", "y"]
@@ -101,7 +101,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_hdf5_file_is_named(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    h5py = pytest.importorskip("h5py", reason="no extra brings h5py")
     with h5py.File(tmp_path / "whole.h5", "w") as file:
         file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
     (tmp_path / "cut.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[:900])
@@ -111,7 +111,7 @@ def test_a_broken_hdf5_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_absent_minari_dataset_is_named() -> None:
-    pytest.importorskip("minari", reason="minari is not installed")
+    pytest.importorskip("minari", reason="no extra brings minari")
     with pytest.raises(
         ValueError, match="no such Minari dataset on this machine: minari download no/such-v0"
     ):
