@@ -101,6 +101,18 @@ def term_for_each(names: Sequence[str], cfg: Objective.Config) -> Weighted.Confi
     return Weighted.Config(terms=dict.fromkeys(terms, cfg), streams={t: (s,) for t, s in terms.items()})
 
 
+@pytest.fixture(autouse=True)
+def draws_of_ordinary_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a member's random draws, which follow its name, be those of the ordinary one, so that numbers compare."""
+    fork = RowRandom.fork
+
+    def under_ordinary_names(self: RowRandom, tag: str) -> RowRandom:
+        start, found, name = tag.partition("member ")
+        return fork(self, f"{start}{found}{plain(name)}" if found else tag)
+
+    monkeypatch.setattr(RowRandom, "fork", under_ordinary_names)
+
+
 def plain(name: str) -> str:
     """The name of a stream or figure with ordinary streams."""
     for hostile, ordinary in zip(HOSTILE, PLAIN, strict=True):

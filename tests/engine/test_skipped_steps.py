@@ -101,7 +101,7 @@ def one_rank_has_a_nan(rank: int, folder: str, shard: int) -> tuple[dict[str, Te
         checkpoint.find(RunFolder(Path(folder)).checkpoints)[-1], parts.learner, parts.optimizer.torch
     )
     return {n: full(t).clone() for n, t in parts.learner.state_dict().items()}, len(
-        [*Path(folder).glob("nonf*")]
+        [*(Path(folder) / "nonfinite").glob("*.json")]
     )
 
 

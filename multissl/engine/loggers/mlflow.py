@@ -35,6 +35,7 @@ class MLflow(Logger):
         uri: str = ""
         """Of the tracking server, such as http://localhost:5000; empty: files in the run's folder."""
         experiment: str = "multissl"
+        """Name of the experiment that the run belongs to; made where there is none of that name."""
 
     def __init__(self, cfg: Config, session: Session) -> None:
         require("mlflow")

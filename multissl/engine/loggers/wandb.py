@@ -27,6 +27,7 @@ class WandB(Logger):
         """Options of Weights & Biases."""
 
         project: str = "multissl"
+        """Name of the project that the run belongs to."""
         entity: str = ""
         """User or team; empty: the one that is logged in."""
         mode: Literal["online", "offline"] = "online"

@@ -40,6 +40,7 @@ class Optimizer(Component, ABC):
         lr_shape: Literal["cosine", "steps"] = "cosine"
         """After the warm-up: cosine down to final_lr, or a tenth from each step of `lr_drops` on (SimMIM)."""
         lr_drops: tuple[int, ...] = ()
+        """Steps from which on the learning rate is a tenth of what it was; only with lr_shape=steps."""
         stretch: float = 1.0
         """Lay learning rate and weight decay out for so many times the steps of the run, which ends before they do
         (V-JEPA, MSN: 1.25)."""

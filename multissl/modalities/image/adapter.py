@@ -71,9 +71,7 @@ class Image(Modality):
     class Config(Modality.Config):
         """Options of images."""
 
-        renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
-            {"grey": "grayscale", "solarise": "solarize"}
-        )
+        renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,12 +17,20 @@ from multissl.modalities.tabular import views as draws
 from multissl.modalities.tabular.tables import Table, appended, beside, read_table
 from multissl.registry import suggest
 
-if TYPE_CHECKING:
-    from multissl.modalities.tabular.adapter import Tabular
-
 log = logging.getLogger("multissl")
 UNNAMED = "target"
 """The label's column where no option names it; a table may lack it."""
+
+
+class TableOptions(Protocol):
+    """What is read here of the options of the tabular modality, which imports this file."""
+
+    data: str
+    test: str
+    label: str
+    group: str
+    ignore: tuple[str, ...]
+    categorical: tuple[str, ...]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,7 +47,7 @@ class TableSource:
     """The group of each row, -1 where rows have none."""
 
 
-def read_source(cfg: Tabular.Config) -> TableSource:
+def read_source(cfg: TableOptions) -> TableSource:
     """Return the rows of `data` and of the test file, without the columns that no view shows.
 
     Raises `ValueError` where a file cannot be read or an option names a column that is not there.
@@ -74,7 +82,7 @@ def read_source(cfg: Tabular.Config) -> TableSource:
     )
 
 
-def source_of(rows: Sequence[Mapping[str, Any]], cfg: Tabular.Config) -> TableSource:
+def source_of(rows: Sequence[Mapping[str, Any]], cfg: TableOptions) -> TableSource:
     """Return mappings from column to cell as training rows without label."""
     names = dict.fromkeys(name for row in rows for name in row)
     own = {cfg.label, cfg.group, *cfg.ignore}
