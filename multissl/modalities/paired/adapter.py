@@ -27,13 +27,13 @@ from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import CLEAN, Plans, StreamSpec
 from multissl.modalities.image.adapter import Image
-from multissl.modalities.paired.parts import Bad
 from multissl.modalities.paired.rows import Record, Rows
 from multissl.modalities.paired.same import Same
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.views import group_ids
 from multissl.random import RowRandom
 from multissl.sources.payloads import Slice
+from multissl.sources.rows import Bad
 
 
 def _small() -> dict[str, Modality.Config]:

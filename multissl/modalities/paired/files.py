@@ -8,9 +8,7 @@ State: none but what was read; texts are held in memory, other payloads stay whe
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +18,10 @@ import numpy as np
 
 from multissl import registry
 from multissl.modalities.paired.keys import folder_members, keyed, tar_members
-from multissl.modalities.paired.parts import Bad, Options, Pairs, cells_of, joined, made, only
+from multissl.modalities.paired.parts import Options, Pairs, cells_of, joined, made, only
 from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
+from multissl.sources.rows import Rows, csv_rows, json_rows
 
 TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 FILES = (".tar", ".parquet", *TABLES, *LINES)
@@ -49,41 +48,17 @@ def read_pairs(path: str, options: Options) -> Pairs:
         elif suffix == ".parquet":
             pairs = parquet_rows(file, options)
         else:
-            pairs = table_rows(file, *(csv_rows(file) if suffix in TABLES else json_rows(file)), options)
+            pairs = table_rows(file, *_rows(file, suffix), options)
         word = split_in_name(file) if len(files) > 1 or suffix == ".tar" else ""
         found.append(pairs if any(pairs.tags) or not word else pairs._replace(tags=[word] * len(pairs.tags)))
     return joined(found)
 
 
-def csv_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
-    """Return the rows of a table by column, `Bad` ones among them, and its columns."""
-    csv.field_size_limit(1 << 30)
-    rows: list[dict[str, Any] | Bad] = []
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
-        reader = csv.reader(f, delimiter="\t" if path.lower().endswith(".tsv") else ",")
-        known = next(reader, [])
-        for cells in reader:
-            line = f"line {reader.line_num} of {Path(path).name}"
-            if any(0xDC80 <= ord(c) <= 0xDCFF for cell in cells for c in cell):
-                rows.append(Bad(f"{line} is no UTF-8 text"))
-            elif cells and len(cells) != len(known):
-                rows.append(Bad(f"{line} has {len(cells)} cells, the header {len(known)}"))
-            elif cells:
-                rows.append(dict(zip(known, cells, strict=True)))
-    return rows, known
-
-
-def json_rows(path: str) -> tuple[list[dict[str, Any] | Bad], list[str]]:
-    """Return the objects of a file of JSON lines, `Bad` ones among them, and all their keys."""
-    rows: list[dict[str, Any] | Bad] = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                row = Bad(f"line {number} of {Path(path).name} is no JSON ({error})")
-            usable = isinstance(row, dict | Bad)
-            rows.append(row if usable else Bad(f"line {number} of {Path(path).name} is no JSON object"))
+def _rows(path: str, suffix: str) -> tuple[Rows, list[str]]:
+    """Return the rows of a table or of JSON lines, and all their columns."""
+    if suffix in TABLES:
+        return csv_rows(path, "\t" if suffix == ".tsv" else ",", f" of {Path(path).name}")
+    rows = json_rows(path)
     return rows, [*dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)]
 
 
@@ -98,7 +73,7 @@ def _taken(options: Options, known: list[str]) -> dict[str, str]:
     return taken
 
 
-def table_rows(path: str, rows: list[dict[str, Any] | Bad], known: list[str], options: Options) -> Pairs:
+def table_rows(path: str, rows: Rows, known: list[str], options: Options) -> Pairs:
     """Return the pairs of rows that are held in memory; files are named relative to the table."""
     taken, root = _taken(options, known), os.path.dirname(os.path.abspath(path))
     found = [_row(r, taken, root, options) if isinstance(r, dict) else {} for r in rows]

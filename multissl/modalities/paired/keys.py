@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multissl.modalities.paired.parts import Bad, Options, Pairs, cells_of, made
+from multissl.modalities.paired.parts import Options, Pairs, cells_of, made
 from multissl.sources.folder import walk
 from multissl.sources.names import read_folders
 from multissl.sources.payloads import Slice
+from multissl.sources.rows import Bad
 
 
 class Member(NamedTuple):

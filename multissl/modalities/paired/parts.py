@@ -14,6 +14,7 @@ from multissl.registry import suggest
 from multissl.sources.base import Label
 from multissl.sources.names import LABELS, SPLIT_WORDS
 from multissl.sources.payloads import Joined
+from multissl.sources.rows import Bad
 
 
 class Wanted(NamedTuple):
@@ -36,12 +37,6 @@ class Options(NamedTuple):
     group: str = ""
     only: Mapping[str, str] = {}
     """Rows are kept whose column has this value."""
-
-
-class Bad(NamedTuple):
-    """What stands in a row that cannot be read."""
-
-    reason: str
 
 
 class Pairs(NamedTuple):

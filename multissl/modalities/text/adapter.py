@@ -31,13 +31,14 @@ from multissl.modalities.text import masks as text_masks
 from multissl.modalities.text import probes as text_probes
 from multissl.modalities.text import tokenizer
 from multissl.modalities.text.baselines import rarity, tfidf
-from multissl.modalities.text.files import COLUMNS, FILES, Bad, Documents, Passage, read_texts
+from multissl.modalities.text.files import COLUMNS, FILES, Documents, Passage, read_texts
 from multissl.modalities.text.masks import Replacement, Spans, Words
 from multissl.modalities.text.rows import Rows
 from multissl.modalities.text.spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
 from multissl.modalities.text.tokenizer import Tokens, Vocabulary
 from multissl.modalities.views import build_views, ids_of, roles, with_masks
 from multissl.random import RowRandom
+from multissl.sources.rows import Bad
 
 SMALLEST_VOCABULARY = tokenizer.BYTES + tokenizer.SPECIAL
 

@@ -8,9 +8,6 @@ State: none but what was read; texts are held in memory as tokens.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +23,7 @@ from multissl.sources.base import Label, Listing
 from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_name
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
+from multissl.sources.rows import Bad, Rows, csv_rows, json_rows
 from multissl.sources.splits import classes_of, split_rows
 
 FILES = (".txt", ".md", ".rst")
@@ -33,12 +31,6 @@ TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 COLUMNS = ("text", "sentence", "content", "document", "body")
 LONGEST = 100_000
 """The most characters that a document may have."""
-
-
-class Bad(NamedTuple):
-    """A document that cannot be read."""
-
-    reason: str
 
 
 class Texts(NamedTuple):
@@ -146,15 +138,12 @@ def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | B
             *dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])
         ]
         table = file.read(used).to_pydict()
-        rows: list[Any] = [
-            dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)
-        ]
+        rows: Rows = [dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)]
     elif suffix in (".csv", ".tsv"):
-        rows, known = _csv(path, "\t" if suffix == ".tsv" else ",")
+        rows, known = csv_rows(path, "\t" if suffix == ".tsv" else ",")
         wanted, where = _columns(known, column, label)
     else:
-        lines = enumerate(Path(path).read_bytes().splitlines(), start=1)
-        rows = [_line(i, line, path) for i, line in lines if line.strip()]
+        rows = json_rows(path)
         known = list(next((r for r in rows if isinstance(r, dict)), {}))
         wanted, where = _columns(known, column, label)
     texts = [r if isinstance(r, Bad) else _joined(r, wanted, i) for i, r in enumerate(rows)]
@@ -173,32 +162,6 @@ def _columns(known: list[str], column: str, label: str) -> tuple[list[str], str]
         if name not in known:
             raise ValueError(f"there is no column {name!r}, only {', '.join(known) or 'none'}")
     return wanted, label or pick_column(known, LABELS, required=False)
-
-
-def _csv(path: str, delimiter: str) -> tuple[list[Any], list[str]]:
-    csv.field_size_limit(1 << 30)
-    content = _decoded(Path(path).read_bytes(), Path(path).name)
-    if isinstance(content, Bad):  # one byte spoils the lines that hold it, no others
-        content = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
-    known = next(reader, [])
-    rows: list[Any] = []
-    for cells in reader:
-        if any(0xDC80 <= ord(c) <= 0xDCFF for cell in cells for c in cell):
-            rows.append(Bad(f"line {reader.line_num} is no UTF-8 text"))
-        elif cells and len(cells) != len(known):
-            rows.append(Bad(f"line {reader.line_num} has {len(cells)} cells, the header {len(known)}"))
-        elif cells:
-            rows.append(dict(zip(known, cells, strict=True)))
-    return rows, known
-
-
-def _line(number: int, line: bytes, path: str) -> Any:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # of JSON and of UTF-8
-        return Bad(f"line {number} of {Path(path).name} is no JSON ({error})")
-    return row if isinstance(row, dict) else Bad(f"line {number} of {Path(path).name} is no JSON object")
 
 
 def _joined(row: dict[str, Any], wanted: list[str], number: int) -> str | Bad:

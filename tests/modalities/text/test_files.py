@@ -14,8 +14,9 @@ from multissl.contract.data import Unreadable
 from multissl.contract.plans import ViewPlan
 from multissl.engine.batches import StepBatches
 from multissl.modalities.text.adapter import Text
-from multissl.modalities.text.files import LONGEST, Bad, read_texts
+from multissl.modalities.text.files import LONGEST, read_texts
 from multissl.random import RowRandom
+from multissl.sources.rows import Bad
 
 LINES = [f"line number {i} of the text" for i in range(20)]
 
