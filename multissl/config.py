@@ -13,7 +13,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -134,16 +134,14 @@ def from_dict(cls: Any, data: Any, where: str = "recipe", *, old: bool = False) 
     `old`: the values are of an earlier recipe format, whose options may bear the names of `Config.renamed`.
     """
     origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if origin in (typing.Union, types.UnionType):
-        if data is None and type(None) in args:
-            return None
-        return _first_fit([a for a in args if a is not type(None)], data, where, old)
+    if len(alternatives(cls)) > 1:
+        return _first_fit(cls, data, lambda one: from_dict(one, data, where, old=old))
     if origin is typing.Literal:
         if data not in args:
             raise ValueError(f"{where}={data!r}{suggest(str(data), map(str, args))}")
         return data
     if origin in (list, tuple, dict):
-        return _container(origin, args, data, where, old)
+        return _container(cls, data, where, old)
     if is_dataclass(cls):
         return _dataclass(cast(type, cls), data, where, old)
     if cls is Any:
@@ -159,30 +157,45 @@ def from_dict(cls: Any, data: Any, where: str = "recipe", *, old: bool = False) 
     return data
 
 
-def _first_fit(options: list[Any], data: Any, where: str, old: bool) -> Any:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the type alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _first_fit(union: Any, value: Any, read: Callable[[Any], Any]) -> Any:
+    """Return the value as the first type of a union that `read` takes it as, or raise what the first one says."""
+    if value is None and types.NoneType in alternatives(union):
+        return None
     errors: list[ValueError] = []
-    for option in options:
+    for one in (a for a in alternatives(union) if a is not types.NoneType):
         try:
-            return from_dict(option, data, where, old=old)
+            return read(one)
         except ValueError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _container(origin: Any, args: tuple[Any, ...], data: Any, where: str, old: bool) -> Any:
-    if origin is dict:
+def _entries(
+    kind: Any, values: Sequence[Any], where: str, read: Callable[[Any, Any, str], Any], shown: Any
+) -> Any:
+    """Return values as a list or tuple type, each entry as `read` takes it; `shown` is what messages quote."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list or args[-1] is Ellipsis:
+        args = (args[0],) * len(values)
+    if len(args) != len(values):
+        raise ValueError(f"{where}={shown!r}: want {len(args)} values, got {len(values)}")
+    return origin(read(a, v, f"{where}.{i}") for i, (a, v) in enumerate(zip(args, values, strict=True)))
+
+
+def _container(kind: Any, data: Any, where: str, old: bool) -> Any:
+    read = functools.partial(from_dict, old=old)
+    if typing.get_origin(kind) is dict:
         if not isinstance(data, dict):
             raise ValueError(f"{where}={data!r}: want a mapping")
-        return {k: from_dict(args[1], v, f"{where}.{k}", old=old) for k, v in data.items()}
+        return {k: read(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in data.items()}
     if not isinstance(data, list | tuple):
         raise ValueError(f"{where}={data!r}: want a list")
-    if origin is list or args[-1] is Ellipsis:
-        return origin(from_dict(args[0], v, f"{where}.{i}", old=old) for i, v in enumerate(data))
-    if len(args) != len(data):
-        raise ValueError(f"{where}={data!r}: want {len(args)} values, got {len(data)}")
-    return tuple(
-        from_dict(a, v, f"{where}.{i}", old=old) for i, (a, v) in enumerate(zip(args, data, strict=True))
-    )
+    return _entries(kind, data, where, read, data)
 
 
 def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
@@ -215,8 +228,8 @@ def checked(wanted: Any, value: Any, option: str) -> Any:
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is Any:
         return value
-    if origin in (typing.Union, types.UnionType):
-        return _checked_union(args, value, option)
+    if len(alternatives(wanted)) > 1:
+        return _first_fit(wanted, value, lambda one: checked(one, value, option))
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool) != any(
             a is value for a in args if isinstance(a, bool)
@@ -224,7 +237,7 @@ def checked(wanted: Any, value: Any, option: str) -> Any:
             raise ValueError(f"{option}={value!r}{suggest(str(value), map(str, args))}")
         return value
     if origin in (tuple, list):
-        return _checked_sequence(origin, args, value, option)
+        return _checked_sequence(wanted, value, option)
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{option}={value!r}: want a mapping by name, got {type(value).__name__}")
@@ -250,31 +263,14 @@ def described(wanted: type) -> str:
     return words.get(wanted, wanted.__name__)
 
 
-def _checked_union(options: tuple[Any, ...], value: Any, option: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    errors: list[ValueError] = []
-    for wanted in (o for o in options if o is not type(None)):
-        try:
-            return checked(wanted, value, option)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def _checked_sequence(origin: Any, args: tuple[Any, ...], value: Any, option: str) -> Any:
+def _checked_sequence(wanted: Any, value: Any, option: str) -> Any:
     if isinstance(value, str | os.PathLike):  # a text is one entry, not its letters
         value = (value,)
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise ValueError(
             f"{option}={value!r}: want several values, such as a tuple, got {type(value).__name__}"
         )
-    values = list(value)
-    if origin is list or args[-1] is Ellipsis:
-        return origin(checked(args[0], v, f"{option}.{i}") for i, v in enumerate(values))
-    if len(args) != len(values):
-        raise ValueError(f"{option}={value!r}: want {len(args)} values, got {len(values)}")
-    return tuple(checked(a, v, f"{option}.{i}") for i, (a, v) in enumerate(zip(args, values, strict=True)))
+    return _entries(wanted, list(value), option, checked, value)
 
 
 @functools.cache

@@ -74,13 +74,13 @@ def sentences(cls: type[Config]) -> dict[str, str]:
 
 def metavar(hint: Any) -> str:
     """Return how the value of an option is shown: INT, a|b, NUMBER NUMBER."""
-    from multissl.config import Config
+    from multissl.config import Config, alternatives
 
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return "|".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
-        return "|".join("none" if a is types.NoneType else metavar(a) for a in args)
+    if len(choices := alternatives(hint)) > 1:
+        return "|".join("none" if a is types.NoneType else metavar(a) for a in choices)
     if origin in (tuple, list):
         return (
             f"{metavar(args[0])} ..."

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from multissl.config import alternatives, from_dict
+
 
 def parsed(hint: Any, words: list[str], flag: str) -> Any:
     """Return the value that words mean for an option of a type; `flag` is how messages call the option."""
@@ -56,8 +58,6 @@ def _several(hint: Any, args: tuple[Any, ...], words: list[str], flag: str) -> A
 
 def from_json(hint: Any, words: list[str], flag: str) -> Any:
     """Return the value that JSON on the command line means for an option of a type."""
-    from multissl.config import from_dict
-
     text = " ".join(words)
     try:
         data = json.loads(text)
@@ -93,8 +93,3 @@ READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 def _one_of(texts: Mapping[str, Any]) -> str:
     *first, last = texts
     return f"{', '.join(first)} or {last}" if first else last
-
-
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the types of a union, or the type alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)

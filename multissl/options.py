@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from multissl import catalogue, registry
-from multissl.option_values import alternatives, from_json, parsed
+from multissl.config import alternatives
+from multissl.option_values import from_json, parsed
 from multissl.registry import suggest
 
 if TYPE_CHECKING:
