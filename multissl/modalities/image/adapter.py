@@ -277,10 +277,9 @@ class Image(Modality):
         solarized = [cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)]
         flipped = hit("flip", *[cfg.flip] * count)
         x = ops.apply_to(x, flipped, ops.flip)
-        spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
-        low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
-        high = torch.cat([1 + spread[:3], spread[3:]])
-        order, strength = draw("jitter order", 4).argsort(1), low + (high - low) * draw("jitter strength", 4)
+        widths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
+        order = draw("jitter order", 4).argsort(1)
+        strength = ops.jitter_factors(draw("jitter strength", 4), widths)
         x = ops.jitter(x, hit("jitter", *[cfg.jitter] * count), order, strength)
         x = ops.apply_to(x, hit("grayscale", *[cfg.grayscale] * count), ops.grayscale)
         low_sigma, high_sigma = ops.BLUR_SIGMA

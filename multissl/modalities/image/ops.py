@@ -9,7 +9,7 @@ Shapes: R rows, C channels, H, W pixels.  State: none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,18 @@ def apply_to(x: Tensor, hit: Tensor, op: Callable[..., Tensor], *parameters: Ten
         there = rows.to(x.device, non_blocking=True)
         x[there] = op(x[there], *(p[rows].to(x.device, non_blocking=True) for p in parameters))
     return x
+
+
+def jitter_factors(uniform: Tensor, widths: Sequence[float]) -> Tensor:
+    """Return uniform numbers in [0, 1), [R, 4], as the factors of `jitter`.
+
+    `widths` are the largest changes of brightness, contrast and saturation, whose factors lie around 1 and are not
+    below 0, and of hue, whose shifts lie around 0.
+    """
+    width = torch.tensor(widths)
+    low = torch.cat([(1 - width[:3]).clamp(min=0), -width[3:]])
+    high = torch.cat([1 + width[:3], width[3:]])
+    return low + (high - low) * uniform
 
 
 def jitter(x: Tensor, hit: Tensor, order: Tensor, factors: Tensor) -> Tensor:

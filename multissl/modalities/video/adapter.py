@@ -301,10 +301,9 @@ class Video(Modality):
 
         flipped = draw("flip") < cfg.flip
         x = ops.apply_to(x, flipped, ops.flip)
-        spread = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
-        low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
-        high = torch.cat([1 + spread[:3], spread[3:]])
-        order, strength = draw("jitter order", 4).argsort(1), low + (high - low) * draw("jitter strength", 4)
+        widths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
+        order = draw("jitter order", 4).argsort(1)
+        strength = ops.jitter_factors(draw("jitter strength", 4), widths)
         x = ops.jitter(x, draw("jitter") < cfg.jitter, order, strength)
         x = ops.apply_to(x, draw("grayscale") < cfg.grayscale, ops.grayscale)
         chance = torch.tensor([cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)])
