@@ -100,8 +100,8 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
         print(f"{folder} is now {old.name}")
     from multissl.run.train import train as run_recipe
 
-    result = run_recipe(recipe, folder, default)
-    return 0 if result.folder else 1
+    run_recipe(recipe, folder, default)
+    return 0
 
 
 def print_options(name: str, rest: list[str]) -> int:

@@ -1,9 +1,8 @@
 """Recipe files of earlier formats, brought to the current one by one table.
 
 Format 2: classes moved into rooms, and options took the spelling of torchvision and of the papers' code
-(`Config.renamed` of each component); loggers are named, where TensorBoard was on or off. Add what the next
-format changes here, beside a run folder of the format before
-in `tests/old_runs`.
+(`Config.renamed` of each component); loggers are named, where TensorBoard was on or off. Add what the next format
+changes here, and a run folder of the format before to `tests/old_runs`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ FORMAT = 2
 """Of `recipe.json`."""
 MOVED: dict[str, str] = {"multissl.layers.ema:Teacher": "teacher"}
 """The registry's name, or the new `module:Class`, of components that earlier formats stored by another path."""
-GONE: tuple[str, ...] = ()
-"""Top-level options of earlier formats that mean nothing any more."""
 
 
 def migrate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a recipe of an earlier format with the components and options of the current one."""
-    options = {k: v for k, v in _walk(recipe).items() if k not in GONE}
+    options = _walk(recipe)
     if options.pop("tensorboard", True) is False:  # on, it is what loggers are by default
         options["loggers"] = {}
     return options

@@ -140,7 +140,6 @@ class Evaluator(Component, ABC):
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
-        self._warned, self._warned_not_finite = False, False
         self._said: set[str] = set()
 
     @property
@@ -183,19 +182,15 @@ class Evaluator(Component, ABC):
         return True
 
     def warn_nothing_to_measure(self, why: str) -> None:
-        """Warn, once, that there is nothing to measure."""
-        if not self._warned:
-            log.warning("%s: %s, nothing to measure", config_name(type(self.cfg)), why)
-            self._warned = True
-
-    def warn(self, text: str) -> None:
-        """Warn of something that a reader of the figures has to know, each text once."""
-        if text not in self._said:
-            log.warning("%s: %s", config_name(type(self.cfg)), text)
-            self._said.add(text)
+        """Warn, once whatever the reason, that there is nothing to measure."""
+        self.warn(f"{why}, nothing to measure", once="nothing to measure")
 
     def warn_not_finite(self, bad: NotFinite) -> None:
-        """Warn, once, that features are not finite, and whose."""
-        if not self._warned_not_finite:
-            log.warning("%s: not a number: %s", config_name(type(self.cfg)), bad)
-            self._warned_not_finite = True
+        """Warn, once whatever the samples, that features are not finite, and whose."""
+        self.warn(f"not a number: {bad}", once="not a number")
+
+    def warn(self, text: str, *, once: str = "") -> None:
+        """Warn of something that a reader of the figures has to know, once for each text, or for each `once`."""
+        if (once or text) not in self._said:
+            log.warning("%s: %s", config_name(type(self.cfg)), text)
+            self._said.add(once or text)

@@ -53,4 +53,4 @@ class Logger(Component, ABC):
         """Take figures; left out by default."""
 
     def close(self) -> None:
-        """Write what is still held, at the end of a session, whatever ended it."""
+        """Write what is still held, when a start of the run ends, whatever ended it."""

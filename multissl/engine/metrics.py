@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,14 +44,12 @@ class Metrics:
         self.record = Record(places.metrics, start)
         self.loggers: dict[str, Logger] = {}
         for name, cfg in loggers.items():
-            session = Session(
-                name=places.path.resolve().name, folder=places.logger(name), start=start, recipe=recipe
-            )
+            folder = places.logger(name)
+            session = Session(name=places.path.resolve().name, folder=folder, start=start, recipe=recipe)
+            self._attempt(name, start, functools.partial(self._open, name, cfg, session))
 
-            def opened(name: str = name, cfg: Logger.Config = cfg, session: Session = session) -> None:
-                self.loggers[name] = cfg.build(session)
-
-            self._attempt(name, start, opened)
+    def _open(self, name: str, cfg: Logger.Config, session: Session) -> None:
+        self.loggers[name] = cfg.build(session)
 
     def log(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
         """Give metrics after `step` steps to the record and to every logger."""

@@ -10,6 +10,7 @@ Shapes: R rows, C channels or columns, N tokens, P = 1 + registers, D width.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """By the number of axes of a grid, less one."""
 
 
-class Tokenizer(DeclaresParameters, nn.Module):
+class Tokenizer(DeclaresParameters, nn.Module, ABC):
     """What all tokenizers share: class, register and mask tokens, and positions over a grid of tokens."""
 
     pos_embed: Tensor | None
@@ -57,9 +58,9 @@ class Tokenizer(DeclaresParameters, nn.Module):
         owned = (self.cls_token, self.register_tokens, self.mask_token, self.pos_embed)
         return [p for p in owned if isinstance(p, nn.Parameter)]
 
+    @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
-        """The input of a stream to tokens on their grid, [R, *grid, D]."""
-        raise NotImplementedError
+        """Return the input of a stream as tokens on their grid, [R, *grid, D]."""
 
     def place(self, grid: tuple[int, ...]) -> Tensor | None:
         """Positions [1, 1+N, D] for a grid of tokens; fewer than the table holds take its first ones."""

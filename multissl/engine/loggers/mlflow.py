@@ -39,9 +39,7 @@ class MLflow(Logger):
 
     def __init__(self, cfg: Config, session: Session) -> None:
         require("mlflow")
-        if (
-            not cfg.uri
-        ):  # MLflow asks that a store of files, which is what a run's folder can hold, be allowed
+        if not cfg.uri:  # a store of files is all that a run's folder can hold, and MLflow wants it allowed
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
@@ -87,7 +85,7 @@ class MLflow(Logger):
             self._client.log_image(self._run, figure.image, f"figures/{step}/{number:02d}_{name}.png")
 
     def close(self) -> None:
-        """Mark the end of this session."""
+        """Mark the run as ended; a start that resumes it marks it as running again."""
         self._client.set_terminated(self._run)
 
 

@@ -134,7 +134,7 @@ def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | B
         file = registry.require("pyarrow.parquet").ParquetFile(path)
         known = [*file.schema_arrow.names]
         wanted, where = _columns(known, column, label)
-        used = [
+        used: list[str] = [
             *dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])
         ]
         table = file.read(used).to_pydict()
