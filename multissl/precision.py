@@ -6,6 +6,6 @@ import torch
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
-    """x in fp32 at least: half precision is widened, fp64 stays."""
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return x in fp32 at least: half precision is widened, fp64 stays."""
     return x if x.dtype == torch.float64 else x.float()

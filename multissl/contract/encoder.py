@@ -19,6 +19,7 @@ from multissl.contract.data import Views
 from multissl.contract.learning import Features, Figure
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import Masking, StreamSpec
+from multissl.precision import at_least_fp32
 
 
 class Encoder(Component, nn.Module, ABC):
@@ -179,8 +180,7 @@ class Tower(Encoder):
             points = [self.head(f.tokens, v.valid) for f, v in zip(features, views, strict=True)]
         else:
             points = [self.head(f.pooled) for f in features]
-        wide = [z if z.dtype == torch.float64 else z.float() for z in points]
-        return [replace(f, embedding=z) for f, z in zip(features, wide, strict=True)]
+        return [replace(f, embedding=at_least_fp32(z)) for f, z in zip(features, points, strict=True)]
 
     def shard_units(self) -> list[nn.Module]:
         """Return the encoder's blocks."""

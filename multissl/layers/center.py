@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from multissl.losses.sinkhorn import Weighting, centered
 from multissl.losses.targets import Targets, chunks
 from multissl.parallel.collectives import sum_ranks
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class Center(nn.Module):
@@ -44,10 +44,10 @@ class Center(nn.Module):
 
         Every row counts the same, or every rank's mean where weighting is equal.
         """
-        rows = wide(logits.new_ones(len(logits)) if real is None else real.to(logits.dtype))  # [M]
+        rows = at_least_fp32(logits.new_ones(len(logits)) if real is None else real.to(logits.dtype))  # [M]
         total, count = rows.new_zeros(logits.shape[1]), rows.sum(0, keepdim=True)  # [K], [1]
         for c in chunks(*logits.shape):
-            total += rows[c] @ wide(logits[c])
+            total += rows[c] @ at_least_fp32(logits[c])
         if self.weighting == "equal":
             total, count = total / count.clamp(min=1), count.clamp(max=1)
         self.waiting.copy_(sum_ranks(total) / sum_ranks(count))  # 0 / 0 where there is no row: nothing waits

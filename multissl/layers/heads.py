@@ -21,7 +21,7 @@ from multissl.config import Config as BaseConfig
 from multissl.layers.init import init_linear
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class RankBatchNorm(nn.Module):
@@ -45,7 +45,7 @@ class RankBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [R, width] normalized by the batch while training, by the running statistics otherwise."""
-        full = wide(x)  # [R, width]
+        full = at_least_fp32(x)  # [R, width]
         if self.training and len(x) * world() < 2:
             raise ValueError(
                 "batch norm needs 2 or more rows while training, got 1: raise batch_size, or norm=layer"
@@ -53,7 +53,7 @@ class RankBatchNorm(nn.Module):
         mean, var = self.moments(full) if self.training else (self.running_mean, self.running_var)
         full = (full - mean) * (var + self.eps).rsqrt()
         if self.weight is not None and self.bias is not None:
-            full = full * wide(self.weight) + wide(self.bias)
+            full = full * at_least_fp32(self.weight) + at_least_fp32(self.bias)
         return full.to(x.dtype)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,5 +196,5 @@ class PrototypeHead(Component, nn.Module):
         """x [R, D] -> logits [R, K]."""
         x = self.mlp(x)  # [R, b]
         # In fp32: 1e-12 vanishes in half precision. fp16 keeps the official, larger floor.
-        unit = F.normalize(wide(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+        unit = F.normalize(at_least_fp32(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
         return self.last_layer(unit.to(x.dtype))

@@ -14,7 +14,7 @@ from multissl.layers.attention import Attention
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import layout
 from multissl.layers.transformer import MLP
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 TOGETHER = "(all)"
 """The name of the pass over all streams; no stream has brackets in its name."""
@@ -56,7 +56,7 @@ class Alone(nn.Module):
 
 def mean_token(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """The mean of the real tokens of x [R, N, D], in fp32 or wider: [R, D]."""
-    x = wide(x)
+    x = at_least_fp32(x)
     if valid is None:
         return x.mean(1)
     return (x * valid[:, :, None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 NOBODY = torch.iinfo(torch.int64).min
 """The label of rows that belong to no sample."""
@@ -55,7 +55,7 @@ class Queue(nn.Module):
             )
         if labels is None:
             labels = self.labels.new_full((len(keys), self.labels.shape[1]), NOBODY)
-        self.waiting = wide(keys.detach()), labels
+        self.waiting = at_least_fp32(keys.detach()), labels
 
     @torch.no_grad()
     def after_step(self) -> None:

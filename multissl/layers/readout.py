@@ -18,7 +18,7 @@ from multissl.layers.init import init_linear
 from multissl.losses.rebuild import Metric, Norm, mean_of_columns, normalize, values_loss
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class Readout(nn.Module):
@@ -51,7 +51,7 @@ class Readout(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Predictions of values or classes [..., d] to [..., T]."""
-        return wide(self.linear(tokens.to(self.linear.weight.dtype)))
+        return at_least_fp32(self.linear(tokens.to(self.linear.weight.dtype)))
 
     def loss(
         self,
@@ -102,19 +102,23 @@ class Readout(nn.Module):
     def _cells(self, tokens: Tensor, at: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The same for cells; target and hidden [R, C]."""
         index = at[:, :, None].expand_as(tokens)
-        dense = wide(tokens.new_zeros(*target.shape, tokens.shape[-1]).scatter(1, index, tokens))  # [R, C, d]
-        dense, target, hidden = (x.index_select(1, self.order) for x in (dense, wide(target), hidden))
-        weight, bias, n = wide(self.linear.weight), wide(self.linear.bias), self.numbers
+        dense = at_least_fp32(
+            tokens.new_zeros(*target.shape, tokens.shape[-1]).scatter(1, index, tokens)
+        )  # [R, C, d]
+        dense, target, hidden = (
+            x.index_select(1, self.order) for x in (dense, at_least_fp32(target), hidden)
+        )
+        weight, bias, n = at_least_fp32(self.linear.weight), at_least_fp32(self.linear.bias), self.numbers
         count = hidden.sum(0).clamp(min=1)  # [C]
         pred = torch.einsum("rcd,cd->rc", dense[:, :n], weight[:n]) + bias[:n]  # [R, numbers]
         mean = (target[:, :n] * hidden[:, :n]).sum(0) / count[:n]
-        errors, constants = [(wide(pred) - target[:, :n]).pow(2)], [(mean - target[:, :n]).pow(2)]
+        errors, constants = [(at_least_fp32(pred) - target[:, :n]).pow(2)], [(mean - target[:, :n]).pow(2)]
         start = n
         for column, levels in enumerate(self.levels, start=n):
             truth, part = target[:, column].long(), slice(start, start + levels)
-            logits = wide(F.linear(dense[:, column], weight[part], bias[part]))  # [R, levels]
+            logits = at_least_fp32(F.linear(dense[:, column], weight[part], bias[part]))  # [R, levels]
             share = (F.one_hot(truth, levels) * hidden[:, column, None]).sum(0) / count[column]  # [levels]
             errors.append(F.cross_entropy(logits, truth, reduction="none")[:, None])
-            constants.append(-wide(share).clamp(min=1e-12).log()[truth][:, None])
+            constants.append(-at_least_fp32(share).clamp(min=1e-12).log()[truth][:, None])
             start += levels
         return mean_of_columns(torch.cat(errors, 1), hidden), mean_of_columns(torch.cat(constants, 1), hidden)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multissl.parallel.sharding import local
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class Scale(nn.Module):
@@ -24,7 +24,7 @@ class Scale(nn.Module):
 
     def temperature(self) -> Tensor:
         """The present temperature, [1]."""
-        return (-wide(self.logit_scale)).exp()
+        return (-at_least_fp32(self.logit_scale)).exp()
 
     @torch.no_grad()
     def clamp(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multissl.parallel.collectives import sum_ranks
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def cross_correlation(
@@ -24,7 +24,7 @@ def cross_correlation(
     inputs rounded to bf16 the correlations agree to 0.01 with those of the inputs themselves.
     """
     with torch.autocast(a.device.type, enabled=False):
-        a, b = wide(a), wide(b)
+        a, b = at_least_fp32(a), at_least_fp32(b)
         here = a.new_ones(len(a), 1) if present is None else present.to(a.dtype)[:, None]  # [B, 1]
         count = sum_ranks(here.sum())
         if present is None and count < 2:

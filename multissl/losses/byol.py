@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def byol_loss(p: Tensor, z: Tensor, pairs: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
@@ -25,7 +25,7 @@ def byol_loss(p: Tensor, z: Tensor, pairs: Tensor, reduction: Literal["mean", "s
     loss agrees to 0.01 with that of the inputs themselves.
     """
     with torch.autocast(p.device.type, enabled=False):
-        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, z))
+        a, b = (F.normalize(at_least_fp32(x), dim=-1, eps=1e-12) for x in (p, z))
         away = 2 - 2 * torch.einsum("vbp,ubp->vub", a, b)  # [V, U, B]
         if pairs.ndim == 2:
             each = away.mean(-1)[pairs]

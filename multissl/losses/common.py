@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def mean_of(values: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -28,5 +28,5 @@ def embedding_std(z: Tensor) -> Tensor:
     """How spread out embeddings z [..., B, P] are: the deviation of each dimension of the unit vectors, its mean over
     dimensions (and views), times sqrt(P). 1 on the whole sphere, 0 where all are one point; needs no labels.
     """
-    unit = F.normalize(wide(z), dim=-1)
+    unit = F.normalize(at_least_fp32(z), dim=-1)
     return unit.std(-2, correction=0).mean() * z.shape[-1] ** 0.5

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 LayerNorm = Literal["instance", "layer", "none"]
 
 
 def average_layers(layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none") -> Tensor:
     """The mean of layers [R, N, D], each normalized, in fp32; then normalized as a whole."""
-    return _norm(torch.stack([_norm(wide(x), each) for x in layers]).mean(0), final)
+    return _norm(torch.stack([_norm(at_least_fp32(x), each) for x in layers]).mean(0), final)
 
 
 def _norm(x: Tensor, kind: LayerNorm) -> Tensor:
@@ -34,7 +34,7 @@ def scaled_errors(pred: Tensor, target: Tensor, beta: float = 0.0, scale: float 
 
     In fp32; predictions in bf16 move their mean by less than 1 %.
     """
-    pred, factor = wide(pred), scale or pred.shape[-1] ** -0.5
+    pred, factor = at_least_fp32(pred), scale or pred.shape[-1] ** -0.5
     if beta == 0:
         return factor * F.mse_loss(pred, target, reduction="none")
     return factor * F.smooth_l1_loss(pred, target, beta=beta, reduction="none")

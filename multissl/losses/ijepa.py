@@ -11,14 +11,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 Metric = Literal["smooth_l1", "power"]
 
 
 def latent_targets(tokens: Tensor) -> Tensor:
     """Tokens [..., D] layer-normed without scale and shift, in fp32 (eps 1e-5)."""
-    return F.layer_norm(wide(tokens), tokens.shape[-1:])
+    return F.layer_norm(at_least_fp32(tokens), tokens.shape[-1:])
 
 
 def latent_loss(pred: Tensor, target: Tensor, metric: Metric = "smooth_l1", power: float = 1.0) -> Tensor:
@@ -27,5 +27,5 @@ def latent_loss(pred: Tensor, target: Tensor, metric: Metric = "smooth_l1", powe
     In fp32; predictions in bf16 move it by less than 1 % of its value.
     """
     if metric == "smooth_l1":
-        return F.smooth_l1_loss(wide(pred), target)
-    return (wide(pred) - target).abs().pow(power).mean() / power
+        return F.smooth_l1_loss(at_least_fp32(pred), target)
+    return (at_least_fp32(pred) - target).abs().pow(power).mean() / power

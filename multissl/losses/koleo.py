@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import rank, world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 EPS = 1e-8
 
@@ -25,7 +25,7 @@ def koleo(x: Tensor, neighbors: int = 1) -> Tensor:
     Always in fp32 (in fp16 two equal rows give inf); the gradient flows into both ends of a pair.
     """
     with torch.autocast(x.device.type, enabled=False):
-        unit = F.normalize(wide(x), dim=-1, eps=EPS)
+        unit = F.normalize(at_least_fp32(x), dim=-1, eps=EPS)
         with torch.no_grad():
             likeness = unit @ unit.mT  # [..., G, G]
             likeness.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.losses.nce import accuracy, mean_of, nce, scores
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def queue_loss(
@@ -26,7 +26,9 @@ def queue_loss(
 
     `negative` bool [B, K] leaves queued keys out, `keep` bool [B] anchors. bf16 inputs: within 0.02 / temperature.
     """
-    own = (F.normalize(wide(q), dim=1) * F.normalize(wide(k), dim=1)).sum(1, keepdim=True) / temperature
+    own = (F.normalize(at_least_fp32(q), dim=1) * F.normalize(at_least_fp32(k), dim=1)).sum(
+        1, keepdim=True
+    ) / temperature
     s = torch.cat([own, scores(q, queue, temperature)], 1)  # [B, 1+K]
     pos = (torch.arange(s.shape[1], device=s.device) == 0).expand(s.shape)
     neg = ~pos if negative is None else torch.cat([~pos[:, :1], negative], 1)

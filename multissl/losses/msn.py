@@ -17,18 +17,18 @@ from multissl.losses.sinkhorn import centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def cosines(z: Tensor, prototypes: Tensor) -> Tensor:
     """Cosines [R, K] of embeddings z [R, P] and prototypes [K, P], in fp32 at least, with gradient to both."""
-    return F.linear(F.normalize(wide(z), dim=1), F.normalize(wide(prototypes), dim=1))
+    return F.linear(F.normalize(at_least_fp32(z), dim=1), F.normalize(at_least_fp32(prototypes), dim=1))
 
 
 @torch.no_grad()
 def msn_targets(scores: Tensor, temperature: float, sharpening: float, rounds: int = 0) -> Targets:
     """Targets from a teacher's scores [B, K]: softmax, sharpened, evened by Sinkhorn where rounds > 0."""
-    logits = wide(scores) / (temperature * sharpening)
+    logits = at_least_fp32(scores) / (temperature * sharpening)
     if rounds:  # on the sharpened probabilities, so that every row begins with a sum of 1
         return sinkhorn(logits.log_softmax(1), 1.0, rounds=rounds)
     return centered(logits, 1.0, logits.new_zeros(logits.shape[1]))
@@ -44,7 +44,7 @@ def msn_terms(
     """
     rows = torch.arange(len(targets.b), device=scores.device).repeat(len(scores) // len(targets.b))
     ce = cross_entropy(scores, targets, rows[:, None], temperature)  # [V*B]
-    p = (wide(scores) / temperature).softmax(1)
+    p = (at_least_fp32(scores) / temperature).softmax(1)
     mean = sum_ranks(p.mean(0)) / world()  # [K]
     mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)  # log of 0
     if exponent == 0:

@@ -22,7 +22,7 @@ from torch import Tensor
 from multissl.losses.blocks import by_anchors, found_share
 from multissl.losses.common import mean_of
 from multissl.parallel.collectives import gather, row_labels
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 MultiPos = Literal["outside", "inside"]
 
@@ -33,8 +33,12 @@ def scores(q: Tensor, k: Tensor, temperature: float | Tensor = 1.0, bilinear: Te
     In fp32 or wider, under autocast too: bf16 inputs only bring their own rounding, at most 0.01 / temperature.
     """
     with torch.autocast(q.device.type, enabled=False):
-        q, k = wide(q), wide(k)
-        q, k = (F.normalize(q, dim=1), F.normalize(k, dim=1)) if bilinear is None else (q @ wide(bilinear), k)
+        q, k = at_least_fp32(q), at_least_fp32(k)
+        q, k = (
+            (F.normalize(q, dim=1), F.normalize(k, dim=1))
+            if bilinear is None
+            else (q @ at_least_fp32(bilinear), k)
+        )
         return q @ k.mT / temperature
 
 
@@ -51,7 +55,7 @@ def nce(
     `weight` [Nq] multiplies the positives' part (DCLW). An anchor without positives, or without anything to tell them
     from, has no loss. bf16 scores are widened first: the result is that of fp32 within 0.01 * max |s|.
     """
-    s = wide(s)
+    s = at_least_fp32(s)
     rivals = neg if decoupled else pos | neg
     mean = s.masked_fill(~pos, 0).sum(1) / pos.sum(1).clamp(min=1)  # [Nq]
     near = masked_lse(s, pos) if multi_pos == "inside" else mean

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 Metric = Literal["mse", "l1", "smooth_l1"]
 Norm = Literal["token", "channel", "none"]
@@ -25,7 +25,7 @@ Norm = Literal["token", "channel", "none"]
 
 def normalize(target: Tensor, norm: Norm, channels: int = 1) -> Tensor:
     """Targets [..., T] with mean 0 and deviation 1 in every token, or in every channel of it (the fastest index)."""
-    target = wide(target)
+    target = at_least_fp32(target)
     if norm == "token":
         return (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     if norm == "channel":
@@ -45,7 +45,7 @@ def masked_mean(errors: Tensor, hidden: Tensor | None = None) -> Tensor:
 def values_loss(pred: Tensor, target: Tensor, metric: Metric, hidden: Tensor | None = None) -> Tensor:
     """The error of predictions [..., T], in fp32; predictions in bf16 move it by less than 1 % of its value."""
     measure = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[metric]
-    return masked_mean(measure(wide(pred), wide(target), reduction="none"), hidden)
+    return masked_mean(measure(at_least_fp32(pred), at_least_fp32(target), reduction="none"), hidden)
 
 
 def mean_of_columns(errors: Tensor, hidden: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multissl.losses.targets import Targets, chunks
 from multissl.parallel.collectives import gather
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 Weighting = Literal["count", "equal"]
 
@@ -26,12 +26,13 @@ def sinkhorn(logits: Tensor, temperature: float, real: Tensor | None = None, rou
 
     A collective call: every rank makes it, also with no real row.
     """
-    nothing = wide(logits.new_full(logits.shape[1:], -torch.inf))  # [K]
-    b = wide(logits.new_zeros(len(logits)))  # [M]
+    nothing = at_least_fp32(logits.new_full(logits.shape[1:], -torch.inf))  # [K]
+    b = at_least_fp32(logits.new_zeros(len(logits)))  # [M]
     found = Targets(logits, temperature, nothing, b if real is None else b.masked_fill(~real, torch.inf))
     for _ in range(rounds):
         parts = [
-            (wide(logits[c]) / temperature - found.b[c, None]).logsumexp(0) for c in chunks(*logits.shape)
+            (at_least_fp32(logits[c]) / temperature - found.b[c, None]).logsumexp(0)
+            for c in chunks(*logits.shape)
         ]
         a = gather(torch.stack([nothing, *parts]).logsumexp(0, keepdim=True)).logsumexp(0)  # [K]
         found = Targets.normalized(
@@ -43,4 +44,4 @@ def sinkhorn(logits: Tensor, temperature: float, real: Tensor | None = None, rou
 @torch.no_grad()
 def centered(logits: Tensor, temperature: float, center: Tensor, real: Tensor | None = None) -> Targets:
     """Targets softmax((logits - center) / temperature) of logits [M, K] and a center [K]."""
-    return Targets.normalized(logits, temperature, wide(center) / temperature, real)
+    return Targets.normalized(logits, temperature, at_least_fp32(center) / temperature, real)

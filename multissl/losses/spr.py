@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def spr_loss(p: Tensor, target: Tensor) -> Tensor:
     """The mean of 2 - 2 cos between predictions and targets, each [K, B, P], in fp32."""
     with torch.autocast(p.device.type, enabled=False):
-        a, b = (F.normalize(wide(x), dim=-1, eps=1e-12) for x in (p, target))
+        a, b = (F.normalize(at_least_fp32(x), dim=-1, eps=1e-12) for x in (p, target))
         return (2 - 2 * (a * b).sum(-1)).mean()

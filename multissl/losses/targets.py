@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 CHUNK = 2**23
 """Logits widened to fp32 at a time: 32 MiB."""
@@ -41,7 +41,7 @@ class Targets(NamedTuple):
     @staticmethod
     def normalized(logits: Tensor, temperature: float, a: Tensor, real: Tensor | None = None) -> Targets:
         """The targets with prototype potentials a [K] whose real rows (bool [M]) sum to 1."""
-        parts = [(wide(logits[c]) / temperature - a).logsumexp(1) for c in chunks(*logits.shape)]
+        parts = [(at_least_fp32(logits[c]) / temperature - a).logsumexp(1) for c in chunks(*logits.shape)]
         b = torch.cat([a[:0], *parts])  # [M]
         return Targets(logits, temperature, a, b if real is None else b.masked_fill(~real, torch.inf))
 
@@ -51,7 +51,9 @@ class Targets(NamedTuple):
 
     def probabilities(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Those of some rows, fp32 [*rows, K]; `rows` is a slice or an index of any shape."""
-        return (wide(self.logits[rows]) / self.temperature - self.a - self.b[rows].unsqueeze(-1)).exp()
+        return (
+            at_least_fp32(self.logits[rows]) / self.temperature - self.a - self.b[rows].unsqueeze(-1)
+        ).exp()
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -61,10 +63,10 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, targets: Targets, rows: Tensor, temperature: float) -> Tensor:
         ctx.save_for_backward(student, rows)
         ctx.targets, ctx.temperature = targets, temperature
-        losses = torch.empty(len(student), dtype=wide(student[:0]).dtype, device=student.device)
+        losses = torch.empty(len(student), dtype=at_least_fp32(student[:0]).dtype, device=student.device)
         for some in chunks(len(student), student.shape[1] * rows.shape[1]):
             p = targets.probabilities(rows[some]).sum(1)  # [c, K]
-            losses[some] = -(p * (wide(student[some]) / temperature).log_softmax(1)).sum(1)
+            losses[some] = -(p * (at_least_fp32(student[some]) / temperature).log_softmax(1)).sum(1)
         return losses
 
     @staticmethod
@@ -73,7 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
         grad = torch.empty_like(student)
         for some in chunks(len(student), student.shape[1] * rows.shape[1]):
             p = ctx.targets.probabilities(rows[some]).sum(1)
-            q = (wide(student[some]) / ctx.temperature).softmax(1) * p.sum(1, keepdim=True)
+            q = (at_least_fp32(student[some]) / ctx.temperature).softmax(1) * p.sum(1, keepdim=True)
             grad[some] = ((q - p) * (grads[0][some, None] / ctx.temperature)).to(grad.dtype)
         return grad, None, None, None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multissl.losses.common import mean_of
 from multissl.parallel.collectives import gather
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def vicreg_terms(z: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def vicreg_terms(z: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
     the terms agree to 2% with those of the inputs themselves.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z = wide(z)
+        z = at_least_fp32(z)
         hinge, off_diagonal = moments(z, present)  # [V], [V]
         if present is None:
             distance = torch.stack([F.mse_loss(a, b) for a, b in combinations(z, 2)]).mean()

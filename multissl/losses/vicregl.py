@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.losses.vicreg import moments
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 TERMS = ("invariance", "variance", "covariance")
 
 
 def global_terms(z: Tensor) -> dict[str, Tensor]:
     """The unweighted terms of V projections z [V, B, P], the first two of global views."""
-    z = wide(z)
+    z = at_least_fp32(z)
     hinge, off_diagonal = moments(z)  # [V], [V]
     pairs = [F.mse_loss(z[i], z[j]) for i, j in meetings(len(z))]
     return dict(zip(TERMS, (torch.stack(pairs).mean(), hinge.mean(), off_diagonal.mean()), strict=True))
@@ -41,7 +41,7 @@ def local_terms(
     """
     found = []
     with torch.autocast(maps[0].device.type, enabled=False):
-        maps = [wide(m) for m in maps]
+        maps = [at_least_fp32(m) for m in maps]
         for i, j in meetings(len(maps)):
             for by in (maps, places):
                 everything = all_by_features and by is maps
@@ -57,7 +57,7 @@ def matched(a: Tensor, b: Tensor, place_a: Tensor, place_b: Tensor, keep: int) -
     """Tokens of a [B, N, P] and their nearest of b [B, M, P] by places; the `keep` closest (0: all), [B, k, P] each."""
     with torch.no_grad():
         exact = "donot_use_mm_for_euclid_dist"
-        apart = torch.cdist(wide(place_a), wide(place_b), compute_mode=exact)  # [B, N, M]
+        apart = torch.cdist(at_least_fp32(place_a), at_least_fp32(place_b), compute_mode=exact)  # [B, N, M]
         distance, nearest = apart.min(-1)  # [B, N]
         count = min(keep or a.shape[1], a.shape[1])
         kept = distance.topk(count, largest=False).indices.sort(-1).values  # [B, k]

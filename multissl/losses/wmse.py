@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 def groupings(rows: int, group: int, draws: int, step: int) -> Tensor:
@@ -42,7 +42,7 @@ def wmse_loss(z: Tensor, orders: Tensor, eps: float = 0.0) -> Tensor:
 def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
     """Groups x [.., G, P], G > P, with mean 0 and, where eps = 0, the identity as covariance; in fp32 at least."""
     with torch.autocast(x.device.type, enabled=False):
-        x = wide(x)
+        x = at_least_fp32(x)
         centered = x - x.mean(-2, keepdim=True)
         covariance = centered.mT @ centered / (x.shape[-2] - 1)  # [.., P, P]
         shrunk = (1 - eps) * covariance + eps * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)

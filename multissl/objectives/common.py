@@ -15,7 +15,7 @@ from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import EncodeFunction, SharedSpace
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import StreamSpec, ViewPlan
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 ONE_VIEW = {"clean": ViewPlan(num_clean=1), "global": ViewPlan(num_global=1)}
 """The plan of a single view, by its role."""
@@ -72,7 +72,7 @@ def head(module: nn.Module, x: Tensor, num_views: int, apart: bool = False) -> T
     otherwise they span all views (SimCLR, SwAV).
     """
     rows = x.chunk(num_views) if apart else [x]
-    return wide(torch.cat([module(r) for r in rows])).unflatten(0, (num_views, -1))
+    return at_least_fp32(torch.cat([module(r) for r in rows])).unflatten(0, (num_views, -1))
 
 
 def presence(batch: Batch) -> Tensor | None:

@@ -30,7 +30,7 @@ from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
 from multissl.objectives.common import lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class Data2Vec(Objective):
@@ -115,7 +115,7 @@ class Data2Vec(Objective):
         stats = {
             "std": embedding_std(features.tokens.mean(1)),
             "target_std": target.flatten(0, 1).std(0).mean(),
-            "prediction_std": wide(pred.detach()).flatten(0, 1).std(0).mean(),
+            "prediction_std": at_least_fp32(pred.detach()).flatten(0, 1).std(0).mean(),
         }
         return Losses.weigh({"regress": loss}, {"regress": 1.0}, stats)
 

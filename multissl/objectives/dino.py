@@ -40,7 +40,7 @@ from multissl.losses.koleo import grouped_koleo
 from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy, describe
 from multissl.objectives.common import lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 from multissl.schedules import ramp
 
 
@@ -229,7 +229,7 @@ class DINO(Objective):
             real = None if mask is None or name == "dino" else mask.weight > 0  # [M]
             mine = scores[mask.index] if mask is not None and name == "ibot" and every else scores
             if self.cfg.centering == "none":
-                found[name] = centered(mine, temperature, wide(mine.new_zeros(mine.shape[1])), real)
+                found[name] = centered(mine, temperature, at_least_fp32(mine.new_zeros(mine.shape[1])), real)
             elif name in self.centers:
                 center = cast(Center, self.centers[name])
                 found[name] = center.targets(mine, temperature, real)

@@ -29,7 +29,7 @@ from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.ijepa import Metric, latent_loss, latent_targets
 from multissl.objectives.common import lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class IJEPA(Objective):
@@ -105,8 +105,8 @@ class IJEPA(Objective):
         loss = latent_loss(pred, target, self.cfg.metric, self.cfg.power)
         stats = {
             "std": embedding_std(context.tokens.mean(1)),
-            "target_std": wide(whole).flatten(0, 1).std(0).mean(),
-            "prediction_std": wide(pred.detach()).flatten(0, 1).std(0).mean(),
+            "target_std": at_least_fp32(whole).flatten(0, 1).std(0).mean(),
+            "prediction_std": at_least_fp32(pred.detach()).flatten(0, 1).std(0).mean(),
             "context_share": torch.full((), seen.shape[1] / whole.shape[1], device=whole.device),
         }
         return Losses.weigh({"predict": loss}, {"predict": 1.0}, stats)

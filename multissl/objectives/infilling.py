@@ -28,7 +28,7 @@ from multissl.layers.transformer import Trunk
 from multissl.losses.language import constant
 from multissl.objectives.common import spread
 from multissl.objectives.language import one_view, sequence
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class Infilling(Objective):
@@ -77,7 +77,7 @@ class Infilling(Objective):
         written = torch.cat([self.start.expand(len(seen), -1, -1), self.symbols(views.target[:, :-1])], 1)
         both = torch.cat([seen, written.to(seen.dtype)], 1) + self.place.to(seen.dtype)  # [R, N+N', d]
         (out,), _ = self.trunk([both], [None], causal=True)
-        logits = wide(self.readout(out[:, seen.shape[1] :])).flatten(0, 1)  # [R*N', T]
+        logits = at_least_fp32(self.readout(out[:, seen.shape[1] :])).flatten(0, 1)  # [R*N', T]
         asked = views.target.flatten()
         stats = {"constant": constant(asked, torch.ones_like(asked, dtype=torch.bool), logits.shape[1])}
         return Losses.weigh({"write": F.cross_entropy(logits, asked)}, {"write": 1.0}, stats)

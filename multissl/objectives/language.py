@@ -29,7 +29,7 @@ from multissl.layers.init import init_linear
 from multissl.losses.common import mean_of
 from multissl.losses.language import constant
 from multissl.objectives.common import lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 PLACES, PLACE_DIM = 20, 200
 """SpanBERT's places in a run, and the width of their embedding; later places share the last one."""
@@ -80,7 +80,7 @@ class MLM(PredictsParts):
         if self.cfg.boundary_weight:
             assert views.mask is not None
             around = self.around(tokens, views.mask.hidden)[views.mask.index]  # [M, 2D+200]
-            logits_around = wide(self.readout(self.boundary(around)))
+            logits_around = at_least_fp32(self.readout(self.boundary(around)))
             terms["boundary"] = mean_of(F.cross_entropy(logits_around, asked, reduction="none"), real)
         right = ((logits.argmax(1) == asked) & real).sum() / real.sum().clamp(min=1)
         stats = {"constant": constant(asked, real, logits.shape[1]), "accuracy": right}
@@ -93,7 +93,7 @@ class MLM(PredictsParts):
         (features,) = encoders.encode([views])
         tokens = features.tokens.to(self.readout.weight.dtype)
         found = tokens.flatten(0, 1)[views.mask.index]  # [M, D]
-        logits = wide(self.readout(self.transform(found)))
+        logits = at_least_fp32(self.readout(self.transform(found)))
         return tokens, logits, views.target.flatten()[views.mask.index], views.mask.weight > 0
 
     def part_errors(self, encoders: EncodeFunction, views: Views) -> Tensor:
@@ -148,7 +148,7 @@ class NextToken(PredictsParts):
     def predict(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """Logits of every token but the first, [R, N-1, T]."""
         (features,) = encoders.encode([views], "causal")
-        return wide(self.readout(features.tokens[:, :-1].to(self.readout.weight.dtype)))
+        return at_least_fp32(self.readout(features.tokens[:, :-1].to(self.readout.weight.dtype)))
 
     def part_errors(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """What each token but the first of its row costs, in nats, [R, N-1]; 0 on padding."""

@@ -34,7 +34,7 @@ from multissl.losses.common import embedding_std
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.losses.targets import describe
 from multissl.objectives.common import lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class MSN(Objective):
@@ -115,7 +115,7 @@ class MSN(Objective):
         anchors = [full.part(1, 1), *([local] if local else [])]
         target = self.teach([full.part(0, 1).with_mask(None)])  # [B, K]
         features = encoders.encode(anchors, "drop" if cfg.mask_ratio else "none")
-        z = wide(self.projector(torch.cat([f.pooled for f in features])))  # [V*B, P]
+        z = at_least_fp32(self.projector(torch.cat([f.pooled for f in features])))  # [V*B, P]
         targets = msn_targets(target, cfg.temperature, cfg.sharpening, cfg.sinkhorn_rounds)
         scores = cosines(z, self.prototypes.weight)
         exponent = cfg.prior_exponent * (cfg.prior == "power_law")

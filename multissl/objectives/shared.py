@@ -37,12 +37,21 @@ def merge(asked: Mapping[str, Plans]) -> dict[str, ViewPlan]:
                     f"{next(iter(masked))} corrupts the global views of {stream}, which {name} reads whole: "
                     "train them apart, or let both corrupt"
                 )
+        sizes = {name: p.size for name, p in plans.items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name} {size or 'its own'}" for name, size in sizes.items())
+            raise ValueError(
+                f"terms ask for views of {stream} of different sizes ({listed}): give all the same"
+            )
         most = {
             n: max(getattr(p, n) for p in plans.values())
             for n in ("num_clean", "num_global", "num_local", "inner", "num_masks")
         }
         merged[stream] = replace(
-            lead, **most, **{n: any(getattr(p, n) for p in plans.values()) for n in ("target", "coords")}
+            lead,
+            size=next(iter(sizes.values())),
+            **most,
+            **{n: any(getattr(p, n) for p in plans.values()) for n in ("target", "coords")},
         )
     return merged
 

@@ -32,7 +32,7 @@ from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.common import ONE_VIEW, presence, project, shared_space, spread
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class SigLIP(Objective):
@@ -87,7 +87,12 @@ class SigLIP(Objective):
         scale, relation, flags = 1 / self.scale.temperature(), relations_of(batch), presence(batch)
         found = [
             pair_sigmoid(
-                z[a], z[b], scale, wide(self.logit_bias), relation, None if flags is None else flags[[a, b]]
+                z[a],
+                z[b],
+                scale,
+                at_least_fp32(self.logit_bias),
+                relation,
+                None if flags is None else flags[[a, b]],
             )
             for a, b in combinations(range(len(z)), 2)
         ]

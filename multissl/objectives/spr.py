@@ -33,7 +33,7 @@ from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.spr import spr_loss
 from multissl.objectives.common import head, lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class SPR(Objective):
@@ -120,7 +120,7 @@ class SPR(Objective):
         terms = {"prediction": spr_loss(p, target)}
         if self.inverse is not None:
             read = self.head(self.inverse, torch.cat([z[:-1], z[1:]], -1))  # [K, B, A]
-            terms["inverse"] = (read - wide(actions)).square().sum(-1).mean()
+            terms["inverse"] = (read - at_least_fp32(actions)).square().sum(-1).mean()
         stats = {"std": embedding_std(target), "prediction_std": embedding_std(p)}
         return Losses.weigh(terms, {"prediction": self.cfg.weight, "inverse": self.cfg.inverse}, stats)
 
@@ -139,7 +139,7 @@ class SPR(Objective):
     def latents(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """Pooled features, scaled where asked, [V, B, D]."""
         (features,) = encoders.encode([views])
-        return self.scaled(wide(features.pooled)).unflatten(0, (views.num_views, -1))
+        return self.scaled(at_least_fp32(features.pooled)).unflatten(0, (views.num_views, -1))
 
     def roll(self, z: Tensor, actions: Tensor) -> Tensor:
         """From the latent z [B, D] of a view through actions [K, B, A], one after the other: [K, B, D]."""

@@ -38,7 +38,7 @@ from multissl.objectives.common import head, shared_space, spread
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import local
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class SwAV(Objective):
@@ -135,7 +135,7 @@ class SwAV(Objective):
 
     def score(self, unit: Tensor) -> Tensor:
         """Cosines of unit vectors [..., P] and prototypes, [..., K]; half precision bends the rows' length, mended."""
-        weight = wide(self.prototypes.weight)  # [K, P]
+        weight = at_least_fp32(self.prototypes.weight)  # [K, P]
         return F.linear(unit.to(weight.dtype), weight / weight.detach().norm(dim=1, keepdim=True))
 
     def shared_space(self) -> SharedSpace | None:

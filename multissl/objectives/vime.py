@@ -31,7 +31,7 @@ from multissl.layers.readout import Readout
 from multissl.losses.common import embedding_std
 from multissl.losses.vime import auc
 from multissl.objectives.common import lone, spread
-from multissl.precision import wide
+from multissl.precision import at_least_fp32
 
 
 class VIME(Objective):
@@ -115,7 +115,7 @@ class VIME(Objective):
         stats = {"std": embedding_std(features.pooled), "cells_of_constant": cells / blind.clamp(min=1e-12)}
         constant = self.cfg.cells_weight * blind
         if self.mask is not None:
-            logits = wide(self.mask(z)).reshape(target.shape)  # [R, C]
+            logits = at_least_fp32(self.mask(z)).reshape(target.shape)  # [R, C]
             changed = (views.x != views.target).float()
             seen = torch.ones_like(changed) if views.valid is None else views.valid.float()
             errors = F.binary_cross_entropy_with_logits(logits, changed, reduction="none")

@@ -295,12 +295,14 @@ def test_a_state_dict_round_trip_is_the_whole_truth() -> None:
 def test_plans_are_merged_by_stream_and_each_term_is_handed_its_own_part() -> None:
     merged = merge(
         {
-            "a": {"x": ViewPlan(num_global=1, mask_ratio=(0.5, 0.5), target=True)},
-            "b": {"x": ViewPlan(num_global=2, num_local=3, inner=2), "y": ViewPlan(num_clean=1)},
+            "a": {"x": ViewPlan(num_global=1, mask_ratio=(0.5, 0.5), target=True, size=(9,))},
+            "b": {"x": ViewPlan(num_global=2, num_local=3, inner=2, size=(9,)), "y": ViewPlan(num_clean=1)},
         }
     )
     assert merged["y"] == ViewPlan(num_clean=1)
-    assert merged["x"] == ViewPlan(num_global=2, num_local=3, inner=2, mask_ratio=(0.5, 0.5), target=True)
+    assert merged["x"] == ViewPlan(
+        num_global=2, num_local=3, inner=2, mask_ratio=(0.5, 0.5), target=True, size=(9,)
+    )
 
     seen: dict[str, Batch] = {}
 
@@ -346,9 +348,13 @@ def test_the_second_view_of_a_mask_keeps_its_index() -> None:
             {"a": ViewPlan(num_global=1, mask_ratio=(0.5, 0.5), corrupt=True), "b": ViewPlan(num_global=2)},
             "a corrupts the global views of x, which b reads whole",
         ),
+        (
+            {"a": ViewPlan(num_global=1, size=(32, 32)), "b": ViewPlan(num_global=2)},
+            r"views of x of different sizes \(a \(32, 32\), b its own\): give all the same",
+        ),
     ],
 )  # fmt: skip
-def test_two_settings_of_the_masks_of_a_stream_are_refused_with_both_names(
+def test_two_settings_of_the_views_of_a_stream_are_refused_with_both_names(
     plans: dict[str, ViewPlan], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -24,7 +24,7 @@ from torch import Tensor
 from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
-from multissl.contract.plans import Plans, StreamSpec
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
 from multissl.modalities.image.crops import (
@@ -161,7 +161,9 @@ class Image(Modality):
                 given = f"modality.mean={self.mean} modality.std={self.std}"
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"local", "mask", "masks", "drop", "target", "coords", "size"}
+    )
     suffixes = SUFFIXES
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 
@@ -193,6 +195,7 @@ class Image(Modality):
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""
         plan, cfg, count = plans["image"], self.cfg, len(samples)
+        whole = side_of(plan, cfg.size, cfg.mask_patch or cfg.patch)
         scales = {"global": cfg.global_scale, "local": cfg.local_scale}
         draws = {role: rng.fork(role).rand(plan.count(role), TRIES, 4) for role in ROLES}
         boxes = {role: torch.zeros(count, plan.count(role), 4) for role in ROLES}
@@ -204,7 +207,7 @@ class Image(Modality):
                 told = f"an image of {width} x {height} pixels is judged by its center"
                 say_once("long", f"{told}; modality.clean_whole=True squeezes all of it into the square")
             for role in ROLES:
-                size = cfg.local_size if role == "local" else cfg.size
+                size = cfg.local_size if role == "local" else whole
                 for v, draw in enumerate(draws[role][b].tolist()):
                     if role == "clean":
                         crop = (
@@ -223,7 +226,7 @@ class Image(Modality):
                         raw[role] = raw[role].float()
                     raw[role][v * count + b] = crop
         if plan.mask_ratio is not None and plan.num_global:
-            side, square = cfg.size // cfg.patch, (cfg.mask_patch or cfg.patch) // cfg.patch
+            side, square = whole // cfg.patch, (cfg.mask_patch or cfg.patch) // cfg.patch
             masks = draw_masks(
                 plan,
                 cfg.mask,
@@ -333,6 +336,19 @@ class Image(Modality):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Normalize as in training."""
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
+
+
+def side_of(plan: ViewPlan, size: int, square: int) -> int:
+    """Return the side of clean and global views in pixels: the plan's, where it asks for one, else the modality's."""
+    if not plan.size:
+        return size
+    side = plan.size[0]
+    if plan.size != (side, side) or side < square or side % square:
+        raise ValueError(
+            f"a plan asks for images of size={plan.size}: want a square whose side is a multiple of the"
+            f" {square} pixels of a token or mask square, such as ({size}, {size})"
+        )
+    return side
 
 
 @functools.cache

@@ -54,6 +54,24 @@ def run(
 # views
 
 
+def test_a_plan_may_ask_for_another_size() -> None:
+    """Clean and global views and their masks follow the plan; local views keep their own size."""
+    views = run(small(), pictures(4), replace(PLAN, size=(24, 24)))
+    assert views.of("image", "clean").x.shape[-2:] == (24, 24)
+    shown = views.of("image", "global")
+    assert shown.x.shape[-2:] == (24, 24)
+    assert shown.mask is not None
+    assert shown.mask.hidden.shape[1] == 36
+    assert views.of("image", "local").x.shape[-2:] == (8, 8)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (26, 26), (0, 0), (24,)])
+def test_a_size_without_whole_tokens_is_refused_with_one_that_fits(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"size=.*multiple of the 4 pixels.*such as \(16, 16\)"):
+        run(small(), pictures(2), replace(PLAN, size=size))
+    run(small(), pictures(2), replace(PLAN, size=(16, 16)))
+
+
 def test_the_worker_hands_over_bytes_and_whole_masks() -> None:
     raw = small().collate(pictures(4), {"image": PLAN}, rows())["image"]
     (mask,) = raw.pop("masks").values()
