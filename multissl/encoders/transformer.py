@@ -148,7 +148,8 @@ class TransformerEncoder(Encoder):
                 "causal needs pooling=mean or pooling=last"
             )
         tokens, valid = zip(*(self.tokenizer(v, masking) for v in views), strict=True)
-        groups, taps = self.trunk(tokens, valid, self.cfg.causal or masking == "causal", inner)
+        causal = self.cfg.causal or masking == "causal"
+        groups, taps = self.trunk(tokens, valid, causal, inner, [v.place for v in views])
         return [
             self._features(group, real, tuple(tap[i] for tap in taps))
             for i, (group, real) in enumerate(zip(groups, valid, strict=True))

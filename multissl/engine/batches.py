@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -97,8 +97,10 @@ class StepBatches(Dataset[Any]):
         return RowRandom((self.seed, step, line), self.first, self.rows, self.total)
 
     def views(self, raw: Raw, step: int, device: torch.device | str = "cpu") -> Batch:
-        """Return the views of a raw batch that lies on `device`."""
-        return self.modality.views(raw, self.plans, self.random(step, DEVICE).to(device))
+        """Return the views of a raw batch that lies on `device`, each told its samples' places among all ranks'."""
+        batch = self.modality.views(raw, self.plans, self.random(step, DEVICE).to(device))
+        place = torch.arange(self.first, self.first + self.rows, device=device)
+        return Batch(replace(views, place=place) for views in batch)
 
     def index(self, position: int) -> int:
         """Return which sample stands at a position of the endless sequence."""

@@ -55,10 +55,12 @@ class Chunked(EncodeFunction):
         """Return the features of all samples, computed `size` samples at a time."""
         batch, device = views[0].batch, views[0].x.device
         pieces = torch.arange(batch, device=device).split(self.size)
-        states, parts = [], []
+        parts, state = [], _get_random_state()
         for piece in pieces:
             some = [v.samples(piece) for v in views]
-            states.append(_get_random_state())
+            _set_random_state(
+                state
+            )  # every chunk sees the draws of the whole batch and takes its rows' part of them
             with torch.no_grad():
                 features = self.encoders.encode(some, masking, inner)
             if not self.tokens:
@@ -72,7 +74,7 @@ class Chunked(EncodeFunction):
             for leaf in leaves:
                 for tensor in _tensors(leaf):
                     tensor.requires_grad_()
-            for state, piece, row in zip(states, pieces, rows, strict=True):
+            for piece, row in zip(pieces, rows, strict=True):
                 sets = [[r] * len(_tensors(leaf)) for r, leaf in zip(row, leaves, strict=True)]
                 self.record.append(Chunk([*views], piece, masking, inner, state, leaves, sets))
         return leaves
@@ -91,6 +93,12 @@ def _get_random_state() -> tuple[Tensor, Tensor | None]:
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
+def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
+
+
 class replayed:
     """Replays the draws of a chunk's first pass (drop path), then returns to the present ones."""
 
@@ -99,13 +107,7 @@ class replayed:
 
     def __enter__(self) -> None:
         self.before = _get_random_state()
-        self._set(self.state)
+        _set_random_state(self.state)
 
     def __exit__(self, *_: object) -> None:
-        self._set(self.before)
-
-    @staticmethod
-    def _set(state: tuple[Tensor, Tensor | None]) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1])
+        _set_random_state(self.before)

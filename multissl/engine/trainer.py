@@ -1,7 +1,7 @@
 """The trainer: one loop for every modality, objective and number of ranks, from start to end.
 
-It sees the contract only. The step number is the random state: (seed, step) fixes data, views and masks,
-(seed, step, rank) what modules draw, so a resumed run repeats an uninterrupted one exactly.
+It sees the contract only. The step number is the random state: (seed, step) fixes data, views, masks and what modules
+draw, so a resumed run repeats an uninterrupted one exactly, and so does one on another number of ranks.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Trainer:
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
                 progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
-                torch.manual_seed(hash_of(cfg.seed, step, rank()))
+                torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 self.learner.train()
                 self.buffers.keep()
                 with _memory_advice(cfg):

@@ -1,8 +1,8 @@
 """Transformer blocks and trunk on packed groups of rows, with stochastic depth over subsets of rows.
 
 Pre-norm blocks after Dosovitskiy et al., arXiv 2010.11929, with LayerScale (arXiv 2103.17239), SwiGLU
-(arXiv 2002.05202) and the row-subset drop path of DINOv2 (arXiv 2304.07193, section 4). Parameter names are
-those of the released DINOv2 models.
+(arXiv 2002.05202) and, as in DINOv2 (arXiv 2304.07193, section 4), a drop path that computes only the rows that it
+keeps (`drop_path.py`). Parameter names are those of the released DINOv2 models.
 Shapes: R_i rows of N_i tokens in group i, T = sum of R_i * N_i packed tokens, D width, S tokens of a subset.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.layers.attention import Attention
+from multissl.layers.drop_path import Subset, draw_subsets, rows_of_groups
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import Layout, kernel, layout
 
@@ -70,14 +71,6 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class Subset(NamedTuple):
-    """The rows of every group that one residual branch is computed on."""
-
-    layout: Layout
-    tokens: Tensor
-    """int64 [S], where their tokens lie among the packed ones."""
-
-
 class Block(nn.Module):
     """Attention and a feed-forward net, each normalized before and added to the stream."""
 
@@ -113,9 +106,7 @@ def _add(
     if subset is None:
         return x + branch(x, layout)
     out = branch(x.index_select(0, subset.tokens), subset.layout)  # [S, D]
-    scales = [r / kept for (r, _), (kept, _) in zip(layout.sizes, subset.layout.sizes, strict=True)]
-    parts = out.split(subset.layout.lengths)
-    return x.index_add(0, subset.tokens, torch.cat([p * s for p, s in zip(parts, scales, strict=True)]))
+    return x.index_add(0, subset.tokens, out * subset.kept.to(out.dtype)[:, None], alpha=subset.scale)
 
 
 class Trunk(nn.Module):
@@ -157,16 +148,18 @@ class Trunk(nn.Module):
         valid: Sequence[Tensor | None] = (),
         causal: bool = False,
         inner: int = 0,
+        places: Sequence[Tensor | None] = (),
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Groups [R_i, N_i, D] to normed groups, and to the raw outputs of the last `inner` blocks, by block.
 
-        `valid` holds bool [R_i, N_i], False on padding, or None, for every group.
+        `valid` holds bool [R_i, N_i], False on padding, or None, for every group; `places` int64 [B_i], where the
+        samples of its rows stand in the batch of all ranks, or None for a batch that is whole.
         """
         if inner > self.depth:
             raise ValueError(f"asked for the outputs of {inner} blocks, the encoder has depth={self.depth}")
         lay = self._layout(groups, valid, causal)
         x = torch.cat([g.flatten(0, 1) for g in groups])  # [T, D]
-        subsets = self._subsets(lay, x.device) if self.training and self.drop_path else None
+        subsets = self._subsets(lay, x.device, places) if self.training and self.drop_path else None
         taps: list[list[Tensor]] = []
         for i, block in enumerate(self.blocks):
             x = block(x, lay, subsets[i] if subsets else None)
@@ -187,42 +180,23 @@ class Trunk(nn.Module):
             [(g.shape[0], g.shape[1]) for g in groups], groups[0].device, self.kernel, causal, valid
         )
 
-    def _subsets(self, lay: Layout, device: torch.device) -> list[tuple[Subset, Subset] | None]:
+    def _subsets(
+        self, lay: Layout, device: torch.device, places: Sequence[Tensor | None]
+    ) -> list[tuple[Subset, Subset] | None]:
         """Rows for both branches of every block, drawn here so that blocks have no random state.
 
         None where a block leaves no row out.
         """
-        order = [
-            torch.rand(2 * self.depth, r, device=device).argsort(1) for r, _ in lay.sizes
-        ]  # [2 * depth, R_i]
-        found: list[tuple[Subset, Subset] | None] = []
+        groups = rows_of_groups(lay.sizes, places, 2 * self.depth, device)
+        drawn: list[tuple[Subset, Subset] | None] = []
         for rate, blocks in itertools.groupby(self.drop_paths):
-            first, count = 2 * len(found), len([*blocks])
+            first, count = 2 * len(drawn), len([*blocks])
             if not rate:
-                found += [None] * count
+                drawn += [None] * count
                 continue
-            drawn = self._draw([rows[first : first + 2 * count] for rows in order], lay, rate)
-            found += zip(drawn[::2], drawn[1::2], strict=True)
-        return found
-
-    def _draw(self, order: Sequence[Tensor], lay: Layout, rate: float) -> list[Subset]:
-        """Subsets of one rate for some branches: the first rows in their order [branches, R_i] of every group."""
-        rows: list[Tensor] = []  # by group, int64 [branches, kept]
-        index: list[Tensor] = []  # by group, int64 [branches, kept * N]
-        offset = 0
-        for drawn, (r, n) in zip(order, lay.sizes, strict=True):
-            rows.append(drawn[:, : max(int(r * (1 - rate)), 1)])
-            tokens = torch.arange(offset, offset + n, device=drawn.device)
-            index.append((rows[-1][:, :, None] * n + tokens).flatten(1))
-            offset += r * n
-        sizes = [(kept.shape[1], n) for kept, (_, n) in zip(rows, lay.sizes, strict=True)]
-        base = layout(sizes, order[0].device, self.kernel, lay.causal)
-        flat = torch.cat(index, dim=1)  # [branches, S]
-        found: list[Subset] = []
-        for i in range(len(flat)):
-            masks = tuple(None if m is None else m[each[i]] for m, each in zip(lay.masks, rows, strict=True))
-            found.append(Subset(base._replace(masks=masks), flat[i]))
-        return found
+            subsets = draw_subsets(groups, slice(first, first + 2 * count), rate, lay, self.kernel)
+            drawn += zip(subsets[::2], subsets[1::2], strict=True)
+        return drawn
 
 
 def _unpack(x: Tensor, lay: Layout) -> list[Tensor]:
