@@ -82,7 +82,7 @@ class CLIP(Objective):
         z = project(encoders, self.projectors, batch)  # [S, B, P]
         if z.shape[1] * world() < 2:
             raise ValueError("clip needs 2 or more samples a step, got 1: raise batch_size")
-        temperature = self.scale.temperature() if self.scale else z.new_tensor([self.cfg.temperature])
+        temperature = self.scale() if self.scale else z.new_tensor([self.cfg.temperature])
         loss, stats = clip_loss(z, relations_of(batch), temperature, presence(batch))
         stats |= {"std": embedding_std(z), "gap": modality_gap(z), "scale": 1 / temperature.squeeze()}
         return Losses.weigh({"nce": loss}, {"nce": 1.0}, stats)

@@ -100,13 +100,13 @@ class InfoNCE(Objective):
         z = project(encoders, self.projectors, batch)  # [V, B, P]
         if z.shape[1] * world() < 2:
             raise ValueError("infonce needs 2 or more samples a step, got 1: raise batch_size")
-        cfg, temperature = self.cfg, self.scale.temperature() if self.scale else self.cfg.temperature
+        cfg, temperature = self.cfg, self.scale() if self.scale else self.cfg.temperature
         terms, stats = infonce_terms(
             z, relations_of(batch), temperature, presence(batch), cfg.multi_pos, cfg.decoupled, cfg.sigma,
             cfg.other_view_only, cfg.relic > 0, self.bilinear,
         )  # fmt: skip
         if self.scale:
-            stats["temperature"] = self.scale.temperature().squeeze()
+            stats["temperature"] = self.scale().squeeze()
         return Losses.weigh(terms, {"nce": 1.0, "relic": cfg.relic}, {"std": embedding_std(z), **stats})
 
     def shared_space(self) -> SharedSpace | None:

@@ -17,7 +17,6 @@ from itertools import combinations
 from typing import Literal
 
 import torch
-from torch import nn
 
 from multissl.contract.data import Batch
 from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
@@ -26,13 +25,12 @@ from multissl.contract.objective import Objective
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
-from multissl.layers.scale import Scale
+from multissl.layers.scale import Bias, Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.siglip import pair_sigmoid
 from multissl.objectives.common import ONE_VIEW, presence, project, shared_space, spread
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
-from multissl.precision import at_least_fp32
 
 
 class SigLIP(Objective):
@@ -73,7 +71,7 @@ class SigLIP(Objective):
         self.cfg = cfg
         self.projectors = PerStream({s: cfg.projector.build(encoders.widths()[s]) for s in streams})
         self.scale = Scale(1 / cfg.scale, cfg.largest_scale)
-        self.logit_bias = nn.Parameter(torch.full((1,), cfg.bias))
+        self.bias = Bias(cfg.bias)
 
     def plans(self) -> Plans:
         """One view of every stream."""
@@ -84,13 +82,14 @@ class SigLIP(Objective):
         z = project(encoders, self.projectors, batch)  # [S, B, P]
         if z.shape[1] * world() < 2:
             raise ValueError("siglip needs 2 or more samples a step, got 1: raise batch_size")
-        scale, relation, flags = 1 / self.scale.temperature(), relations_of(batch), presence(batch)
+        scale, bias = 1 / self.scale(), self.bias()
+        relation, flags = relations_of(batch), presence(batch)
         found = [
             pair_sigmoid(
                 z[a],
                 z[b],
                 scale,
-                at_least_fp32(self.logit_bias),
+                bias,
                 relation,
                 None if flags is None else flags[[a, b]],
             )
@@ -98,7 +97,7 @@ class SigLIP(Objective):
         ]
         losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
         stats = {"std": embedding_std(z), "accuracy": hits.mean(), "scale": scale.squeeze()}
-        stats["bias"] = self.logit_bias.squeeze()
+        stats["bias"] = bias.squeeze()
         return Losses.weigh({"sigmoid": losses.mean()}, {"sigmoid": 1.0}, stats)
 
     def shared_space(self) -> SharedSpace | None:

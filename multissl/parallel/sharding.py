@@ -83,6 +83,11 @@ def _fully_shard(
     blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed)
     # torch 2.10 would cast a batch's float targets along with the inputs, so the root leaves its inputs alone.
     root = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
+    # A learned temperature or bias is one number that bf16 would round away: it computes in fp32.
+    for module in learner.modules():
+        own = list(module.parameters(recurse=False))
+        if half and own and all(p.numel() == 1 for p in own):
+            fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=True)
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=blocks, reshard_after_forward=True)
     # The root is resharded too: between steps every parameter is a shard, so EMA and checkpoints see only shards.

@@ -158,7 +158,7 @@ def test_blocks_of_anchors_are_the_whole_table(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_learned_temperature_starts_where_told_and_stays_in_its_limits() -> None:
     scale = Scale(0.07)
-    torch.testing.assert_close(scale.temperature(), torch.tensor([0.07]))
+    torch.testing.assert_close(scale(), torch.tensor([0.07]))
     for value, limit in ((9.0, math.log(100)), (-3.0, 0.0)):
         torch.nn.init.constant_(scale.logit_scale, value)
         scale.clamp()

@@ -77,7 +77,7 @@ def test_scale_and_bias_start_where_told_are_logged_clamped_and_not_decayed() ->
     stats = objective(encoders, batch_of(8, "ab"), START).stats
     torch.testing.assert_close(torch.stack([stats["scale"], stats["bias"]]), torch.tensor([10.0, -10.0]))
     assert decay_of(objective.scale.logit_scale, encoders, objective) == 0
-    assert decay_of(objective.logit_bias, encoders, objective) == 0
+    assert decay_of(objective.bias.logit_bias, encoders, objective) == 0
     assert decay_of(objective.projectors["a"].mlp[0].weight, encoders, objective) == 1
     torch.nn.init.constant_(objective.scale.logit_scale, -2.0)
     objective.after_step(encoders, START)
