@@ -88,7 +88,7 @@ def audio_ours(folder: Path) -> Read:
     """Clean views of the modality."""
     from multissl.modalities.audio.adapter import Audio
 
-    modality = Audio.Config(frames=496, local_frames=96, mean=MEAN, std=STD).build()
+    modality = Audio(Audio.Config(frames=496, local_frames=96, mean=MEAN, std=STD))
     paths, rng = sorted(folder.glob("*.flac")), RowRandom((0,), 0, files.SOUNDS, files.SOUNDS)
 
     def read() -> list[np.ndarray]:
@@ -171,10 +171,10 @@ def table_ours(folder: Path, csv: bool, epochs: int) -> Read:
     from multissl.modalities.tabular.adapter import Tabular
 
     config, order = Tabular.Config(data=str(folder / "rows.csv")), rows_of(epochs)
-    kept = None if csv else config.build()
+    kept = None if csv else Tabular(config)
 
     def read() -> list[np.ndarray]:
-        modality = kept or config.build()
+        modality = kept or Tabular(config)
         data = modality.dataset("train")
         found = [modality.bank().numpy()]
         for batch in (batch for epoch in order for batch in epoch):

@@ -36,7 +36,9 @@ def main() -> None:
     args = parser.parse_args()
     model = load(args.run)
     modality: Any = model.modality
-    probe: StateProbe = StateProbe.Config(split=args.split, train=args.train, queries=args.queries).build()
+    probe: StateProbe = StateProbe(
+        StateProbe.Config(split=args.split, train=args.train, queries=args.queries)
+    )
     names = modality.states(args.split)[1]
     balls = [n for n in names if n.startswith("ball")]
     paddles = [n for n in names if n not in balls]

@@ -185,9 +185,9 @@ def test_the_default_runs_on_a_game_before_its_ball_is_in_play(
 
 
 def test_the_ball_is_what_a_game_with_one_is_judged_by() -> None:
-    game = RL.Config(episodes=10, steps=12).build()
+    game = RL(RL.Config(episodes=10, steps=12))
     assert game.aims() == ("ball_x", "ball_y")
-    probe = StateProbe.Config().build()
+    probe = StateProbe(StateProbe.Config())
     named: Any = probe._named(game, np.array([0.1, 0.3, 0.5, 0.7]), "r2")
     assert named["r2"] == pytest.approx(20)
     assert [*named] == ["r2", "r2/ball_x", "r2/ball_y", "r2/player_y", "r2/enemy_y"]
@@ -200,8 +200,10 @@ def test_all_values_count_where_the_data_has_no_aim(tmp_path: Path) -> None:
     }  # fmt: skip
     assert from_arrays(arrays).aims == ()
     np.savez(tmp_path / "a.npz", **arrays)
-    replay = RL.Config(data=str(tmp_path / "a.npz"), size=12, local_size=12).build()
-    assert StateProbe.Config().build()._named(replay, np.array([0.1, 0.3]), "r2")["r2"] == pytest.approx(20)
+    replay = RL(RL.Config(data=str(tmp_path / "a.npz"), size=12, local_size=12))
+    assert StateProbe(StateProbe.Config())._named(replay, np.array([0.1, 0.3]), "r2")["r2"] == pytest.approx(
+        20
+    )
 
 
 class HalfLabeled(Clusters):
@@ -242,8 +244,8 @@ def test_recordings_without_two_readable_parts_measure_nothing(
         "multissl.contract.evaluator.log.warning", lambda text, *values: said.append(text % values)
     )
     soundfile.write(tmp_path / "one.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
-    probe: Any = RecordingProbe.Config(split="all").build()
-    modality = Audio.Config(data=str(tmp_path)).build()
+    probe: Any = RecordingProbe(RecordingProbe.Config(split="all"))
+    modality = Audio(Audio.Config(data=str(tmp_path)))
     assert probe.run(frozen(), modality, START) == {}
     assert said == [
         "recording_probe: 1 recordings of the all split have two readable parts, nothing to measure"

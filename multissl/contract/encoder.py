@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -33,6 +33,10 @@ class Encoder(Component, nn.Module, ABC):
 
         owner: ClassVar[type[Encoder]]
 
+        def build(self, spec: StreamSpec) -> Encoder:
+            """Return the encoder of a stream, with initial weights."""
+            return super(Encoder.Config, self).build(spec)
+
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
             """Return what the encoder could do with a mask on this stream; asked before it is built."""
             return self.owner.maskings
@@ -48,6 +52,9 @@ class Encoder(Component, nn.Module, ABC):
     precision all the same; features then leave in the weights' precision."""
     locked: bool = False
     """Set by `lock`."""
+
+    if TYPE_CHECKING:  # torch types whatever a module does not declare as a tensor
+        __getattr__: None  # type: ignore[assignment]
 
     @abstractmethod
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:

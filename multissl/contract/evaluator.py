@@ -127,6 +127,10 @@ class Evaluator(Component, ABC):
             if self.every < 0:
                 raise ValueError(f"every={self.every}: want 0 (start and end only) or a number of steps")
 
+        def build(self) -> Evaluator:
+            """Return the evaluator."""
+            return super(Evaluator.Config, self).build()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Put the gate around what a subclass measures: no evaluator has to ask for it, or can forget it."""
         super().__init_subclass__(**kwargs)

@@ -45,6 +45,10 @@ class Logger(Component, ABC):
     class Config(BaseConfig):
         """Options of a logger."""
 
+        def build(self, session: Session) -> Logger:
+            """Return the logger of a start of a run. Raises a RuntimeError where it cannot begin."""
+            return super(Logger.Config, self).build(session)
+
     @abstractmethod
     def log(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
         """Take metrics after `step` steps: numbers, perhaps not finite, and texts, by name."""

@@ -55,6 +55,10 @@ class Modality(Component, ABC):
 
         owner: ClassVar[type[Modality]]
 
+        def build(self) -> Modality:
+            """Return the modality, before it has read anything."""
+            return super(Modality.Config, self).build()
+
     def __init__(self, cfg: Any) -> None:
         """Build it from its options; reads no file."""
         self.cfg = cfg

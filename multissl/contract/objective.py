@@ -20,7 +20,7 @@ from multissl.contract.alarms import History, common_alarm
 from multissl.contract.data import Batch
 from multissl.contract.encoder import EncodeFunction, Encoders, SharedSpace
 from multissl.contract.learning import Losses, ParamRule, Progress
-from multissl.contract.plans import Masking, Plans
+from multissl.contract.plans import Masking, Plans, StreamSpec
 
 
 class Objective(Component, nn.Module, ABC):
@@ -38,6 +38,10 @@ class Objective(Component, nn.Module, ABC):
 
         owner: ClassVar[type[Objective]]
 
+        def build(self, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> Objective:
+            """Return the objective with the heads that these encoders and streams need."""
+            return super(Objective.Config, self).build(encoders, streams)
+
         def maskings(self) -> frozenset[Masking]:
             """Return what it asks encoders to do with masks under these options."""
             return self.owner.maskings
@@ -50,7 +54,10 @@ class Objective(Component, nn.Module, ABC):
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """Return the losses of this rank's rows; their gradient, averaged over ranks, is that of the global batch."""
 
-    if TYPE_CHECKING:  # torch types the call of a module as taking anything
+    if (
+        TYPE_CHECKING
+    ):  # torch types the call of a module as taking anything, and whatever is not declared as a tensor
+        __getattr__: None  # type: ignore[assignment]
 
         def __call__(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
             """Call `forward`, with the hooks of sharding and compilation around it."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,7 +146,11 @@ class StateProbe(Evaluator):
         return frozenset(left_out)
 
     def _named(
-        self, modality: HasStates, each: Tensor, name: str, left_out: frozenset[str] = frozenset()
+        self,
+        modality: HasStates,
+        each: Tensor | np.ndarray,
+        name: str,
+        left_out: frozenset[str] = frozenset(),
     ) -> dict[str, float]:
         """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent.
 

@@ -1,4 +1,4 @@
-"""The four borders of the engine are typed: a misspelt call is an error of the type checker, the right one is none.
+"""The borders of the engine are typed: a misspelt call, attribute or build is an error of the type checker.
 
 Pyright reads one small file of a function per call, as the engine would write it.
 """
@@ -23,7 +23,9 @@ from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.engine.learner import Learner
 from multissl.engine.trainer import Trainer
+from multissl.modalities.image.adapter import Image
 from multissl.random import RowRandom
+from multissl.recipe import Recipe
 
 """
 RIGHT = {
@@ -48,6 +50,17 @@ RIGHT = {
     "    return evaluator.run(e, m, progress=p)\n",
     "evaluator, in the trainer": "def f(trainer: Trainer) -> object:\n"
     "    return [e.measures_student for e in trainer.evaluators.values()]\n",
+    "objective, an attribute": "def f(objective: Objective) -> object:\n    return objective.reads_tokens\n",
+    "encoder, an attribute": "def f(encoder: Encoder) -> object:\n    return encoder.depth\n",
+    "modality, its options": "def f(image: Image) -> object:\n    return image.cfg.local_size\n",
+    "a built modality": "def f(r: Recipe) -> object:\n    return r.modality.build().fit()\n",
+    "a built encoder": "def f(r: Recipe, m: Modality) -> object:\n"
+    "    return r.encoders['x'].build(m.streams()['x']).load_pretrained()\n",
+    "a built objective": "def f(r: Recipe, e: Encoders, m: Modality) -> object:\n"
+    "    return r.objective.build(e, streams=m.streams())\n",
+    "a built evaluator": "def f(r: Recipe) -> object:\n    return r.evals['x'].build().figure_names()\n",
+    "a built optimizer": "def f(r: Recipe, learner: Learner) -> object:\n"
+    "    return r.optim.build(learner, rules=[], batch_size=8).torch\n",
 }
 """Calls over a border, by which."""
 TYPOS = {
@@ -63,6 +76,14 @@ TYPOS = {
     "encoder, a masking": ("'drop'", "'dropped'"),
     "evaluator": ("progress=", "progres="),
     "evaluator, in the trainer": ("measures_student", "measure_student"),
+    "objective, an attribute": ("reads_tokens", "reads_token"),
+    "encoder, an attribute": (".depth", ".dept"),
+    "modality, its options": ("local_size", "small_size"),
+    "a built modality": (".fit()", ".fitt()"),
+    "a built encoder": ("load_pretrained", "load_pretraind"),
+    "a built objective": ("e, streams=m.streams()", "m.streams(), e"),
+    "a built evaluator": ("figure_names", "figur_names"),
+    "a built optimizer": ("rules=[]", "rule=[]"),
 }
 
 

@@ -18,7 +18,7 @@ SMALL = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 def build(spec: StreamSpec, kind: str, pooling: Any = "mean", **fields: Any) -> HuggingFaceEncoder:
     config = {"model_type": kind, **SMALL, **fields}
-    return HuggingFaceEncoder.Config(config=config, pooling=pooling).build(spec).eval()
+    return HuggingFaceEncoder(HuggingFaceEncoder.Config(config=config, pooling=pooling), spec).eval()
 
 
 def encode(encoder: HuggingFaceEncoder, x: torch.Tensor, inner: int = 0, **more: Any) -> Features:
@@ -58,7 +58,7 @@ def test_poolings() -> None:
 def test_maps_of_convolutions() -> None:
     config = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1],
               "layer_type": "basic"}  # fmt: skip
-    encoder = HuggingFaceEncoder.Config(config=config, pooling="pooler").build(PICTURES).eval()
+    encoder = HuggingFaceEncoder(HuggingFaceEncoder.Config(config=config, pooling="pooler"), PICTURES).eval()
     found = encode(encoder, torch.randn(2, 1, 16, 16))
     assert encoder.dim == found.pooled.shape[1] == 8
     torch.testing.assert_close(found.tokens.mean(1), found.pooled)
@@ -85,15 +85,13 @@ def test_waveforms() -> None:
 def test_a_folder_gives_the_model_and_its_weights(tmp_path: Path) -> None:
     saved = build(PICTURES, "vit", patch_size=4).net
     saved.save_pretrained(tmp_path)
-    plain = HuggingFaceEncoder.Config(model=str(tmp_path)).build(PICTURES)
+    plain = HuggingFaceEncoder(HuggingFaceEncoder.Config(model=str(tmp_path)), PICTURES)
     plain.load_pretrained()
     assert plain.dim == 12
     weight = saved.embeddings.cls_token
     assert not torch.equal(plain.net.embeddings.cls_token, weight)
-    encoder = HuggingFaceEncoder.Config(
-        model=str(tmp_path), config={"hidden_dropout_prob": 0.5}, pretrained=True
-    )
-    filled = encoder.build(PICTURES)
+    cfg = HuggingFaceEncoder.Config(model=str(tmp_path), config={"hidden_dropout_prob": 0.5}, pretrained=True)
+    filled = HuggingFaceEncoder(cfg, PICTURES)
     filled.load_pretrained()
     assert filled.net.config.hidden_dropout_prob == 0.5
     assert torch.equal(filled.net.embeddings.cls_token, weight)
@@ -107,7 +105,7 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="has no field 'hiden_size'"):
         build(PICTURES, "vit", hiden_size=3)
     with pytest.raises(ValueError, match=r"reads pictures .* waveforms"):
-        HuggingFaceEncoder.Config().build(StreamSpec(kind="columns", shape=(3,), num_tokens=3))
+        HuggingFaceEncoder(HuggingFaceEncoder.Config(), StreamSpec(kind="columns", shape=(3,), num_tokens=3))
     with pytest.raises(ValueError, match="use pooling=mean"):
         encode(build(WORDS, "gpt2", "pooler"), torch.ones(1, 6, dtype=torch.long))
     with pytest.raises(ValueError, match="inner=3: the model has 2 blocks"):

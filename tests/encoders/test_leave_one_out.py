@@ -37,7 +37,7 @@ def spec(levels: tuple[int, ...] = LEVELS) -> StreamSpec:
 
 def made(**options: Any) -> LeaveOneOutEncoder:
     torch.manual_seed(0)
-    return LeaveOneOutEncoder.Config(dims=(16, 12), **options).build(spec())
+    return LeaveOneOutEncoder(LeaveOneOutEncoder.Config(dims=(16, 12), **options), spec())
 
 
 def rows(count: int = 6) -> torch.Tensor:
@@ -77,7 +77,7 @@ def test_the_pooled_feature_is_the_mean_and_every_parameter_learns() -> None:
     (features,) = encoder([Views(x=rows(), stream="t", role="clean")])
     torch.testing.assert_close(features.pooled, features.tokens.mean(1))
     assert features.pooled.shape == (6, encoder.dim)
-    objective = VIME.Config(corrupt=0.0, mask_weight=0.0, reads="tokens").build(encoders, {"t": spec()})
+    objective = VIME(VIME.Config(corrupt=0.0, mask_weight=0.0, reads="tokens"), encoders, {"t": spec()})
     views = Views(x=rows(), target=rows(), stream="t", role="global")
     objective(encoders, Batch([views]), Progress(step=0, total=1)).total.backward()
     assert not [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
@@ -85,7 +85,7 @@ def test_the_pooled_feature_is_the_mean_and_every_parameter_learns() -> None:
 
 @pytest.mark.parametrize("levels", [(0, 0, 0), (2, 3)])
 def test_columns_of_one_kind(levels: tuple[int, ...]) -> None:
-    encoder = LeaveOneOutEncoder.Config(dims=(8,)).build(spec(levels))
+    encoder = LeaveOneOutEncoder(LeaveOneOutEncoder.Config(dims=(8,)), spec(levels))
     assert tokens(encoder, torch.ones(4, len(levels))).shape == (4, len(levels), 8)
 
 
@@ -117,9 +117,9 @@ def test_it_learns_what_columns_say_about_each_other(tmp_path: Path) -> None:
 def test_what_it_cannot_read_is_refused() -> None:
     grid = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4))
     with pytest.raises(ValueError, match=r"reads two columns or more, this stream is a grid"):
-        LeaveOneOutEncoder.Config().build(grid)
+        LeaveOneOutEncoder(LeaveOneOutEncoder.Config(), grid)
     with pytest.raises(ValueError, match=r"two columns or more, this stream is a columns of shape \(1,\)"):
-        LeaveOneOutEncoder.Config().build(spec((0,)))
+        LeaveOneOutEncoder(LeaveOneOutEncoder.Config(), spec((0,)))
     for options, message in (({"dims": ()}, r"dims=\(\): want one or more widths"),):
         with pytest.raises(ValueError, match=message):
             LeaveOneOutEncoder.Config(**options)

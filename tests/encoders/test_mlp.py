@@ -8,7 +8,7 @@ from multissl.encoders.mlp import MLPEncoder
 
 def test_categories_enter_one_hot_and_the_token_is_the_pooled_one() -> None:
     spec = StreamSpec(kind="columns", shape=(3,), num_tokens=3, cardinalities=(0, 4, 0))
-    encoder = MLPEncoder.Config(dims=(8, 5)).build(spec)
+    encoder = MLPEncoder(MLPEncoder.Config(dims=(8, 5)), spec)
     assert encoder.layers[0].in_features == 6
     x = torch.tensor([[0.5, 3, -1.0], [0.5, 2, -1.0]])
     (features,) = encoder([Views(x=x, stream="s", role="clean")])
@@ -23,15 +23,16 @@ def test_categories_enter_one_hot_and_the_token_is_the_pooled_one() -> None:
 
 
 def test_grids_are_flattened() -> None:
-    encoder = MLPEncoder.Config(dims=(4,), norm=False).build(
-        StreamSpec(kind="grid", shape=(3, 2, 2), num_tokens=1, patch=(2, 2))
+    encoder = MLPEncoder(
+        MLPEncoder.Config(dims=(4,), norm=False),
+        StreamSpec(kind="grid", shape=(3, 2, 2), num_tokens=1, patch=(2, 2)),
     )
     (features,) = encoder([Views(x=torch.randn(2, 3, 2, 2), stream="s", role="clean")])
     assert features.pooled.shape == (2, 4)
 
 
 def test_without_layers_numbers_pass_as_they_are() -> None:
-    encoder = MLPEncoder.Config(dims=()).build(StreamSpec(kind="columns", shape=(4,), num_tokens=4))
+    encoder = MLPEncoder(MLPEncoder.Config(dims=()), StreamSpec(kind="columns", shape=(4,), num_tokens=4))
     x = torch.randn(3, 4)
     (features,) = encoder([Views(x=x, stream="s", role="clean")])
     assert torch.equal(features.pooled, x)
@@ -40,6 +41,6 @@ def test_without_layers_numbers_pass_as_they_are() -> None:
 
 def test_refuses_sequences_and_layers_without_width() -> None:
     with pytest.raises(ValueError, match="use transformer"):
-        MLPEncoder.Config().build(StreamSpec(kind="sequence", shape=(4,), num_tokens=4, vocab=9))
+        MLPEncoder(MLPEncoder.Config(), StreamSpec(kind="sequence", shape=(4,), num_tokens=4, vocab=9))
     with pytest.raises(ValueError, match="dims="):
         MLPEncoder.Config(dims=(8, 0))

@@ -25,7 +25,7 @@ COLUMNS = StreamSpec(kind="columns", shape=(7,), num_tokens=7)
 
 
 def test_a_map_becomes_tokens_and_its_width_is_measured_without_a_trace() -> None:
-    encoder = ModuleEncoder.Config(factory="tests.encoders.nets:make").build(PICTURES)
+    encoder = ModuleEncoder(ModuleEncoder.Config(factory="tests.encoders.nets:make"), PICTURES)
     assert encoder.dim == 6
     assert encoder.net.layers[1].num_batches_tracked == 0
     assert all(m.training for m in encoder.modules())
@@ -36,7 +36,7 @@ def test_a_map_becomes_tokens_and_its_width_is_measured_without_a_trace() -> Non
 
 
 def test_rows_and_tokens_are_taken_as_they_are() -> None:
-    encoder = holding(nets.Rows(7)).build(COLUMNS)
+    encoder = ModuleEncoder(holding(nets.Rows(7)), COLUMNS)
     x = torch.randn(2, 7)
     (features,) = encoder([Views(x=x, stream="table", role="clean")])
     assert encoder.dim == 5
@@ -55,7 +55,7 @@ def test_what_is_held_is_copied_and_keeps_one_name() -> None:
     assert cfg == holding(net)
     assert cfg != holding(nets.Rows(7))
     assert cfg.factory.startswith("memory:tests.encoders.nets.Rows#")
-    one, two = cfg.build(COLUMNS), cfg.build(COLUMNS)
+    one, two = ModuleEncoder(cfg, COLUMNS), ModuleEncoder(cfg, COLUMNS)
     assert torch.equal(one.net.weight, net.weight)
     assert one.net.weight is not net.weight
     assert two.net.weight is not one.net.weight
@@ -72,7 +72,7 @@ def test_what_is_held_is_copied_and_keeps_one_name() -> None:
 )
 def test_a_wrong_factory_is_named(factory: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ModuleEncoder.Config(factory=factory).build(PICTURES)
+        ModuleEncoder(ModuleEncoder.Config(factory=factory), PICTURES)
 
 
 def test_wrong_outputs_are_named() -> None:

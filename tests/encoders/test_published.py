@@ -67,7 +67,7 @@ def test_a_folder_with_code_of_its_own_is_refused_unrun(
 ) -> None:
     model = folder(tmp_path / "model", config, proof)
     with pytest.raises(ValueError, match=r"encoders\.model=.*code of its own \(auto_map\)") as error:
-        HuggingFaceEncoder.Config(model=model, config=options).build(PICTURES)
+        HuggingFaceEncoder(HuggingFaceEncoder.Config(model=model, config=options), PICTURES)
     assert "\n" not in str(error.value)
     assert not proof.exists()
 
@@ -153,7 +153,9 @@ def test_wrong_changes_are_refused_in_one_line(tmp_path: Path, options: dict[str
 def test_the_default_type_says_nothing_beside_a_model(tmp_path: Path) -> None:
     config = VIT | {"model_type": "deit"}
     assert (
-        HuggingFaceEncoder.Config(model=folder(tmp_path, config)).build(PICTURES).net.config.model_type
+        HuggingFaceEncoder(
+            HuggingFaceEncoder.Config(model=folder(tmp_path, config)), PICTURES
+        ).net.config.model_type
         == "deit"
     )
     other = HuggingFaceEncoder.Config(model=str(tmp_path), config={"model_type": "vit", "qkv_bias": False})
@@ -163,8 +165,8 @@ def test_the_default_type_says_nothing_beside_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
 def test_an_attention_named_by_a_folder_is_not_fetched(tmp_path: Path, name: str) -> None:
-    encoder = HuggingFaceEncoder.Config(model=folder(tmp_path, {**VIT, name: "someone/kernel"})).build(
-        PICTURES
+    encoder = HuggingFaceEncoder(
+        HuggingFaceEncoder.Config(model=folder(tmp_path, {**VIT, name: "someone/kernel"})), PICTURES
     )
     assert encoder.net.config._attn_implementation in ("sdpa", "eager")
     assert encoder([Views(x=torch.zeros(1, 3, 16, 16), stream="image", role="clean")])[0].pooled.shape == (

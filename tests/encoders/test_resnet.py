@@ -16,7 +16,7 @@ SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=4, patch=(8, 8))
 
 
 def small(**options: Any) -> ResNetEncoder:
-    return ResNetEncoder.Config(**{"depth": 10, "width": 4, "stem": "small"} | options).build(SPEC)
+    return ResNetEncoder(ResNetEncoder.Config(**{"depth": 10, "width": 4, "stem": "small"} | options), SPEC)
 
 
 def pictures(size: int, rows: int, num_views: int = 1) -> Views:
@@ -41,7 +41,7 @@ def test_the_same_weights_give_the_features_of_torchvision() -> None:
 
     reference = models.resnet18().eval()
     spec = StreamSpec(kind="grid", shape=(3, 64, 64), num_tokens=4, patch=(32, 32))
-    encoder = ResNetEncoder.Config(depth=18).build(spec).eval()
+    encoder = ResNetEncoder(ResNetEncoder.Config(depth=18), spec).eval()
     state = {f"net.{k}": v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
     encoder.load_state_dict(state)
     views = pictures(64, 2)
@@ -58,7 +58,7 @@ def test_released_weights_start_a_run(tmp_path: Path) -> None:
 
     reference = models.resnet18()
     save_file(reference.state_dict(), tmp_path / "resnet18.safetensors")
-    encoders = Encoders({"image": ResNetEncoder.Config().build(SPEC)})
+    encoders = Encoders({"image": ResNetEncoder(ResNetEncoder.Config(), SPEC)})
     load_weights(encoders, tmp_path / "resnet18.safetensors")
     found = encoders["image"].state_dict()
     assert torch.equal(found["net.layer4.1.conv2.weight"], reference.get_parameter("layer4.1.conv2.weight"))
@@ -112,10 +112,10 @@ def test_copies_and_double_precision() -> None:
 
 def test_refuses_what_is_no_picture() -> None:
     with pytest.raises(ValueError, match="this stream is a columns of shape"):
-        ResNetEncoder.Config().build(StreamSpec(kind="columns", shape=(3,), num_tokens=3))
+        ResNetEncoder(ResNetEncoder.Config(), StreamSpec(kind="columns", shape=(3,), num_tokens=3))
     with pytest.raises(ValueError, match="use transformer"):
-        ResNetEncoder.Config().build(
-            StreamSpec(kind="grid", shape=(3, 4, 8, 8), num_tokens=4, patch=(1, 8, 8))
+        ResNetEncoder(
+            ResNetEncoder.Config(), StreamSpec(kind="grid", shape=(3, 4, 8, 8), num_tokens=4, patch=(1, 8, 8))
         )
     with pytest.raises(ValueError, match="width=0: want 1 channel or more"):
         ResNetEncoder.Config(width=0)

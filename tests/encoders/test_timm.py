@@ -19,7 +19,7 @@ TINY = {"embed_dim": 12, "depth": 3, "num_heads": 2}
 
 
 def vit(**options: Any) -> TimmEncoder:
-    return TimmEncoder.Config(name="vit_tiny_patch16_224", options=TINY | options).build(SPEC)
+    return TimmEncoder(TimmEncoder.Config(name="vit_tiny_patch16_224", options=TINY | options), SPEC)
 
 
 def pictures(size: int = 32, rows: int = 2) -> Views:
@@ -51,7 +51,7 @@ def test_inner_tokens_are_those_of_the_last_blocks() -> None:
 )
 def test_maps_of_either_layout_become_tokens(name: str, width: int, places: int) -> None:
     spec = StreamSpec(kind="grid", shape=(3, 32, 32), num_tokens=4, patch=(16, 16))
-    encoder = TimmEncoder.Config(name=name, drop_path=0.1).build(spec).eval()
+    encoder = TimmEncoder(TimmEncoder.Config(name=name, drop_path=0.1), spec).eval()
     x = torch.randn(2, 3, 32, 32)
     (features,) = encoder([Views(x=x, stream="image", role="global")])
     assert encoder.dim == width
@@ -72,7 +72,9 @@ def test_checkpointed_and_sharded_blocks_give_the_same_loss() -> None:
     for parallel in (Parallel(), Parallel(checkpoint_activations=True, fully_shard="always")):
         torch.manual_seed(0)
         encoders = Encoders({"image": vit()})
-        objective = VICReg.Config(projector=MLPHead.Config(hidden=8, out=8)).build(encoders, {"image": SPEC})
+        objective = VICReg(
+            VICReg.Config(projector=MLPHead.Config(hidden=8, out=8)), encoders, {"image": SPEC}
+        )
         learner = Learner(encoders, objective)
         parallelize(learner, parallel, torch.device("cpu"))
         x = pictures(rows=8).x
@@ -92,7 +94,7 @@ def test_pretrained_weights_are_taken_at_the_start_only(monkeypatch: pytest.Monk
 
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", create)
-    encoder = TimmEncoder.Config(name="resnet10t", pretrained=True).build(SPEC)
+    encoder = TimmEncoder(TimmEncoder.Config(name="resnet10t", pretrained=True), SPEC)
     before = encoder.net.conv1[0].weight.clone()
     assert not any(asked)
     encoder.load_pretrained()
@@ -102,17 +104,17 @@ def test_pretrained_weights_are_taken_at_the_start_only(monkeypatch: pytest.Monk
 
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="timm has no model 'resnet10x'; did you mean resnet10t"):
-        TimmEncoder.Config(name="resnet10x").build(SPEC)
+        TimmEncoder(TimmEncoder.Config(name="resnet10x"), SPEC)
     with pytest.raises(ValueError, match="use pooling=mean"):
-        TimmEncoder.Config(name="mobilenetv3_small_050").build(SPEC)
+        TimmEncoder(TimmEncoder.Config(name="mobilenetv3_small_050"), SPEC)
     with pytest.raises(ValueError, match="hands out no inner tokens"):
-        TimmEncoder.Config(name="resnet10t").build(SPEC)([pictures()], inner=1)
+        TimmEncoder(TimmEncoder.Config(name="resnet10t"), SPEC)([pictures()], inner=1)
     with pytest.raises(ValueError, match="drop_path=1"):
         TimmEncoder.Config(drop_path=1.0)
     with pytest.raises(ValueError, match="reads pictures"):
-        TimmEncoder.Config().build(StreamSpec(kind="columns", shape=(3,), num_tokens=3))
+        TimmEncoder(TimmEncoder.Config(), StreamSpec(kind="columns", shape=(3,), num_tokens=3))
     with pytest.raises(TypeError, match="no_such_option"):
-        TimmEncoder.Config(name="resnet10t", options={"no_such_option": 1}).build(SPEC)
+        TimmEncoder(TimmEncoder.Config(name="resnet10t", options={"no_such_option": 1}), SPEC)
 
 
 @pytest.mark.parametrize(

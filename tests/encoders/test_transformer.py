@@ -23,7 +23,7 @@ TABLE = StreamSpec(kind="columns", shape=(4,), num_tokens=4, cardinalities=(0, 3
 def build(spec: StreamSpec = IMAGE, **options: Any) -> TransformerEncoder:
     torch.manual_seed(0)
     given: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2} | options
-    encoder = TransformerEncoder.Config(**given).build(spec)
+    encoder = TransformerEncoder(TransformerEncoder.Config(**given), spec)
     for parameter in encoder.parameters():  # away from the special values of an initialization
         parameter.data += 0.1 * torch.randn_like(parameter)
     return encoder

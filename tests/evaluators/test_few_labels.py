@@ -47,8 +47,8 @@ def test_the_interval_is_students() -> None:
 
 def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
     pytest.importorskip("sklearn")
-    modality = Clusters.Config(noise=0.3).build()
-    evaluator = FewLabels.Config(labels=8, draws=3, classical=False).build()
+    modality = Clusters(Clusters.Config(noise=0.3))
+    evaluator = FewLabels(FewLabels.Config(labels=8, draws=3, classical=False))
     good = evaluator.run(frozen(), modality, START)
     assert good == evaluator.run(frozen(), modality, START)
     assert good["score"] > 90
@@ -62,8 +62,8 @@ def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
 @pytest.mark.slow
 def test_classical_models_see_the_same_rows() -> None:
     pytest.importorskip("sklearn")
-    modality = Clusters.Config(noise=0.3, classes=2).build()
-    evaluator = FewLabels.Config(labels=10, draws=2).build()
+    modality = Clusters(Clusters.Config(noise=0.3, classes=2))
+    evaluator = FewLabels(FewLabels.Config(labels=10, draws=2))
     baselines = evaluator.baselines(modality)
     assert set(baselines) == {"linear", "forest", "boosting"}
     found = evaluator.run(
@@ -76,9 +76,9 @@ def test_classical_models_see_the_same_rows() -> None:
 
 def test_a_quantity_is_measured_by_r2_and_unlabeled_data_by_nothing() -> None:
     pytest.importorskip("sklearn")
-    evaluator = FewLabels.Config(labels=20, draws=2, classical=False).build()
-    assert evaluator.run(frozen(), Quantity.Config().build(), START)["score"] > 99
-    assert evaluator.run(frozen(), Clusters.Config(labels=False).build(), START) == {}
+    evaluator = FewLabels(FewLabels.Config(labels=20, draws=2, classical=False))
+    assert evaluator.run(frozen(), Quantity(Quantity.Config()), START)["score"] > 99
+    assert evaluator.run(frozen(), Clusters(Clusters.Config(labels=False)), START) == {}
 
 
 def test_fine_tuning_moves_a_copy_only() -> None:
@@ -87,10 +87,10 @@ def test_fine_tuning_moves_a_copy_only() -> None:
     inner = nn.Sequential(nn.Linear(2, 8), nn.Tanh())
     made = frozen(inner)
     before = [p.clone() for p in inner.parameters()]
-    modality = Clusters.Config(noise=0.1).build()
-    evaluator = FewLabels.Config(
-        labels=16, draws=2, classical=False, fine_tune=150, fine_tune_lr=0.03
-    ).build()
+    modality = Clusters(Clusters.Config(noise=0.1))
+    evaluator = FewLabels(
+        FewLabels.Config(labels=16, draws=2, classical=False, fine_tune=150, fine_tune_lr=0.03)
+    )
     found = evaluator.run(made, modality, START)
     assert found["fine_tuned"] > 95
     assert all(torch.equal(a, b) for a, b in zip(before, inner.parameters(), strict=True))
@@ -99,8 +99,8 @@ def test_fine_tuning_moves_a_copy_only() -> None:
 @pytest.mark.slow
 def test_the_gain_over_the_untrained_encoder_is_paired() -> None:
     pytest.importorskip("sklearn")
-    modality = Clusters.Config(noise=0.3).build()
-    evaluator = FewLabels.Config(labels=20, draws=5, classical=False, metric="accuracy").build()
+    modality = Clusters(Clusters.Config(noise=0.3))
+    evaluator = FewLabels(FewLabels.Config(labels=20, draws=5, classical=False, metric="accuracy"))
     later = Progress(step=5, total=10)
     assert "over_untrained" not in evaluator.run(frozen(), modality, later)  # nothing to compare with
     start = evaluator.run(frozen(Constant()), modality, START)
@@ -133,8 +133,8 @@ def test_a_class_that_the_scores_lack_is_never_found() -> None:
 
 def test_classes_of_the_split_that_training_lacks_are_named(said: list[str]) -> None:
     pytest.importorskip("sklearn")
-    evaluator = FewLabels.Config(labels=8, draws=2, classical=False).build()
-    whole, lacking = Clusters.Config().build(), Lacking.Config().build()
+    evaluator = FewLabels(FewLabels.Config(labels=8, draws=2, classical=False))
+    whole, lacking = Clusters(Clusters.Config()), Lacking(Lacking.Config())
     figures = evaluator.run(frozen(), lacking, START)
     assert figures["score"] < evaluator.run(frozen(), whole, START)["score"] - 10
     assert said == [
@@ -142,7 +142,7 @@ def test_classes_of_the_split_that_training_lacks_are_named(said: list[str]) -> 
         "not found"
     ]
     lacking.left = 1
-    assert FewLabels.Config().build().run(frozen(), lacking, START) == {}
+    assert FewLabels(FewLabels.Config()).run(frozen(), lacking, START) == {}
     assert said[-1] == "few_labels: 30 labeled samples of the train split have 1 labels, nothing to measure"
 
 

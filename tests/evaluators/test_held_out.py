@@ -37,7 +37,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
     rng = np.random.RandomState(0)
     lines = [" ".join(rng.choice(WORDS, rng.randint(1, 60))) for _ in range(100)]
     path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
-    return Text.Config(data=str(path), vocab=280, length=16, local_length=8).build().fit()
+    return Text(Text.Config(data=str(path), vocab=280, length=16, local_length=8)).fit()
 
 
 def predicting(text: Text, objective: Any) -> FrozenEncoders:
@@ -87,7 +87,7 @@ def test_nats_are_summed_over_the_pieces_of_a_word(text: Text) -> None:
         assert views.mask is not None
         return torch.where(views.mask.weight > 0, 2.0, 0.0)
 
-    evaluator = MaskedWord.Config(count=50).build()
+    evaluator = MaskedWord(MaskedWord.Config(count=50))
     found = evaluator.run(answering(errors), text, START)
     pieces = [int(hidden.sum()) for v in words.views if v.mask for hidden in v.mask.hidden]
     assert len(pieces) == 50
@@ -126,7 +126,7 @@ def test_bits_are_those_of_a_uniform_guess(text: Text) -> None:
     def errors(views: Views) -> Tensor:
         return torch.full((len(views.x), views.x.shape[1] - 1), math.log(size))
 
-    evaluator = BitsPerCharacter.Config(count=0).build()
+    evaluator = BitsPerCharacter(BitsPerCharacter.Config(count=0))
     found = evaluator.run(answering(errors), text, START)
     assert found["bits"] == pytest.approx(tokens * math.log2(size) / running.characters)
     assert evaluator.baselines(text) == {"counts": running.baseline}
@@ -158,9 +158,9 @@ def test_an_untrained_model_guesses_uniformly(
 
 
 def test_nothing_is_measured_without_the_objective(text: Text) -> None:
-    for evaluator in (MaskedWord.Config().build(), BitsPerCharacter.Config().build()):
+    for evaluator in (MaskedWord(MaskedWord.Config()), BitsPerCharacter(BitsPerCharacter.Config())):
         assert evaluator.run(frozen(), text, START) == {}
-        points = Clusters.Config().build()
+        points = Clusters(Clusters.Config())
         assert evaluator.run(answering(lambda views: views.x), points, START) == {}
         assert evaluator.baselines(points) == {}
 

@@ -97,7 +97,7 @@ def assert_scores_each_sample_alone(evaluator: Callable[[], Evaluator], name: st
     """The score of a split is that of its two halves together, even where one half is far off."""
 
     def errors(keep: Callable[[Sample], bool]) -> Tensor:
-        modality = Subject.Config(noise=0.5).build()
+        modality = Subject(Subject.Config(noise=0.5))
         modality.change = lambda samples: [
             replace(s, data=40 * s.data + 50) if s.index % 2 else s for s in samples if keep(s)
         ]
@@ -203,7 +203,7 @@ def test_few_labels_of_the_scored_split_turn_the_record_red(record: list[Any]) -
     options = {**CASES["few_labels"].options, "metric": "accuracy"}
     with pytest.raises(AssertionError):
         assert_fits_without_the_split(
-            lambda: TrainedOnTheSplit.Config(**options).build(), "few_labels", record
+            lambda: TrainedOnTheSplit(TrainedOnTheSplit.Config(**options)), "few_labels", record
         )
 
 

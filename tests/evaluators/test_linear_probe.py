@@ -89,9 +89,9 @@ def test_too_few_samples_to_choose_a_strength_take_the_middle_one(said: list[str
     x, y = problem(samples=6)
     assert choose_l2(x, y, (1.0, 0.1, 10.0), 3) == 1.0
     assert probe_accuracy(x, y, x, y, (1e-3,)) == 100.0  # one strength needs no choice
-    modality = Sparse.Config().build()
-    figures = LinearProbe.Config().build().run(frozen(), modality, START)
-    assert figures == LinearProbe.Config(l2=(1e-2,)).build().run(frozen(), modality, START)
+    modality = Sparse(Sparse.Config())
+    figures = LinearProbe(LinearProbe.Config()).run(frozen(), modality, START)
+    assert figures == LinearProbe(LinearProbe.Config(l2=(1e-2,))).run(frozen(), modality, START)
     assert figures["top1"] > 90
     assert said == [
         "linear_probe: 6 labeled training samples cannot choose among 5 strengths (want 10 or more): the middle one, "
@@ -100,9 +100,9 @@ def test_too_few_samples_to_choose_a_strength_take_the_middle_one(said: list[str
 
 
 def test_training_labels_of_one_class_measure_nothing(said: list[str]) -> None:
-    modality = Sparse.Config().build()
+    modality = Sparse(Sparse.Config())
     modality.kept = 1
-    assert LinearProbe.Config().build().run(frozen(), modality, START) == {}
+    assert LinearProbe(LinearProbe.Config()).run(frozen(), modality, START) == {}
     assert said == [
         "linear_probe: 1 labeled training samples of 1 classes and 60 of the split, nothing to measure"
     ]
@@ -114,9 +114,9 @@ def test_a_class_that_training_lacks_is_not_found_and_changes_no_fit(said: list[
     y, truth = torch.tensor([0, 0, 1, 1] * 4), torch.tensor([0, 1, 2, 1])
     queries = torch.tensor([[-1.0], [1.0], [0.9], [1.2]])
     assert probe_accuracy(x, y, queries, truth, (1e-3, 1.0)) == 75.0
-    modality = Sparse.Config().build()
+    modality = Sparse(Sparse.Config())
     modality.kept = 3
-    assert LinearProbe.Config(l2=(1e-2,)).build().run(frozen(), modality, START)["top1"] <= 75
+    assert LinearProbe(LinearProbe.Config(l2=(1e-2,))).run(frozen(), modality, START)["top1"] <= 75
     assert said == [
         "linear_probe: 15 of 60 labeled samples of the val split are of classes that training lacks (3): they count as "
         "not found"

@@ -31,7 +31,7 @@ def recordings(folder: Path, marked: bool) -> Audio:
         if i >= 22:
             wave[8000:] = 0
         soundfile.write(folder / f"{i:02}.wav", wave, 16_000)
-    return Audio.Config(data=str(folder), frames=48, local_frames=16, mels=32, mean=-7.0, std=4.0).build()
+    return Audio(Audio.Config(data=str(folder), frames=48, local_frames=16, mels=32, mean=-7.0, std=4.0))
 
 
 def bands(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
@@ -44,7 +44,7 @@ def fresh_bands() -> FrozenEncoders:
 
 
 def test_a_mark_is_recognized_and_noise_is_not(tmp_path: Path) -> None:
-    probe = RecordingProbe.Config(split="all").build()
+    probe = RecordingProbe(RecordingProbe.Config(split="all"))
     for marked, low, high in ((True, 90, 101), (False, -1, 30)):
         folder = tmp_path / str(marked)
         folder.mkdir()
@@ -60,7 +60,7 @@ def test_a_mark_is_recognized_and_noise_is_not(tmp_path: Path) -> None:
 def test_parts_are_the_two_halves(tmp_path: Path) -> None:
     wave = np.linspace(-0.5, 0.5, 9001, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
-    modality = Audio.Config(data=str(tmp_path)).build()
+    modality = Audio(Audio.Config(data=str(tmp_path)))
     first, second = modality.parts(modality.dataset("all")[0])
     np.testing.assert_array_equal(first.data, wave[:4500])
     np.testing.assert_array_equal(second.data, wave[4501:])
@@ -78,7 +78,7 @@ def test_data_without_recordings_gives_no_figure_and_says_so_once(monkeypatch: p
     monkeypatch.setattr(
         "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
-    probe, modality = RecordingProbe.Config().build(), Clusters(Clusters.Config())
+    probe, modality = RecordingProbe(RecordingProbe.Config()), Clusters(Clusters.Config())
     assert probe.run(fresh_bands(), modality, END) == {}
     assert probe.baselines(modality) == {}
     assert said == ["recording_probe: the data is no recordings, nothing to measure"]

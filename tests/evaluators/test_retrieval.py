@@ -68,7 +68,8 @@ def test_all_captions_equal_is_nothing_learned() -> None:
     found = retrieval_figures(same)
     assert (found["r1"], found["chance"], found["p"], found["distinct"]) == (100, 100, 1, 1)
     history = [{**found, "r1": 0.0}, found]
-    assert Retrieval.Config().build().verdict(history)[0] is False
+    evaluator: Any = Retrieval(Retrieval.Config())
+    assert evaluator.verdict(history)[0] is False
 
 
 def test_samples_that_lack_a_stream_neither_ask_nor_answer() -> None:
@@ -137,7 +138,7 @@ def test_p_counts_the_true_pairing_among_the_dealings() -> None:
 
 
 def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = Retrieval.Config().build()
+    evaluator: Any = Retrieval.Config().build()
     said: list[str] = []
     monkeypatch.setattr(
         "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
@@ -149,7 +150,7 @@ def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.
 
 
 def test_the_verdict_tells_candidates_chance_and_p() -> None:
-    evaluator = Retrieval.Config().build()
+    evaluator: Any = Retrieval.Config().build()
     before, after = run(Knows(wrong=True)), run(Knows())
     assert evaluator.verdict([after]) is None
     good, text = evaluator.verdict([before, after])
@@ -160,7 +161,7 @@ def test_the_verdict_tells_candidates_chance_and_p() -> None:
 
 
 def test_both_directions_have_a_figure() -> None:
-    evaluator = Retrieval.Config().build()
+    evaluator: Any = Retrieval.Config().build()
     figures = evaluator.figures(Knows(), Facts.Config().build())
     assert [p.title for p in figures] == ["Nearest pairs, numbers to text", "Nearest pairs, text to numbers"]
     assert all(p.image.ndim == 3 and p.image.shape[2] == 3 for p in figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def find_ball(views: Sequence[Views], masking: Masking, inner: int) -> list[Feat
 
 def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
     modality = RL.Config(episodes=20, steps=40, background="plain").build().fit()
-    probe = StateProbe.Config(values=("ball_x", "ball_y")).build()
+    probe: Any = StateProbe.Config(values=("ball_x", "ball_y")).build()
     blind = build_encoders({"rl": NatureEncoder.Config(dim=2)}, modality.streams())
     first = probe.run(FrozenEncoders.of(blind), modality, END) | probe.baselines(modality)
     last = probe.run(FrozenEncoders(find_ball, CPU), modality, END)
@@ -107,7 +108,7 @@ def test_data_without_states_is_said_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
-    probe = StateProbe.Config().build()
+    probe: Any = StateProbe.Config().build()
     modality = Tabular.Config().build().fit()
     assert probe.run(FrozenEncoders(find_ball, CPU), modality, END) == {}
     assert probe.baselines(modality) == {}
@@ -161,14 +162,14 @@ def test_of_one_group_the_last_tenth_chooses(groups: torch.Tensor) -> None:
 
 
 def test_constant_values_and_a_single_group_are_named(said: list[str]) -> None:
-    modality = Subject.Config().build()
+    modality: Any = Subject.Config().build()
     modality.change_states = lambda states: torch.cat([states[:, :1], 0 * states[:, 1:] + 2], 1)
     figures = StateProbe.Config().build().run(seeing(), modality, END)
     assert figures.keys() == {"r2", "r2/height"}
     assert figures["r2"] == figures["r2/height"]
     assert said == ["state_probe: constant in the val split and left out: speed"]
     said.clear()
-    probe = StateProbe.Config(values=("speed",)).build()
+    probe: Any = StateProbe.Config(values=("speed",)).build()
     assert probe.run(seeing(), modality, END) == {}
     assert probe.baselines(modality) == {}
     assert said[-1] == "state_probe: every value of the state is constant, nothing to measure"

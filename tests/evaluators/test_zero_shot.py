@@ -71,7 +71,7 @@ def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.
 
 
 def test_the_verdict_tells_classes_chance_and_p() -> None:
-    evaluator = ZeroShot.Config().build()
+    evaluator: Any = ZeroShot.Config().build()
     before, after = run(Knows(wrong=True)), run(Knows())
     good, text = evaluator.verdict([before, after])
     assert good

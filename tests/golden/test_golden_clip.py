@@ -51,7 +51,10 @@ def build(case: Case, heads: int) -> tuple[Encoders, Any]:
         "text": {"model_type": "clip_text_model", **common, **text},
     }
     encoders = Encoders(
-        {s: HuggingFaceEncoder.Config(config=kinds[s], pooling="pooler").build(specs[s]) for s in specs}
+        {
+            s: HuggingFaceEncoder(HuggingFaceEncoder.Config(config=kinds[s], pooling="pooler"), specs[s])
+            for s in specs
+        }
     ).eval()
     for stream, encoder in encoders.items():
         own = encoder.state_dict().keys()
@@ -63,11 +66,12 @@ def build(case: Case, heads: int) -> tuple[Encoders, Any]:
         whole = {f"net.{n}": t for n, t in state.items() if n.startswith(prefix[stream])}
         load_state(encoder, named if named.keys() <= own else whole)
     head = MLPHead.Config(out=c["P"], layers=1, norm="none")
-    objective = CLIP.Config(projector=head, largest_scale=1e9).build(encoders, specs)
+    objective = CLIP(CLIP.Config(projector=head, largest_scale=1e9), encoders, specs)
     for stream, name in (("image", "visual_projection.weight"), ("text", "text_projection.weight")):
         linear: Any = objective.projectors[stream]
         linear.mlp[0].weight.data.copy_(state[name])
         linear.mlp[0].bias.data.zero_()
+    assert objective.scale is not None
     objective.scale.logit_scale.data.fill_(float(state["logit_scale"]))
     return encoders, objective
 

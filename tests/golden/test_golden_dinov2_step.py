@@ -69,22 +69,26 @@ def build(case: Case) -> tuple[Learner, Optimizer, list[float]]:
     encoders = build_encoders({"image": encoder}, {"image": spec})
     heads = [head_config(student, n) for n in ("dino_head", "ibot_head") if f"{n}.mlp.0.weight" in student]
     frozen = sum(1 for rate in hyper["ll"] if rate == 0)
-    objective = DINO.Config(
-        dino_weight=hyper["w_dino"],
-        koleo_weight=hyper["w_koleo"],
-        ibot_weight=hyper["w_ibot"],
-        koleo_group=max(hyper["B"], 2),
-        num_local=hyper["nl"],
-        head=heads[0],
-        ibot_head=heads[-1],
-        tied_heads=not hyper["sep"],
-        centering="ema" if hyper["centering"] == "centering" else "sinkhorn",
-        center_lazy=True,
-        center_weighting="equal",
-        reference_counts=True,
-        freeze_last_layer=frozen,
-        teacher=Teacher.Config(ema=hyper["mom"], final_ema=hyper["mom"]),
-    ).build(encoders, {"image": spec})
+    objective = DINO(
+        DINO.Config(
+            dino_weight=hyper["w_dino"],
+            koleo_weight=hyper["w_koleo"],
+            ibot_weight=hyper["w_ibot"],
+            koleo_group=max(hyper["B"], 2),
+            num_local=hyper["nl"],
+            head=heads[0],
+            ibot_head=heads[-1],
+            tied_heads=not hyper["sep"],
+            centering="ema" if hyper["centering"] == "centering" else "sinkhorn",
+            center_lazy=True,
+            center_weighting="equal",
+            reference_counts=True,
+            freeze_last_layer=frozen,
+            teacher=Teacher.Config(ema=hyper["mom"], final_ema=hyper["mom"]),
+        ),
+        encoders,
+        {"image": spec},
+    )
     load_state(encoders["image"], backbone(student))
     load_state(objective.teacher["encoders"]["image"], backbone(teacher))
     for which, state in ((objective.teacher.now, teacher), (vars(objective)["_modules"], student)):

@@ -47,7 +47,7 @@ def build(case: Case, heads: int, offset: float, antialias: bool) -> Transformer
     spec = StreamSpec(
         kind="grid", shape=(channels, side * patch, side * patch), num_tokens=side**2, patch=(patch, patch)
     )
-    encoder = cfg.build(spec).eval()
+    encoder = TransformerEncoder(cfg, spec).eval()
     load_state(encoder, state)
     return encoder
 
@@ -134,7 +134,7 @@ def test_golden_hf_dinov2_wrapped(case: Case, pooling: Any) -> None:
     fields = {"model_type": kind, "layer_norm_eps": 1e-6, **h["config"]}
     side = h["config"]["image_size"]
     spec = StreamSpec(kind="grid", shape=(3, side, side), num_tokens=16, patch=(14, 14))
-    encoder = HuggingFaceEncoder.Config(config=fields, pooling=pooling).build(spec).eval()
+    encoder = HuggingFaceEncoder(HuggingFaceEncoder.Config(config=fields, pooling=pooling), spec).eval()
     load_state(encoder, case.tensors("param"))
     image = image_of(case)
     (features,) = encoder(
@@ -155,7 +155,7 @@ def test_golden_hf_ast_wrapped(case: Case, pooling: Any) -> None:
     length, mels = fields.pop("max_length"), fields.pop("num_mel_bins")  # these come from the stream
     assert given.shape[1:] == (length, mels)
     spec = StreamSpec(kind="grid", shape=(1, length, mels), num_tokens=1, patch=(16, 16))
-    encoder = HuggingFaceEncoder.Config(config=fields, pooling=pooling).build(spec).eval()
+    encoder = HuggingFaceEncoder(HuggingFaceEncoder.Config(config=fields, pooling=pooling), spec).eval()
     load_state(encoder, case.tensors("param"))
     (features,) = encoder([Views(x=given[:, None], stream="audio", role="clean")])
     expected = case.tensors("out")

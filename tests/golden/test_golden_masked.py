@@ -149,7 +149,7 @@ def test_golden_mae_model(case: Case) -> None:
     cfg = TransformerEncoder.Config(
         dim=hyper["D"], depth=hyper["depth"], heads=hyper["heads"], position=position
     )
-    encoder = cfg.build(spec).to(x.dtype)
+    encoder: Any = TransformerEncoder(cfg, spec).to(x.dtype)
     encoder.prepare_for(frozenset({"drop"}))
     state["tokenizer.mask_token"] = torch.zeros(
         1, hyper["D"]
@@ -218,8 +218,8 @@ def test_golden_ijepa(case: Case) -> None:
     fill(encoder, state, {
         "encoder.patch_embed.": "patch_embed.", "encoder.blocks.": "trunk.blocks.", "encoder.norm.": "trunk.norm.",
     })  # fmt: skip
-    predictor = Decoder.Config(dim=hyper["pD"], depth=hyper["pdepth"], heads=hyper["heads"]).build(
-        hyper["D"], spec
+    predictor = Decoder(
+        Decoder.Config(dim=hyper["pD"], depth=hyper["pdepth"], heads=hyper["heads"]), hyper["D"], spec
     )
     predictor = predictor.to(x.dtype)
     fill(predictor, state, {

@@ -126,7 +126,7 @@ BOTH: Plans = {"image": CLEAN, "text": CLEAN}
 
 def pairs(data: str | tuple[str, ...], **options: Any) -> Paired:
     given = {"members": {"image": IMAGE, "text": TEXT}, **options}
-    return Paired.Config(data=(data,) if isinstance(data, str) else data, **given).build()
+    return Paired(Paired.Config(data=(data,) if isinstance(data, str) else data, **given))
 
 
 def rows(count: int = 20) -> list[dict[str, bytes | str]]:

@@ -300,7 +300,7 @@ def test_it_holds_no_parameters_and_no_modules(name: str) -> None:
 
 
 def test_a_module_inside_a_modality_would_be_seen() -> None:
-    modality = Accelerometer.Config(mask_group=4).build()
+    modality: Any = Accelerometer(Accelerometer.Config(mask_group=4))
     modality.helper = {"deep": [nn.Linear(2, 2)]}
     assert holds(modality, (nn.Module, nn.Parameter), set())
 

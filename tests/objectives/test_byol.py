@@ -25,7 +25,7 @@ OTHER = ~torch.eye(2, dtype=torch.bool)
 def made(streams: tuple[str, ...] = ("rows",), spec: Any = ROWS, **options: Any) -> tuple[Any, Any]:
     encoders = encoders_of(*streams)
     cfg = BYOL.Config(**{"projector": HEAD, "predictor": HEAD, **options})
-    return cfg.build(encoders, dict.fromkeys(streams, spec)), encoders
+    return BYOL(cfg, encoders, {stream: spec for stream in streams}), encoders
 
 
 # -------------------------------------------------------------------------------------- the loss

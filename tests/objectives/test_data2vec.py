@@ -22,9 +22,15 @@ START = Progress(step=0, total=10)
 
 
 def built(**options: object) -> tuple[Encoders, Data2Vec]:
-    net = Encoders({"pictures": TransformerEncoder.Config(dim=16, depth=3, heads=2, init_std=0).build(SPEC)})
+    net = Encoders(
+        {
+            "pictures": TransformerEncoder(
+                TransformerEncoder.Config(dim=16, depth=3, heads=2, init_std=0), SPEC
+            )
+        }
+    )
     cfg = Data2Vec.Config(**{"top_k": 2, **options})
-    return net, cfg.build(net, {"pictures": SPEC})
+    return net, Data2Vec(cfg, net, {"pictures": SPEC})
 
 
 def views(objective: Data2Vec, rows: int = 4) -> Views:

@@ -59,7 +59,7 @@ def build(**options: Any) -> tuple[Encoders, DINO]:
     torch.manual_seed(1)
     encoders = Encoders({"rows": Stub()}).double()
     defaults: dict[str, Any] = {"head": HEAD, "ibot_head": OTHER, "num_local": 2, "koleo_group": 4}
-    objective = DINO.Config(**defaults | options).build(encoders, SPEC).double()
+    objective = DINO(DINO.Config(**defaults | options), encoders, SPEC).double()
     with torch.no_grad():
         for p in objective.parameters():
             p += 0.5 * torch.randn_like(p)
@@ -375,7 +375,7 @@ def test_a_misfit_says_the_way_out() -> None:
         objective(encoders, batch_of(4, 2)[1:], START)
     both = Encoders({"a": Stub(), "b": Stub()})
     with pytest.raises(ValueError, match="dino reads one stream, got a, b"):
-        DINO.Config().build(both, {"a": SPEC["rows"], "b": SPEC["rows"]})
+        DINO(DINO.Config(), both, {"a": SPEC["rows"], "b": SPEC["rows"]})
 
 
 def test_the_config_comes_back_from_json() -> None:

@@ -106,11 +106,11 @@ def train(rank: int, shard: int) -> list[Tensor]:
     encoders = build_encoders({"rows": encoder}, SPEC)
     teacher = Teacher.Config(ema=0.5, final_ema=0.5)
     cfg = DINO.Config(head=SMALL, ibot_head=SMALL, num_local=0, koleo_group=8, teacher=teacher)
-    objective = cfg.build(encoders, SPEC)
+    objective = DINO(cfg, encoders, SPEC)
     learner = Learner(encoders, objective)
     if shard:
         parallelize(learner, Parallel(shard=shard, precision="fp32"), torch.device("cpu"))
-    optimizer = AdamW.Config(lr=1e-2, final_lr=1e-2).build(learner, objective.param_rules(), 8)
+    optimizer = AdamW(AdamW.Config(lr=1e-2, final_lr=1e-2), learner, objective.param_rules(), 8)
     found = []
     for step in range(STEPS):
         progress = Progress(step=step, total=STEPS)

@@ -23,9 +23,15 @@ START = Progress(step=0, total=10)
 
 
 def built() -> tuple[Encoders, IJEPA]:
-    net = Encoders({"pictures": TransformerEncoder.Config(dim=16, depth=2, heads=2, init_std=0).build(SPEC)})
+    net = Encoders(
+        {
+            "pictures": TransformerEncoder(
+                TransformerEncoder.Config(dim=16, depth=2, heads=2, init_std=0), SPEC
+            )
+        }
+    )
     cfg = IJEPA.Config(predictor=Decoder.Config(dim=16, depth=1, heads=2))
-    return net, cfg.build(net, {"pictures": SPEC})
+    return net, IJEPA(cfg, net, {"pictures": SPEC})
 
 
 def views(objective: IJEPA, rows: int = 3) -> Views:
@@ -80,7 +86,7 @@ def test_the_teacher_follows_linearly_and_is_what_is_shipped() -> None:
     objective.after_step(net, START)
     after = torch.cat([p.flatten() for p in objective.teacher["encoders"].parameters()])
     torch.testing.assert_close(after - before, torch.full_like(after, 0.004), rtol=1e-3, atol=1e-6)
-    cosine = Teacher.Config(ema=0.996, final_ema=1.0).build({"encoders": net}).momentum
+    cosine = Teacher(Teacher.Config(ema=0.996, final_ema=1.0), {"encoders": net}).momentum
     assert cosine.at(2, 10) < momentum.at(2, 10)
 
 
@@ -102,4 +108,4 @@ def test_it_says_which_masks_it_wants() -> None:
     with pytest.raises(ValueError, match=r"objective\.targets=0"):
         IJEPA.Config(targets=0)
     with pytest.raises(ValueError, match="ijepa reads one stream, got a, b"):
-        IJEPA.Config().build(net, {"a": SPEC, "b": SPEC})
+        IJEPA(IJEPA.Config(), net, {"a": SPEC, "b": SPEC})

@@ -28,7 +28,9 @@ SMALL = Decoder.Config(dim=16, depth=1, heads=2)
 
 
 def encoders() -> Encoders:
-    return Encoders({"pictures": TransformerEncoder.Config(dim=16, depth=2, heads=2).build(SPEC)})
+    return Encoders(
+        {"pictures": TransformerEncoder(TransformerEncoder.Config(dim=16, depth=2, heads=2), SPEC)}
+    )
 
 
 def views(rows: int = 4) -> Views:
@@ -59,7 +61,7 @@ def test_hidden_pixels_reach_the_encoder_by_no_way() -> None:
 
 def test_the_loss_asks_for_hidden_tokens_only() -> None:
     given, net = views(), encoders()
-    objective = MAE.Config(decoder=SMALL).build(net, {"pictures": SPEC})
+    objective = MAE(MAE.Config(decoder=SMALL), net, {"pictures": SPEC})
     loss = objective(net, Batch([given]), START).total
     assert given.target is not None
     shown = ~given.masks[0].hidden[..., None]
@@ -98,7 +100,7 @@ def test_replace_reads_the_encoder_itself() -> None:
     cfg = MAE.Config(masking="replace", metric="l1", norm_target="none")
     assert cfg.maskings() == {"replace"}
     assert MAE.Config().maskings() == {"drop"}
-    objective = cfg.build(net, {"pictures": SPEC})
+    objective = MAE(cfg, net, {"pictures": SPEC})
     assert not list(objective.shard_units())
     found = objective(net, Batch([given]), START)
     hidden = places(given.masks[0])[1]
@@ -116,7 +118,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(masking: Any) -> None:
         torch.manual_seed(0)
         net = encoders()
         learner = Learner(
-            net, MAE.Config(decoder=SMALL, masking=masking).build(net, {"pictures": SPEC}), chunk
+            net, MAE(MAE.Config(decoder=SMALL, masking=masking), net, {"pictures": SPEC}), chunk
         )
         learner.backward(learner(Batch([given]), START))
         grads.append({n: p.grad for n, p in learner.named_parameters() if p.grad is not None})
@@ -127,7 +129,13 @@ def test_chunks_give_the_gradient_of_the_whole_batch(masking: Any) -> None:
 
 def test_it_learns_what_a_constant_cannot() -> None:
     torch.manual_seed(0)
-    net = Encoders({"pictures": TransformerEncoder.Config(dim=32, depth=2, heads=4, init_std=0).build(SPEC)})
+    net = Encoders(
+        {
+            "pictures": TransformerEncoder(
+                TransformerEncoder.Config(dim=32, depth=2, heads=4, init_std=0), SPEC
+            )
+        }
+    )
     cfg = MAE.Config(decoder=Decoder.Config(dim=32, depth=1, heads=4), norm_target="none")
     learner = Learner(net, cfg.build(net, {"pictures": SPEC}))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=5e-3)
@@ -152,14 +160,16 @@ def test_bad_options_are_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="heads=3 does not divide dim=16"):
         Decoder.Config(dim=16, heads=3)
     with pytest.raises(ValueError, match="decoder dim=18: want a multiple of 4"):
-        Decoder.Config(dim=18, heads=2).build(16, SPEC)
+        Decoder(Decoder.Config(dim=18, heads=2), 16, SPEC)
     with pytest.raises(ValueError, match="mae rebuilds one stream, got a, b"):
-        MAE.Config().build(encoders(), {"a": SPEC, "b": SPEC})
+        MAE(MAE.Config(), encoders(), {"a": SPEC, "b": SPEC})
     single = StreamSpec(kind="grid", shape=(1, 4, 4), patch=(1, 1), num_tokens=16, target_dim=1)
-    net = Encoders({"pictures": TransformerEncoder.Config(dim=16, depth=1, heads=2).build(single)})
+    net = Encoders(
+        {"pictures": TransformerEncoder(TransformerEncoder.Config(dim=16, depth=1, heads=2), single)}
+    )
     with pytest.raises(ValueError, match=r"norm_target=token needs 2 or more values.*norm_target=none"):
-        MAE.Config(decoder=SMALL).build(net, {"pictures": single})
-    objective = MAE.Config(decoder=SMALL).build(encoders(), {"pictures": SPEC})
+        MAE(MAE.Config(decoder=SMALL), net, {"pictures": single})
+    objective = MAE(MAE.Config(decoder=SMALL), encoders(), {"pictures": SPEC})
     with pytest.raises(ValueError, match="wants a global view with a mask and a target"):
         objective(encoders(), Batch([views().with_mask(None)]), START)
 
@@ -173,4 +183,4 @@ def test_rows_that_hide_unequally_are_refused() -> None:
     )
     net = encoders()
     with pytest.raises(ValueError, match="equally many hidden tokens"):
-        MAE.Config(decoder=SMALL).build(net, {"pictures": SPEC})(net, Batch([uneven]), START)
+        MAE(MAE.Config(decoder=SMALL), net, {"pictures": SPEC})(net, Batch([uneven]), START)

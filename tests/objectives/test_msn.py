@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -71,7 +71,9 @@ def test_the_teacher_sees_the_first_view_whole_and_the_student_the_second_in_par
     encoders, objective = build()
     losses = objective(encoders, batch_of(4), START)
     losses.total.backward()
-    assert encoders["rows"].seen == [[("global", 1, "drop", True), ("local", 2, "drop", False)]]
+    assert cast(Dropper, encoders["rows"]).seen == [
+        [("global", 1, "drop", True), ("local", 2, "drop", False)]
+    ]
     assert objective.teacher["encoders"]["rows"].seen == [[("global", 1, "none", False)]]
     assert all(p.grad is None for p in objective.teacher.parameters())
     assert all(p.grad is not None for p in [*encoders.parameters(), *objective.projector.parameters()])
@@ -113,7 +115,9 @@ def test_without_a_mask_ratio_no_masks_are_asked_for() -> None:
     assert objective.cfg.maskings() == {"none"}
     assert build()[1].cfg.maskings() == {"none", "drop"}
     objective(encoders, batch_of(4, masked=False), START)
-    assert encoders["rows"].seen == [[("global", 1, "none", False), ("local", 2, "none", False)]]
+    assert cast(Dropper, encoders["rows"]).seen == [
+        [("global", 1, "none", False), ("local", 2, "none", False)]
+    ]
 
 
 def test_even_use_costs_nothing_one_prototype_log_k_and_the_prior_itself_nothing() -> None:

@@ -34,7 +34,7 @@ def made(spec: dict[str, StreamSpec] = SPEC, **options: Any) -> tuple[SPR, Encod
     cfg = SPR.Config(
         steps=K, projector=head, predictor=head, transition=head.replace(norm="layer"), **options
     )
-    return cfg.build(encoders, spec).train(), encoders.train()
+    return SPR(cfg, encoders, spec).train(), encoders.train()
 
 
 def views(rows: int = B, seed: int = 0) -> Views:
@@ -152,7 +152,7 @@ def test_one_stream_only() -> None:
     spec = {"a": SPEC["moves"], "b": SPEC["moves"]}
     encoders = build_encoders(dict.fromkeys(spec, MLPEncoder.Config(dims=(8,))), spec)
     with pytest.raises(ValueError, match="spr rolls one stream forward, got a, b"):
-        SPR.Config().build(encoders, spec)
+        SPR(SPR.Config(), encoders, spec)
 
 
 def test_same_direction_costs_0_and_the_opposite_4() -> None:

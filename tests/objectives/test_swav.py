@@ -10,6 +10,7 @@ from torch import Tensor
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
+from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.losses.swav import swav_loss
@@ -28,7 +29,7 @@ def build(**options: Any) -> tuple[Encoders, SwAV]:
     torch.manual_seed(1)
     encoders = Encoders({"rows": Stub()}).double()
     defaults: dict[str, Any] = {"prototypes": 7, "num_local": 2, "projector": HEAD}
-    objective = SwAV.Config(**defaults | options).build(encoders, SPEC).double()
+    objective = SwAV(SwAV.Config(**defaults | options), encoders, SPEC).double()
     objective.after_step(encoders, START)  # unit vectors in fp64 too
     return encoders, objective
 
@@ -103,7 +104,7 @@ def test_the_objective_is_its_free_function_on_cosines_of_all_views() -> None:
 
 def test_prototypes_are_unit_vectors_at_the_start_and_after_every_step_and_rest_where_asked() -> None:
     encoders, objective = build(freeze_prototypes=3)
-    fresh = SwAV.Config(prototypes=7, projector=HEAD).build(encoders, SPEC)
+    fresh = SwAV(SwAV.Config(prototypes=7, projector=HEAD), encoders, SPEC)
     torch.testing.assert_close(fresh.prototypes.weight.norm(dim=1), torch.ones(7))
     with torch.no_grad():
         objective.prototypes.weight *= 3
@@ -112,8 +113,8 @@ def test_prototypes_are_unit_vectors_at_the_start_and_after_every_step_and_rest_
     objective.after_step(encoders, START)
     torch.testing.assert_close(objective.prototypes.weight.detach(), turned)
     turned = objective.prototypes.weight.detach().clone()
-    learner = torch.nn.ModuleDict({"encoders": encoders, "objective": objective})
-    optimizer = AdamW.Config(lr=0.1).build(learner, objective.param_rules(), 256)
+    learner = Learner(encoders, objective)
+    optimizer = AdamW(AdamW.Config(lr=0.1), learner, objective.param_rules(), 256)
     for step in (2, 3):
         objective(encoders, batch_of(4), START).total.backward()
         optimizer.step(Progress(step=step, total=10))
@@ -170,7 +171,7 @@ def test_two_ranks_with_a_queue_give_the_gradients_and_the_queue_of_one() -> Non
 def test_several_streams_share_the_prototypes_and_code_their_clean_views() -> None:
     encoders = Encoders({"one": Stub(), "two": Stub()}).double()
     specs = {"one": SPEC["rows"], "two": SPEC["rows"]}
-    objective = SwAV.Config(prototypes=7, projector=HEAD).build(encoders, specs).double()
+    objective = SwAV(SwAV.Config(prototypes=7, projector=HEAD), encoders, specs).double()
     assert {(p.num_clean, p.num_global, p.num_local) for p in objective.plans().values()} == {(1, 0, 0)}
     batch = Batch(Views(x=torch.randn(4, 6).double(), stream=s, role="clean") for s in specs)
     objective(encoders, batch, START).total.backward()

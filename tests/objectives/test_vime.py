@@ -35,7 +35,7 @@ def rows() -> tuple[Tensor, Tensor]:
 def parts(encoder: Any = None, **options: Any) -> tuple[Encoders, VIME]:
     torch.manual_seed(0)
     encoders = build_encoders({"t": encoder or MLPEncoder.Config(dims=(8,))}, {"t": SPEC})
-    return encoders, VIME.Config(**options).build(encoders, {"t": SPEC})
+    return encoders, VIME(VIME.Config(**options), encoders, {"t": SPEC})
 
 
 def test_the_losses_are_those_of_the_paper_by_column() -> None:
@@ -130,4 +130,4 @@ def test_other_streams_are_refused() -> None:
     spec = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=4, patch=(4, 4), target_dim=48)
     encoders = build_encoders({"t": TransformerEncoder.Config(dim=8, depth=1, heads=2)}, {"t": spec})
     with pytest.raises(ValueError, match="this stream is of kind grid: take mae instead"):
-        VIME.Config().build(encoders, {"t": spec})
+        VIME(VIME.Config(), encoders, {"t": spec})

@@ -48,7 +48,7 @@ def three() -> dict[str, Objective.Config]:
 def build(terms: Mapping[str, Objective.Config], **options: Any) -> tuple[Encoders, Any]:
     torch.manual_seed(1)
     encoders = Encoders({"rows": Stub()}).double()
-    objective = Weighted.Config(terms=dict(terms), **options).build(encoders, SPEC).double()
+    objective = Weighted(Weighted.Config(terms=dict(terms), **options), encoders, SPEC).double()
     return encoders, objective.train()
 
 
@@ -83,7 +83,7 @@ def test_a_masked_and_a_whole_pass_are_two_encodes_and_ibot_is_dino_beside_a_mas
     batch, counting = batch_of(4, 0), Counting(encoders)
     losses = objective(counting, batch, START)
     assert counting.seen == [("none", [8]), ("replace", [8])]
-    whole = DINO.Config(**both, num_local=0).build(encoders, SPEC).double().train()
+    whole: Any = DINO(DINO.Config(**both, num_local=0), encoders, SPEC).double().train()
     whole.ibot_head.load_state_dict(objective.terms["tokens"].ibot_head.state_dict())
     whole.teacher["ibot_head"].load_state_dict(whole.ibot_head.state_dict())
     right = whole(encoders, batch, START).terms["ibot"]
@@ -179,12 +179,12 @@ def sharded(rank: int, shard: int) -> list[Tensor]:
     encoders["rows"].prepare_for(frozenset({"none"}))
     heads: dict[str, Any] = {"projector": HEAD, "prototypes": 7, "num_local": 0}
     terms = {"swap": SwAV.Config(**heads, queue=8), "drop": MSN.Config(**heads, mask_ratio=0.0)}
-    objective = Weighted.Config(terms=terms).build(encoders, SPEC)
+    objective = Weighted(Weighted.Config(terms=terms), encoders, SPEC)
     learner = Learner(encoders, objective).train()
     if shard:
         parallelize(learner, Parallel(shard=shard, precision="fp32"), torch.device("cpu"))
     # no Adam: it makes steps of rounding where a gradient is 0 (the bias of keys)
-    optimizer = SGD.Config(lr=0.1, final_lr=0.1).build(learner, objective.param_rules(), 8)
+    optimizer = SGD(SGD.Config(lr=0.1, final_lr=0.1), learner, objective.param_rules(), 8)
     found: list[Tensor] = []
     for step in range(3):
         progress = Progress(step=step, total=10)
@@ -215,7 +215,7 @@ def test_terms_read_the_streams_named_for_them_as_in_slip() -> None:
     encoders = Encoders({s: Stub() for s in specs}).double()
     terms = {"pairs": InfoNCE.Config(projector=HEAD), "views": DINO.Config(**PLAIN, num_local=0)}
     cfg = Weighted.Config(terms=terms, streams={"views": ("one",)})
-    objective = cfg.build(encoders, specs).double().train()
+    objective: Any = cfg.build(encoders, specs).double().train()
     plans = objective.plans()
     assert (plans["one"].num_clean, plans["one"].num_global) == (1, 2)
     assert (plans["two"].num_clean, plans["two"].num_global) == (1, 0)
@@ -226,7 +226,7 @@ def test_terms_read_the_streams_named_for_them_as_in_slip() -> None:
     losses.total.backward()
     assert sorted(counting.seen) == [("none", [4, 4]), ("none", [8])]
     objective.after_step(encoders, START)
-    shipped = objective.exported(encoders)  # the first term's towers
+    shipped: Any = objective.exported(encoders)  # the first term's towers
     assert [tower.encoder for tower in shipped.values()] == [*encoders.values()]
     objective.cfg.export = "views"
     shipped = objective.exported(encoders)

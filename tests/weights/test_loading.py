@@ -23,7 +23,7 @@ def spec(side: int = 56) -> StreamSpec:
 def build(side: int = 56, **options: Any) -> TransformerEncoder:
     torch.manual_seed(0)
     given = {"dim": 24, "depth": 2, "heads": 3, "layerscale": 0.5} | options
-    encoder = TransformerEncoder.Config(**given).build(spec(side)).eval()
+    encoder = TransformerEncoder(TransformerEncoder.Config(**given), spec(side)).eval()
     for parameter in encoder.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return encoder

@@ -37,7 +37,7 @@ def encoder(
     cfg = TransformerEncoder.Config(
         dim=24, depth=2, heads=3, layerscale=layerscale, registers=registers, position=position
     )
-    made = cfg.build(spec).eval()
+    made = TransformerEncoder(cfg, spec).eval()
     for parameter in made.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return made

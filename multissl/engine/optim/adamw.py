@@ -22,6 +22,8 @@ class AdamW(Optimizer):
         eps: float = 1e-8
         """Number added to the denominator of the update."""
 
+    cfg: Config
+
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's AdamW, fused."""
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.cfg.betas, eps=self.cfg.eps, fused=True)

@@ -74,7 +74,11 @@ class Optimizer(Component, ABC):
             if not 0 < self.layer_decay <= 1:
                 raise ValueError(f"optim.layer_decay={self.layer_decay}: want more than 0 and at most 1")
 
-    def __init__(self, cfg: Any, learner: Learner, rules: Sequence[ParamRule], batch_size: int) -> None:
+        def build(self, learner: Learner, rules: Sequence[ParamRule], batch_size: int) -> Optimizer:
+            """Return the optimizer of a learner's parameters, for a global batch size."""
+            return super(Optimizer.Config, self).build(learner, rules, batch_size)
+
+    def __init__(self, cfg: Config, learner: Learner, rules: Sequence[ParamRule], batch_size: int) -> None:
         self.cfg = cfg
         self.lr = scaled_lr(cfg, batch_size)
         final_decay = cfg.weight_decay if cfg.final_weight_decay is None else cfg.final_weight_decay
@@ -116,7 +120,7 @@ class Optimizer(Component, ABC):
         self.torch.zero_grad(set_to_none=True)
 
 
-def scaled_lr(cfg: Any, batch_size: int) -> float:
+def scaled_lr(cfg: Optimizer.Config, batch_size: int) -> float:
     """Return the learning rate for a global batch size by the rule that the config names."""
     match cfg.lr_scaling:
         case "linear":

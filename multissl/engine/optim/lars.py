@@ -46,6 +46,8 @@ class LARS(Optimizer):
             if self.trust <= 0:
                 raise ValueError(f"optim.trust={self.trust}: want more than 0, such as 0.001")
 
+    cfg: Config
+
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Our LARS."""
         cfg = self.cfg

@@ -22,6 +22,8 @@ class SGD(Optimizer):
         nesterov: bool = False
         """Look one step ahead along the momentum."""
 
+    cfg: Config
+
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's SGD."""
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.cfg.momentum, nesterov=self.cfg.nesterov)

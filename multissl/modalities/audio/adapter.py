@@ -164,6 +164,8 @@ class Audio(HasRecordings):
     suffixes = SUFFIXES + FILMS
     columns = ("audio", "sound", "audio_bytes", "audio_path")
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._sources: dict[str, SplitSamples] = {}

@@ -167,6 +167,8 @@ class Image(Modality):
     suffixes = SUFFIXES
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._sources: dict[str, SplitSamples] = {}

@@ -108,6 +108,8 @@ class Paired(Modality):
                     "member is no prompt; for a source of pairs set modality.join=row"
                 )
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.members: dict[str, Modality] = {name: member.build() for name, member in cfg.members.items()}

@@ -135,6 +135,8 @@ class RL(HasStates):
         {"local", "mask", "masks", "drop", "target", "condition", "coords"}
     )
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._replay: Replay | None = None

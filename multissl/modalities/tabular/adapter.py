@@ -98,6 +98,8 @@ class Tabular(HasTargets):
     suffixes = (".json",)
     payload = "cells"
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.labels = Labels()

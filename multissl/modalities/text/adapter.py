@@ -116,6 +116,8 @@ class Text(HasText):
     payload = "text"
     columns = (*COLUMNS, "caption", "transcript")
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._vocabulary: Vocabulary | None = None

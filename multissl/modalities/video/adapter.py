@@ -161,6 +161,8 @@ class Video(Modality):
     suffixes = SUFFIXES
     columns = ("video", "clip", "video_bytes", "video_path")
 
+    cfg: Config
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._sources: dict[str, SplitSamples] = {}

@@ -29,7 +29,7 @@ WARPED = {"warp": 0.2, "center": True, "equalize": 6.0}
 
 def small(**options: Any) -> Audio:
     given = {"frames": 32, "local_frames": 16, "mels": 32, "patch": (8, 8), "mean": -7.0, "std": 4.0}
-    return Audio.Config(**{**given, "mask_group": 4, **options}).build()
+    return Audio(Audio.Config(**{**given, "mask_group": 4, **options}))
 
 
 def rows(first: int = 0, count: int = 4, total: int = 4, line: int = 0) -> RowRandom:
@@ -278,7 +278,9 @@ def test_padding_changes_no_feature_and_no_loss() -> None:
 
     spec = small().streams()["audio"]
     torch.manual_seed(0)
-    encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling="mean").build(spec).eval()
+    encoder = TransformerEncoder(
+        TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling="mean"), spec
+    ).eval()
     (clean,) = run(small(), noises(SHORT), CLEAN)
     spoilt = replace(clean, x=clean.x.clone())
     spoilt.x[1, 0, 8:] = 3.0  # one column of tokens of the second row is real

@@ -84,7 +84,7 @@ def test_bytes_and_members_of_archives_are_read(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.size = len(part)
                 tar.addfile(info, io.BytesIO(part))
-    data: Any = Audio.Config(data=str(tmp_path / "shard.tar")).build().dataset("all")
+    data: Any = Audio(Audio.Config(data=str(tmp_path / "shard.tar"))).dataset("all")
     assert len(data) == 4
     assert torch.equal(Clip(data[1], RATE).cut(0, 10**9), read(path))
     assert torch.equal(Clip(Sample(content, 0), RATE).cut(0, 10**9), read(path))
@@ -98,7 +98,7 @@ def digits(folder: Path, speakers: str = "abc", takes: int = 4) -> Audio:
                 noise = np.random.default_rng(take).normal(0, 0.1, 6000).astype(np.float32)
                 write(folder / f"{digit}_{speaker}_{take}.wav", noise)
     options: Any = {"label_pattern": r"(\d)_\w_\d", "group_pattern": r"\d_(\w)_\d", "hold_out": "b"}
-    return Audio.Config(data=str(folder), frames=32, local_frames=16, mels=32, **options).build()
+    return Audio(Audio.Config(data=str(folder), frames=32, local_frames=16, mels=32, **options))
 
 
 def test_names_give_labels_and_speakers_and_one_speaker_is_held_out(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_broken_recordings_are_skipped_and_listed_and_the_rest_trains(tmp_path: 
     count = len(broken(tmp_path))
     for i in range(12):
         write(tmp_path / f"good{i}.wav", np.random.default_rng(i).normal(0, 0.1, 6000))
-    modality = Audio.Config(data=str(tmp_path), frames=32, local_frames=16, mels=32, patch=(8, 8)).build()
+    modality = Audio(Audio.Config(data=str(tmp_path), frames=32, local_frames=16, mels=32, patch=(8, 8)))
     steps = StepBatches(modality, {"audio": ViewPlan(num_global=2)}, 8, 0, 0, 1, final=True)
     listed: set[str] = set()
     for step in range(6):
@@ -175,10 +175,10 @@ def test_a_truncated_wav_is_used_as_far_as_it_goes(tmp_path: Path) -> None:
 def test_a_folder_without_sound_and_one_of_silence_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"holds no audios?, found 1 files \(.jpg\); looked for .wav"):
-        Audio.Config(data=str(tmp_path)).build().dataset("train")
+        Audio(Audio.Config(data=str(tmp_path))).dataset("train")
     for i in range(3):
         write(tmp_path / f"{i}.wav", np.zeros(RATE, np.float32))
-    data = Audio.Config(data=str(tmp_path)).build().dataset("train")
+    data = Audio(Audio.Config(data=str(tmp_path))).dataset("train")
     with pytest.raises(ValueError, match="none of the sounds can be read"):
         measure(data, RATE, 32)
 

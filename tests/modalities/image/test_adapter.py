@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 
 def small(**options: Any) -> Image:
-    return Image.Config(**{"size": 16, "local_size": 8, "patch": 4, **options}).build()
+    return Image(Image.Config(**{"size": 16, "local_size": 8, "patch": 4, **options}))
 
 
 def rows(first: int = 0, count: int = 4, total: int = 4, line: int = 0) -> RowRandom:

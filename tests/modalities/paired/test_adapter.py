@@ -173,7 +173,7 @@ def test_prompts_make_the_text_of_the_class(tmp_path: Path) -> None:
 def by_class(tmp_path: Path, **options: Any) -> Paired:
     left = IMAGE.replace(data=class_folders(tmp_path / "left", "png", 12))
     right = IMAGE.replace(data=class_folders(tmp_path / "right", "png", 5, 2))
-    return Paired.Config(**{"members": {"left": left, "right": right}, "join": "label", **options}).build()
+    return Paired(Paired.Config(**{"members": {"left": left, "right": right}, "join": "label", **options}))
 
 
 def test_partners_are_drawn_among_samples_of_the_same_class(tmp_path: Path) -> None:
@@ -218,16 +218,16 @@ def test_members_without_a_class_in_common_are_refused(tmp_path: Path) -> None:
     other = Image.Config(**SMALL[Image.Config])  # the built-in motifs
     both = {**made.cfg.members, "right": other}
     with pytest.raises(ValueError, match=r"no class in common \(left: 0, 1, 2; right: "):
-        Paired.Config(members=both, join="label").build().fit()
+        Paired(Paired.Config(members=both, join="label")).fit()
 
 
 def test_a_prompt_is_a_third_stream_of_a_join_by_class(tmp_path: Path) -> None:
     made = by_class(tmp_path)
     three = {**made.cfg.members, "text": TEXT}
     names = {"0": "zero", "1": "one"}
-    made = Paired.Config(
-        members=three, join="label", prompts={"text": ("{}", "number {}")}, names=names
-    ).build()
+    made = Paired(
+        Paired.Config(members=three, join="label", prompts={"text": ("{}", "number {}")}, names=names)
+    )
     steps = StepBatches(made, dict.fromkeys(three, CLEAN), 16, 0, 0, 1, final=False)
     found = {v.stream: v for v in batch(steps, 0)}
     said = written(found["text"], made)
@@ -316,7 +316,7 @@ def test_the_report_shows_samples_side_by_side_and_baselines_are_those_that_all_
 
 
 def test_the_built_in_captions_tell_what_was_drawn() -> None:
-    made = Paired.Config().build()
+    made = Paired(Paired.Config())
     train, val = made.dataset("train"), every(made, "val")
     assert [len(train), len(val)] == [5000, 1000]
     first = [train[i].data.parts["text"] for i in range(3)]

@@ -226,7 +226,7 @@ def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="built-in pairs of pictures and captions only, not of image, tabular"
     ):
-        Paired.Config(members={"image": IMAGE, "tabular": Tabular.Config()}).build().dataset("train")
+        Paired(Paired.Config(members={"image": IMAGE, "tabular": Tabular.Config()})).dataset("train")
     (tmp_path / "a.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match="is no plain tar"):
         pairs(str(tmp_path / "a.tar")).dataset("train")
@@ -270,7 +270,7 @@ def test_each_text_of_a_cell_is_a_row_and_all_are_positives_of_each_other(kind: 
 def test_texts_of_two_streams_go_together_and_the_shorter_cell_is_repeated(tmp_path: Path) -> None:
     lines = [{"here": [f"a{i}", f"b{i}", f"c{i}"], "there": [f"A{i}", f"B{i}"]} for i in range(4)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    made = Paired.Config(data=(str(tmp_path / "a.jsonl"),), members={"here": TEXT, "there": TEXT}).build()
+    made = Paired(Paired.Config(data=(str(tmp_path / "a.jsonl"),), members={"here": TEXT, "there": TEXT}))
     found = [(s.data.parts["here"], s.data.parts["there"]) for s in every(made)[:3]]
     assert found == [("a0", "A0"), ("b0", "B0"), ("c0", "A0")]
 

@@ -20,7 +20,7 @@ PAIR = ViewPlan(num_global=2)
 
 
 def tiny(**options: Any) -> RL:
-    return RL.Config(episodes=10, steps=12, **options).build().fit()
+    return RL(RL.Config(episodes=10, steps=12, **options)).fit()
 
 
 def counted(tmp_path: Any, lengths: tuple[int, ...] = (9, 5, 7, 9), side: int = 12) -> str:
@@ -33,9 +33,7 @@ def counted(tmp_path: Any, lengths: tuple[int, ...] = (9, 5, 7, 9), side: int = 
 
 
 def from_file(path: str, **options: Any) -> RL:
-    return (
-        RL.Config(data=path, size=12, local_size=12, patch=4, shift=0, intensity=0.0, **options).build().fit()
-    )
+    return RL(RL.Config(data=path, size=12, local_size=12, patch=4, shift=0, intensity=0.0, **options)).fit()
 
 
 def pixels(modality: RL, x: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         "two.npz": "2 episodes cannot be split by episode into train, val and test: give 3 or more",
     }.items():
         with pytest.raises(ValueError, match=message) as found:
-            RL.Config(data=str(tmp_path / name)).build().dataset("train")
+            RL(RL.Config(data=str(tmp_path / name))).dataset("train")
         assert str(found.value).startswith("modality.data=")
         assert "\n" not in str(found.value)
 
@@ -106,7 +106,7 @@ def test_a_broken_hdf5_file_is_named(tmp_path: Path) -> None:
         file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
     (tmp_path / "cut.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[:900])
     with pytest.raises(ValueError, match=r"cannot be read as h5 .*: is the file whole") as found:
-        RL.Config(data=str(tmp_path / "cut.h5")).build().dataset("train")
+        RL(RL.Config(data=str(tmp_path / "cut.h5"))).dataset("train")
     assert "\n" not in str(found.value)
 
 
@@ -175,18 +175,18 @@ def test_pictures_are_averaged_down() -> None:
 def test_classic_control_is_rolled_out_alike_for_a_seed() -> None:
     pytest.importorskip("gymnasium", reason="the extra `rl` is not installed")
     pytest.importorskip("pygame", reason="the extra `rl` is not installed")
-    modality = RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12).build().fit()
+    modality = RL(RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12)).fit()
     found, names = modality.states("train")
     assert found.shape[1] == len(names) == 4
     rollout.cache_clear()
-    again = RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12).build().fit()
+    again = RL(RL.Config(data="gym:CartPole-v1", episodes=3, steps=8, size=24, local_size=12)).fit()
     assert np.array_equal(modality.replay().frames, again.replay().frames)
     assert modality.replay().frames.std() > 0
 
 
 def test_atari_tells_where_the_ball_is() -> None:
     pytest.importorskip("ale_py", reason="the extra `rl` is not installed")
-    modality = RL.Config(data="gym:ALE/Pong-v5", episodes=3, steps=40, size=84, local_size=60).build().fit()
+    modality = RL(RL.Config(data="gym:ALE/Pong-v5", episodes=3, steps=40, size=84, local_size=60)).fit()
     values, names = modality.states("train")
     assert names == ("ball_x", "ball_y", "player_y", "enemy_y")
     assert bool(values[:10].isnan().all())  # nothing is in play yet
@@ -207,6 +207,6 @@ def test_an_environment_that_cannot_render_is_refused() -> None:
 
     gym.register("Blind-v0", Blind)
     with pytest.raises(ValueError, match="Blind-v0 cannot render pictures, it offers ansi: take one with"):
-        RL.Config(data="gym:Blind-v0").build().dataset("train")
+        RL(RL.Config(data="gym:Blind-v0")).dataset("train")
     with pytest.raises(ValueError, match="gymnasium does not know 'NoSuch-v0'"):
-        RL.Config(data="gym:NoSuch-v0").build().dataset("train")
+        RL(RL.Config(data="gym:NoSuch-v0")).dataset("train")

@@ -40,7 +40,7 @@ def lines(count: int = 60) -> list[str]:
 
 
 def small(tmp_path: Path, given: list[str] | None = None, **options: Any) -> Tabular:
-    return Tabular.Config(data=write(tmp_path / "rows.csv", given or lines()), **options).build().fit()
+    return Tabular(Tabular.Config(data=write(tmp_path / "rows.csv", given or lines()), **options)).fit()
 
 
 def drawn(modality: Tabular, plan: ViewPlan, count: int = 8, first: int = 0, total: int = 0) -> Batch:
@@ -126,7 +126,7 @@ def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
     if kind == "frame":
         pandas = pytest.importorskip("pandas", reason="the extra `tabular` is not installed")
         data = holding(pandas.DataFrame(columns))
-    modality = Tabular.Config(data=data).build().fit()
+    modality = Tabular(Tabular.Config(data=data)).fit()
     assert modality.schema == expected.schema
     assert torch.equal(modality.rows().cells, expected.rows().cells)
     assert modality.rows().classes.tolist() == expected.rows().classes.tolist()
@@ -141,7 +141,7 @@ def test_splits_a_test_file_and_groups(tmp_path: Path) -> None:
     train, test = tmp_path / "my-train.csv", tmp_path / "my-test.csv"
     write(train, lines(50))
     write(test, ["color,age,target,income", "red,30,yes,1", "blue,31,no,2"])
-    modality = Tabular.Config(data=str(train)).build().fit()
+    modality = Tabular(Tabular.Config(data=str(train))).fit()
     assert beside(str(train)) == str(test)
     assert {s: len(rows) for s, rows in modality.rows().splits.items()} == {"train": 45, "val": 5, "test": 2}
     assert [modality.dataset("test")[i].label for i in range(2)] == [1, 0]
@@ -149,7 +149,7 @@ def test_splits_a_test_file_and_groups(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"modality\.test=.*column 'age' is missing; it has color, target, income"
     ):
-        Tabular.Config(data=str(train)).build().fit()
+        Tabular(Tabular.Config(data=str(train))).fit()
     given = ["a,who,target", *(f"{i},p{i // 4},{i % 2}" for i in range(80))]
     modality = small(tmp_path, given, group="who")
     owners = [{modality.rows().groups[r] for r in rows} for rows in modality.rows().splits.values()]
@@ -190,10 +190,10 @@ def test_a_bad_header_is_one_clear_line(given: list[str], message: str, tmp_path
 
 def test_wrong_names_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"modality\.data='nowhere\.csv': no such file"):
-        Tabular.Config(data="nowhere.csv").build().fit()
+        Tabular(Tabular.Config(data="nowhere.csv")).fit()
     (tmp_path / "x.doc").write_text("")
     with pytest.raises(ValueError, match=r"a \.doc file is no table"):
-        Tabular.Config(data=str(tmp_path / "x.doc")).build().fit()
+        Tabular(Tabular.Config(data=str(tmp_path / "x.doc"))).fit()
     with pytest.raises(ValueError, match=r"modality\.ignore names column 'agee'; did you mean age"):
         small(tmp_path, ignore=("agee",))
     with pytest.raises(ValueError, match=r"modality\.corruption\.1=1\.5: want a share"):
@@ -225,7 +225,7 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
     given[6] = "none at all,red,1,yes"
     path = tmp_path / "rows.csv"
     path.write_bytes("\n".join(given).encode().replace(b"28,blue,4.0", b"28,bl\xffe,4.0"))
-    modality = Tabular.Config(data=str(path)).build().fit()
+    modality = Tabular(Tabular.Config(data=str(path))).fit()
     data = modality.dataset("train")
     found = {}
     for i in range(len(data)):
@@ -247,14 +247,14 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
 def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = small(tmp_path)
     state = json.loads(json.dumps(trained.state()))
-    new = Tabular.Config(data=write(tmp_path / "new.csv", lines(30)[:1] + lines(30)[20:])).build()
+    new = Tabular(Tabular.Config(data=write(tmp_path / "new.csv", lines(30)[:1] + lines(30)[20:])))
     new.restore(state)
     assert new.schema == trained.schema
     assert torch.equal(new.rows().cells, trained.rows().cells[19:30])  # the same rows, the same numbers
     assert new.streams() == trained.streams()
 
     strange = [line.replace("green", "mauve") for line in lines(30)]
-    other = Tabular.Config(data=write(tmp_path / "new.csv", strange)).build()
+    other = Tabular(Tabular.Config(data=write(tmp_path / "new.csv", strange)))
     said: list[str] = []
     monkeypatch.setattr(tabular.log, "warning", lambda text, *args: said.append(text % args))
     other.restore(state)
@@ -264,12 +264,12 @@ def test_the_schema_is_enforced_at_load(tmp_path: Path, monkeypatch: pytest.Monk
     assert (other.rows().cells[1::3, 1] == 0).all()
 
     fewer = ["agee,income,target", *(f"{i},{i},yes" for i in range(30))]
-    other = Tabular.Config(data=write(tmp_path / "new.csv", fewer)).build()
+    other = Tabular(Tabular.Config(data=write(tmp_path / "new.csv", fewer)))
     other.restore(state)
     with pytest.raises(ValueError, match=r"column 'age' of the training data is missing; did you mean agee"):
         other.dataset("val")
     words = ["age,color,income,target", *(f"old{i % 2},red,{i},yes" for i in range(30))]
-    other = Tabular.Config(data=write(tmp_path / "new.csv", words)).build()
+    other = Tabular(Tabular.Config(data=write(tmp_path / "new.csv", words)))
     other.restore(state)
     with pytest.raises(
         ValueError, match=r"column 'age' held numbers in the training data, here it holds 'old0'"
@@ -326,7 +326,7 @@ def test_cells_that_go_missing_after_training_are_told(
 ) -> None:
     state = small(tmp_path).state()
     gone = ["age,color,income,target", *(f"{i},,,yes" if i % 2 else f",red,{i},yes" for i in range(30))]
-    new = Tabular.Config(data=write(tmp_path / "new.csv", gone)).build()
+    new = Tabular(Tabular.Config(data=write(tmp_path / "new.csv", gone)))
     said = said_by(monkeypatch, "warning")
     new.restore(state)
     new.dataset("val")
@@ -343,7 +343,7 @@ def test_nan_is_missing_in_cells_and_unknown_in_labels() -> None:
     a = np.arange(60.0)
     price = a * 2
     a[5::10], price[7::10] = np.nan, np.nan
-    modality = Tabular.Config(data=holding({"a": a, "price": price}), label="price").build().fit()
+    modality = Tabular(Tabular.Config(data=holding({"a": a, "price": price}), label="price")).fit()
     assert [c.name for c in modality.schema.columns] == ["a", "a is missing"]
     assert modality.rows().cells.isfinite().all()
     assert modality.rows().cells[5::10, 1].all()
@@ -354,7 +354,7 @@ def test_nan_is_missing_in_cells_and_unknown_in_labels() -> None:
 
 
 def test_the_demo_can_be_read_twice() -> None:
-    first, second = Tabular.Config().build().fit(), Tabular.Config().build().fit()
+    first, second = Tabular(Tabular.Config()).fit(), Tabular(Tabular.Config()).fit()
     assert (second.rows().classes >= 0).all()
     assert torch.equal(first.rows().cells, second.rows().cells)
 
@@ -365,7 +365,7 @@ def test_a_byte_that_is_not_utf8_is_told_from_a_written_replacement_character(tm
     assert not small(tmp_path, ["a,drink,target", *body]).rows().broken
     (tmp_path / "rows.csv").write_bytes(b"a,dr\xefnk,target\n1,2,3\n")
     with pytest.raises(ValueError, match="the header is not UTF-8: save the file as UTF-8"):
-        Tabular.Config(data=str(tmp_path / "rows.csv")).build().fit()
+        Tabular(Tabular.Config(data=str(tmp_path / "rows.csv"))).fit()
 
 
 def test_a_frame_trains_from_python(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.modalities.tabular.test_adapter import drawn, said_by, small, write
 
 @pytest.mark.parametrize("by", ["marginal", "permute", "donor", "subset", "hide"])
 def test_views_are_the_same_on_any_number_of_ranks(by: Any) -> None:
-    modality = Tabular.Config(corrupt_by=by, corruption=(0.2, 0.6), subset_noise=0.2).build().fit()
+    modality = Tabular(Tabular.Config(corrupt_by=by, corruption=(0.2, 0.6), subset_noise=0.2)).fit()
     for plan in (
         ViewPlan(num_clean=1, num_global=2, num_local=2, mask_ratio=(0.1, 0.5), mask_share=0.5),
         ViewPlan(num_global=1, mask_ratio=(0.3, 0.3), corrupt=True, target=True),
@@ -126,8 +126,8 @@ def test_corrupted_views_tell_what_really_changed(distinct: Tabular, tmp_path: P
     assert views.target is not None
     assert torch.equal(views.mask.hidden, views.x != views.target)
     assert len(views.mask.index) == 8 * 3
-    few = Tabular.Config(data=write(tmp_path / "two.csv", ["a,b,c", *(f"{i % 2},{i % 3 % 2},{i}" for i in range(90))]),
-                         label="").build().fit()  # fmt: skip
+    table = write(tmp_path / "two.csv", ["a,b,c", *(f"{i % 2},{i % 3 % 2},{i}" for i in range(90))])
+    few = Tabular(Tabular.Config(data=table, label="")).fit()
     (views,) = drawn(few, ViewPlan(num_global=4, mask_ratio=(0.7, 0.7), corrupt=True, target=True), 32)
     assert views.mask is not None
     assert torch.equal(views.mask.hidden, views.x != views.target)
@@ -135,7 +135,7 @@ def test_corrupted_views_tell_what_really_changed(distinct: Tabular, tmp_path: P
 
 
 def test_masks_take_the_range_and_the_share_of_the_plan() -> None:
-    modality = Tabular.Config().build().fit()
+    modality = Tabular(Tabular.Config()).fit()
     (views,) = drawn(modality, ViewPlan(num_global=2, mask_ratio=(0.1, 0.6), mask_share=0.5), 16)
     assert views.mask is not None
     counts = views.mask.hidden.sum(1)
@@ -205,7 +205,7 @@ def test_the_baseline_is_one_hot(tmp_path: Path) -> None:
 
 
 def test_raw_rows_of_the_demo_are_poor() -> None:
-    modality = Tabular.Config().build().fit()
+    modality = Tabular(Tabular.Config()).fit()
     bank, labels = labeled_split(modality.baselines()["raw"], modality, "train", 3000)
     queries, truth = labeled_split(modality.baselines()["raw"], modality, "val")
     assert 45 < knn_accuracy(bank, labels, queries, truth)[20] < 66

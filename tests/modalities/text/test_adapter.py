@@ -51,11 +51,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def made(corpus: str, **options: Any) -> Text:
-    return (
-        Text.Config(**{"data": corpus, "vocab": 300, "length": 24, "local_length": 8, **options})
-        .build()
-        .fit()
-    )
+    cfg = Text.Config(**{"data": corpus, "vocab": 300, "length": 24, "local_length": 8, **options})
+    return Text(cfg).fit()
 
 
 def batch_of(modality: Text, plan: ViewPlan, step: int = 0, rank: int = 0, world: int = 1) -> Batch:
@@ -384,7 +381,7 @@ def test_a_tokenizer_that_is_none(corpus: str, tmp_path: Path) -> None:
 
 
 def test_the_demo_has_classes_that_raw_ids_do_not_tell() -> None:
-    modality = Text.Config().build().fit()
+    modality = Text(Text.Config()).fit()
     train: Any = modality.dataset("train")
     val: Any = modality.dataset("val")
     assert len(train) > 2000

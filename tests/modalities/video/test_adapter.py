@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 def small(**options: Any) -> Video:
     given = {"frames": 4, "size": 16, "local_size": 8, "patch": 4, "stride": 1, "mask_group": 4, **options}
-    return Video.Config(**given).build()
+    return Video(Video.Config(**given))
 
 
 def rows(first: int = 0, count: int = 4, total: int = 4, line: int = 0) -> RowRandom:

@@ -86,7 +86,7 @@ def test_a_square_moves_as_it_was_drawn(tmp_path: Path, reader: Any) -> None:
     for t in range(8):
         frames[t, 24:40, 8 + 4 * t : 24 + 4 * t] = 220
     path = write(tmp_path / "a.mp4", frames)
-    modality = Video.Config(size=32, patch=8, frames=8, stride=1).build()
+    modality = Video(Video.Config(size=32, patch=8, frames=8, stride=1))
     raw = modality.collate([Sample(reader(path), 0)], {"video": CLEAN}, RowRandom((0,), 0, 1, 1))
     x = (raw["video"]["clean"][0].float().mean(1) > 120).float()  # [T, S, S]
     at = torch.arange(32.0) + 0.5
@@ -99,7 +99,7 @@ def test_frames_at_an_uneven_rate_keep_their_times(tmp_path: Path, reader: Any) 
     path = write(tmp_path / "a.mp4", levels(6), [0, 1, 2, 8, 9, 10])
     clip = reader(path)
     np.testing.assert_allclose(clip.times, [0, 0.1, 0.2, 0.8, 0.9, 1.0], atol=2e-3)
-    modality = Video.Config(size=16, patch=8, frames=4, seconds=0.8).build()
+    modality = Video(Video.Config(size=16, patch=8, frames=4, seconds=0.8))
     (span,) = modality._spans("clean", clip.times, torch.zeros(1, 11, 4), Sample(None, 0))
     assert span.frames == [2, 2, 2, 3]  # 0.2, 0.4, 0.6 and 0.8 s: nothing new is shown for six tenths
 
@@ -200,7 +200,7 @@ def test_a_frame_beyond_the_end_is_named() -> None:
 
 def unreadable(path: Path) -> str:
     """The one line that says why, from opening or from decoding."""
-    modality = Video.Config(size=16, local_size=16, patch=8, frames=4, stride=1, seconds=0).build()
+    modality = Video(Video.Config(size=16, local_size=16, patch=8, frames=4, stride=1, seconds=0))
     with pytest.raises(Unreadable) as caught:
         modality.collate([Sample(str(path), 3)], {"video": ViewPlan(num_global=2)}, RowRandom((0,), 0, 1, 1))
     assert caught.value.index == 3
@@ -240,7 +240,7 @@ def test_a_video_of_one_frame_an_empty_file_and_text_are_one_line_each(tmp_path:
 def test_broken_videos_are_skipped_and_listed(tmp_path: Path) -> None:
     for n in range(6):
         np.save(tmp_path / f"{n}.npy", levels(6, 16) if n != 2 else levels(1, 16))
-    modality = Video.Config(data=str(tmp_path), size=16, local_size=16, patch=8, frames=4, stride=1).build()
+    modality = Video(Video.Config(data=str(tmp_path), size=16, local_size=16, patch=8, frames=4, stride=1))
     steps = StepBatches(modality, {"video": ViewPlan(num_global=1)}, 5, 0, 0, 1, final=False)
     skipped = [s for step in range(2) for s in steps[step][1]]
     assert [reason for _, reason in skipped]
