@@ -106,6 +106,8 @@ def lines(words: list[str]) -> list[str]:
     """Return the lines of `multissl list` for the recipes that match; with words, what was measured stands below."""
     found = matching(words)
     if not found:
+        if len(words) == 1 and (components := components_of(words[0])):
+            return components
         known = [*registry.RECIPES, *(word for each in entries() for word in _methods(each))]
         raise ValueError(f"no recipe matches {' '.join(words)!r}{_suggest_word(words[-1], known)}")
     text: list[str] = []
@@ -116,6 +118,13 @@ def lines(words: list[str]) -> list[str]:
         if words and each.is_measured:
             text.append(f"  {'':<28} {hardware.rstrip('.'):<42} {each.measured}")
     return text
+
+
+def components_of(word: str) -> list[str]:
+    """Return a line for the group of components that a word names, or for each group that has one of that name."""
+    if word in registry.GROUPS:
+        return [f"{word}: {', '.join(registry.names(word))}"]
+    return [f"{group}: {word}" for group in registry.GROUPS if word in registry.names(group)]
 
 
 def _suggest_word(word: str, known: list[str]) -> str:
@@ -170,6 +179,8 @@ def _nearest(name: str) -> str:
     if same:
         more = f" and {len(same) - MOST_NAMES} more" if len(same) > MOST_NAMES else ""
         return f"; take one of {', '.join(same[:MOST_NAMES])}{more} (multissl list {name.rpartition('/')[2]})"
+    if Path(name, "recipe.json").is_file():
+        return f"; it is the folder of a run: give {Path(name, 'recipe.json')} to use its recipe"
     if name in registry.GROUPS["objectives"]:
         return f"; it is an objective, which a recipe takes by --objective {name}"
     # parts, methods and full names are what a mistyped word may have meant; a full name wins

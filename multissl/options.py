@@ -105,6 +105,7 @@ def apply(recipe: Recipe, settings: dict[str, Setting], commands: tuple[str, ...
         known = [
             path for path, _, _ in walk(recipe) if path.partition(".")[0] not in replaced or "." not in path
         ]
+        known += [f"{path.removesuffix('lr')}learning_rate" for path in known if path.endswith(".lr")]
         if error.config:
             parent = error.path.rpartition(".")[0]
             known += [f"{parent}.{name}".lstrip(".") for name in vars_of(error.config)]
@@ -129,14 +130,19 @@ def _nearest(error: UnknownOptionError, known: list[str]) -> str:
     if new:
         return f": it is called --{parent}.{new} now" if parent else f": it is called --{new} now"
     same = [path for path in dict.fromkeys(known) if path.rpartition(".")[2] == name]
-    near = difflib.get_close_matches(error.path, known, n=1, cutoff=0.75) or same[:3]
-    near = near or difflib.get_close_matches(error.path, known, n=1, cutoff=0.6)
+    alike = [path for path in known if _alike(path.rpartition(".")[2], name)]  # one parent makes no likeness
+    near = difflib.get_close_matches(error.path, alike, n=1, cutoff=0.75) or same[:3]
+    near = near or difflib.get_close_matches(error.path, alike, n=1, cutoff=0.6)
     if not near:
         by_name = {path.rpartition(".")[2]: path for path in reversed(known)}
         near = [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)]
     if near:
         return f"; did you mean {' or '.join(f'--{path}' for path in near)}?"
     return "; multissl train NAME --help lists them all"
+
+
+def _alike(one: str, other: str) -> bool:
+    return difflib.SequenceMatcher(None, one, other).ratio() > 0.6
 
 
 def walk(config: Config, where: str = "") -> Iterator[tuple[str, Config, dataclasses.Field[Any]]]:
@@ -170,11 +176,22 @@ def _changed(config: Any, settings: dict[str, Setting], where: str) -> Any:
     for name, setting in settings.items():
         own = "lr" if name == "learning_rate" and name not in values and "lr" in values else name
         if own not in values:
-            raise UnknownOptionError(setting.flag, f"{where}{name}", config)
+            typed = _first_typed(setting)
+            path = f"{where}{name}" if typed is setting else typed.flag.lstrip("-").replace("-", "_")
+            raise UnknownOptionError(typed.flag, path, config)
+        if own in changes:
+            raise ValueError(f"{setting.flag} is another spelling of --{where}{own}: give one of the two")
         option = next(f for f in dataclasses.fields(config) if f.name == own)
         optional = option.default_factory is not dataclasses.MISSING
         changes[own] = _value(hints[own], values[own], setting, f"{where}{own}", optional=optional)
     return config.replace(**changes) if changes else config
+
+
+def _first_typed(setting: Setting) -> Setting:
+    """Return the setting, or the first one below it that has a value."""
+    while setting.values is None:
+        setting = next(iter(setting.below.values()))
+    return setting
 
 
 def _value(hint: Any, value: Any, setting: Setting, path: str, *, optional: bool = False) -> Any:
@@ -300,7 +317,10 @@ def _refuse_options_of_left_out(setting: Setting, flag: str) -> None:
 
 
 def _plain_mapping(hint: Any, value: Any, setting: Setting, path: str) -> dict[str, Any]:
-    """Return a mapping of plain values: `--a k=v k2=v2`, `--a k v`, `--a '{"k": v}'`, or one of them by `--a.k v`."""
+    """Return a mapping of plain values: `--a k=v k2=v2`, `--a k v`, `--a '{"k": v}'`, or one of them by `--a.k v`.
+
+    Keys are taken as typed, with dots and dashes.
+    """
     made: dict[str, Any] = dict(value)
     words = setting.values
     if words is not None:
@@ -313,12 +333,18 @@ def _plain_mapping(hint: Any, value: Any, setting: Setting, path: str) -> dict[s
             made = {k: parsed(hint, [v], setting.flag) for k, v in zip(words[::2], words[1::2], strict=True)}
         else:
             raise ValueError(f"{setting.flag} {' '.join(words)}: want names with values, as NAME=VALUE")
-    for name, below in setting.below.items():
-        if below.below:
-            further = next(iter(below.below.values()))
-            raise UnknownOptionError(further.flag, f"{path}.{name}.{next(iter(below.below))}", None)
-        made[name] = parsed(hint, below.values or [], below.flag)
+    for leaf in _leaves(setting):
+        key = leaf.flag.lstrip("-").split(".", path.count(".") + 1)[-1]
+        made[key] = parsed(hint, leaf.values or [], leaf.flag)
     return made
+
+
+def _leaves(setting: Setting) -> Iterator[Setting]:
+    """Yield the settings below one that have a value."""
+    for below in setting.below.values():
+        if below.values is not None:
+            yield below
+        yield from _leaves(below)
 
 
 def _single(setting: Setting) -> str:

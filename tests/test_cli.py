@@ -59,6 +59,27 @@ def test_list_keeps_the_recipes_that_match_every_word(capsys: pytest.CaptureFixt
     assert "image/simclr_cifar" in listed("SimCLR")
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("loggers", "loggers: tensorboard, wandb, mlflow"),
+        ("wandb", "loggers: wandb"),
+        ("lars", "optimizers: lars"),
+    ],
+)
+def test_list_names_components_by_their_group_or_their_own_name(
+    word: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["list", word]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_the_folder_of_a_run_is_no_recipe_but_holds_one(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"it is the folder of a run: give .*recipe\.json"):
+        catalogue.find(str(tmp_path))
+
+
 def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--matrix"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -195,6 +216,26 @@ def test_values_of_every_type_are_read() -> None:
         assert optim.betas == (0.8, 0.95)
     for spelling in (["--lr_by_stream.points", "0.5"], ["--lr_by_stream", "points", "0.5"]):
         assert options.open_recipe(STUB, spelling)[0].lr_by_stream == {"points": 0.5}
+
+
+def test_two_spellings_of_one_option_are_not_given_together() -> None:
+    for words in (["--optim.lr", "2", "--optim.learning_rate", "3"], ["optim.learning_rate=3", "optim.lr=2"]):
+        with pytest.raises(ValueError, match=r"another spelling of --optim\.lr: give one of the two"):
+            options.open_recipe(STUB, words)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--learning_rate", r"did you mean --optim\.learning_rate\?"),
+        ("--optimizer.lr", r"no option --optimizer\.lr; did you mean --optim\.lr\?"),
+        ("--modality.colour", r"no option --modality\.colour; multissl train NAME --help lists them all"),
+        ("--modality.grayscal", r"did you mean --modality\.grayscale\?"),
+    ],
+)
+def test_a_mistyped_option_gets_the_one_that_was_meant_or_none(typed: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=meant):
+        options.open_recipe("image", [typed, "0.1"])
 
 
 def test_limits_between_options_hold_for_what_was_asked_for() -> None:
