@@ -179,8 +179,6 @@ def _nearest(name: str) -> str:
     if same:
         more = f" and {len(same) - MOST_NAMES} more" if len(same) > MOST_NAMES else ""
         return f"; take one of {', '.join(same[:MOST_NAMES])}{more} (multissl list {name.rpartition('/')[2]})"
-    if Path(name, "recipe.json").is_file():
-        return f"; it is the folder of a run: give {Path(name, 'recipe.json')} to use its recipe"
     if name in registry.GROUPS["objectives"]:
         return f"; it is an objective, which a recipe takes by --objective {name}"
     # parts, methods and full names are what a mistyped word may have meant; a full name wins

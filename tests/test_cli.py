@@ -74,12 +74,6 @@ def test_list_names_components_by_their_group_or_their_own_name(
     assert line in capsys.readouterr().out.splitlines()
 
 
-def test_the_folder_of_a_run_is_no_recipe_but_holds_one(tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"it is the folder of a run: give .*recipe\.json"):
-        catalogue.find(str(tmp_path))
-
-
 def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--matrix"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -313,9 +313,10 @@ def test_options_of_a_stream_with_a_dot_are_typed_as_any(folder: Path) -> None:
     assert to_dict(other)["kind"] == "resnet"
     with pytest.raises(ValueError, match=r"no option --encoders\.blocks\.0\.dept.*depth"):
         apply(made, read(["--encoders.blocks.0.dept", "1"]))
-    for word in ("--lr_by_stream.blocks.0=0.5", "--lr_by_stream.text-a=0.5"):
-        name = word.partition(".")[2].partition("=")[0]
-        assert apply(made, read([word])).lr_by_stream == {**made.lr_by_stream, name: 0.5}
+    rates = apply(made, read(["--lr_by_stream.blocks.0=0.5"])).lr_by_stream
+    assert rates == {**made.lr_by_stream, "blocks.0": 0.5}
+    with pytest.raises(ValueError, match="lr_by_stream names 'text-a', no stream"):
+        apply(made, read(["--lr_by_stream.text-a", "0.5"]))
     learner = build(apply(made, read(["--locked", "blocks.0"])), CPU).learner
     assert not any(p.requires_grad for p in learner.encoders["blocks.0"].parameters())
     assert any(p.requires_grad for p in learner.encoders["normal"].parameters())

@@ -153,6 +153,9 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "a class is asked for what it does not declare": (
         guessed_attributes, "engine/sub/a.py", "def f(encoder):\n    return hasattr(encoder, 'projectors')"
     ),
+    "a class is asked by an assembled name": (
+        guessed_attributes, "engine/sub/b.py", "def f(x, n):\n    return getattr(x, f'min_{n}')"
+    ),
     "a class is asked with a default": (
         guessed_attributes, "engine/sub/a.py", "def f(x):\n    return getattr(x, 'shared', None)"
     ),

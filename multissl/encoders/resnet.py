@@ -84,7 +84,7 @@ class ResNetEncoder(Encoder):
 
     def shard_units(self) -> list[nn.Module]:
         """The four stages."""
-        return [getattr(self.net, f"layer{i}") for i in range(1, 5)]
+        return [self.net.get_submodule(f"layer{i}") for i in range(1, 5)]
 
     def layer_id(self, name: str) -> int:
         """0 for the stem, i for stage i."""

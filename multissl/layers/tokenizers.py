@@ -252,14 +252,16 @@ class ColumnTokenizer(Tokenizer):
             "order", torch.tensor(self.numbers + self.categories).argsort(), persistent=False
         )
         self.register_buffer("shift", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
+        own: list[nn.Parameter] = []
         if self.numbers:
             self.scale = nn.Parameter(torch.empty(len(self.numbers), dim))
             self.bias = nn.Parameter(torch.empty(len(self.numbers), dim))
+            own += [self.scale, self.bias]
         if self.categories:
             self.levels = nn.Embedding(sum(counts), dim)
-        for name, parameter in self.named_parameters():
-            if name in ("scale", "bias", "levels.weight"):
-                nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
+            own += [self.levels.weight]
+        for parameter in own:
+            nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
     def embed(self, x: Tensor) -> Tensor:
         """[R, C] to [R, C, D]."""

@@ -126,8 +126,9 @@ class Data2Vec(Objective):
     def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
         """The official guards: targets or predictions that no longer vary."""
         last = history[-1] if history and progress.step >= self.cfg.guard_steps else {}
-        for name in ("target_std", "prediction_std"):
-            value, least = last.get(f"stats/{name}"), getattr(self.cfg, f"min_{name}")
+        limits = {"target_std": self.cfg.min_target_std, "prediction_std": self.cfg.min_prediction_std}
+        for name, least in limits.items():
+            value = last.get(f"stats/{name}")
             if value is not None and value < least:
                 return (
                     f"data2vec collapses: {name}={value:.3g} is below {least:g}; lower optim.lr, or raise"

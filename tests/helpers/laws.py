@@ -208,8 +208,10 @@ def _guesses(package: Path, known: Iterable[str]) -> list[tuple[str | None, str]
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or len(node.args) < 2:
                 continue
-            if dotted(node.func) in ("hasattr", "getattr") and isinstance(node.args[1], ast.Constant):
-                guesses.append((room, f"{module}:{node.lineno} guesses at .{node.args[1].value}"))
+            if dotted(node.func) in ("hasattr", "getattr") and isinstance(
+                node.args[1], ast.Constant | ast.JoinedStr
+            ):
+                guesses.append((room, f"{module}:{node.lineno} guesses at .{ast.unparse(node.args[1])}"))
     return guesses
 
 
