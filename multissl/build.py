@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from multissl.check import check, check_trainable, maskings_of
+from multissl.check import check, check_batch_norm, check_trainable, maskings_of
 from multissl.contract.encoder import build_encoders
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
@@ -44,6 +44,7 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
         encoders[stream].lock()
     objective = recipe.objective.build(encoders, specs)
     check(recipe, modality, objective.plans())
+    check_batch_norm(modality, objective.plans(), encoders)
     for stream, plan in objective.plans().items():
         encoders[stream].prepare_for(maskings_of(recipe, plan))
     if recipe.locked:

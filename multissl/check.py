@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from multissl.config import config_name
 from multissl.contract.encoder import Encoders
 from multissl.contract.modality import Modality
@@ -17,6 +19,7 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     specs = modality.streams()
     if recipe.batch_size % world():
         raise ValueError(f"batch_size={recipe.batch_size} does not divide over {world()} ranks")
+    check_present(recipe, modality, plans)
     for stream, plan in plans.items():
         needs = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
@@ -41,6 +44,42 @@ def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:
     """Return what the objective will ask of an encoder under a plan: masks matter only where some are drawn."""
     maskings = recipe.objective.maskings()
     return maskings if plan.mask_ratio and not plan.corrupt else maskings - {"replace", "drop"}
+
+
+def check_present(recipe: Recipe, modality: Modality, plans: Plans) -> None:
+    """Refuse what takes the stand-ins of samples that lack a stream for samples."""
+    if len(plans) < 2:  # a sample without the only stream that is asked for is not read
+        return
+    for stream, (missing, count) in modality.lacking().items():
+        name = recipe.objective.blind_to_absence(stream) if stream in plans else ""
+        if name:
+            raise ValueError(
+                f"{name} takes every row of {stream} for a sample, and {missing} of {count} rows have no {stream}: "
+                f"{_only_whole(modality)}take another objective, such as infonce, vicreg or dino"
+            )
+
+
+def check_batch_norm(modality: Modality, plans: Plans, encoders: Encoders) -> None:
+    """Refuse encoders whose batch norm would take its statistics over stand-ins of samples that lack the stream."""
+    if len(plans) < 2:
+        return
+    for stream, (missing, count) in modality.lacking().items():
+        norms = (
+            [m for m in encoders[stream].modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            if stream in plans
+            else []
+        )
+        if any(m.training for m in norms):  # a locked encoder's statistics stand still
+            raise ValueError(
+                f"encoders.{stream} holds batch norm, whose statistics are those of all rows, and {missing} of "
+                f"{count} rows have no {stream}: {_only_whole(modality)}take an encoder without batch norm, such as "
+                f"transformer, or lock it (locked={stream})"
+            )
+
+
+def _only_whole(modality: Modality) -> str:
+    option = modality.whole_option
+    return f"set modality.{option}=True, which reads only rows that have every stream, or " if option else ""
 
 
 def check_trainable(recipe: Recipe, encoders: Encoders, objective: Objective) -> None:

@@ -55,6 +55,14 @@ class Mask:
         """
         return replace(self, hidden=self.hidden[rows], index=self.index[:0], weight=self.weight[:0])
 
+    def counting(self, real: Tensor | None) -> Mask:
+        """Return the mask whose index counts the tokens in `real` alone (bool [R, N]; None: all); others weigh 0."""
+        if real is None:
+            return self
+        keep = (self.weight > 0) & real.flatten()[self.index]  # [M]
+        counts = (self.hidden & real).sum(1).clamp(min=1)  # [R]
+        return replace(self, weight=keep / counts[self.index // real.shape[1]])
+
     def part(self, low: int, high: int) -> Mask:
         """Return the mask of the rows low..high-1; the index keeps its length, padded with 0."""
         tokens = self.hidden.shape[1]
@@ -99,14 +107,14 @@ class Views:
     target: Tensor | None = field(default=None, metadata=PER_ROW)
     """What a decoder rebuilds: floats [R, N, T], int64 classes [R, N'], or cells [R, C]. N' may differ from N (T5)."""
     valid: Tensor | None = field(default=None, metadata=PER_ROW)
-    """bool [R, N], False on padding; None means that all tokens are real."""
+    """bool [R, N], False on padding, which moves no loss; None means that all tokens are real."""
     condition: Tensor | None = field(default=None, metadata=PER_ROW)
     """[R, A] what leads from the view before to this one: an action, a crop offset."""
     coords: Tensor | None = field(default=None, metadata=PER_ROW)
     """[R, N, g] where the tokens' centers lie in the original sample, each axis of it 0 to 1, in the order of `space`
     (row, column); for objectives that match places."""
     present: Tensor | None = field(default=None, metadata=PER_SAMPLE)
-    """bool [B], False where a sample lacks this stream (paired data)."""
+    """bool [B], False where a sample lacks this stream (paired data): a stand-in, which moves no loss, has its rows."""
     sample_id: Tensor | None = field(default=None, metadata=PER_SAMPLE)
     """int64 [B]; equal ids are positives of each other (one caption twice)."""
     group_id: Tensor | None = field(default=None, metadata=PER_SAMPLE)
@@ -125,6 +133,19 @@ class Views:
     def batch(self) -> int:
         """B, the number of samples."""
         return len(self.x) // self.num_views
+
+    @property
+    def present_rows(self) -> Tensor | None:
+        """Which rows exist, bool [R]; None: all."""
+        return None if self.present is None else self.present.repeat(self.num_views)
+
+    def real_tokens(self, count: int) -> Tensor | None:
+        """Return which of `count` tokens of a row are neither padding nor a stand-in's, bool [R, count]; None: all."""
+        rows = self.present_rows
+        if rows is None:
+            return self.valid
+        rows = rows[:, None].expand(-1, count)
+        return rows if self.valid is None else rows & self.valid
 
     def with_mask(self, mask: Mask | None) -> Views:
         """Return the same views under one other mask, or under none."""

@@ -88,6 +88,15 @@ class Modality(Component, ABC):
     def streams(self) -> dict[str, StreamSpec]:
         """Return the streams it feeds, by name."""
 
+    def lacking(self) -> Mapping[str, tuple[int, int]]:
+        """Return how many samples lack a stream, and of how many, by stream, for streams that some samples lack."""
+        return {}
+
+    @property
+    def whole_option(self) -> str:
+        """The option by which only samples that have every stream are read; empty: there is none."""
+        return ""
+
     def provides(self, stream: str) -> frozenset[Need]:
         """Return what plans may ask for in a stream."""
         return self.needs

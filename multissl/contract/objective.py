@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from multissl.config import Component
+from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.contract.alarms import History, common_alarm
 from multissl.contract.data import Batch
@@ -29,6 +29,9 @@ class Objective(Component, nn.Module, ABC):
     group: ClassVar[str] = "objectives"
     maskings: frozenset[Masking] = frozenset({"none"})
     """What it asks encoders to do with masks, whatever its options are."""
+    reads_present: ClassVar[bool] = False
+    """Whether the rows of samples that lack a stream (`Views.present`) move nothing in it, on any number of ranks;
+    where it is False, data in which samples lack a stream is refused."""
     reads_tokens: bool = True
     """Whether it reads `Features.tokens`; where it does not, encoding in chunks holds none of them."""
 
@@ -45,6 +48,10 @@ class Objective(Component, nn.Module, ABC):
         def maskings(self) -> frozenset[Masking]:
             """Return what it asks encoders to do with masks under these options."""
             return self.owner.maskings
+
+        def blind_to_absence(self, stream: str) -> str:
+            """Return the name of what takes a stream's stand-ins for samples, itself or a term; empty: nothing."""
+            return "" if self.owner.reads_present else config_name(type(self))
 
     @abstractmethod
     def plans(self) -> Plans:

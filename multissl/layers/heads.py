@@ -43,31 +43,49 @@ class RankBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [R, width] normalized by the batch while training, by the running statistics otherwise."""
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x [R, width] normalized by the batch while training, by the running statistics otherwise.
+
+        Rows outside `keep` (bool [R]) are normalized like the others and have no part in the statistics.
+        """
         full = at_least_fp32(x)  # [R, width]
         if self.training and len(x) * world() < 2:
             raise ValueError(
                 "batch norm needs 2 or more rows while training, got 1: raise batch_size, or norm=layer"
             )
-        mean, var = self.moments(full) if self.training else (self.running_mean, self.running_var)
+        mean, var = self.moments(full, keep) if self.training else (self.running_mean, self.running_var)
         full = (full - mean) * (var + self.eps).rsqrt()
         if self.weight is not None and self.bias is not None:
             full = full * at_least_fp32(self.weight) + at_least_fp32(self.bias)
         return full.to(x.dtype)
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over the rows of all ranks, each [width]; moves the running statistics."""
-        rows = sum_ranks(x.new_full((1,), len(x)))
-        mean = sum_ranks(x.sum(0)) / rows
+    def moments(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over the (kept) rows of all ranks, each [width]; moves the running statistics."""
+        here = None if keep is None else keep.to(x.dtype)[:, None]  # [R, 1]
+        found = sum_ranks(x.new_full((1,), len(x)) if here is None else here.sum(0))  # [1]
+        rows = found.clamp(min=1)
+        mean = sum_ranks((x if here is None else x * here).sum(0)) / rows
         # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
-        var = sum_ranks((x - mean).pow(2).sum(0)) / rows
+        squares = (x - mean).pow(2)
+        var = sum_ranks((squares if here is None else squares * here).sum(0)) / rows
         with torch.no_grad():
             unbiased = var * rows / (rows - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+            share = (found > 0).to(self.running_mean) * self.momentum  # nothing kept anywhere: stay
+            self.running_mean.lerp_(mean.to(self.running_mean), share)
+            self.running_var.lerp_(unbiased.to(self.running_var), share)
             self.num_batches_tracked += 1
         return mean, var
+
+
+class Layers(nn.Sequential):
+    """Layers one after the other; batch norms among them are told which rows count."""
+
+    def forward(self, input: Tensor, keep: Tensor | None = None) -> Tensor:  # the argument's name is torch's
+        """Rows [R, D] -> [R, P]; those outside `keep` (bool [R]) have no part in statistics."""
+        x = input
+        for layer in self:
+            x = layer(x, keep) if isinstance(layer, RankBatchNorm) else layer(x)
+        return x
 
 
 Norm = Literal["none", "batch", "layer"]
@@ -121,11 +139,11 @@ class MLPHead(Component, nn.Module):
         if cfg.last_norm:
             plain = RankBatchNorm(cfg.out, affine=False)
             steps.append(plain if cfg.norm == "batch" else nn.LayerNorm(cfg.out, elementwise_affine=False))
-        self.mlp = nn.Sequential(*steps)
+        self.mlp = Layers(*steps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [R, D] -> [R, P]."""
-        return self.mlp(x)
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x [R, D] -> [R, P]; rows outside `keep` (bool [R]) have no part in batch norm's statistics."""
+        return self.mlp(x, keep)
 
 
 class WeightNormLinear(nn.Module):
@@ -183,7 +201,7 @@ class PrototypeHead(Component, nn.Module):
             steps += [nn.Linear(before, after, bias=cfg.bias), *_norm(cfg.norm, after), nn.GELU()]
         last = nn.Linear(widths[-1], cfg.bottleneck, bias=cfg.bias)
         steps.append(last)
-        self.mlp = nn.Sequential(*steps) if cfg.layers > 1 else last
+        self.mlp = Layers(*steps) if cfg.layers > 1 else last
         for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
             init_linear(linear, cfg.init_std)
         if cfg.gain == "none":
@@ -192,9 +210,9 @@ class PrototypeHead(Component, nn.Module):
         else:
             self.last_layer = WeightNormLinear(cfg.bottleneck, cfg.prototypes, cfg.gain == "trainable")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [R, D] -> logits [R, K]."""
-        x = self.mlp(x)  # [R, b]
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x [R, D] -> logits [R, K]; rows outside `keep` (bool [R]) have no part in batch norm's statistics."""
+        x = self.mlp(x, keep) if isinstance(self.mlp, Layers) else self.mlp(x)  # [R, b]
         # In fp32: 1e-12 vanishes in half precision. fp16 keeps the official, larger floor.
         unit = F.normalize(at_least_fp32(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
         return self.last_layer(unit.to(x.dtype))

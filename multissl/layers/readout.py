@@ -65,11 +65,11 @@ class Readout(nn.Module):
         """The loss of decoded tokens [R, Q, d] at hidden places [R, Q], and that of the best constant prediction.
 
         target [R, N, T], [R, N] or [R, C], of all tokens; the constant is this rank's, for comparison only. Where
-        `valid` bool [R, N] is given, padding does not count, and the mean is over the real tokens of all ranks.
+        `valid` bool [R, N] is given, other tokens do not count, and the mean is over the valid ones of all ranks.
         """
         if self.kind == "cells":
             hidden = torch.zeros(target.shape[:2], dtype=torch.bool, device=at.device).scatter(1, at, True)
-            return self._cells(tokens, at, target.flatten(1), hidden)
+            return self._cells(tokens, at, target.flatten(1), hidden if valid is None else hidden & valid)
         rows = torch.arange(len(at), device=at.device)[:, None]  # [R, 1]
         asked, pred = target[rows, at], self(tokens)  # [R, Q(, T)], [R, Q, T]
         if valid is not None:

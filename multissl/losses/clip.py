@@ -35,7 +35,11 @@ def clip_loss(
 
 
 @torch.no_grad()
-def modality_gap(z: Tensor) -> Tensor:
-    """The mean distance between the centers of the streams' unit embeddings z [S, B, P]; 0 where they mix."""
-    centers = F.normalize(z, dim=-1).mean(1)  # [S, P]
+def modality_gap(z: Tensor, present: Tensor | None = None) -> Tensor:
+    """The mean distance between the centers of the streams' unit embeddings z [S, B, P]; 0 where they mix.
+
+    `present` bool [S, B]: who has which stream.
+    """
+    here = z.new_ones(z.shape[:2]) if present is None else present.to(z.dtype)  # [S, B]
+    centers = (F.normalize(z, dim=-1) * here[..., None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
     return torch.stack([(a - b).norm() for a, b in combinations(centers, 2)]).mean()

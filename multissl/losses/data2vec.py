@@ -18,15 +18,28 @@ from multissl.precision import at_least_fp32
 LayerNorm = Literal["instance", "layer", "none"]
 
 
-def average_layers(layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none") -> Tensor:
-    """The mean of layers [R, N, D], each normalized, in fp32; then normalized as a whole."""
-    return _norm(torch.stack([_norm(at_least_fp32(x), each) for x in layers]).mean(0), final)
+def average_layers(
+    layers: Sequence[Tensor], each: LayerNorm, final: LayerNorm = "none", valid: Tensor | None = None
+) -> Tensor:
+    """The mean of layers [R, N, D], each normalized, in fp32; then normalized as a whole.
+
+    Statistics over tokens are those of the `valid` ones, bool [R, N]; None: of all.
+    """
+    return _norm(torch.stack([_norm(at_least_fp32(x), each, valid) for x in layers]).mean(0), final, valid)
 
 
-def _norm(x: Tensor, kind: LayerNorm) -> Tensor:
-    if kind == "instance":
+def _norm(x: Tensor, kind: LayerNorm, valid: Tensor | None) -> Tensor:
+    if kind == "layer":
+        return F.layer_norm(x, x.shape[-1:])
+    if kind == "none":
+        return x
+    if valid is None:
         return F.instance_norm(x.mT).mT if x.shape[1] > 1 else torch.zeros_like(x)  # one token has no spread
-    return F.layer_norm(x, x.shape[-1:]) if kind == "layer" else x
+    real = valid[..., None]  # [R, N, 1]
+    count = real.sum(1, keepdim=True).clamp(min=1)  # [R, 1, 1]
+    centered = x - x.masked_fill(~real, 0).sum(1, keepdim=True) / count
+    variance = centered.masked_fill(~real, 0).square().sum(1, keepdim=True) / count
+    return centered * (variance + 1e-5).rsqrt()
 
 
 def scaled_errors(pred: Tensor, target: Tensor, beta: float = 0.0, scale: float = 0.0) -> Tensor:

@@ -41,11 +41,12 @@ def infonce_terms(
         real = gather(present.T.long().contiguous()).T.bool()  # [V, W*B]
         idle = idle | ~(present[:, :, None, None] & real)
     pos, neg = ((m[:, None] & ~idle).flatten(2).flatten(0, 1) for m in relation)  # [V*B, V*W*B]
-    weight = None
+    weight, keep = None, None if present is None else pos.any(1)  # [V*B]
     if sigma:
-        weight = far_weights((s * temperature).masked_fill(~pos, 0).sum(1) / pos.sum(1).clamp(min=1), sigma)
+        cosine = (s * temperature).masked_fill(~pos, 0).sum(1) / pos.sum(1).clamp(min=1)
+        weight = far_weights(cosine, sigma, keep)
     values = nce(s, pos, neg, multi_pos, decoupled, weight)
-    terms = {"nce": mean_of(values, None if present is None else pos.any(1))}
+    terms = {"nce": mean_of(values, keep)}
     if relic:
         whole = None if present is None else present.all(0)  # [B]
         terms["relic"] = divergence(s.view(blocks), relation, whole)
@@ -53,10 +54,16 @@ def infonce_terms(
 
 
 @torch.no_grad()
-def far_weights(cosine: Tensor, sigma: float) -> Tensor:
-    """DCLW's weights 2 - N * softmax(cosine / sigma) over the N anchors of all ranks, from this rank's cosines [n]."""
-    everyone = gather(cosine) / sigma  # [N]
-    return 2 - len(everyone) * (cosine / sigma - everyone.logsumexp(0)).exp()
+def far_weights(cosine: Tensor, sigma: float, keep: Tensor | None = None) -> Tensor:
+    """DCLW's weights 2 - N * softmax(cosine / sigma) over the N anchors of all ranks, from this rank's cosines [n].
+
+    Anchors outside `keep` (bool [n]) are none of the N.
+    """
+    mine = cosine / sigma
+    mine = mine if keep is None else mine.masked_fill(~keep, -torch.inf)
+    everyone = gather(mine)  # [N]
+    share = (mine - everyone.logsumexp(0)).exp().nan_to_num(0)  # NaN: nobody has an anchor
+    return 2 - (everyone > -torch.inf).sum() * share
 
 
 def divergence(s: Tensor, relation: Relations, whole: Tensor | None = None) -> Tensor:

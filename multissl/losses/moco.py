@@ -32,4 +32,5 @@ def queue_loss(
     s = torch.cat([own, scores(q, queue, temperature)], 1)  # [B, 1+K]
     pos = (torch.arange(s.shape[1], device=s.device) == 0).expand(s.shape)
     neg = ~pos if negative is None else torch.cat([~pos[:, :1], negative], 1)
-    return mean_of(nce(s, pos, neg), keep), accuracy(s, pos, neg)
+    asks = pos if keep is None else pos & keep[:, None]
+    return mean_of(nce(s, pos, neg), keep), accuracy(s, asks, neg)

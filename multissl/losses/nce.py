@@ -85,7 +85,9 @@ def hits(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
 @torch.no_grad()
 def blind(pos: Tensor, neg: Tensor, decoupled: bool = False) -> Tensor:
     """The mean loss of embeddings that are all alike: the log of the number of candidates."""
-    return (neg if decoupled else pos | neg).sum(1).clamp(min=1).float().log().mean()
+    rivals = neg if decoupled else pos | neg
+    logs = rivals.sum(1).clamp(min=1).float().log()  # [Nq]
+    return logs.sum() / rivals.any(1).sum().clamp(min=1)
 
 
 class Relations(NamedTuple):

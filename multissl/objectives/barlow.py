@@ -33,6 +33,7 @@ from multissl.objectives.common import presence, project, shared_space, spread, 
 class BarlowTwins(Objective):
     """Views agree feature by feature, and features do not repeat each other."""
 
+    reads_present = True
     reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
@@ -73,7 +74,7 @@ class BarlowTwins(Objective):
         each = [barlow_terms(c) for c in found]
         terms = {name: torch.stack([e[name] for e in each]).mean() for name in self.weights}
         same = torch.stack([c.diagonal().mean() for c in found]).mean()
-        return Losses.weigh(terms, self.weights, {"std": embedding_std(z), "correlation": same})
+        return Losses.weigh(terms, self.weights, {"std": embedding_std(z, there), "correlation": same})
 
     def shared_space(self) -> SharedSpace | None:
         """Return the space of the projections, where there are several streams."""

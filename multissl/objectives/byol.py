@@ -38,6 +38,7 @@ from multissl.objectives.common import head, presence, project, shared_space, vi
 class BYOL(Objective):
     """Views predict each other's projection by a slow teacher, or by the student itself."""
 
+    reads_present = True
     reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
@@ -109,16 +110,19 @@ class BYOL(Objective):
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         target, there = self.targets(z, batch), presence(batch)  # [V, B, P], [V, B]
         if self.condition:
-            p, target = self.predict(batch[0], z, self.actions(batch)), target[1:]  # [V-1, B, P]
+            p, target = self.predict(batch[0], z, there, self.actions(batch)), target[1:]  # [V-1, B, P]
             pairs = torch.eye(len(p), dtype=torch.bool, device=z.device)
         else:
-            parts = zip(batch, z.split([v.num_views for v in batch]), strict=True)
-            p = torch.cat([self.predict(v, each) for v, each in parts])  # [V, B, P]
+            views = [v.num_views for v in batch]
+            here = [None] * len(batch) if there is None else there.split(views)
+            parts = zip(batch, z.split(views), here, strict=True)
+            p = torch.cat([self.predict(*part) for part in parts])  # [V, B, P]
             pairs = ~torch.eye(len(p), dtype=torch.bool, device=z.device)
+        predicts = None if there is None else there[: len(p)]
         if there is not None:
             pairs = pairs[:, :, None] & there[: len(p), None] & there[-len(target) :]  # [V, V, B]
         loss = byol_loss(p, target, pairs, self.cfg.reduction)
-        stats = {"std": embedding_std(z), "prediction_std": embedding_std(p)}
+        stats = {"std": embedding_std(z, there), "prediction_std": embedding_std(p, predicts)}
         return Losses.weigh({"prediction": loss}, {"prediction": self.cfg.scale}, stats)
 
     def targets(self, z: Tensor, batch: Batch) -> Tensor:
@@ -135,14 +139,20 @@ class BYOL(Objective):
             raise ValueError(f"{views.stream} promises conditions of {self.condition} values and gives none")
         return views.condition.unflatten(0, (views.num_views, -1))[1:]
 
-    def predict(self, views: Views, z: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Predictions [V, B, P] from projections z [V, B, P], or [V-1, B, P] from all but the last and actions."""
+    def predict(
+        self, views: Views, z: Tensor, present: Tensor | None = None, actions: Tensor | None = None
+    ) -> Tensor:
+        """Predictions [V, B, P] from projections z [V, B, P], or [V-1, B, P] from all but the last and actions.
+
+        present bool [V, B] keeps the rows that are not there out of batch norm's statistics.
+        """
         if not self.cfg.use_predictor:
             return z
         predictor = self.predictors[views.stream]
         x = z if actions is None else torch.cat([z[:-1], actions.to(z.dtype)], dim=-1)
         narrow = next(predictor.parameters()).dtype  # z was widened; in mixed precision the weights were not
-        return head(predictor, x.flatten(0, 1).to(narrow), len(x), apart=True)
+        keep = None if present is None else present[: len(x)].flatten()
+        return head(predictor, x.flatten(0, 1).to(narrow), len(x), apart=True, keep=keep)
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""

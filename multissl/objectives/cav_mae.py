@@ -40,6 +40,7 @@ from multissl.objectives.pairing import relations_of
 class CAVMAE(Objective):
     """Joint masked rebuilding and contrast of two or more streams with targets."""
 
+    reads_present = True
     maskings: frozenset[Masking] = frozenset({"drop"})
 
     @dataclass(kw_only=True, slots=True)
@@ -124,7 +125,11 @@ class CAVMAE(Objective):
         share = torch.stack([*terms.values()]).sum() / torch.stack(constants).sum().clamp(min=1e-12)
         weights = {**dict.fromkeys(terms, 1.0), "contrast": self.cfg.contrast}
         terms["contrast"], accuracy = self.contrasted(torch.stack(z), batch)
-        stats = {"std": embedding_std(torch.stack(z)), "accuracy": accuracy, "share_of_constant": share}
+        stats = {
+            "std": embedding_std(torch.stack(z), presence(batch)),
+            "accuracy": accuracy,
+            "share_of_constant": share,
+        }
         return Losses.weigh(terms, weights, stats)
 
     def rebuilt(

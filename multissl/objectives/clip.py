@@ -33,6 +33,7 @@ from multissl.parallel.ranks import world
 class CLIP(Objective):
     """Streams in a shared space, a linear map each; two or more of them."""
 
+    reads_present = True
     reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
@@ -83,8 +84,10 @@ class CLIP(Objective):
         if z.shape[1] * world() < 2:
             raise ValueError("clip needs 2 or more samples a step, got 1: raise batch_size")
         temperature = self.scale() if self.scale else z.new_tensor([self.cfg.temperature])
-        loss, stats = clip_loss(z, relations_of(batch), temperature, presence(batch))
-        stats |= {"std": embedding_std(z), "gap": modality_gap(z), "scale": 1 / temperature.squeeze()}
+        present = presence(batch)  # [S, B]
+        loss, stats = clip_loss(z, relations_of(batch), temperature, present)
+        stats |= {"std": embedding_std(z, present), "gap": modality_gap(z, present)}
+        stats["scale"] = 1 / temperature.squeeze()
         return Losses.weigh({"nce": loss}, {"nce": 1.0}, stats)
 
     def shared_space(self) -> SharedSpace | None:

@@ -60,19 +60,26 @@ def project(
     """Every view of `batch` encoded, pooled and projected: [V, B, P] in fp32, V over all items of the batch."""
     features = encoders.encode(batch)
     parts = [
-        head(projectors[v.stream], f.pooled, v.num_views, apart) for v, f in zip(batch, features, strict=True)
+        head(projectors[v.stream], f.pooled, v.num_views, apart, v.present_rows)
+        for v, f in zip(batch, features, strict=True)
     ]
     return torch.cat(parts)
 
 
-def head(module: nn.Module, x: Tensor, num_views: int, apart: bool = False) -> Tensor:
+def head(
+    module: nn.Module, x: Tensor, num_views: int, apart: bool = False, keep: Tensor | None = None
+) -> Tensor:
     """A head on the rows x [V*B, D] of V views: [V, B, P] in fp32, or wider.
 
     `apart` calls it once a view, so that batch norm takes each view's own statistics (VICReg, BYOL, MoCo v3);
-    otherwise they span all views (SimCLR, SwAV).
+    otherwise they span all views (SimCLR, SwAV). Rows outside `keep` (bool [V*B]) have no part in them.
     """
-    rows = x.chunk(num_views) if apart else [x]
-    return at_least_fp32(torch.cat([module(r) for r in rows])).unflatten(0, (num_views, -1))
+    calls = num_views if apart else 1
+    if keep is None:
+        parts = [module(rows) for rows in x.chunk(calls)]
+    else:
+        parts = [module(*rows) for rows in zip(x.chunk(calls), keep.chunk(calls), strict=True)]
+    return at_least_fp32(torch.cat(parts)).unflatten(0, (num_views, -1))
 
 
 def presence(batch: Batch) -> Tensor | None:

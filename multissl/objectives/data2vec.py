@@ -7,8 +7,8 @@ The official trainer sums over channels and tokens and divides by the number of 
 averages the channels too, which is D times less. The teacher's rate goes linearly to its final
 value over the whole run, in the official code within a number of steps of its own. What is shipped is the student, as
 in the official fine-tuning.
-Shapes: R rows, N tokens, Q hidden tokens, D width.  Collectives: none; every rank hides equally many tokens.
-State: teacher encoders, a linear head.
+Shapes: R rows, N tokens, Q hidden tokens, D width.  Collectives: a sum of counts where streams are missing or padded;
+else every rank hides equally many tokens.  State: teacher encoders, a linear head.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import places, take
 from multissl.layers.init import init_linear
+from multissl.layers.joint import mean_token
 from multissl.layers.teacher import Teacher
-from multissl.losses.common import embedding_std
+from multissl.losses.common import deviation_of_tokens, embedding_std, mean_of
 from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
 from multissl.objectives.common import lone, spread
-from multissl.precision import at_least_fp32
 
 
 class Data2Vec(Objective):
     """Regresses the teacher's averaged layers at the hidden tokens of one stream."""
 
+    reads_present = True
     maskings = frozenset({"replace", "none"})
 
     @dataclass(kw_only=True, slots=True)
@@ -107,15 +108,18 @@ class Data2Vec(Objective):
         with torch.no_grad():
             teacher = self.teacher.encoders
             (whole,) = teacher.encode([views.with_mask(None)], "none", cfg.top_k)
-            target = take(average_layers(whole.inner, cfg.layer_norm, cfg.final_norm), hidden)  # [R, Q, D]
+            layers = average_layers(whole.inner, cfg.layer_norm, cfg.final_norm, views.valid)
+            target = take(layers, hidden)  # [R, Q, D]
         (features,) = encoders.encode([views], "replace")
         pred = self.head(take(features.tokens, hidden).to(self.head.weight.dtype))  # [R, Q, D]
         errors = scaled_errors(pred, target, cfg.beta, cfg.scale)
-        loss = errors.sum(-1).mean() if cfg.sum_channels else errors.mean()
+        real = views.real_tokens(features.tokens.shape[1])  # [R, N]
+        keep = None if real is None else take(real, hidden)  # [R, Q]
+        loss = mean_of(errors.sum(-1) if cfg.sum_channels else errors, keep)
         stats = {
-            "std": embedding_std(features.tokens.mean(1)),
-            "target_std": target.flatten(0, 1).std(0).mean(),
-            "prediction_std": at_least_fp32(pred.detach()).flatten(0, 1).std(0).mean(),
+            "std": embedding_std(mean_token(features.tokens, views.valid), views.present_rows),
+            "target_std": deviation_of_tokens(target, keep),
+            "prediction_std": deviation_of_tokens(pred.detach(), keep),
         }
         return Losses.weigh({"regress": loss}, {"regress": 1.0}, stats)
 

@@ -34,7 +34,7 @@ from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.center import Center
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
-from multissl.losses.common import embedding_std
+from multissl.losses.common import embedding_std, kept
 from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo
 from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
@@ -47,6 +47,7 @@ from multissl.schedules import ramp
 class DINO(Objective):
     """Self-distillation of one stream: DINO on pooled features, iBOT on hidden tokens, KoLeo; each can be off."""
 
+    reads_present = True
     maskings = frozenset({"none", "replace"})
 
     @dataclass(kw_only=True, slots=True)
@@ -176,36 +177,44 @@ class DINO(Objective):
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; the mean of the ranks' gradients is that of the global batch."""
         cfg, sides = self.cfg, self.sides(batch)
-        mask = sides[0].mask
+        mask, present = sides[0].mask, sides[0].present
+        rows = (
+            None if present is None else torch.cat([present.repeat(v.num_views) for v in sides])
+        )  # [(2+L)*B]
         targets = self.teach(sides[0], self.temperature.at(progress.step, progress.total))
         features = encoders.encode(sides, "replace" if cfg.ibot_weight else "none")
         pooled = torch.cat([f.pooled for f in features])  # [(2+L)*B, D]
         hidden = None if mask is None else features[0].tokens.flatten(0, 1)[mask.index]  # [M, D]
-        logits = self.score({"dino_head": self.dino_head, "ibot_head": self.ibot_head}, pooled, hidden)
+        heads = {"dino_head": self.dino_head, "ibot_head": self.ibot_head}
+        logits = self.score(heads, pooled, hidden, rows, None if mask is None else mask.weight > 0)
         terms: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         if "ibot" in targets and mask is not None:
             each = torch.arange(len(mask.index), device=pooled.device)[:, None]  # [M, 1]
             ce = cross_entropy(logits["ibot"], targets["ibot"], each, cfg.student_temperature)  # [M]
-            terms["ibot"] = (ce * mask.weight).sum() / len(features[0].pooled)
+            views = len(features[0].pooled) if present is None else 2 * kept(present, ce.dtype)
+            terms["ibot"] = (ce * mask.weight).sum() / views
             few = slice(None, None, max(1, len(ce) // len(features[0].pooled)))  # about a token per view
             stats = describe(targets["ibot"].part(few), ce[few])
         if "dino" in targets:
-            views = [len(f.pooled) // sides[0].batch for f in features]  # [2] or [2, L]
-            new, ce = dino_terms(
-                logits["dino"], targets["dino"], views, cfg.student_temperature, cfg.reference_counts
-            )
+            counts = [v.num_views for v in sides]  # [2] or [2, L]
+            options = (cfg.student_temperature, cfg.reference_counts, present)
+            new, ce = dino_terms(logits["dino"], targets["dino"], counts, *options)
             terms = {**new, **terms}
             stats = {**describe(targets["dino"], ce), **{f"ibot_{n}": value for n, value in stats.items()}}
         if cfg.koleo_weight:
             first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbors
-            terms["koleo"] = grouped_koleo(first, cfg.koleo_group) + grouped_koleo(second, cfg.koleo_group)
-        stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)))
+            parts = [grouped_koleo(x, cfg.koleo_group, present=present) for x in (first, second)]
+            terms["koleo"] = parts[0] + parts[1]
+        stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)), present)
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
         return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
 
     def sides(self, batch: Batch) -> list[Views]:
-        """The global views, and the local ones where there are any; without their mask where iBOT is off."""
+        """The global views, and the local ones where there are any; without their mask where iBOT is off.
+
+        Hidden tokens that are padding, or of a stand-in, count nowhere.
+        """
         found, local = batch.find(self.stream, "global"), batch.find(self.stream, "local")
         if found is None or found.num_views != 2:
             raise ValueError(f"dino wants 2 global views, got {found.num_views if found else 0}")
@@ -213,7 +222,10 @@ class DINO(Objective):
             raise ValueError(
                 "ibot needs masked global views: take a modality with masks, or set objective.ibot_weight=0"
             )
-        found = found if self.cfg.ibot_weight else found.with_mask(None)
+        mask = found.mask if self.cfg.ibot_weight else None
+        if mask is not None:
+            mask = mask.counting(found.real_tokens(mask.hidden.shape[1]))
+        found = found.with_mask(mask)
         return [found, local] if local and self.cfg.dino_weight else [found]
 
     @torch.no_grad()
@@ -223,32 +235,50 @@ class DINO(Objective):
         tokens, mask = features.tokens.flatten(0, 1), views.mask  # [2*B*N, D]
         every = "ibot" in self.centers and self.cfg.center_tokens == "all"
         hidden = None if mask is None else tokens if every else tokens[mask.index]
-        logits = self.score(self.teacher.now, features.pooled, hidden)
+        whole, rows = views.real_tokens(features.tokens.shape[1]), views.present_rows  # [2*B, N], [2*B]
+        read = None if mask is None or every else mask.weight > 0
+        if every and whole is not None:
+            read = whole.flatten()
+        logits = self.score(self.teacher.now, features.pooled, hidden, rows, read)
         found: dict[str, Targets] = {}
         for name, scores in logits.items():
-            real = None if mask is None or name == "dino" else mask.weight > 0  # [M]
+            real = rows if mask is None or name == "dino" else mask.weight > 0  # [2*B] or [M]
             mine = scores[mask.index] if mask is not None and name == "ibot" and every else scores
             if self.cfg.centering == "none":
                 found[name] = centered(mine, temperature, at_least_fp32(mine.new_zeros(mine.shape[1])), real)
             elif name in self.centers:
                 center = cast(Center, self.centers[name])
                 found[name] = center.targets(mine, temperature, real)
-                center.observe(scores, None if scores is not mine else real)
+                center.observe(scores, real if scores is mine else read)
             else:
                 found[name] = sinkhorn(mine, temperature, real, self.cfg.sinkhorn_rounds)
         return found
 
-    def score(self, heads: Any, pooled: Tensor, hidden: Tensor | None) -> dict[str, Tensor]:
-        """Logits of views [.., K] and of hidden tokens [M, K]; a tied head is called once."""
+    def score(
+        self,
+        heads: Any,
+        pooled: Tensor,
+        hidden: Tensor | None,
+        rows: Tensor | None = None,
+        read: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Logits of views [.., K] and of hidden tokens [M, K]; a tied head is called once.
+
+        Views outside `rows` and tokens outside `read`, both bool, have no part in statistics.
+        """
         if self.cfg.tied_heads:
             parts = {
                 "dino": pooled if self.cfg.dino_weight else pooled[:0],
                 "ibot": pooled[:0] if hidden is None else hidden,
             }
-            logits = heads["dino_head"](torch.cat([*parts.values()])).split([len(p) for p in parts.values()])
+            keep = None
+            if rows is not None or read is not None:
+                keep = torch.cat([_flags(f, x) for f, x in zip((rows, read), parts.values(), strict=True)])
+            logits = heads["dino_head"](torch.cat([*parts.values()]), keep)
+            logits = logits.split([len(p) for p in parts.values()])
             return {name: each for name, each in zip(parts, logits, strict=True) if len(each)}
-        found = {"dino": heads["dino_head"](pooled)} if self.cfg.dino_weight else {}
-        return found if hidden is None else {**found, "ibot": heads["ibot_head"](hidden)}
+        found = {"dino": heads["dino_head"](pooled, rows)} if self.cfg.dino_weight else {}
+        return found if hidden is None else {**found, "ibot": heads["ibot_head"](hidden, read)}
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Teacher and centers follow."""
@@ -295,3 +325,8 @@ class DINO(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and all heads."""
         return [*self.teacher.shard_units(), *(h for h in (self.dino_head, self.ibot_head) if h is not None)]
+
+
+def _flags(keep: Tensor | None, x: Tensor) -> Tensor:
+    """Return flags for the rows x [n, D]: those given, cut to as many, or all True."""
+    return x.new_ones(len(x), dtype=torch.bool) if keep is None else keep[: len(x)]

@@ -6,7 +6,8 @@ scale and shift. Loss: smooth L1, mean over everything (the official code); metr
 (Bardes et al. 2024, arXiv 2404.08471). The official encoder has no class token; ours has one, which neither is
 predicted nor given to the predictor, so evaluate with pooling=mean.
 Shapes: R rows, N tokens, K context tokens, T targets of Q tokens each, D encoder width, d predictor width.
-Collectives: none; every rank has equally many targets.  State: teacher encoders, predictor.
+Collectives: a sum of counts where streams are missing or padded; else every rank has equally many targets.
+State: teacher encoders, predictor.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder, places, take
 from multissl.layers.init import init_linear
+from multissl.layers.joint import mean_token
 from multissl.layers.teacher import Teacher
-from multissl.losses.common import embedding_std
+from multissl.losses.common import deviation_of_tokens, embedding_std
 from multissl.losses.ijepa import Metric, latent_loss, latent_targets
 from multissl.objectives.common import lone, spread
-from multissl.precision import at_least_fp32
 
 
 class IJEPA(Objective):
     """Predicts the teacher's tokens of several targets from one context, in one stream."""
 
+    reads_present = True
     maskings = frozenset({"drop", "none"})
 
     @dataclass(kw_only=True, slots=True)
@@ -102,11 +104,14 @@ class IJEPA(Objective):
         (context,) = encoders.encode([views], "drop")
         pred = self.predict(context.tokens, seen, wanted, views.valid)  # [T*R, Q, D]
         target = take(whole.repeat(self.cfg.targets, 1, 1), wanted)
-        loss = latent_loss(pred, target, self.cfg.metric, self.cfg.power)
+        real, rows = views.real_tokens(whole.shape[1]), views.present_rows  # [R, N], [R]
+        keep = None if real is None else take(real.repeat(self.cfg.targets, 1), wanted)  # [T*R, Q]
+        loss = latent_loss(pred, target, self.cfg.metric, self.cfg.power, keep)
+        shown = None if views.valid is None else views.valid.gather(1, seen)
         stats = {
-            "std": embedding_std(context.tokens.mean(1)),
-            "target_std": at_least_fp32(whole).flatten(0, 1).std(0).mean(),
-            "prediction_std": at_least_fp32(pred.detach()).flatten(0, 1).std(0).mean(),
+            "std": embedding_std(mean_token(context.tokens, shown), rows),
+            "target_std": deviation_of_tokens(whole, real),
+            "prediction_std": deviation_of_tokens(pred.detach(), keep),
             "context_share": torch.full((), seen.shape[1] / whole.shape[1], device=whole.device),
         }
         return Losses.weigh({"predict": loss}, {"predict": 1.0}, stats)

@@ -4,8 +4,8 @@ T5: Raffel et al., JMLR 2020, arXiv 1910.10683, section 3.1.4. The modality take
 the same lengths in every row. The decoder is a causal transformer over the encoder's tokens and, behind them, the
 targets so far: every target sees all of the encoder's tokens, which T5 reaches by cross-attention instead. Its
 embedding and readout are its own.
-Shapes: R rows, N tokens of the encoder, N' tokens of the target, d decoder width, T symbols.  Collectives: none, every
-row predicts N' tokens.  State: decoder.
+Shapes: R rows, N tokens of the encoder, N' tokens of the target, d decoder width, T symbols.  Every row predicts
+N' tokens.  Collectives: a sum of counts where samples lack the stream.  State: decoder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.decoder import Decoder
 from multissl.layers.init import init_linear
 from multissl.layers.transformer import Trunk
+from multissl.losses.common import mean_of
 from multissl.losses.language import constant
 from multissl.objectives.common import spread
 from multissl.objectives.language import one_view, sequence
@@ -33,6 +34,8 @@ from multissl.precision import at_least_fp32
 
 class Infilling(Objective):
     """Writes the target of a sequence, one symbol after the other."""
+
+    reads_present = True
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -76,11 +79,16 @@ class Infilling(Objective):
         seen = self.embed(features.tokens.to(self.embed.weight.dtype))  # [R, N, d]
         written = torch.cat([self.start.expand(len(seen), -1, -1), self.symbols(views.target[:, :-1])], 1)
         both = torch.cat([seen, written.to(seen.dtype)], 1) + self.place.to(seen.dtype)  # [R, N+N', d]
-        (out,), _ = self.trunk([both], [None], causal=True)
+        valid = None if views.valid is None else F.pad(views.valid, (0, written.shape[1]), value=True)
+        (out,), _ = self.trunk([both], [valid], causal=True)
         logits = at_least_fp32(self.readout(out[:, seen.shape[1] :])).flatten(0, 1)  # [R*N', T]
-        asked = views.target.flatten()
-        stats = {"constant": constant(asked, torch.ones_like(asked, dtype=torch.bool), logits.shape[1])}
-        return Losses.weigh({"write": F.cross_entropy(logits, asked)}, {"write": 1.0}, stats)
+        asked, rows = views.target.flatten(), views.present_rows
+        keep = None if rows is None else rows.repeat_interleave(views.target.shape[1])  # [R*N']
+        loss = mean_of(F.cross_entropy(logits, asked, reduction="none"), keep)
+        real = torch.ones_like(asked, dtype=torch.bool) if keep is None else keep
+        return Losses.weigh(
+            {"write": loss}, {"write": 1.0}, {"constant": constant(asked, real, logits.shape[1])}
+        )
 
     def shard_units(self) -> list[nn.Module]:
         """The decoder's blocks."""

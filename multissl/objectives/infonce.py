@@ -36,6 +36,7 @@ from multissl.parallel.ranks import world
 class InfoNCE(Objective):
     """Views of a single stream, or the views of several streams of a sample, are positives of each other."""
 
+    reads_present = True
     reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
@@ -101,13 +102,16 @@ class InfoNCE(Objective):
         if z.shape[1] * world() < 2:
             raise ValueError("infonce needs 2 or more samples a step, got 1: raise batch_size")
         cfg, temperature = self.cfg, self.scale() if self.scale else self.cfg.temperature
+        present = presence(batch)  # [V, B]
         terms, stats = infonce_terms(
-            z, relations_of(batch), temperature, presence(batch), cfg.multi_pos, cfg.decoupled, cfg.sigma,
+            z, relations_of(batch), temperature, present, cfg.multi_pos, cfg.decoupled, cfg.sigma,
             cfg.other_view_only, cfg.relic > 0, self.bilinear,
         )  # fmt: skip
         if self.scale:
             stats["temperature"] = self.scale().squeeze()
-        return Losses.weigh(terms, {"nce": 1.0, "relic": cfg.relic}, {"std": embedding_std(z), **stats})
+        return Losses.weigh(
+            terms, {"nce": 1.0, "relic": cfg.relic}, {"std": embedding_std(z, present), **stats}
+        )
 
     def shared_space(self) -> SharedSpace | None:
         """Return the space of the projections, where there are several streams."""

@@ -38,6 +38,8 @@ PLACES, PLACE_DIM = 20, 200
 class MLM(PredictsParts):
     """Predicts the hidden tokens of a sequence from a view in which they are replaced."""
 
+    reads_present = True
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of masked language modeling."""
@@ -79,7 +81,7 @@ class MLM(PredictsParts):
         terms = {"masked": mean_of(F.cross_entropy(logits, asked, reduction="none"), real)}
         if self.cfg.boundary_weight:
             assert views.mask is not None
-            around = self.around(tokens, views.mask.hidden)[views.mask.index]  # [M, 2D+200]
+            around = self.around(tokens, views.mask.hidden, views.valid)[views.mask.index]  # [M, 2D+200]
             logits_around = at_least_fp32(self.readout(self.boundary(around)))
             terms["boundary"] = mean_of(F.cross_entropy(logits_around, asked, reduction="none"), real)
         right = ((logits.argmax(1) == asked) & real).sum() / real.sum().clamp(min=1)
@@ -92,21 +94,26 @@ class MLM(PredictsParts):
         assert views.target is not None
         (features,) = encoders.encode([views])
         tokens = features.tokens.to(self.readout.weight.dtype)
-        found = tokens.flatten(0, 1)[views.mask.index]  # [M, D]
+        mask = views.mask.counting(views.real_tokens(tokens.shape[1]))
+        found = tokens.flatten(0, 1)[mask.index]  # [M, D]
         logits = at_least_fp32(self.readout(self.transform(found)))
-        return tokens, logits, views.target.flatten()[views.mask.index], views.mask.weight > 0
+        return tokens, logits, views.target.flatten()[mask.index], mask.weight > 0
 
     def part_errors(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """What each hidden token costs, in nats, [M]; 0 on padding."""
         _, logits, asked, real = self.predict(encoders, views)
         return F.cross_entropy(logits, asked, reduction="none") * real
 
-    def around(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """For every token the nearest shown ones on both sides, 0 beyond the ends, and its place: [R*N, 2D+200]."""
+    def around(self, tokens: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+        """For every token the nearest shown ones on both sides, 0 beyond the ends, and its place: [R*N, 2D+200].
+
+        Padding, where `valid` bool [R, N] is False, is shown to nobody.
+        """
         count = hidden.shape[1]
+        away = hidden if valid is None else hidden | ~valid
         at = torch.arange(count, device=hidden.device)
-        left = torch.where(hidden, -1, at).cummax(1).values  # [R, N]
-        right = torch.where(hidden, count, at).flip(1).cummin(1).values.flip(1)
+        left = torch.where(away, -1, at).cummax(1).values  # [R, N]
+        right = torch.where(away, count, at).flip(1).cummin(1).values.flip(1)
         padded = F.pad(tokens, (0, 0, 1, 1))  # [R, 1+N+1, D]
         sides = [padded.gather(1, (i + 1)[:, :, None].expand_as(tokens)) for i in (left, right)]
         place = self.place((at - left - 1).clamp(0, PLACES - 1)).to(tokens.dtype)  # [R, N, 200]
@@ -116,6 +123,7 @@ class MLM(PredictsParts):
 class NextToken(PredictsParts):
     """Predicts every token of a sequence from those before it."""
 
+    reads_present = True
     maskings: frozenset[Masking] = frozenset({"causal"})
 
     @dataclass(kw_only=True, slots=True)
@@ -137,9 +145,8 @@ class NextToken(PredictsParts):
         views = one_view(batch, self.stream)
         logits = self.predict(encoders, views)
         asked = views.x[:, 1:].flatten()
-        real = (
-            torch.ones_like(asked, dtype=torch.bool) if views.valid is None else views.valid[:, 1:].flatten()
-        )
+        flags = views.real_tokens(views.x.shape[1])  # [R, N]
+        real = torch.ones_like(asked, dtype=torch.bool) if flags is None else flags[:, 1:].flatten()
         loss = mean_of(F.cross_entropy(logits.flatten(0, 1), asked, reduction="none"), real)
         return Losses.weigh(
             {"next": loss}, {"next": 1.0}, {"constant": constant(asked, real, logits.shape[2])}

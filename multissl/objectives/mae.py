@@ -7,7 +7,7 @@ reads its outputs; there the absolute error of plain values is usual (metric=l1 
 several tokens. The official MAE gives the decoder the class token: so do we, as the encoder's pooled feature. SimMIM's
 code adds 1e-5 to its count of hidden values; we divide by the count itself.
 Shapes: R rows, N tokens, K visible, Q hidden, D encoder width, d decoder width, T values of a token.
-Collectives: none, but for tables and padded views (see rebuild).  State: decoder and readout.
+Collectives: none, but for tables, padded views and missing streams (see rebuild).  State: decoder and readout.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from multissl.objectives.common import lone, spread
 
 class MAE(Objective):
     """Rebuilds one stream's hidden tokens, whatever its target: values, classes or cells."""
+
+    reads_present = True
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -84,7 +86,7 @@ class MAE(Objective):
         return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, target=True))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
-        """The loss of this rank's hidden tokens; padding does not count."""
+        """The loss of this rank's hidden tokens; padding and stand-ins do not count."""
         views = batch.find(self.stream, "global")
         if views is None or views.mask is None or views.target is None:
             raise ValueError("mae wants a global view with a mask and a target, as its plan says")
@@ -95,8 +97,9 @@ class MAE(Objective):
         else:
             valid = None if views.valid is None else views.valid.gather(1, seen)
             _, tokens = self.decoder(features.tokens, seen, hidden, features.pooled[:, None], valid)
+        real = views.real_tokens(views.mask.hidden.shape[1])
         loss, constant = self.readout.loss(
-            tokens, hidden, views.target, self.cfg.metric, self.cfg.norm_target, views.valid
+            tokens, hidden, views.target, self.cfg.metric, self.cfg.norm_target, real
         )
         stats = {"constant": constant, "share_of_constant": loss / constant.clamp(min=1e-12)}
         return Losses.weigh({"rebuild": loss}, {"rebuild": 1.0}, stats)

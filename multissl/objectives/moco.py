@@ -42,6 +42,8 @@ from multissl.parallel.ranks import world
 class MoCo(Objective):
     """Momentum contrast of two views, or of one view of each of several streams; with a queue or within the batch."""
 
+    reads_present = True
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of MoCo; the defaults are v2's."""
@@ -114,8 +116,9 @@ class MoCo(Objective):
         asked = list(range(len(views))) if cfg.symmetric else [1]
         queries = [views[a] for a in asking]
         q = project(encoders, self.projectors, queries, apart=True)  # [V or 1, B, P]
+        here = None if flags is None else flags[: len(asking)]
         if self.predictors:
-            q = predict(self.predictors, [v.stream for v in queries], q)
+            q = predict(self.predictors, [v.stream for v in queries], q, here)
         keys = dict(zip(asked, self.keys([views[b] for b in asked]), strict=True))  # each [B, P]
         found = []
         for a, b in [(a, b) for a in asking for b in asked if a != b]:
@@ -129,11 +132,12 @@ class MoCo(Objective):
         losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
         factor = 2 * cfg.temperature * len(losses) if cfg.reference_sum else 1.0
         blind = factor * math.log(1 + cfg.queue if cfg.queue else len(ids) * world())
-        stats = {"std": embedding_std(q), "accuracy": hits.mean(), "constant": q.new_full((), blind)}
+        stats = {"std": embedding_std(q, here), "accuracy": hits.mean(), "constant": q.new_full((), blind)}
         for stream in self.queues:
             mine = [b for b in asked if views[b].stream == stream]
             names = [ids if flags is None else ids.masked_fill(~flags[b, :, None], MISSING) for b in mine]
-            new = torch.cat([F.normalize(gather(keys[b]), dim=1) for b in mine])
+            real = [keys[b] if flags is None else keys[b] * flags[b, :, None] for b in mine]
+            new = torch.cat([F.normalize(gather(k), dim=1) for k in real])
             self.queue(stream).put(new, torch.cat([gather(n) for n in names]))
             stats["queue_filled"] = self.queue(stream).share_filled()
         return Losses.weigh({"nce": losses.mean()}, {"nce": factor}, stats)

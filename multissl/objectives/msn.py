@@ -40,6 +40,7 @@ from multissl.precision import at_least_fp32
 class MSN(Objective):
     """Masked and small views of one stream agree with a teacher that sees a whole view."""
 
+    reads_present = True
     maskings = frozenset({"none", "drop"})
 
     @dataclass(kw_only=True, slots=True)
@@ -115,13 +116,15 @@ class MSN(Objective):
         anchors = [full.part(1, 1), *([local] if local else [])]
         target = self.teach([full.part(0, 1).with_mask(None)])  # [B, K]
         features = encoders.encode(anchors, "drop" if cfg.mask_ratio else "none")
-        z = at_least_fp32(self.projector(torch.cat([f.pooled for f in features])))  # [V*B, P]
-        targets = msn_targets(target, cfg.temperature, cfg.sharpening, cfg.sinkhorn_rounds)
+        present = full.present  # [B]
+        rows = None if present is None else present.repeat(sum(v.num_views for v in anchors))  # [V*B]
+        z = at_least_fp32(self.projector(torch.cat([f.pooled for f in features]), rows))  # [V*B, P]
+        targets = msn_targets(target, cfg.temperature, cfg.sharpening, cfg.sinkhorn_rounds, present)
         scores = cosines(z, self.prototypes.weight)
         exponent = cfg.prior_exponent * (cfg.prior == "power_law")
-        terms, ce = msn_terms(scores, targets, cfg.temperature, exponent)
+        terms, ce = msn_terms(scores, targets, cfg.temperature, exponent, present)
         stats = describe(targets, ce.view(-1, len(target)).mean(0))
-        stats["std"] = embedding_std(z.unflatten(0, (-1, len(target))))
+        stats["std"] = embedding_std(z.unflatten(0, (-1, len(target))), present)
         stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
         return Losses.weigh(terms, {"ce": 1.0, "me_max": cfg.me_max_weight}, stats)
 
@@ -129,7 +132,8 @@ class MSN(Objective):
     def teach(self, views: Sequence[Views]) -> Tensor:
         """The teacher's scores of one whole view, [B, K]."""
         (features,) = self.teacher.encoders.encode(views, "none")
-        return cosines(self.teacher["projector"](features.pooled), self.prototypes.weight)
+        z = self.teacher["projector"](features.pooled, views[0].present_rows)
+        return cosines(z, self.prototypes.weight)
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""

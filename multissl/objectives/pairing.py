@@ -25,14 +25,19 @@ def relations_of(batch: Batch) -> Relations:
     return relations(batch[0].batch, samples, groups, batch[0].x.device)
 
 
-def predict(predictors: PerStream[Any], streams: Sequence[str], z: Tensor) -> Tensor:
-    """Each view's projections z [V, B, P] through the predictor of its stream, one view at a time; fp32 again."""
+def predict(
+    predictors: PerStream[Any], streams: Sequence[str], z: Tensor, present: Tensor | None = None
+) -> Tensor:
+    """Each view's projections z [V, B, P] through the predictor of its stream, one view at a time; fp32 again.
+
+    present bool [V, B] keeps the rows of a view that are not there out of batch norm's statistics.
+    """
     parts = []
-    for stream, each in zip(streams, z, strict=True):
+    for stream, each, keep in zip(streams, z, [None] * len(z) if present is None else present, strict=True):
         narrow = next(
             predictors[stream].parameters()
         ).dtype  # z was widened; in mixed precision weights were not
-        parts.append(head(predictors[stream], each.to(narrow), 1))
+        parts.append(head(predictors[stream], each.to(narrow), 1, keep=keep))
     return torch.cat(parts)
 
 

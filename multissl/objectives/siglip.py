@@ -36,6 +36,7 @@ from multissl.parallel.ranks import world
 class SigLIP(Objective):
     """Streams in a shared space by yes-or-no questions; two or more of them."""
 
+    reads_present = True
     reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
@@ -96,7 +97,7 @@ class SigLIP(Objective):
             for a, b in combinations(range(len(z)), 2)
         ]
         losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
-        stats = {"std": embedding_std(z), "accuracy": hits.mean(), "scale": scale.squeeze()}
+        stats = {"std": embedding_std(z, flags), "accuracy": hits.mean(), "scale": scale.squeeze()}
         stats["bias"] = bias.squeeze()
         return Losses.weigh({"sigmoid": losses.mean()}, {"sigmoid": 1.0}, stats)
 

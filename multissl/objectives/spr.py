@@ -30,7 +30,7 @@ from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.layers.teacher import Teacher
-from multissl.losses.common import embedding_std
+from multissl.losses.common import embedding_std, mean_of
 from multissl.losses.spr import spr_loss
 from multissl.objectives.common import head, lone, spread
 from multissl.precision import at_least_fp32
@@ -38,6 +38,8 @@ from multissl.precision import at_least_fp32
 
 class SPR(Objective):
     """Rolls a latent forward through actions and compares each step with what was seen."""
+
+    reads_present = True
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -113,15 +115,18 @@ class SPR(Objective):
         actions = self.actions(views)  # [K, B, A]
         seen = views if self.inverse is not None else views.part(0, 1)
         z = self.latents(encoders, seen)  # [V or 1, B, D]
-        p = self.head(self.predictor, self.head(self.projector, self.roll(z[0], actions)))  # [K, B, P]
+        present = views.present
+        keep = None if present is None else present.expand(self.cfg.steps, -1)  # [K, B]
+        rolled = self.roll(z[0], actions, present)  # [K, B, D]
+        p = self.head(self.predictor, self.head(self.projector, rolled, keep), keep)  # [K, B, P]
         with torch.no_grad():
             ahead = self.latents(self.teacher.encoders, views.part(1, self.cfg.steps))
-            target = self.head(self.teacher["projector"], ahead)  # [K, B, P]
-        terms = {"prediction": spr_loss(p, target)}
+            target = self.head(self.teacher["projector"], ahead, keep)  # [K, B, P]
+        terms = {"prediction": spr_loss(p, target, keep)}
         if self.inverse is not None:
-            read = self.head(self.inverse, torch.cat([z[:-1], z[1:]], -1))  # [K, B, A]
-            terms["inverse"] = (read - at_least_fp32(actions)).square().sum(-1).mean()
-        stats = {"std": embedding_std(target), "prediction_std": embedding_std(p)}
+            read = self.head(self.inverse, torch.cat([z[:-1], z[1:]], -1), keep)  # [K, B, A]
+            terms["inverse"] = mean_of((read - at_least_fp32(actions)).square().sum(-1), keep)
+        stats = {"std": embedding_std(target, keep), "prediction_std": embedding_std(p, keep)}
         return Losses.weigh(terms, {"prediction": self.cfg.weight, "inverse": self.cfg.inverse}, stats)
 
     def actions(self, views: Views) -> Tensor:
@@ -141,11 +146,12 @@ class SPR(Objective):
         (features,) = encoders.encode([views])
         return self.scaled(at_least_fp32(features.pooled)).unflatten(0, (views.num_views, -1))
 
-    def roll(self, z: Tensor, actions: Tensor) -> Tensor:
+    def roll(self, z: Tensor, actions: Tensor, present: Tensor | None = None) -> Tensor:
         """From the latent z [B, D] of a view through actions [K, B, A], one after the other: [K, B, D]."""
-        found = []
+        found, keep = [], None if present is None else present[None]
         for action in actions:
-            z = self.scaled(z + self.head(self.transition, torch.cat([z, action.to(z.dtype)], -1)[None])[0])
+            step = self.head(self.transition, torch.cat([z, action.to(z.dtype)], -1)[None], keep)[0]
+            z = self.scaled(z + step)
             found.append(z)
         return torch.stack(found)
 
@@ -156,10 +162,14 @@ class SPR(Objective):
         low, high = z.amin(-1, keepdim=True), z.amax(-1, keepdim=True)
         return (z - low) / (high - low + 1e-5)
 
-    def head(self, module: nn.Module, x: Tensor) -> Tensor:
-        """A head on x [K, B, *], one step at a time: batch norm has each step's own statistics; fp32 again."""
+    def head(self, module: nn.Module, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """A head on x [K, B, *], one step at a time: batch norm has each step's own statistics; fp32 again.
+
+        Samples outside `keep` (bool [K, B]) have no part in them.
+        """
         narrow = next(module.parameters()).dtype  # x was widened; in mixed precision the weights were not
-        return head(module, x.flatten(0, 1).to(narrow), len(x), apart=True)
+        rows = None if keep is None else keep.flatten()
+        return head(module, x.flatten(0, 1).to(narrow), len(x), apart=True, keep=rows)
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""

@@ -28,6 +28,7 @@ from multissl.objectives.common import presence, project, shared_space, spread, 
 class VICReg(Objective):
     """Two views of a sample agree; features neither collapse nor repeat each other."""
 
+    reads_present = True
     reads_tokens = False
 
     @dataclass(kw_only=True, slots=True)
@@ -59,7 +60,8 @@ class VICReg(Objective):
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
-        return Losses.weigh(vicreg_terms(z, presence(batch)), self.weights, {"std": embedding_std(z)})
+        present = presence(batch)  # [V, B]
+        return Losses.weigh(vicreg_terms(z, present), self.weights, {"std": embedding_std(z, present)})
 
     def shared_space(self) -> SharedSpace | None:
         """Return the space of the projections, where there are several streams."""

@@ -13,7 +13,7 @@ State: two projectors.  Collectives: gathers with gradient, one a view and four 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multissl.contract.data import Batch
 from multissl.contract.encoder import EncodeFunction, Encoders
-from multissl.contract.learning import Losses, Progress
+from multissl.contract.learning import Features, Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.heads import MLPHead
@@ -33,6 +33,8 @@ from multissl.objectives.vicreg import check_weights
 
 class VICRegL(Objective):
     """VICReg on pooled features and on matching tokens."""
+
+    reads_present = True
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -86,27 +88,45 @@ class VICRegL(Objective):
         terms: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         if self.projector is not None:
-            parts = zip(features, batch, strict=True)
-            z = torch.cat([head(self.projector, f.pooled, v.num_views, apart=True) for f, v in parts])
-            terms |= {f"global_{n}": t for n, t in global_terms(z).items()}
-            stats["std"] = embedding_std(z)
+            present = batch[0].present  # [B]
+            z = torch.cat(
+                [
+                    head(self.projector, f.pooled, v.num_views, apart=True, keep=v.present_rows)
+                    for f, v in zip(features, batch, strict=True)
+                ]
+            )
+            terms |= {f"global_{n}": t for n, t in global_terms(z, present).items()}
+            stats["std"] = embedding_std(z, present)
         if self.token_projector is not None:
-            maps, places = [], []
-            for f, v in zip(features, batch, strict=True):
-                tokens = f.tokens  # [R, N, D]
-                rows = head(
-                    self.token_projector, tokens.flatten(0, 1), v.num_views, apart=True
-                )  # [V, B*N, P]
-                maps += list(rows.unflatten(1, (-1, tokens.shape[1])))
-                places += list(places_of(v.coords, tokens.shape[1]).chunk(v.num_views))
-            terms |= {
-                f"local_{n}": t
-                for n, t in local_terms(maps, places, cfg.matches, cfg.all_by_features).items()
-            }
-            stats["token_std"] = embedding_std(maps[0].flatten(0, 1))
+            maps, places, real = self.maps(features, batch)
+            found = local_terms(maps, places, cfg.matches, cfg.all_by_features, real)
+            terms |= {f"local_{n}": t for n, t in found.items()}
+            keep = None if real is None else real[0].flatten()
+            stats["token_std"] = embedding_std(maps[0].flatten(0, 1), keep)
         shares = {"global": cfg.alpha, "local": 1 - cfg.alpha}
         weights = {f"{part}_{n}": share * getattr(cfg, n) for part, share in shares.items() for n in TERMS}
         return Losses.weigh(terms, weights, stats)
+
+    def maps(
+        self, features: Sequence[Features], batch: Batch
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+        """Each view's tokens projected [B, N, P], their places [B, N, 2], which are real, bool [B, N]; None: all."""
+        assert self.token_projector is not None
+        maps: list[Tensor] = []
+        places: list[Tensor] = []
+        real: list[Tensor] = []
+        some = any(v.present is not None or v.valid is not None for v in batch)
+        for f, v in zip(features, batch, strict=True):
+            count = f.tokens.shape[1]
+            flags = v.real_tokens(count)  # [R, N]
+            if some and flags is None:
+                flags = torch.ones(f.tokens.shape[:2], dtype=torch.bool, device=f.tokens.device)
+            keep = None if flags is None else flags.flatten()
+            rows = head(self.token_projector, f.tokens.flatten(0, 1), v.num_views, apart=True, keep=keep)
+            maps += list(rows.unflatten(1, (-1, count)))
+            places += list(places_of(v.coords, count).chunk(v.num_views))
+            real += [] if flags is None else list(flags.chunk(v.num_views))
+        return maps, places, real or None
 
 
 def places_of(coords: Tensor | None, tokens: int) -> Tensor:

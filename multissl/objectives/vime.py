@@ -8,7 +8,7 @@ paper squares everything; a fixed share of each row is drawn, where the paper dr
 With corrupt=0 the views are those that the modality makes for any objective, so that this is the reconstruction term
 beside a contrastive one (SAINT, SubTab) in a weighted sum.
 Shapes: R rows, C columns, D encoder width, H hidden width.
-Collectives: two sums of the columns' counts (see rebuild).  State: the two heads.
+Collectives: two sums of the columns' counts (see rebuild), one of the cells' that are shown.  State: the two heads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.init import init_linear
 from multissl.layers.readout import Readout
-from multissl.losses.common import embedding_std
+from multissl.losses.common import embedding_std, mean_of
 from multissl.losses.vime import auc
 from multissl.objectives.common import lone, spread
 from multissl.precision import at_least_fp32
@@ -36,6 +36,8 @@ from multissl.precision import at_least_fp32
 
 class VIME(Objective):
     """Mask prediction and denoising of one stream of columns."""
+
+    reads_present = True
 
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
@@ -110,20 +112,27 @@ class VIME(Objective):
             at_cells = z[:, None].expand(-1, self.columns, -1)
         target = views.target.flatten(1)  # [R, C]
         everywhere = torch.arange(self.columns, device=z.device).expand(len(z), -1)  # [R, C]
-        cells, blind = self.cells.loss(at_cells, everywhere, target)
+        rows = views.present_rows  # [R]
+        there = None if rows is None else rows[:, None].expand_as(everywhere)  # cells that are withheld count
+        cells, blind = self.cells.loss(at_cells, everywhere, target, valid=there)
         terms = {"cells": cells}
-        stats = {"std": embedding_std(features.pooled), "cells_of_constant": cells / blind.clamp(min=1e-12)}
+        stats = {
+            "std": embedding_std(features.pooled, rows),
+            "cells_of_constant": cells / blind.clamp(min=1e-12),
+        }
         constant = self.cfg.cells_weight * blind
         if self.mask is not None:
             logits = at_least_fp32(self.mask(z)).reshape(target.shape)  # [R, C]
             changed = (views.x != views.target).float()
-            seen = torch.ones_like(changed) if views.valid is None else views.valid.float()
-            errors = F.binary_cross_entropy_with_logits(logits, changed, reduction="none")
-            terms["mask"] = (errors * seen).sum() / seen.sum()
+            real = views.real_tokens(self.columns)  # [R, C]
+            errors = F.binary_cross_entropy_with_logits(logits, changed.to(logits.dtype), reduction="none")
+            terms["mask"] = mean_of(errors, real)
+            seen = torch.ones_like(changed) if real is None else real.float()
+            count = seen.sum().clamp(min=1)
             share = ((changed * seen).sum(0) / seen.sum(0).clamp(min=1)).clamp(1e-6, 1 - 1e-6)  # [C]
             entropy = torch.special.entr(share) + torch.special.entr(1 - share)
-            constant = constant + self.cfg.mask_weight * (entropy * seen.sum(0)).sum() / seen.sum()
-            stats |= {"changed": (changed * seen).sum() / seen.sum(), "mask_auc": auc(logits, changed, seen)}
+            constant = constant + self.cfg.mask_weight * (entropy * seen.sum(0)).sum() / count
+            stats |= {"changed": (changed * seen).sum() / count, "mask_auc": auc(logits, changed, seen)}
         weights = {"cells": self.cfg.cells_weight, "mask": self.cfg.mask_weight}
         return Losses.weigh(terms, weights, {"constant": constant, **stats})
 

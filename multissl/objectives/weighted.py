@@ -77,6 +77,12 @@ class Weighted(Objective):
             """What the terms ask for together."""
             return frozenset().union(*(cfg.maskings() for cfg in self.terms.values()))
 
+        def blind_to_absence(self, stream: str) -> str:
+            """The first term that reads the stream and takes its stand-ins for samples."""
+            readers = {n: c for n, c in self.terms.items() if stream in self.streams.get(n, (stream,))}
+            blind = {name: cfg.blind_to_absence(stream) for name, cfg in readers.items()}
+            return next((f"objective.terms.{name} ({kind})" for name, kind in blind.items() if kind), "")
+
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         self.cfg, self.streams = cfg, {name: tuple(cfg.streams.get(name, streams)) for name in cfg.terms}

@@ -54,6 +54,7 @@ def full() -> Views:
         present=torch.tensor([True, False, True]),
         sample_id=numbered(400, 3),
         group_id=numbered(500, 3, 2),
+        place=numbered(600, 3),
     )
 
 
@@ -109,6 +110,37 @@ def test_the_views_of_these_tests_set_every_field() -> None:
         if not isinstance(value, Tensor):
             assert value != getattr(plain, f.name), f.name
     assert len({tuple(t.flatten().tolist()) for t in tensors(views).values()}) == len(tensors(views))
+
+
+# --------------------------------------------------------------------------------------- what counts
+
+
+def test_tokens_count_that_are_no_padding_of_samples_that_are_there() -> None:
+    views = full()
+    assert views.present_rows is not None
+    assert views.present_rows.tolist() == [True, False, True, True, False, True]
+    real = views.real_tokens(TOKENS)
+    assert real is not None
+    assert torch.equal(real, bits([7, 0, 13, 14, 0, 5]))
+    views.present = None
+    assert views.real_tokens(TOKENS) is views.valid
+    views.valid, views.present = None, torch.tensor([True, False, True])
+    real = views.real_tokens(TOKENS)
+    assert real is not None
+    assert torch.equal(real, bits([15, 0, 15, 15, 0, 15]))
+    views.present = None
+    assert views.present_rows is None
+    assert views.real_tokens(TOKENS) is None
+
+
+def test_a_mask_counts_the_real_of_its_hidden_tokens_alone() -> None:
+    """Rows hide tokens 0 and 1, 0 and 2, ...; of row 1 one is real, of row 2 none."""
+    given = full().masks[1]
+    counting = given.counting(bits([15, 1, 8, 9, 15, 15]))
+    assert torch.equal(counting.hidden, given.hidden)
+    assert torch.equal(counting.index, given.index)
+    assert counting.weight.tolist() == [0.5, 0.5, 1, 0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0, 0, 0]
+    assert given.counting(None) is given
 
 
 # -------------------------------------------------------------------------------- what stays in step

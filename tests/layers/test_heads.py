@@ -33,6 +33,24 @@ def test_batch_norm_is_torchs_on_one_rank() -> None:
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
 
 
+def test_batch_norm_takes_its_statistics_over_the_rows_that_count() -> None:
+    x, keep = torch.randn(6, 4) * 3 + 100, torch.tensor([True, False, True, True, False, True])
+    ours, theirs = RankBatchNorm(4), RankBatchNorm(4)
+    torch.testing.assert_close(ours(x, keep)[keep], theirs(x[keep]))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    before = {name: value.clone() for name, value in ours.state_dict().items() if "running" in name}
+    assert ours(x, torch.zeros(6, dtype=torch.bool)).isfinite().all()
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("head", [MLPHead.Config(hidden=5, out=3), PrototypeHead.Config(norm="batch")])
+def test_heads_tell_their_batch_norms_which_rows_count(head: Any) -> None:
+    net = head.build(4)
+    x, keep = torch.randn(6, 4), torch.tensor([True, False, True, True, False, True])
+    torch.testing.assert_close(net(x, keep)[keep], net(x[keep]))
+    assert not torch.allclose(net(x)[keep], net(x[keep]), atol=1e-4)
+
+
 def test_batch_norm_computes_in_fp32_and_answers_in_the_inputs_precision() -> None:
     norm = RankBatchNorm(3).to(torch.bfloat16)
     norm.running_mean, norm.running_var = norm.running_mean.float(), norm.running_var.float()

@@ -60,6 +60,18 @@ def test_groups_are_apart_and_a_last_smaller_one_counts() -> None:
     torch.testing.assert_close(grouped_koleo(x, 64), koleo(x).mean())
 
 
+def test_rows_that_are_not_there_are_nobodys_neighbors() -> None:
+    """Of the second group one row is left, which has no neighbor; of the third none."""
+    x = torch.randn(12, 4, requires_grad=True)
+    here = torch.tensor([True, False, True, True, False, True] + [False] * 6)
+    loss = grouped_koleo(x, 4, present=here)
+    torch.testing.assert_close(loss, koleo(x[[0, 2, 3]]).mean())
+    (grad,) = torch.autograd.grad(loss, x)
+    assert not grad[~here].any()
+    assert not grad[5].any()
+    assert grouped_koleo(x, 4, present=torch.zeros(12, dtype=torch.bool)) == 0
+
+
 @pytest.mark.parametrize(("batch", "group"), [(1, 64), (65, 64), (5, 4)])
 def test_a_row_without_a_neighbor_is_refused(batch: int, group: int) -> None:
     with pytest.raises(ValueError, match=f"koleo_group={group}, and a batch of {batch} leaves one alone"):

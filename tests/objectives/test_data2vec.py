@@ -63,6 +63,13 @@ def test_layers_are_normalized_before_their_mean() -> None:
     assert not average_layers([torch.randn(2, 1, 8)], "instance").any()
 
 
+def test_layers_are_normalized_over_what_is_no_padding() -> None:
+    layer, valid = torch.randn(2, 5, 8), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = average_layers([layer], "instance", valid=valid)
+    torch.testing.assert_close(found[0], average_layers([layer[:1]], "instance")[0])
+    torch.testing.assert_close(found[1, :3], average_layers([layer[1:, :3]], "instance")[0])
+
+
 def test_the_loss_sums_channels_as_the_official_one() -> None:
     net, objective = built()
     torch.manual_seed(0)

@@ -32,12 +32,30 @@ def test_matches_are_the_closest_in_the_order_of_their_tokens() -> None:
     a, b = torch.randn(1, 4, 3), torch.randn(1, 3, 3)
     place_a = torch.tensor([[[0.0], [0.5], [0.9], [0.3]]])
     place_b = torch.tensor([[[0.35], [0.52], [3.0]]])
-    mine, theirs = matched(a, b, place_a, place_b, 2)
+    mine, theirs, match = matched(a, b, place_a, place_b, 2)
     assert torch.equal(mine[0], a[0, [1, 3]])  # 0.02 and 0.05 away
     assert torch.equal(theirs[0], b[0, [1, 0]])
-    every, _ = matched(a, b, place_a, place_b, 0)
+    assert match is None
+    every, _, _ = matched(a, b, place_a, place_b, 0)
     assert torch.equal(every, a)
     assert matched(a, b, place_a, place_b, 99)[0].shape == (1, 4, 3)
+
+
+def test_padding_neither_matches_nor_is_matched() -> None:
+    a, b = torch.randn(1, 4, 3), torch.randn(1, 3, 3)
+    place_a = torch.tensor([[[0.0], [0.5], [0.9], [0.3]]])
+    place_b = torch.tensor([[[0.35], [0.52], [0.9]]])
+    real_a, real_b = torch.tensor([[True, True, True, False]]), torch.tensor([[True, True, False]])
+    mine, theirs, match = matched(a, b, place_a, place_b, 2, real_a, real_b)
+    assert torch.equal(
+        mine[0], a[0, [0, 1]]
+    )  # 0.35 and 0.02 away; the closest, 2 and 3, want padding or are it
+    assert torch.equal(theirs[0], b[0, [0, 1]])
+    assert match is not None
+    assert match.all()
+    *_, match = matched(a, b, place_a, place_b, 0, real_a, real_b)
+    assert match is not None
+    assert match.tolist() == [[True, True, True, False]]
 
 
 def test_matching_by_places_alone_by_hand() -> None:

@@ -4,10 +4,11 @@ Any registered modality can be a member; its single stream is called by the name
 there twice under two names. A sample holds a payload for each stream, as rows of a file tell (paired_files), or it is
 joined by class: one of the first member's samples and others of the same class, drawn anew each time, from the other
 members' own sources. A stream that a row lacks is filled with the first readable training payload and marked in
-`Views.present`, so that nothing depends on batches or ranks. Equal captions (and equal files) share a sample_id: they
-are positives of each other, as CLIP-like losses want it. Streams that read one file, its sound and its frames, show the
-same time in clean and global views, where their views last as long. Sources of uneven size are mixed by a temperature:
-source i is drawn in proportion to n_i^(1/temperature), through an epoch in which the rows of small ones are repeated.
+`Views.present`, so that nothing depends on batches or ranks; with `whole` such rows are not read. Equal captions (and
+equal files) share a sample_id: they are positives of each other, as CLIP-like losses want it. Streams that read one
+file, its sound and its frames, show the same time in clean and global views, where their views last as long. Sources of
+uneven size are mixed by a temperature: source i is drawn in proportion to n_i^(1/temperature), through an epoch in
+which the rows of small ones are repeated.
 Shapes: B samples of this rank, V views, R = V*B rows.  State: what the members have fitted.
 """
 
@@ -76,6 +77,8 @@ class Paired(Modality):
         """The column that holds the class; empty: label, class or target where there is one."""
         group: str = ""
         """The column whose equal values stay in one split and are no negatives; empty: group where there is one."""
+        whole: bool = False
+        """Read only the rows that have every stream; otherwise a row serves with what it has."""
         only: dict[str, str] = field(default_factory=dict)
         """Rows are read whose column has this value: "label": "1"."""
 
@@ -131,6 +134,19 @@ class Paired(Modality):
     def provides(self, stream: str) -> frozenset[Need]:
         """What the member of that name offers."""
         return self.members[stream].provides(self._native(stream))
+
+    def lacking(self) -> dict[str, tuple[int, int]]:
+        """How many rows lack a stream, and of how many, by stream."""
+        source = self.pairs()
+        if isinstance(source, Same):
+            return {}
+        counts = {name: int(flags.sum()) for name, flags in source.lacking.items()}
+        return {name: (missing, len(source.labels)) for name, missing in counts.items() if missing}
+
+    @property
+    def whole_option(self) -> str:
+        """`whole`, where rows are read."""
+        return "whole" if self.cfg.join == "row" else ""
 
     def pairs(self) -> Rows | Same:
         """The samples of all splits, listed once."""
@@ -203,7 +219,7 @@ class Paired(Modality):
                 ]
                 raw["streams"][name] = member.collate(given, asked, lines)
                 here = torch.tensor([p is not None for p in parts])
-                if name in (self._partial or ()) or not here.all():
+                if len(plans) > 1 and (name in (self._partial or ()) or not here.all()):
                     raw["present"][name] = here
         raw["sample_id"] = torch.tensor([r.same for r in records])
         if self._grouped:

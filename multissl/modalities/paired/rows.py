@@ -70,6 +70,10 @@ class Rows:
         self.same = equal_rows(known, self.parts) if cfg.data else _drawn()[-1]
         self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
+        self.readable = np.ones(len(self.labels), dtype=bool)
+        if cfg.whole:
+            self.readable = ~np.any([*self.lacking.values()], axis=0)
+            self.lacking = {name: np.zeros_like(self.readable) for name in self.lacking}
         self.partial = frozenset(name for name, flags in self.lacking.items() if flags.any())
         self.grouped = bool((self.groups >= 0).any())
 
@@ -88,8 +92,8 @@ class Rows:
                 )
             if missing := int(self.lacking[name].sum()):
                 log.warning(
-                    "modality.data: %d of %d rows have no %s; they serve what does not ask for it",
-                    missing, count, name,
+                    "modality.data: %d of %d rows have no %s; %s", missing, count, name,
+                    "they are not read (whole=True)" if self.cfg.whole else "they serve what does not ask for it",
                 )  # fmt: skip
         whole = np.sum([flags.astype(int) for flags in self.has.values()], axis=0)
         if not (whole > 1).any():
@@ -119,17 +123,23 @@ class Rows:
         )
 
     def places(self, split: str) -> list[np.ndarray]:
-        """The rows of a split, source by source."""
+        """The rows of a split that are to be read, source by source."""
         found, problems = [], []
         for source, start in zip(self.sources, self.ends, strict=False):
             groups = self.groups[start : start + len(source.tags)].tolist()
             listing = Listing(source.tags, source.labels, source.tags, groups)
             try:
-                found.append(split_rows(listing, split) + start)
+                rows = split_rows(listing, split) + start
+                found.append(rows[self.readable[rows]])
             except ValueError as error:
                 problems.append(str(error))
         if not found:
             raise ValueError(f"modality.data={self.cfg.data}: {problems[0]}")
+        if self.cfg.whole and not sum(map(len, found)):
+            raise ValueError(
+                f"modality.whole=True: no row of the {split} split has {' and '.join(self.has)}; set it to False, or "
+                "add such rows"
+            )
         return found
 
     def split(self, split: str) -> RowsOf:
