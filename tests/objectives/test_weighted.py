@@ -372,10 +372,7 @@ def test_two_objectives_with_masks_of_their_own_are_refused_when_built() -> None
     [
         ({"terms": {}}, "objective.terms is empty"),
         ({"weights": {"infonse": 1.0}}, "objective.weights names 'infonse', no term; did you mean infonce"),
-        (
-            {"weights": {"vicreg": 0.0}},
-            r"objective.weights.vicreg=0.0: want more than 0, or leave the term out",
-        ),
+        ({"weights": {"vicreg": 0.0}}, r"objective.weights.vicreg=0.0: want more than 0, or leave"),
         ({"streams": {"clip": ("a",)}}, "objective.streams names 'clip', no term"),
         ({"export": "dino"}, "objective.export names 'dino', no term"),
         ({"terms": {"a/b": VICReg.Config()}}, r"objective.terms.a/b: want a name without"),
