@@ -89,6 +89,23 @@ def meaningful(case: Case) -> tuple[Any, Batch]:
         pytest.skip(str(error))
 
 
+@functools.cache
+def first_pair(objective: str) -> Case:
+    """The first modality with which an objective has a meaning."""
+    reasons = []
+    for case in [c for c in CASES if c.objective == objective and c.variant < 0]:
+        try:
+            made(case, FIRST, FIRST)
+            return case
+        except ValueError as error:
+            reasons.append(str(error))
+    pytest.fail(f"{objective} has none: {'; '.join(reasons)}")
+
+
+SHARED = "loss term gradient state"
+"""What does not depend on how a batch is cut."""
+
+
 def named(case: Any) -> str:
     return "-".join(str(p) for p in case if p != -1)
 
@@ -104,6 +121,14 @@ def test_the_loss_is_that_of_the_samples_that_are_there(case: Case) -> None:
     _, batch = made(case, FIRST, FIRST)
     found, right = rows.step(learner, batch), rows.step(learner, rows.only_present(batch))
     assert not differences(found, right, "loss term gradient", limit=1e-6)
+
+
+@pytest.mark.parametrize("objective", NAMES)
+def test_chunks_give_the_gradient_of_the_whole_batch(objective: str) -> None:
+    learner, batch = made(first_pair(objective), SOME, OTHERS)
+    right = rows.step(learner, batch)
+    learner.chunk = 3
+    assert not differences(rows.step(learner, batch), right, SHARED, limit=1e-6)
 
 
 def test_stand_ins_that_are_taken_for_samples_are_noticed() -> None:
@@ -122,19 +147,6 @@ def on_a_rank(_: int, wanted: list[Case]) -> dict[Case, Found]:
 
 
 @functools.cache
-def first_pair(objective: str) -> Case:
-    """The first modality with which an objective has a meaning."""
-    reasons = []
-    for case in [c for c in CASES if c.objective == objective and c.variant < 0]:
-        try:
-            made(case, FIRST, FIRST)
-            return case
-        except ValueError as error:
-            reasons.append(str(error))
-    pytest.fail(f"{objective} has none: {'; '.join(reasons)}")
-
-
-@functools.cache
 def on_two_ranks() -> list[dict[Case, Found]]:
     wanted = [Case(name, "lone") for name in PLANTED]
     return run_ranks(2, on_a_rank, wanted + [first_pair(name) for name in NAMES])
@@ -144,9 +156,6 @@ def against_one_rank(case: Case) -> list[str]:
     """What two ranks, the second without any sample, give otherwise than one."""
     right = rows.step(*made(case, FIRST, FIRST))
     return [d for found in on_two_ranks() for d in differences(found[case], right, SHARED, limit=1e-6)]
-
-
-SHARED = "loss term gradient state"
 
 
 @pytest.mark.ranks

@@ -142,6 +142,11 @@ class Views:
     def real_tokens(self, count: int) -> Tensor | None:
         """Return which of `count` tokens of a row are neither padding nor a stand-in's, bool [R, count]; None: all."""
         rows = self.present_rows
+        if self.valid is not None and self.valid.shape[1] != count:
+            raise ValueError(
+                f"{self.stream} says of {self.valid.shape[1]} tokens which are padding, and its encoder gives {count}: "
+                "take an encoder with a token for each, such as transformer, or views without padding"
+            )
         if rows is None:
             return self.valid
         rows = rows[:, None].expand(-1, count)

@@ -122,6 +122,10 @@ def test_tokens_count_that_are_no_padding_of_samples_that_are_there() -> None:
     real = views.real_tokens(TOKENS)
     assert real is not None
     assert torch.equal(real, bits([7, 0, 13, 14, 0, 5]))
+    with pytest.raises(
+        ValueError, match="image says of 4 tokens which are padding, and its encoder gives 9: take"
+    ):
+        views.real_tokens(9)
     views.present = None
     assert views.real_tokens(TOKENS) is views.valid
     views.valid, views.present = None, torch.tensor([True, False, True])
