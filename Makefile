@@ -1,4 +1,4 @@
-.PHONY: check fix test test-all bench docs
+.PHONY: check fix test test-all mutants bench docs
 
 check: ## what CI runs
 	bash .ci/run
@@ -12,6 +12,9 @@ test:
 
 test-all: ## with slow tests, and with GPU tests where there is a GPU
 	uv run --all-extras pytest -n 2 -m ""
+
+mutants: ## plant 120 bugs of a seed and those with a name, and count what the tests notice; less than 40 minutes
+	uv run --all-extras python tools/mutants.py --seed 0 --count 120 --named
 
 bench: ## start times, loader, training step
 	uv run python benchmarks/start.py

@@ -27,6 +27,7 @@ import tempfile
 import time
 import types
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,9 +113,9 @@ def tests_of(file: str) -> str:
 
 
 def overlay(folder: Path) -> None:
-    """Make a folder look like the checkout, with a package of its own."""
+    """Make a folder look like the checkout, with a package and tests of its own."""
     for entry in ROOT.iterdir():
-        if entry.name == "multissl":
+        if entry.name in ("multissl", "tests"):
             shutil.copytree(entry, folder / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
         elif entry.name not in (".git", ".venv"):
             (folder / entry.name).symlink_to(entry)
@@ -288,8 +289,9 @@ def report(jobs: list[Job], equivalent: int, processes: int, sound: bool) -> int
         prepare()
         if sound:
             check_sound(jobs)
-        with multiprocessing.get_context("fork").Pool(processes) as pool:
-            for job, outcome in pool.imap_unordered(run, jobs):
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+            for future in as_completed([pool.submit(run, job) for job in jobs]):
+                job, outcome = future.result()
                 outcomes.append((job, outcome))
                 word = "killed" if outcome.killed else "SURVIVED"
                 print(f"{word} {outcome.seconds:.0f}s {job.label}\n    {outcome.why}", flush=True)

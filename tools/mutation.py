@@ -26,7 +26,16 @@ TURNED = {
 """An operator as it is written, and what stands in its place."""
 SYMMETRIC = {"max", "min", "isinstance", "maximum", "minimum", "allclose", "Literal", "cast"}
 """Calls whose arguments may stand in any order, or which check types alone."""
-SPOKEN = {"say", "warn", "warn_nothing_to_measure", "ValueError", "TypeError", "RuntimeError", "describe"}
+SPOKEN = {
+    "say",
+    "warn",
+    "warn_nothing_to_measure",
+    "warn_not_finite",
+    "ValueError",
+    "TypeError",
+    "RuntimeError",
+    "describe",
+}
 """Calls that make text for people."""
 UNSEEN = {"__post_init__", "__repr__", "figures", "pictures", "titles", "describe", "verdict"}
 """Functions that check options, draw, or speak."""
@@ -94,7 +103,7 @@ class _Finder(ast.NodeVisitor):
         elif not (_is_text(node) or _is_check(node)):
             if self.inside:
                 self.made += self._bugs(node)
-            self.generic_visit(node)
+            super().visit(node)
 
     def _below(self, body: list[ast.stmt], name: str, inside: int) -> None:
         self.where.append(name)
@@ -103,6 +112,11 @@ class _Finder(ast.NodeVisitor):
             self.visit(each)
         self.inside -= inside
         self.where.pop()
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        """Leave `strict` alone: it asserts that two lengths agree."""
+        if node.arg != "strict":
+            self.generic_visit(node)
 
     def _bugs(self, node: ast.AST) -> Iterator[Mutant]:
         if isinstance(node, ast.Call):

@@ -5,7 +5,7 @@ Shapes: N tokens of a global view, C channels or columns, L symbols of a sequenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +34,11 @@ class ViewPlan:
     """Masks for each view, for objectives that make several predictions from one pass."""
     context_ratio: tuple[float, float] | None = None
     """Range of the share of tokens that a context shows. Where it is given, a view has one mask more, the first, which
-    hides all but the context, and the context holds no token that another mask hides (I-JEPA)."""
+    hides all but the context, and the context holds no token that a target's mask hides (I-JEPA)."""
+    num_contexts: int = 1
+    """Contexts of a view, where there are any. Each has a mask, before those of the targets."""
+    target_aspect: tuple[float, float] = (0.75, 1.5)
+    """Range of a target's height over its width, where there is a context and targets are blocks."""
     corrupt: bool = False
     """Replace the hidden values by other plausible values; the mask then tells where (VIME, denoising)."""
     target: bool = False
@@ -49,6 +53,11 @@ class ViewPlan:
             raise ValueError(f"mask_ratio={self.mask_ratio}: want 0 <= low <= high < 1")
         if not 0 <= self.mask_share <= 1:
             raise ValueError(f"mask_share={self.mask_share}: want a share between 0 and 1")
+
+    @property
+    def all_masks(self) -> int:
+        """Return how many masks a global view has, those of contexts included."""
+        return self.num_masks + (self.num_contexts if self.context_ratio is not None else 0)
 
     def count(self, role: Role) -> int:
         """Return how many views of a role are asked for."""
@@ -72,6 +81,8 @@ class StreamSpec:
     """Tokens of a global view."""
     patch: tuple[int, ...] = ()
     """Token size along each space axis of a grid."""
+    stride: tuple[int, ...] = ()
+    """Steps from one token to the next along these axes, where tokens overlap; empty: their size."""
     vocab: int = 0
     """Symbols of a sequence."""
     cardinalities: tuple[int, ...] = ()
@@ -84,3 +95,13 @@ class StreamSpec:
     target_kind: Literal["values", "classes", "cells"] = "values"
     channels: tuple[str, ...] = ()
     """Names of the channels or columns, where they have any."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Return how many tokens of a global view lie along each space axis of a grid."""
+        return tokens_along(self.shape[1:], self.patch, self.stride)
+
+
+def tokens_along(space: Sequence[int], patch: Sequence[int], stride: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return how many tokens of a size fit along each axis, one every `stride`; what is left at the end is in none."""
+    return tuple((n - p) // s + 1 for n, p, s in zip(space, patch, stride or patch, strict=True))

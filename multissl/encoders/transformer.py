@@ -203,8 +203,9 @@ class TransformerEncoder(Encoder):
 
     @torch.no_grad()
     def figures(self, views: Views) -> list[Figure]:
-        """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D."""
-        if self.spec.kind != "grid" or len(self.spec.patch) != 2 or self.spec.shape[0] not in (1, 3):
+        """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D whose tokens do not overlap."""
+        spec = self.spec
+        if spec.kind != "grid" or len(spec.patch) != 2 or spec.shape[0] not in (1, 3) or spec.stride:
             return []
         from multissl.encoders.figures import draw
 

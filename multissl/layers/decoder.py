@@ -46,8 +46,7 @@ class Places(DeclaresParameters, nn.Module):
                 raise ValueError(
                     f"decoder dim={dim}: want a multiple of {2 ** len(spec.patch)} for sine-cosine positions"
                 )
-            grid = [n // p for n, p in zip(spec.shape[1:], spec.patch, strict=True)]
-            self.register_buffer("pos_embed", sincos(grid, dim), persistent=False)
+            self.register_buffer("pos_embed", sincos(spec.grid, dim), persistent=False)
         else:
             self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_tokens, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)

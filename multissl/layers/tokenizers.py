@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from multissl.contract.abilities import DeclaresParameters
 from multissl.contract.data import Mask, Views
-from multissl.contract.plans import Masking, StreamSpec
+from multissl.contract.plans import Masking, StreamSpec, tokens_along
 from multissl.layers.positions import Position, resample, sincos
 
 CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -114,13 +114,15 @@ def visible(mask: Mask) -> Tensor:
 class Patches(nn.Module):
     """Patches by one linear, held as the convolution that published weights are stored as."""
 
-    def __init__(self, channels: int, dim: int, patch: Sequence[int]) -> None:
+    def __init__(self, channels: int, dim: int, patch: Sequence[int], stride: Sequence[int] = ()) -> None:
         super().__init__()
-        self.patch = tuple(patch)
-        self.proj = CONVOLUTIONS[len(patch) - 1](channels, dim, self.patch, self.patch)
+        self.patch, self.overlap = tuple(patch), bool(stride)
+        self.proj = CONVOLUTIONS[len(patch) - 1](channels, dim, self.patch, tuple(stride) or self.patch)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, *space] to [R, *grid, D]."""
+        if self.overlap:
+            return self.proj(x).movedim(1, -1)
         # One matrix product over cut patches: a convolution with stride = kernel is slow for few channels.
         for axis, size in enumerate(self.patch):
             x = x.unflatten(2 + 2 * axis, (-1, size))  # [R, C, n1, p1, n2, p2, ...]
@@ -180,9 +182,17 @@ class GridTokenizer(Tokenizer):
             raise ValueError(
                 f"position.antialias=True works on 2-D grids, this stream has {axes} axes: switch it off"
             )
-        self.patch = tuple(spec.patch)
+        if conv_stem and spec.stride:
+            raise ValueError(
+                f"conv_stem=True makes tokens without overlap, this stream's have stride {spec.stride}: leave it off"
+            )
+        self.patch, self.stride = tuple(spec.patch), tuple(spec.stride)
         super().__init__(dim, position.grid or self._cut(spec.shape[1:]), registers, position)
-        self.patch_embed = (ConvStem if conv_stem else Patches)(spec.shape[0], dim, spec.patch)
+        self.patch_embed = (
+            ConvStem(spec.shape[0], dim, spec.patch)
+            if conv_stem
+            else Patches(spec.shape[0], dim, spec.patch, spec.stride)
+        )
         if freeze_patches:
             self.patch_embed.requires_grad_(False)
 
@@ -191,10 +201,11 @@ class GridTokenizer(Tokenizer):
         return self.patch_embed.parameters()
 
     def _cut(self, space: Sequence[int]) -> tuple[int, ...]:
-        if any(n % p for n, p in zip(space, self.patch, strict=True)):
+        cut = zip(space, self.patch, strict=True)
+        if any(n < p or (n % p and not self.stride) for n, p in cut):
             size, patch = "x".join(map(str, space)), "x".join(map(str, self.patch))
             raise ValueError(f"views of {size} do not divide into patches of {patch}: choose a multiple")
-        return tuple(n // p for n, p in zip(space, self.patch, strict=True))
+        return tokens_along(space, self.patch, self.stride)
 
     def embed(self, x: Tensor) -> Tensor:
         """[R, C, *space] to [R, *grid, D]."""

@@ -5,7 +5,7 @@ with mask tokens at the places of each target; the teacher encodes the whole vie
 scale and shift. Loss: smooth L1, mean over everything (the official code); metric=power is V-JEPA's |.|^p / p
 (Bardes et al. 2024, arXiv 2404.08471). The official encoder has no class token; ours has one, which neither is
 predicted nor given to the predictor, so evaluate with pooling=mean.
-Shapes: R rows, N tokens, K context tokens, T targets of Q tokens each, D encoder width, d predictor width.
+Shapes: R rows, N tokens, C contexts of K tokens each, T targets of Q tokens each, D encoder width, d predictor width.
 Collectives: a sum of counts where streams are missing or padded; else every rank has equally many targets.
 State: teacher encoders, predictor.
 """
@@ -34,7 +34,7 @@ from multissl.objectives.common import lone, spread
 
 
 class IJEPA(Objective):
-    """Predicts the teacher's tokens of several targets from one context, in one stream."""
+    """Predicts the teacher's tokens of several targets from each context, in one stream."""
 
     reads_present = True
     maskings = frozenset({"drop", "none"})
@@ -49,6 +49,10 @@ class IJEPA(Objective):
         """Range of a target's share of the tokens."""
         context_ratio: tuple[float, float] = (0.85, 1.0)
         """Range of the context's share, before the targets are taken out of it."""
+        target_aspect: tuple[float, float] = (0.75, 1.5)
+        """Range of a target's height over its width, where tokens form a grid."""
+        contexts: int = 1
+        """Contexts of a view; all targets are predicted from each of them."""
         metric: Metric = "smooth_l1"
         """Distance between prediction and target: smooth L1, or a power of the difference."""
         power: float = 1.0
@@ -63,8 +67,13 @@ class IJEPA(Objective):
         """The slow copy of the student that makes the targets."""
 
         def __post_init__(self) -> None:
-            if self.targets < 1:
-                raise ValueError(f"objective.targets={self.targets}: want 1 or more")
+            for name in ("targets", "contexts"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"objective.{name}={getattr(self, name)}: want 1 or more")
+            if not 0 < self.target_aspect[0] <= self.target_aspect[1]:
+                raise ValueError(
+                    f"objective.target_aspect={self.target_aspect}: want 0 < low <= high, such as 0.75 1.5"
+                )
             for name, top in (("target_ratio", 0.999), ("context_ratio", 1.0)):
                 low, high = getattr(self, name)
                 if not 0 < low <= high <= top:
@@ -83,36 +92,41 @@ class IJEPA(Objective):
         self.teacher: Teacher = cfg.teacher.build({"encoders": encoders})
 
     def plans(self) -> Plans:
-        """One global view with a mask for the context and one for each target."""
+        """One global view with a mask for each context and one for each target."""
         cfg = self.cfg
         plan = ViewPlan(
-            num_global=1, num_masks=cfg.targets, mask_ratio=cfg.target_ratio, context_ratio=cfg.context_ratio
-        )
+            num_global=1, num_masks=cfg.targets, mask_ratio=cfg.target_ratio, context_ratio=cfg.context_ratio,
+            num_contexts=cfg.contexts, target_aspect=cfg.target_aspect,
+        )  # fmt: skip
         return spread([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's targets."""
         views = batch.find(self.stream, "global")
-        if views is None or len(views.masks) != 1 + self.cfg.targets:
+        first = self.cfg.contexts
+        if views is None or len(views.masks) != first + self.cfg.targets:
             raise ValueError(
-                f"ijepa wants a global view with a mask for the context and {self.cfg.targets} for targets,"
+                f"ijepa wants a global view with {first} + {self.cfg.targets} masks, for contexts and targets,"
                 f" got {len(views.masks) if views else 'no view'}"
             )
-        seen, _ = places(views.masks[0])  # [R, K]
-        wanted = torch.cat([places(m)[1] for m in views.masks[1:]])  # [T*R, Q] target-major, as the official
+        seen = [places(m)[0] for m in views.masks[:first]]  # C times [R, K]
+        # [T*R, Q] target-major, as the official
+        wanted = torch.cat([places(m)[1] for m in views.masks[first:]])
         whole = self.teach(views)  # [R, N, D]
-        (context,) = encoders.encode([views], "drop")
-        pred = self.predict(context.tokens, seen, wanted, views.valid)  # [T*R, Q, D]
-        target = take(whole.repeat(self.cfg.targets, 1, 1), wanted)
+        contexts = encoders.encode([views.with_mask(m) for m in views.masks[:first]], "drop")
+        pred = torch.cat(
+            [self.predict(c.tokens, at, wanted, views.valid) for c, at in zip(contexts, seen, strict=True)]
+        )  # [C*T*R, Q, D]
+        target = take(whole.repeat(self.cfg.targets, 1, 1), wanted).repeat(first, 1, 1)
         real, rows = views.real_tokens(whole.shape[1]), views.present_rows  # [R, N], [R]
-        keep = None if real is None else take(real.repeat(self.cfg.targets, 1), wanted)  # [T*R, Q]
+        keep = None if real is None else take(real.repeat(self.cfg.targets, 1), wanted).repeat(first, 1)
         loss = latent_loss(pred, target, self.cfg.metric, self.cfg.power, keep)
-        shown = None if views.valid is None else views.valid.gather(1, seen)
+        shown = None if views.valid is None else views.valid.gather(1, seen[0])
         stats = {
-            "std": embedding_std(mean_token(context.tokens, shown), rows),
+            "std": embedding_std(mean_token(contexts[0].tokens, shown), rows),
             "target_std": deviation_of_tokens(whole, real),
             "prediction_std": deviation_of_tokens(pred.detach(), keep),
-            "context_share": torch.full((), seen.shape[1] / whole.shape[1], device=whole.device),
+            "context_share": torch.full((), seen[0].shape[1] / whole.shape[1], device=whole.device),
         }
         return Losses.weigh({"predict": loss}, {"predict": 1.0}, stats)
 

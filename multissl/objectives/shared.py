@@ -58,7 +58,7 @@ def merge(asked: Mapping[str, Plans]) -> dict[str, ViewPlan]:
 
 def check_masks(stream: str, one: tuple[str, ViewPlan], other: tuple[str, ViewPlan]) -> None:
     """Refuse two settings of the masks of one stream, with the names of both terms."""
-    names = [*MASKS, "num_masks"] if one[1].context_ratio else MASKS
+    names = [*MASKS, "num_masks", "num_contexts", "target_aspect"] if one[1].context_ratio else MASKS
     for option in names:
         a, b = getattr(one[1], option), getattr(other[1], option)
         if a != b:
@@ -75,7 +75,7 @@ def handed(batch: Batch, plans: Plans) -> Batch:
         plan = plans.get(views.stream, ViewPlan())
         count = plan.count(views.role)
         if count:
-            masks = views.masks[: plan.num_masks + bool(plan.context_ratio)] if plan.mask_ratio else ()
+            masks = views.masks[: plan.all_masks] if plan.mask_ratio else ()
             found.append(replace(views, masks=masks).part(0, min(count, views.num_views)))
     return Batch(found)
 

@@ -46,7 +46,7 @@ def fit_positions(
             return table, ""  # only the square table of pictures tells its grid
         old = (side, side)
     ours, refusal = convention_of(encoder), ""
-    seen = tuple(n // p for n, p in zip(encoder.spec.shape[1:], encoder.spec.patch, strict=True))[-2:]
+    seen = encoder.spec.grid[-2:]
     if theirs is None and old != new:
         refusal = _refusal(encoder, old, new, None, stream)
     elif theirs is not None and theirs[:2] != ours[:2] and (old != new or new != seen):

@@ -27,13 +27,29 @@ WHOLE = Path(os.environ.get("MULTISSL_GOLDEN") or Path(__file__).parents[2].pare
 FOLDER = WHOLE if (WHOLE / "manifest.json").is_file() else CASES
 
 
+class Hyper(dict[str, Any]):
+    """The hyperparameters of a case, and which of them were read."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
 @dataclass
 class Case:
     """One case of a variant: tensors by role ("in", "param", "out", "grad") and name."""
 
     id: str
     variant: str
-    hyper: dict[str, Any]
+    hyper: Hyper
     rtol: float | None
     fp32_noise: float | None
     manifest: dict[str, Any]
@@ -98,7 +114,7 @@ def cases(family: str, variant: str) -> list[Any]:
         return [pytest.param(None, id=variant, marks=pytest.mark.skip(reason=why_absent(family, variant)))]
     return [
         pytest.param(
-            Case(c["id"], variant, c["hyper"], c["rtol"], c.get("fp32_noise"), c, family), id=c["id"]
+            Case(c["id"], variant, Hyper(c["hyper"]), c["rtol"], c.get("fp32_noise"), c, family), id=c["id"]
         )
         for c in picked
     ]

@@ -76,6 +76,7 @@ def test_golden_decoupled(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("contrastive", "infonce_pairs"))
 def test_golden_pairs(case: Case) -> None:
     given, t = leaves(case), case.hyper["temperature"]
+    assert ("negative" in given) == (case.hyper["M"] > 0)
     q, k = given["query"], given["positive"]
     if case.hyper["mode"] == "none":
         loss = one_way(q, k, relations(len(q)), t)[0]
@@ -91,6 +92,7 @@ def test_golden_pairs(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("contrastive", "supcon"))
 def test_golden_supcon(case: Case) -> None:
     given, hyper = leaves(case), case.hyper
+    assert ("labels" in given) == (hyper["C"] > 0)
     z = given["features"].transpose(0, 1)  # [V, B, D]
     relation = relations(hyper["B"], [given["labels"]] if "labels" in given else [])
     t, plain = (

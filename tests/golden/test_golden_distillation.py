@@ -65,6 +65,7 @@ def test_golden_dino(case: Case) -> None:
     center = center_of(case, hyper["K"])
     for step, epoch in enumerate(hyper["epochs"]):
         student, teacher = given[f"student_{step}"].requires_grad_(), given[f"teacher_{step}"]
+        assert len(teacher) == 2 * hyper["B"]
         targets = center.targets(teacher, schedule.at(epoch, hyper["ne"]))
         terms, _ = dino_terms(student, targets, [2, hyper["ncrops"] - 2], hyper["st"])
         loss = torch.stack([*terms.values()]).sum()
@@ -154,6 +155,7 @@ def test_golden_dinov2_hidden_tokens(case: Case) -> None:
     center, st = center_of(case, hyper["K"], lazy=True), hyper.get("st", 0.1)
     for step in range(hyper["steps"]):
         hidden = given[f"masks_{step}"].bool()
+        assert hidden.sum(1).tolist() == (hyper["counts"] * hyper["B"])[: hyper["B"]]
         index = hidden.flatten().nonzero().flatten()  # [M]
         count = len(index)
         # padded as in training: positions of the first token, weight 0

@@ -58,6 +58,15 @@ def view(case: Case, image: Tensor) -> Views:
     return Views(x=image, stream="image", role="global", masks=masks)
 
 
+def check_build(case: Case, encoder: TransformerEncoder, views: Views) -> None:
+    """Compare what was read from the weights with the hyperparameters."""
+    hyper, cfg = case.hyper, encoder.cfg
+    assert (cfg.ffn == "mlp") == (hyper["ffn"] == "mlp")
+    assert cfg.registers == hyper["reg"]
+    assert bool(views.masks) == hyper.get("mask", False)
+    assert encoder.spec.shape[1] == hyper.get("img", encoder.spec.shape[1])
+
+
 def image_of(case: Case) -> Tensor:
     return case.tensors("in")["image_u8"].float() / 128 - 1
 
@@ -75,6 +84,7 @@ def test_golden_dinov2_vit(case: Case) -> None:
     hyper, given = case.hyper, case.tensors("in")
     encoder = build(case, HEADS, hyper.get("off", 0.1), hyper.get("aa", False))
     image = image_of(case).requires_grad_()
+    check_build(case, encoder, view(case, image))
     features, before_norm = encode(encoder, view(case, image))
     case.check(features.pooled, "out", "x_norm_clstoken")
     case.check(features.tokens, "out", "x_norm_patchtokens")
@@ -104,6 +114,10 @@ def test_golden_dinov2_pos_embed_interpolation(case: Case) -> None:
 def test_golden_dinov2_intermediate_layers(case: Case) -> None:
     hyper: dict[str, Any] = case.hyper
     encoder = build(case, HEADS, hyper.get("off", 0.1), hyper.get("aa", False))
+    check_build(case, encoder, view(case, image_of(case)))
+    assert (
+        hyper.get("chunks", 0) >= 0
+    )  # official blocks come in chunks, whose names are made plain by `official`
     found = encoder.layers(view(case, image_of(case)), hyper["n"], norm=hyper["norm"])
     for i, features in enumerate(found):
         patches = features.tokens
@@ -119,6 +133,7 @@ def test_golden_hf_dinov2(case: Case) -> None:
     heads = case.hyper["config"]["num_attention_heads"]
     encoder = build(case, heads, 0.0, antialias=case.hyper["reg"] > 0)
     views = view(case, image_of(case))
+    assert bool(views.masks) == case.hyper["mask"]
     features, before_norm = encode(encoder, views)
     case.check(encoder.trunk.norm(before_norm), "out", "last_hidden_state")
     case.check(features.pooled, "out", "pooler_output")
@@ -128,9 +143,9 @@ def test_golden_hf_dinov2(case: Case) -> None:
 @pytest.mark.parametrize("pooling", ["cls", "pooler"])
 def test_golden_hf_dinov2_wrapped(case: Case, pooling: Any) -> None:
     h = case.hyper
-    if h["mask"]:
-        pytest.skip("a wrapped model takes no masks")
     kind = "dinov2_with_registers" if h["reg"] else "dinov2"
+    if h["config"] and h["mask"]:
+        pytest.skip("a wrapped model takes no masks")
     fields = {"model_type": kind, "layer_norm_eps": 1e-6, **h["config"]}
     side = h["config"]["image_size"]
     spec = StreamSpec(kind="grid", shape=(3, side, side), num_tokens=16, patch=(14, 14))

@@ -7,7 +7,7 @@ own recipes); sincos_pos_embed stands with the encoders. Of noncontrastive: data
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from multissl.layers.transformer import Trunk
 from multissl.losses.data2vec import average_layers, scaled_errors
 from multissl.losses.ijepa import latent_loss, latent_targets
 from multissl.losses.rebuild import masked_mean, normalize, values_loss
+from multissl.modalities.audio.spectrogram import patchify as cut_sound
 from multissl.modalities.image.crops import patchify
 from multissl.modalities.masks.cells import num_hidden
 from multissl.modalities.views import pack_masks
@@ -58,6 +59,13 @@ def pixels(case: Case) -> Tensor:
     return (case.tensors("in")["image_u8"].to(dtype) / 128 - 1).requires_grad_()
 
 
+def check_share(case: Case, mask: Tensor) -> None:
+    """Compare the hidden tokens of each row [B, N] with what our masks hide of a view at the ratio of the case."""
+    ratio, tokens = case.hyper["ratio"], mask[0].numel()
+    plan = ViewPlan(num_global=1, mask_ratio=(ratio, ratio))
+    assert mask.flatten(1).sum(1).tolist() == [num_hidden(plan, "random", tokens, len(mask))] * len(mask)
+
+
 @pytest.mark.parametrize("case", cases("masked_modeling", "mae_random_masking"))
 def test_golden_mae_keeps_as_many_tokens(case: Case) -> None:
     hyper, out, x = case.hyper, case.tensors("out"), case.tensors("in")["x"]
@@ -86,8 +94,8 @@ def test_golden_mae_loss(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("masked_modeling", "audiomae_loss"))
 def test_golden_audiomae_loss(case: Case) -> None:
     given, hyper = case.tensors("in"), case.hyper
-    assert hyper["stride"] == hyper["p"]
-    target, pred = patchify(given["spec"], hyper["p"]), given["pred"].requires_grad_()
+    size, step = (hyper["p"],) * 2, (hyper["stride"],) * 2
+    target, pred = cut_sound(given["spec"].squeeze(1), size, step), given["pred"].requires_grad_()
     case.check(target, "out", "patchified")
     loss = values_loss(pred, normalize(target, "token" if hyper["norm"] else "none"), "mse", given["mask"])
     loss.backward()
@@ -106,6 +114,7 @@ def test_golden_videomae_loss(case: Case) -> None:
     cut = x.reshape(b, c, t // 2, 2, h // p, p, w // p, p).permute(0, 2, 4, 6, 3, 5, 7, 1)
     tokens = cut.reshape(b, -1, 2 * p * p * c)  # time, row, column, channel
     target = normalize(tokens, "channel" if case.hyper["norm"] else "none", c)
+    check_share(case, given["mask"])
     _, hidden = places(pack_masks(given["mask"]))
     case.check(take(target, hidden), "out", "labels")
     pred = given["pred"].requires_grad_()
@@ -167,6 +176,7 @@ def test_golden_mae_model(case: Case) -> None:
     for ours, name in ((encoder.tokenizer.pos_embed, "pos_embed"), (decoder.pos_embed, "decoder_pos_embed")):
         torch.testing.assert_close(ours.to(x.dtype), state[name], rtol=1e-6, atol=1e-6)
         ours.data = state[name]
+    check_share(case, out["mask"])
     mask = pack_masks(out["mask"].bool())
     seen, hidden = places(mask)
     (features,) = encoder([Views(x=x, stream="image", role="global", masks=(mask,))], "drop")
@@ -271,12 +281,17 @@ def test_golden_vjepa_loss(case: Case) -> None:
             case.check(preds[i].grad, "grad", f"pred_{i}")
 
 
+def norm_of(instance: bool, layer: bool) -> Literal["instance", "layer", "none"]:
+    """The norm by the two switches of fairseq, of which the first wins."""
+    return "instance" if instance else "layer" if layer else "none"
+
+
 @pytest.mark.parametrize("case", cases("noncontrastive", "data2vec_targets"))
 def test_golden_data2vec(case: Case) -> None:
     given, hyper = case.tensors("in"), case.hyper
     last = [given[f"layer_{i}"] for i in range(hyper["L"] - hyper["top_k"], hyper["L"])]
-    each = "instance" if hyper["inst_layer"] else "layer" if hyper["ln_layer"] else "none"
-    final = "instance" if hyper["inst_avg"] else "layer" if hyper["ln_avg"] else "none"
+    each = norm_of(hyper["inst_layer"], hyper["ln_layer"])
+    final = norm_of(hyper["inst_avg"], hyper["ln_avg"])
     target = average_layers(last, each, final)
     case.check(target, "out", "targets")
     pred = given["pred"].requires_grad_()

@@ -62,6 +62,7 @@ def test_golden_whitening() -> None: ...
 def test_golden_retrieval_map(case: Case) -> None:
     given, alone = case.tensors("in"), case.hyper["loo"]
     gallery, labels = given["gallery"], given["gallery_labels"]
+    assert labels.max() < case.hyper["C"]
     queries, asked = (gallery, labels) if alone else (given["query"], given["query_labels"])
     found = rank(queries, gallery, asked[:, None] == labels, own=alone, chunk=7)
     expected = case.tensors("out")

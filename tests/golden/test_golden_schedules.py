@@ -79,6 +79,8 @@ def test_golden_param_groups(case: Case) -> None:
         ("head", 0, dict(head.named_parameters())),
     ):
         names = json.loads(bytes(out[f"{part}_names_json"].tolist()))
+        chunked = any(unchunked(name) != name for name in names)
+        assert chunked == (part == "backbone" and h["chunks"] > 0)
         ours = []
         for name in names:
             place = id(parameters[unchunked(name)])

@@ -79,7 +79,9 @@ def test_golden_t5_corruption(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("text_audio", "t5_lengths"))
 def test_golden_t5_lengths(case: Case) -> None:
-    for length, tokens, targets in case.tensors("out")["table"].tolist():
+    table = case.tensors("out")["table"].tolist()
+    assert [length for length, _, _ in table] == case.hyper["lens"]
+    for length, tokens, targets in table:
         assert t5_lengths(length, case.hyper["density"], case.hyper["mean_span"]) == (tokens, targets)
 
 

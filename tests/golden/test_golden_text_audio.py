@@ -1,4 +1,4 @@
-"""Golden cases of sound: filter banks and SpecAugment of text_audio, AudioMAE's masks of masked_modeling.
+"""Golden cases of sound: filter banks and SpecAugment, AudioMAE's masks, AST's overlapping patches.
 
 AudioMAE's loss stands with the other masked losses. SpecAugment is statistical: shares and histograms over many draws,
 within three times the spread that the official code shows between re-draws.
@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from multissl.contract.plans import ViewPlan
+from multissl.layers.tokenizers import Patches
+from multissl.layers.transformer import Trunk
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.masks.bands import either, fixed_count, kept
 
@@ -88,3 +90,34 @@ def test_spec_augment(case: Case) -> None:
             )
             apart = np.abs((start.quantile(levels) - out["time_start_nonempty_quantiles"]).numpy())[1:-1]
             assert apart.max() <= 3 * spread["time_start_nonempty_quantiles"]["max_abs"]
+
+
+@pytest.mark.parametrize("case", cases("encoders_hf", "hf_ast"))
+def test_golden_overlapping_patches_of_ast(case: Case) -> None:
+    """Our patches and blocks with the weights of the Audio Spectrogram Transformer, whose tokens go frequency first."""
+    c, state, given = case.hyper["config"], case.tensors("param"), case.tensors("in")["spec"]
+    width, depth, size = c["hidden_size"], c["num_hidden_layers"], c["patch_size"]
+    embed = Patches(1, width, (size, size), (c["time_stride"], c["frequency_stride"]))
+    kernel = state["embeddings.patch_embeddings.projection.weight"].mT  # theirs reads (frequency, time)
+    embed.load_state_dict(
+        {"proj.weight": kernel, "proj.bias": state["embeddings.patch_embeddings.projection.bias"]}
+    )
+    patches = embed(given[:, None]).transpose(1, 2).flatten(1, 2)
+    assert given.shape[1:] == (c["max_length"], c["num_mel_bins"])
+    first = torch.cat([state["embeddings.cls_token"], state["embeddings.distillation_token"]], 1)
+    tokens = (
+        torch.cat([first.expand(len(given), -1, -1), patches], 1) + state["embeddings.position_embeddings"]
+    )
+    trunk = Trunk(width, depth, c["num_attention_heads"], hidden=c["intermediate_size"], eps=1e-12)
+    own = {f"norm.{kind}": state[f"layernorm.{kind}"] for kind in ("weight", "bias")}
+    for i in range(depth):
+        for kind in ("weight", "bias"):
+            parts = [state[f"layers.{i}.attention.{part}_proj.{kind}"] for part in ("q", "k", "v")]
+            own[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+            for ours, theirs in {
+                "attn.proj": "attention.o_proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+                "norm1": "layernorm_before", "norm2": "layernorm_after",
+            }.items():  # fmt: skip
+                own[f"blocks.{i}.{ours}.{kind}"] = state[f"layers.{i}.{theirs}.{kind}"]
+    trunk.load_state_dict(own)
+    case.check(trunk([tokens])[0][0], "out", "last_hidden_state")

@@ -22,14 +22,14 @@ from multissl.losses.rebuild import normalize, values_loss
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks import draw_masks as draw_clip_masks
 from multissl.modalities.masks.cells import hidden_each
-from multissl.modalities.masks.unions import union_masks
+from multissl.modalities.masks.unions import Lasting, union_masks
 from multissl.modalities.video.adapter import Video
 from multissl.modalities.video.clips import tubelets
 from multissl.modalities.views import pack_masks
 from multissl.random import RowRandom
 
 from . import Case, cases
-from .test_golden_masked import fill
+from .test_golden_masked import check_share, fill
 from .test_golden_stochastic import near, summary
 
 pytestmark = pytest.mark.reference
@@ -57,20 +57,26 @@ def test_golden_vjepa_masks(case: Case) -> None:
     seen = {name: np.zeros(slots * cells) for name in lengths}
     for step in range(hyper["n_batches"]):
         rng = RowRandom((0, step), 0, batch, batch)
-        if (
-            hyper["kind"] == "tube"
-        ):  # theirs keep int(n * (1 - ratio)) cells, as MAE does; VideoMAE's hide int(n * r)
+        shown, most = np.ones((slots, cells), bool), slots * cells
+        # theirs keep int(n * (1 - ratio)) cells, as MAE does; VideoMAE's hide int(n * r)
+        if hyper["kind"] == "tube":
             plan = ViewPlan(num_global=1, mask_ratio=(hyper["ratio"], hyper["ratio"]))
             hidden = draw_masks(plan, "random", grid, 1, rng)[0].hidden.numpy()
         else:
-            ratio = tuple(hyper["ss"])
-            plan = ViewPlan(num_global=1, num_masks=1, mask_ratio=ratio, context_ratio=(1.0, 1.0))
-            hidden = union_masks(plan, grid, hyper["blocks"], rng)
-        hidden = hidden[:, None].repeat(slots, 1).reshape(batch, -1)  # [B, N]
-        for name, rows in (("enc", ~hidden), ("pred", hidden)):
-            short = int(
-                rows.sum(1).min()
-            )  # the public code cuts all lists to the shortest, last tokens first
+            plan = ViewPlan(
+                num_global=1, num_masks=1, mask_ratio=tuple(hyper["ss"]), context_ratio=(1.0, 1.0),
+                target_aspect=tuple(hyper["ar"]),
+            )  # fmt: skip
+            lasting = Lasting(blocks=tuple(hyper["ts"]), context=hyper["mtk"])
+            hidden = union_masks(plan, grid, hyper["blocks"], rng, slots, lasting)
+            shown[lasting.first_slots(slots) :] = False
+            most = hyper["mk"] or hidden.shape[1]
+        hidden = (
+            hidden.reshape(batch, -1, cells).repeat(slots * cells // hidden.shape[1], 1).reshape(batch, -1)
+        )
+        for name, rows in (("enc", ~hidden & shown.reshape(-1)), ("pred", hidden)):
+            # the public code cuts all lists to the shortest, last tokens first
+            short = min(int(rows.sum(1).min()), most if name == "enc" else hidden.shape[1])
             lengths[name].append(short)
             kept = np.concatenate([np.flatnonzero(r)[:short] for r in rows])
             seen[name] += np.bincount(kept, minlength=slots * cells) / batch
@@ -157,6 +163,7 @@ def test_golden_hf_videomae(case: Case) -> None:
     x = (given["video_u8"].float() / 128 - 1).transpose(1, 2)  # [B, 3, T, S, S]
     embed = Patches(3, width, patch)
     fill(embed, state, {"videomae.embeddings.patch_embeddings.projection.": "proj."})
+    check_share(case, given["mask"])
     seen, hidden = places(pack_masks(given["mask"].bool()))
     tokens = embed(x).flatten(1, 3)
     count = tokens.shape[1]

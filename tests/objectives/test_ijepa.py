@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ SPEC = StreamSpec(kind="grid", shape=(3, 24, 24), patch=(4, 4), num_tokens=36)
 START = Progress(step=0, total=10)
 
 
-def built() -> tuple[Encoders, IJEPA]:
+def built(**options: Any) -> tuple[Encoders, IJEPA]:
     net = Encoders(
         {
             "pictures": TransformerEncoder(
@@ -30,14 +32,14 @@ def built() -> tuple[Encoders, IJEPA]:
             )
         }
     )
-    cfg = IJEPA.Config(predictor=Decoder.Config(dim=16, depth=1, heads=2))
+    cfg = IJEPA.Config(predictor=Decoder.Config(dim=16, depth=1, heads=2), **options)
     return net, IJEPA(cfg, net, {"pictures": SPEC})
 
 
 def views(objective: IJEPA, rows: int = 3) -> Views:
     plan = objective.plans()["pictures"]
-    context, targets = draw_multiblock(plan, "block", (6, 6), RowRandom((0, 0), 0, rows, rows))
-    masks = as_masks(context, targets, 36, 12)
+    contexts, targets = draw_multiblock(plan, "block", (6, 6), RowRandom((0, 0), 0, rows, rows))
+    masks = as_masks(contexts, targets, 36, 12)
     return Views(x=torch.randn(rows, 3, 24, 24), stream="pictures", role="global", masks=masks)
 
 
@@ -62,15 +64,25 @@ def test_targets_are_the_teacher_s_tokens_of_the_whole_view() -> None:
     torch.testing.assert_close(whole, latent_targets(net.encode([given.with_mask(None)])[0].tokens))
 
 
-def test_its_loss_is_the_mean_over_targets_one_by_one() -> None:
-    net, objective = built()
+@pytest.mark.parametrize("options", [{}, {"metric": "power", "power": 1.5}], ids=["smooth", "power"])
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_its_loss_is_the_mean_over_contexts_targets_and_rows_one_by_one(contexts: int, options: Any) -> None:
+    net, objective = built(contexts=contexts, **options)
     given = views(objective)
-    whole = objective.teach(given)
-    (context,) = net.encode([given], "drop")
-    seen, losses = places(given.masks[0])[0], []
-    for mask in given.masks[1:]:
-        wanted = places(mask)[1]
-        losses.append(latent_loss(objective.predict(context.tokens, seen, wanted), take(whole, wanted)))
+    assert len(given.masks) == contexts + 4
+    whole, losses = objective.teach(given), []
+    for shown in given.masks[:contexts]:
+        (context,) = net.encode([given.with_mask(shown)], "drop")
+        for mask in given.masks[contexts:]:
+            for row in range(3):
+                one = slice(row, row + 1)
+                seen, wanted = places(shown)[0][one], places(mask)[1][one]
+                pred = objective.predict(context.tokens[one], seen, wanted)
+                difference = (pred - take(whole[one], wanted)).abs()
+                if options:
+                    losses.append((difference**1.5 / 1.5).mean())
+                else:
+                    losses.append(torch.where(difference < 1, difference**2 / 2, difference - 0.5).mean())
     torch.testing.assert_close(objective(net, Batch([given]), START).total, torch.stack(losses).mean())
 
 
@@ -101,11 +113,15 @@ def test_powers_are_v_jepa_s() -> None:
 
 def test_it_says_which_masks_it_wants() -> None:
     net, objective = built()
-    with pytest.raises(ValueError, match="a mask for the context and 4 for targets, got 0"):
+    with pytest.raises(ValueError, match=r"1 \+ 4 masks, for contexts and targets, got 0"):
         objective(net, Batch([views(objective).with_mask(None)]), START)
     with pytest.raises(ValueError, match=r"objective\.target_ratio=\(0\.3, 0\.2\)"):
         IJEPA.Config(target_ratio=(0.3, 0.2))
     with pytest.raises(ValueError, match=r"objective\.targets=0"):
         IJEPA.Config(targets=0)
+    with pytest.raises(ValueError, match=r"objective\.contexts=0"):
+        IJEPA.Config(contexts=0)
+    with pytest.raises(ValueError, match=r"objective\.target_aspect=\(2\.0, 1\.0\): want 0 < low"):
+        IJEPA.Config(target_aspect=(2.0, 1.0))
     with pytest.raises(ValueError, match="ijepa reads one stream, got a, b"):
         IJEPA(IJEPA.Config(), net, {"a": SPEC, "b": SPEC})

@@ -28,7 +28,7 @@ from multissl.contract.abilities import HasRecordings
 from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
-from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.contract.plans import Plans, StreamSpec, ViewPlan, tokens_along
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
@@ -83,6 +83,9 @@ class Audio(HasRecordings):
         """Frames of local views."""
         patch: tuple[int, int] = (16, 16)
         """Frames and mel bins of a token: 16 16 for events, 2 128 (the full band) for speech."""
+        stride: tuple[int, int] = (0, 0)
+        """Frames and mel bins from one token to the next, where tokens overlap (AST: 10 10); 0 0: the size of a token.
+        What does not fill a last token is in none, and tokens show a part of what their neighbors hide."""
         short: Literal["pad", "repeat", "fit"] = "pad"
         """Recordings shorter than a view: silence at the end, which is masked out, the recording over again, or
         stretched in time to fit: words spoken slowly and fast become alike."""
@@ -137,8 +140,12 @@ class Audio(HasRecordings):
                 if not (low <= high <= top and (name == "snr" or low > 0)):
                     raise ValueError(f"modality.{name}={low, high}: want low <= high, at most {top:g}")
             for name, axis in (("frames", 0), ("local_frames", 0), ("mels", 1)):
-                size, patch = getattr(self, name), self.patch[axis]
-                if patch < 1 or size % patch:
+                size, patch, stride = getattr(self, name), self.patch[axis], self.stride[axis]
+                if not 0 <= stride <= patch or (stride > 0) != (max(self.stride) > 0):
+                    raise ValueError(
+                        f"modality.stride={self.stride}: want 0 0, or 1 or more of both up to patch={self.patch}"
+                    )
+                if patch < 1 or size < patch or (size % patch and not stride):
                     near = max(size // max(patch, 1), 1) * max(patch, 1)
                     raise ValueError(
                         f"modality.{name}={size}: want a multiple of patch={self.patch}, such as {near}"
@@ -158,7 +165,12 @@ class Audio(HasRecordings):
 
         def grid(self, frames: int) -> tuple[int, int]:
             """Tokens along time and frequency of a view."""
-            return frames // self.patch[0], self.mels // self.patch[1]
+            time, frequency = tokens_along((frames, self.mels), self.patch, self.steps())
+            return time, frequency
+
+        def steps(self) -> tuple[int, int]:
+            """Frames and mel bins from one token to the next."""
+            return self.stride if self.stride[0] else self.patch
 
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES + FILMS
@@ -179,7 +191,7 @@ class Audio(HasRecordings):
         cfg, (t, f) = self.cfg, self.cfg.grid(self.cfg.frames)
         spec = StreamSpec(
             kind="grid", shape=(1, cfg.frames, cfg.mels), patch=cfg.patch, num_tokens=t * f,
-            target_dim=math.prod(cfg.patch), channels=("log-mel",),
+            stride=cfg.stride if cfg.stride[0] else (), target_dim=math.prod(cfg.patch), channels=("log-mel",),
         )  # fmt: skip
         return {"audio": spec}
 
@@ -261,8 +273,8 @@ class Audio(HasRecordings):
         """Columns of tokens whose middle is sound, 1 at least, of so many samples [R]."""
         size, hop = ops.window_of(self.cfg.rate)
         frames = (samples - size) // hop + 1
-        patch = self.cfg.patch[0]
-        return ((frames + patch - patch // 2 - 1) // patch).clamp(1, columns)
+        patch, step = self.cfg.patch[0], self.cfg.steps()[0]
+        return ((frames + step - patch // 2 - 1) // step).clamp(1, columns)
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Spectrograms of the segments, on their device."""
@@ -280,11 +292,20 @@ class Audio(HasRecordings):
                 at = torch.arange(grid[0], device=x.device) < self._columns(real, grid[0])[:, None]  # [R, T']
                 views.valid = at.repeat_interleave(grid[1], 1)
             if plan.coords and role != "clean":
-                views.coords = centers(grid, given[f"{role}_box"], box)
+                views.coords = centers(self._middles(x), given[f"{role}_box"], box)
             if plan.target and role == "global":
-                views.target = ops.patchify(x, self.cfg.patch)
+                views.target = ops.patchify(x, self.cfg.patch, self.cfg.steps())
             batch.append(views)
         return Batch(batch)
+
+    def _middles(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the middles of columns and of rows of tokens lie in spectrograms [R, T, F], in shares of them."""
+        grid, steps, patch = self.cfg.grid(x.shape[1]), self.cfg.steps(), self.cfg.patch
+        time, frequency = (
+            (torch.arange(n, device=x.device) * step + size / 2) / whole
+            for n, step, size, whole in zip(grid, steps, patch, x.shape[1:], strict=True)
+        )
+        return time, frequency
 
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation of log-mel values; measured once where they are not given."""
@@ -321,7 +342,7 @@ class Audio(HasRecordings):
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""
-        return {"raw": mel_floor, "mean_std": functools.partial(statistics_floor, patch=self.cfg.patch)}
+        return {"raw": mel_floor, "mean_std": functools.partial(statistics_floor, grid=self.cfg.grid)}
 
     def describe(self, sample: Sample) -> dict[str, str]:
         """Return the file of a sample."""
@@ -329,7 +350,7 @@ class Audio(HasRecordings):
 
     def figures(self, batch: Batch) -> list[Figure]:
         """The spectrograms of some samples with their masks."""
-        return sound_panel([v for v in batch if v.stream == "audio"], self.cfg.patch)
+        return sound_panel([v for v in batch if v.stream == "audio"], self.cfg.grid)
 
     def pictures(self, views: Views) -> np.ndarray:
         """Clean views as pictures, uint8 [R, F, T, 3], low sounds below."""

@@ -5,7 +5,7 @@ Shapes: R rows, B samples, V views, T frames, F mel bins.  State: none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,8 @@ SCALE = ((0.05, 0.04, 0.20), (0.50, 0.12, 0.48), (0.93, 0.41, 0.30), (0.99, 0.90
 """Colors from soft to loud."""
 HIDDEN, PADDING = (0.62, 0.66, 0.70), (1.0, 1.0, 1.0)
 STEPS = 32
+Grid = Callable[[int], tuple[int, int]]
+"""From the frames of a view to its tokens along time and frequency."""
 
 
 def colored(x: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -44,12 +46,12 @@ def drawn(x: Tensor) -> np.ndarray:
     return _bytes(colored(x))
 
 
-def sound_panel(batch: Sequence[Views], patch: tuple[int, int]) -> list[Figure]:
+def sound_panel(batch: Sequence[Views], grid: Grid) -> list[Figure]:
     """One figure with the views of the first samples, or none without views."""
     if not batch:
         return []
     whole = [replace(v, masks=()) for v in batch if v.mask is not None]  # beside what is left of them
-    columns = [tile for views in [*whole, *batch] for tile in _tiles(views, patch)]
+    columns = [tile for views in [*whole, *batch] for tile in _tiles(views, grid)]
     framed = [F.pad(c, (GAP, GAP, GAP, GAP), value=1.0) for c in columns]
     page = torch.cat([torch.cat(list(line), 2) for line in zip(*framed, strict=True)], 1)  # [3, H, W]
     parts = [
@@ -68,15 +70,14 @@ def sound_panel(batch: Sequence[Views], patch: tuple[int, int]) -> list[Figure]:
     return [Figure("What the encoder is shown", _bytes(page), " ".join(parts))]
 
 
-def _tiles(views: Views, patch: tuple[int, int]) -> list[Tensor]:
+def _tiles(views: Views, grid: Grid) -> list[Tensor]:
     """Views of the first samples, by view [b, 3, HEIGHT, width]; local views are narrower."""
     x = views.x[:, 0].unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, T, F]
-    frames = x.shape[2]
+    frames, bins = x.shape[2:]
 
-    def fine(tokens: Tensor) -> Tensor:  # [R, N] to [V, b, T, F]
-        grid = tokens.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
-        grid = grid.unflatten(-1, (frames // patch[0], -1))
-        return grid.repeat_interleave(patch[0], -2).repeat_interleave(patch[1], -1)
+    def fine(tokens: Tensor) -> Tensor:  # [R, N] to [V, b, T, F], each place by the token that is nearest
+        some = tokens.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES].unflatten(-1, grid(frames))
+        return F.interpolate(some.float(), size=(frames, bins), mode="nearest").bool()
 
     padding = None if views.valid is None else fine(~views.valid)
     shown = colored(x, padding)
@@ -98,13 +99,13 @@ def mel_floor(views: Views) -> Tensor:
     return (F.adaptive_avg_pool2d(x, (STEPS, x.shape[2])) if x.shape[1] > STEPS else x).flatten(1)
 
 
-def statistics_floor(views: Views, patch: tuple[int, int]) -> Tensor:
+def statistics_floor(views: Views, grid: Grid) -> Tensor:
     """Mean and deviation of each mel bin over the real frames, [R, 2*F]."""
     x = views.x[:, 0].float()  # [R, T, F]
     weight = torch.ones_like(x[:, :, :1])
     if views.valid is not None:
-        columns = views.valid.unflatten(1, (x.shape[1] // patch[0], -1))[:, :, 0]  # [R, T']
-        weight = columns.repeat_interleave(patch[0], 1)[:, :, None].float()
+        columns = views.valid.unflatten(1, grid(x.shape[1]))[:, None, :, 0].float()  # [R, 1, T']
+        weight = F.interpolate(columns, size=x.shape[1], mode="nearest").mT  # [R, T, 1]
     weight = weight / weight.sum(1, keepdim=True)
     mean = (x * weight).sum(1)
     return torch.cat([mean, ((x - mean[:, None]).pow(2) * weight).sum(1).sqrt()], 1)

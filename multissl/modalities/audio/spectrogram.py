@@ -156,7 +156,8 @@ def add_noise(wave: Tensor, noise: Tensor, decibels: Tensor) -> Tensor:
     return wave + noise * (power * 10 ** (-decibels[:, None] / 10)).sqrt()
 
 
-def patchify(x: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Spectrograms [R, T, F] as the values of their patches [R, N, T'], time first."""
-    cut = x.unflatten(2, (-1, patch[1])).unflatten(1, (-1, patch[0]))  # [R, t, p, f, q]
-    return cut.transpose(2, 3).flatten(3).flatten(1, 2)
+def patchify(x: Tensor, patch: tuple[int, int], stride: tuple[int, int] | None = None) -> Tensor:
+    """Spectrograms [R, T, F] as the values of their patches [R, N, T'], time first; one every `stride`, or a patch."""
+    time, frequency = stride or patch
+    cut = x.unfold(1, patch[0], time).unfold(2, patch[1], frequency)  # [R, t, f, p, q]
+    return cut.flatten(3).flatten(1, 2)

@@ -109,19 +109,20 @@ def _past(rate: int, real: Tensor, x: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device) * hop + size > real[:, None]
 
 
-def centers(grid: tuple[int, int], box: Tensor, cut: Tensor) -> Tensor:
+def centers(middles: tuple[Tensor, Tensor], box: Tensor, cut: Tensor) -> Tensor:
     """Where tokens lie in a recording, (time, frequency) in shares of it: [R, N, 2]; past its end above 1.
 
+    middles [T'] and [F']: those of tokens along time and frequency, in shares of the view;
     box [R, 2]: start and length of the segment; cut [R, 5]: box cut from the spectrogram, share it was turned by.
     """
-    time, mel = ((torch.arange(n, device=box.device) + 0.5) / n for n in grid)
+    time, mel = middles
     inside = cut[:, :1] + cut[:, 1:2] * time  # [R, T'], in shares of the segment
     sound = (1 / box[:, 1:]).clamp(max=1)  # the share of the segment that the recording fills
     turned = (inside + cut[:, 4:] * sound) % sound
     inside = torch.where((cut[:, 4:] > 0) & (inside >= 0) & (inside < sound), turned, inside)
     time = box[:, :1] + box[:, 1:] * inside
     mel = cut[:, 2:3] + cut[:, 3:4] * mel  # [R, F']
-    pairs = [time[:, :, None].expand(-1, -1, grid[1]), mel[:, None].expand(-1, grid[0], -1)]
+    pairs = [time[:, :, None].expand(-1, -1, mel.shape[1]), mel[:, None].expand(-1, time.shape[1], -1)]
     return torch.stack(pairs, -1).flatten(1, 2)
 
 

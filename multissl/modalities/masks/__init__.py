@@ -22,7 +22,7 @@ from multissl.modalities.masks.bands import BANDS, Bands
 from multissl.modalities.masks.cells import SMALLEST, Cells, plane_of
 from multissl.modalities.masks.multiblock import context_masks
 from multissl.modalities.masks.rows import masks_of
-from multissl.modalities.masks.unions import union_context
+from multissl.modalities.masks.unions import Lasting, union_context
 from multissl.random import RowRandom
 
 Hidden = Literal["random", "block", "tube", "time", "frequency", "time_frequency"]
@@ -37,6 +37,7 @@ def draw_masks(
     square: int = 1,
     *,
     union: int = 0,
+    lasting: Lasting | None = None,
     reference: bool = False,
     real: Tensor | None = None,
     smallest: float = SMALLEST,
@@ -44,13 +45,14 @@ def draw_masks(
     """Return the masks of this rank's global views that a plan asks for, each over R rows of a grid of tokens.
 
     `group` samples share out the range of ratios among them. `square`: cells go together in squares of that side.
-    `union`: a context's target is a union of so many blocks. `reference`: contexts as I-JEPA's code draws them.
+    `union`: a context's target is a union of so many blocks, which last as `lasting` says. `reference`: contexts as
+    I-JEPA's code draws them.
     `real` int64 [R]: how many columns of time, the first axis, are no padding, which is hidden in the same share.
     `smallest`: area from which those of blocks are drawn, in squares.
     """
     slots, plane = plane_of(kind, grid)
     if plan.context_ratio is not None and union:
-        return union_context(plan, plane, slots, union, rng)
+        return union_context(plan, plane, slots, union, rng, lasting)
     if plan.context_ratio is not None:
         cells = "random" if kind in ("random", "tube") else "block"
         return context_masks(plan, cells, plane, slots, rng, reference)

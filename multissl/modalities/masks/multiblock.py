@@ -1,14 +1,14 @@
-"""Several targets and one context, without a common token: the masks of I-JEPA.
+"""Several targets and one context or more, without a common token: the masks of I-JEPA.
 
 Assran et al., CVPR 2023, arXiv 2301.08243, section 3: targets are blocks of one size per step, placed for each sample;
-the context is a larger square block without the targets' tokens. Where tokens form no grid, targets and context are
-random tokens instead of blocks. Counts are the same in every row and on every rank: targets are whole, and the context
+a context is a larger square block without the targets' tokens. Where tokens form no grid, targets and context are
+random tokens instead of blocks. Counts are the same in every row and on every rank: targets are whole, and a context
 is trimmed at random to the constant number of tokens that independent targets of the largest share leave of the
 smallest context, (1 - share)^T; rows with fewer are drawn again.
 `reference` draws as the public code does: one uniform number for a block's size and aspect, blocks that never touch the
 last row or column and never span the grid, and contexts cut to the shortest of the batch, the last tokens first. Those
 counts depend on the rows of a rank and change from step to step.
-Shapes: B samples of this rank, V views, R = V*B rows, view-major, N tokens, K of the context, T targets of Q tokens.
+Shapes: B samples of this rank, V views, R = V*B rows, view-major, N tokens, C contexts of K, T targets of Q tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from multissl.contract.plans import ViewPlan
 from multissl.modalities.masks.rows import Grid, Kind
 from multissl.random import RowRandom
 
-ASPECT = (0.75, 1.5)
-"""Height over width of a target."""
 TRIES = 20
 FEWEST = 10
 """Tokens that a context of the reference keeps at least, where the grid has so many."""
@@ -36,11 +34,11 @@ Size = tuple[int, int]
 def context_masks(
     plan: ViewPlan, kind: Kind, grid: Grid, slots: int, rng: RowRandom, reference: bool = False
 ) -> tuple[Mask, ...]:
-    """Return the mask that hides all but the context, then those of the targets, drawn on a grid for all its slots."""
+    """Return the masks that hide all but a context, then those of the targets, drawn on a grid for all its slots."""
     cells, largest = grid[0] * grid[1], largest_target(plan, kind, grid)
     places = draw_multiblock(plan, kind, grid, rng, reference)
-    context, targets = (in_all_slots(p, slots, cells) for p in places)
-    return as_masks(context, targets, slots * cells, largest * slots)
+    contexts, targets = (in_all_slots(p, slots, cells) for p in places)
+    return as_masks(contexts, targets, slots * cells, largest * slots)
 
 
 def in_all_slots(places: Tensor, slots: int, cells: int) -> Tensor:
@@ -50,28 +48,33 @@ def in_all_slots(places: Tensor, slots: int, cells: int) -> Tensor:
 
 
 def draw_multiblock(
-    plan: ViewPlan, kind: Kind, grid: Grid, rng: RowRandom, reference: bool = False
+    plan: ViewPlan, kind: Kind, grid: Grid, rng: RowRandom, reference: bool = False, fewest: int = FEWEST
 ) -> tuple[Tensor, Tensor]:
-    """Return the places of the context, int64 [R, K], and of the targets, int64 [T, R, Q], in ascending order."""
+    """Return the places of the contexts, int64 [C, R, K], and of the targets, int64 [T, R, Q], in ascending order.
+
+    `fewest`: tokens that a context of the reference keeps at least.
+    """
     assert plan.mask_ratio is not None
     assert plan.context_ratio is not None
     step = rng.fork("sizes").common()
     lanes = rng.fork("places").group(1)
     target, around = sizes(plan, kind, grid, step, reference)
     tokens = grid[0] * grid[1]
-    keep = min(FEWEST, tokens // 2) if reference else context_size(plan, kind, grid)
+    keep = min(fewest, tokens // 2) if reference else context_size(plan, kind, grid)
     rows = [
-        _row(lane, kind, grid, target, around, plan.num_masks, keep, reference)
+        _row(lane, kind, grid, target, around, plan, keep, reference)
         for _ in range(plan.num_global)
         for lane in lanes
     ]
     if reference:
-        keep = min(len(free) for free, _ in rows)
-        context = [free[:keep] for free, _ in rows]
+        keep = min(len(free) for each, _ in rows for free in each)
+        contexts = [[free[:keep] for free in each] for each, _ in rows]
     else:
-        context = [_some(lanes[i % len(lanes)], free, keep) for i, (free, _) in enumerate(rows)]
+        contexts = [
+            [_some(lanes[i % len(lanes)], free, keep) for free in each] for i, (each, _) in enumerate(rows)
+        ]
     targets = np.stack([blocks for _, blocks in rows], 1)  # [T, R, Q]
-    return torch.from_numpy(np.stack(context)), torch.from_numpy(targets)
+    return torch.from_numpy(np.stack(contexts, 1)), torch.from_numpy(targets)
 
 
 def sizes(
@@ -83,7 +86,8 @@ def sizes(
     share, aspect, context = rng.random(3)
     aspect = share if reference else aspect
     found = []
-    for (low, high), at, ratios in ((plan.mask_ratio, share, ASPECT), (plan.context_ratio, context, (1, 1))):
+    parts = (plan.mask_ratio, share, plan.target_aspect), (plan.context_ratio, context, (1.0, 1.0))
+    for (low, high), at, ratios in parts:
         area = max(int(grid[0] * grid[1] * (low + (high - low) * at)), 1)
         if kind == "random":
             found.append((1, area))
@@ -109,7 +113,7 @@ def largest_target(plan: ViewPlan, kind: Kind, grid: Grid) -> int:
     if kind == "random":
         return min(area, tokens - 1)
     sides = [
-        (math.sqrt(area * a) + 0.5) * (math.sqrt(area / a) + 0.5) for a in ASPECT
+        (math.sqrt(area * a) + 0.5) * (math.sqrt(area / a) + 0.5) for a in plan.target_aspect
     ]  # sides are rounded; the product is largest at the ends
     return max(min(int(max(sides)), tokens - 1), 1)
 
@@ -124,24 +128,27 @@ def context_size(plan: ViewPlan, kind: Kind, grid: Grid) -> int:
 
 
 def _row(
-    rng: np.random.Generator, kind: Kind, grid: Grid, target: Size, around: Size, count: int, keep: int,
+    rng: np.random.Generator, kind: Kind, grid: Grid, target: Size, around: Size, plan: ViewPlan, keep: int,
     reference: bool,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Return one row's free tokens of the context, `keep` or more, and its targets [T, Q]."""
+) -> tuple[list[np.ndarray], np.ndarray]:  # fmt: skip
+    """Return one row's free tokens of each context, `keep` or more, and its targets [T, Q]."""
     tokens = grid[0] * grid[1]
     blocks = np.empty((0, 0), np.int64)
     for _ in range(TRIES):
-        blocks = np.stack([_place(rng, kind, grid, target, reference) for _ in range(count)])
-        free = np.zeros(tokens, bool)
-        free[_place(rng, kind, grid, around, reference)] = True
-        free[blocks.reshape(-1)] = False
-        if free.sum() >= keep:
-            return np.flatnonzero(free), blocks
+        blocks = np.stack([_place(rng, kind, grid, target, reference) for _ in range(plan.num_masks)])
+        contexts = []
+        for _ in range(plan.num_contexts):
+            free = np.zeros(tokens, bool)
+            free[_place(rng, kind, grid, around, reference)] = True
+            free[blocks.reshape(-1)] = False
+            contexts.append(np.flatnonzero(free))
+        if min(map(len, contexts)) >= keep:
+            return contexts, blocks
     # All targets in one place, and everything else is context: it always fits.
-    blocks = blocks[:1].repeat(count, 0)
+    blocks = blocks[:1].repeat(plan.num_masks, 0)
     free = np.ones(tokens, bool)
     free[blocks[0]] = False
-    return np.flatnonzero(free), blocks
+    return [np.flatnonzero(free)] * plan.num_contexts, blocks
 
 
 def _place(rng: np.random.Generator, kind: Kind, grid: Grid, size: Size, reference: bool) -> np.ndarray:
@@ -157,20 +164,23 @@ def _some(rng: np.random.Generator, of: np.ndarray, count: int) -> np.ndarray:
     return np.sort(rng.permutation(of)[:count])
 
 
-def as_masks(context: Tensor, targets: Tensor, tokens: int, largest: int) -> tuple[Mask, ...]:
-    """Return the context's mask, which hides all else, then the targets'; counts come from the shapes alone.
+def as_masks(contexts: Tensor, targets: Tensor, tokens: int, largest: int) -> tuple[Mask, ...]:
+    """Return the masks of contexts [C, R, K], which hide all else, then those of targets [T, R, Q].
 
-    Targets' indices are padded to R * largest, the same every step; the context's is not padded.
+    Counts come from the shapes alone. Targets' indices are padded to R * largest, the same every step; those of
+    contexts are not padded.
     """
-    rows = len(context)
-    shown = torch.zeros(rows, tokens, dtype=torch.bool, device=context.device).scatter(1, context, True)
-    left = tokens - context.shape[1]
-    order = shown.to(torch.uint8).argsort(dim=1, stable=True)[:, :left]  # [R, N-K]
-    parts = [(~shown, order, rows * left)]
+    rows, left = contexts.shape[1], tokens - contexts.shape[2]
+    nothing = torch.zeros(rows, tokens, dtype=torch.bool, device=contexts.device)
+    parts = []
+    for context in contexts:
+        shown = nothing.scatter(1, context, True)
+        order = shown.to(torch.uint8).argsort(dim=1, stable=True)[:, :left]  # [R, N-K]
+        parts.append((~shown, order, rows * left))
     for target in targets:
-        hidden = torch.zeros_like(shown).scatter(1, target, True)
+        hidden = nothing.scatter(1, target, True)
         parts.append((hidden, target, max(rows * largest, target.numel())))
-    first = torch.arange(rows, device=context.device)[:, None] * tokens  # [R, 1]
+    first = torch.arange(rows, device=contexts.device)[:, None] * tokens  # [R, 1]
     masks = []
     for hidden, at, size in parts:
         index = (first + at).flatten()

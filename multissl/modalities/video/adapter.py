@@ -28,6 +28,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.modalities.image import ops
 from multissl.modalities.image.crops import TRIES, crop_box, share_of
 from multissl.modalities.masks import draw_masks
+from multissl.modalities.masks.unions import Lasting
 from multissl.modalities.video.baselines import clip_floor, flow_floor, frame_floor
 from multissl.modalities.video.clips import (
     Span,
@@ -114,6 +115,12 @@ class Video(Modality):
         union: int = 0
         """With mask=block, for predictions from a context: blocks whose union is the one target, the context is all
         the rest (V-JEPA: 8 blocks of 0.15, or 2 of 0.7). 0: every block is a target."""
+        union_time: tuple[float, float] = (1.0, 1.0)
+        """With union, range of the share of the clip that its blocks last (V-JEPA: 1 1)."""
+        context_time: float = 1.0
+        """With union, share of the clip, from its first frame on, in which the context shows tokens."""
+        context_keep: float = 1.0
+        """With union, largest share of all tokens that the context shows; what is more is left out at random."""
         mask_group: int = 32
         """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -152,6 +159,21 @@ class Video(Modality):
                 )
             if self.union and self.mask != "block":
                 raise ValueError(f"modality.union={self.union}: want modality.mask=block, got {self.mask}")
+            low, high = self.union_time
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"modality.union_time={low, high}: want 0 < low <= high <= 1")
+            for name in ("context_time", "context_keep"):
+                if not 0 < getattr(self, name) <= 1:
+                    raise ValueError(f"modality.{name}={getattr(self, name)}: want more than 0, at most 1")
+            if not self.union and (self.union_time, self.context_time, self.context_keep) != (
+                (1.0, 1.0),
+                1.0,
+                1.0,
+            ):
+                raise ValueError(
+                    "modality.union_time, modality.context_time and modality.context_keep are read with"
+                    " modality.union alone: set modality.union=8, or leave them"
+                )
             if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
                 raise ValueError(
                     f"modality.mean={self.mean} modality.std={self.std}: want 3 of each, std above 0"
@@ -229,7 +251,11 @@ class Video(Modality):
             raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
         if plan.mask_ratio is not None and plan.num_global:
             cfg, lines = self.cfg, rng.fork("masks")
-            with_masks(raw, draw_masks(plan, cfg.mask, self.grid, cfg.mask_group, lines, union=cfg.union))
+            lasting = Lasting(cfg.union_time, cfg.context_time, cfg.context_keep)
+            masks = draw_masks(
+                plan, cfg.mask, self.grid, cfg.mask_group, lines, union=cfg.union, lasting=lasting
+            )
+            with_masks(raw, masks)
         return {"video": raw | ids_of(samples)}
 
     def _spans(self, role: Role, times: np.ndarray, draws: Tensor, sample: Sample) -> list[Span]:
