@@ -1,3 +1,5 @@
+# long file: sums of objectives share their terms and views
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
