@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
 import torch
 
-from multissl.engine.batches import Data, StepBatches, batches_of
+from multissl.contract.data import Raw, Sample
+from multissl.contract.plans import Plans
+from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
+from multissl.random import RowRandom
 from tests.helpers.stubs import Points, ViewPlan
 
 PLANS = {"points": ViewPlan(num_global=2)}
@@ -59,3 +63,35 @@ def test_views_do_not_depend_on_workers_or_on_where_they_are_made(workers: int, 
         views = expected.views(expected[step][0], step)[0]
         torch.testing.assert_close(fetched.batch[0].x, views.x, rtol=0, atol=0)
         assert fetched.batch[0].sample_id is not None
+
+
+class Aware(Points):
+    """Says with every batch which signals end the process, and how many threads it has."""
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        deaf = [signal.getsignal(number) == signal.SIG_IGN for number in ENDING]
+        return {
+            **super().collate(samples, plans, rng),
+            "deaf": torch.tensor([*deaf, torch.get_num_threads() == 1]),
+        }
+
+
+def test_workers_are_deaf_to_signals_that_the_trainer_answers_and_have_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    told: list[list[bool]] = []
+    views = StepBatches.views
+
+    def listen(self: StepBatches, raw: Raw, *rest: Any) -> Any:
+        told.append(raw["deaf"].tolist())
+        return views(self, raw, *rest)
+
+    monkeypatch.setattr(StepBatches, "views", listen)
+    for workers, deaf in ((0, False), (1, True)):
+        made = StepBatches(Aware(Points.Config()), PLANS, 16, 0, 0, 1, final=False)
+        told.clear()
+        assert len(list(batches_of(made, 0, 2, Data(workers=workers), 1, CPU))) == 2
+        assert told == [[deaf] * 4] * 2
+    torch.set_num_threads(threads)

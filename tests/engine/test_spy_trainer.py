@@ -198,8 +198,11 @@ def test_nothing_moves_on_a_skipped_step(tmp_path: Path) -> None:
     assert first == GOOD
     assert second == SKIPPED
     assert third[: len(GOOD)] == GOOD
-    lines = [x for x in RunFolder(tmp_path).read_metrics() if x["kind"] == "train"]
-    assert [x["step"] for x in lines] == [1, 3]
+    lines = RunFolder(tmp_path).read_metrics()
+    assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 3]
+    (note,) = [x for x in lines if x["kind"] == "note"]
+    assert note["step"] == 2
+    assert note["text"].startswith("step 1 skipped: pull, gradient of all not finite; see ")
 
 
 # ------------------------------------------------------------------------------- seeds of modules
@@ -215,22 +218,16 @@ def module_seeds(folder: Path, **changes: Any) -> list[int]:
 
 def test_modules_draw_from_another_seed_in_every_step_and_every_run(tmp_path: Path) -> None:
     seeds = module_seeds(tmp_path / "a")
-    assert seeds == [hash_of(0, step, 0) for step in range(6)]
+    assert seeds == [hash_of(0, step) for step in range(6)]
     assert module_seeds(tmp_path / "b") == seeds
     others = [module_seeds(tmp_path / f"seed_{s}", seed=s) for s in (1, 2)]
     assert len({*seeds, *others[0], *others[1]}) == 18
 
 
-def test_seeds_of_neighboring_numbers_are_all_different_and_far_apart() -> None:
-    numbers = [hash_of(seed, step, rank) for seed in range(8) for step in range(8) for rank in range(8)]
-    assert len(set(numbers)) == 512
+def test_seeds_of_neighboring_numbers_are_all_different() -> None:
+    numbers = [hash_of(seed, step) for seed in range(24) for step in range(24)]
+    assert len(set(numbers)) == 576
     assert all(0 <= n < 2**63 for n in numbers)
-    ordered = sorted(numbers)
-    assert min(b - a for a, b in itertools.pairwise(ordered)) > 1
-    steps = [hash_of(0, step, 0) for step in range(1000)]
-    bits = torch.tensor([[n >> bit & 1 for bit in range(1, 63)] for n in steps], dtype=torch.float64)
-    assert (bits.mean(0) > 0.2).all()
-    assert (bits.mean(0) < 0.8).all()
 
 
 # --------------------------------------------------------------------------------------- evaluation
