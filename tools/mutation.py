@@ -24,7 +24,18 @@ TURNED = {
     ast.NotIn: ("not in", "in"), ast.And: ("and", "or"), ast.Or: ("or", "and"),
 }  # fmt: skip
 """An operator as it is written, and what stands in its place."""
-SYMMETRIC = {"max", "min", "isinstance", "maximum", "minimum", "allclose", "Literal", "cast"}
+SYMMETRIC = {
+    "max",
+    "min",
+    "isinstance",
+    "maximum",
+    "minimum",
+    "allclose",
+    "Literal",
+    "cast",
+    "transpose",
+    "mse_loss",
+}
 """Calls whose arguments may stand in any order, or which check types alone."""
 SPOKEN = {
     "say",
@@ -37,7 +48,7 @@ SPOKEN = {
     "describe",
 }
 """Calls that make text for people."""
-UNSEEN = {"__post_init__", "__repr__", "figures", "pictures", "titles", "describe", "verdict"}
+UNSEEN = {"__post_init__", "__repr__", "figures", "pictures", "titles", "describe", "verdict", "alarm"}
 """Functions that check options, draw, or speak."""
 
 
@@ -114,8 +125,14 @@ class _Finder(ast.NodeVisitor):
         self.where.pop()
 
     def visit_keyword(self, node: ast.keyword) -> None:
-        """Leave `strict` alone: it asserts that two lengths agree."""
-        if node.arg != "strict":
+        """Leave `strict` alone, which asserts that two lengths agree, and `non_blocking`, which changes no value."""
+        if node.arg not in ("strict", "non_blocking"):
+            self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """Leave alone which fixed number a generator is seeded with."""
+        seeds = _called(node) in ("manual_seed", "default_rng")
+        if not (seeds and all(isinstance(a, ast.Constant) for a in node.args)):
             self.generic_visit(node)
 
     def _bugs(self, node: ast.AST) -> Iterator[Mutant]:

@@ -80,7 +80,9 @@ def idle(path: str, made: dict[str, Any]) -> bool:
             return not made.get("objective.num_local")
         if leaf in {"brightness", "contrast", "saturation", "hue"}:
             return not made["modality.jitter"]
-        return leaf in {"patch", "stride"} and any(v == "resnet" for k, v in made.items() if k.startswith("encoders."))
+        return leaf in {"patch", "stride"} and any(
+            v == "resnet" for k, v in made.items() if k.startswith("encoders.")
+        )
     if path.startswith("optim."):
         transformer = "transformer" in [v for k, v in made.items() if k.startswith("encoders.")]
         return {

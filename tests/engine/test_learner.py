@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multissl.contract.data import Batch
-from multissl.contract.encoder import build_encoders
+from multissl.contract.data import Batch, Views
+from multissl.contract.encoder import EncodeFunction, Encoders, build_encoders
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.plans import StreamSpec
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.chunked import Chunk, Chunked
 from multissl.engine.learner import Learner
+from multissl.modalities.views import pack_masks
 from multissl.random import RowRandom
 from tests.helpers.stubs import Net, Points, Spread
 
@@ -77,3 +80,31 @@ def test_clip_groups_are_encoders_and_heads() -> None:
     assert set(made.clip_groups("all")) == {"all"}
     assert set(made.clip_groups("module")) == {"encoders.points", "objective.heads"}
     assert len(made.clip_groups("parameter")) == len(list(made.parameters()))
+
+
+def test_chunks_pass_on_masking_and_inner_outputs_both_times() -> None:
+    spec = StreamSpec(kind="grid", shape=(3, 8, 8), patch=(4, 4), num_tokens=4)
+    found = []
+    for chunk in (0, 2):
+        torch.manual_seed(0)
+        encoders = Encoders(
+            {"a": TransformerEncoder.Config(dim=8, depth=2, heads=2, init_std=0.0).build(spec)}
+        )
+        hidden = torch.tensor([[True, False, False, True], [False, True, True, False]] * 3)
+        views = Views(x=torch.randn(6, 3, 8, 8), stream="a", role="global", masks=(pack_masks(hidden),))
+        record: list[Chunk] = []
+        encode: EncodeFunction = Chunked(encoders, chunk, record) if chunk else encoders
+        (masked,), (dropped,) = encode.encode([views], "replace", 2), encode.encode([views], "drop")
+        assert dropped.tokens.shape == (6, 2, 8)
+        parts = [masked.pooled, masked.tokens, *masked.inner, dropped.tokens]
+        assert len(parts) == 5
+        loss = sum((p * torch.randn(p.shape)).sum() for p in parts)
+        assert isinstance(loss, torch.Tensor)
+        learner = Learner(encoders, Spread.Config().build(encoders, {"a": spec}), chunk)
+        learner._replay = record
+        learner.backward(Losses(total=loss, terms={}))
+        assert len(record) == (6 if chunk else 0)
+        found.append([*parts, *(p.grad for p in encoders.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 20
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)

@@ -102,6 +102,8 @@ def test_rates_in_steps_drop_to_a_tenth_at_each_of_them() -> None:
     optimizer = built(AdamW, 256, lr=0.02, warmup=WARMUP, lr_shape="steps", lr_drops=(20, 30))
     lrs = [rates(optimizer, step)[0] for step in (0, WARMUP - 1, WARMUP, 19, 20, 29, 30, STEPS - 1)]
     assert lrs == pytest.approx([0, 0.02, 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002])
+    at_once = built(AdamW, 256, lr=0.02, warmup=WARMUP, lr_shape="steps", lr_drops=(WARMUP,))
+    assert [rates(at_once, step)[0] for step in (WARMUP - 1, WARMUP)] == pytest.approx([0.02, 0.002])
 
 
 def test_a_constant_rate_stays_at_the_scaled_peak_and_keeps_its_factor() -> None:

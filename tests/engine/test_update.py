@@ -16,7 +16,7 @@ from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
-from multissl.engine.optim.lars import LARS
+from multissl.engine.optim.lars import LARS, TorchLARS
 
 SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), patch=(4, 4), num_tokens=4)
 START = Progress(step=0, total=10)
@@ -79,6 +79,13 @@ def test_the_patch_projection_alone_has_the_factor_of_patches() -> None:
     both = read_rates(AdamW.Config(lr=1.0, final_lr=1.0, patch_lr=0.2, layer_decay=0.5))
     assert both["encoders.image.tokenizer.patch_embed.proj.weight"] == pytest.approx(0.2 * 0.5**3)
     assert both["encoders.image.tokenizer.cls_token"] == pytest.approx(0.5**3)
+
+
+def test_lars_of_torch_s_kind_decays_nothing_unless_it_is_told_to() -> None:
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    weight.grad = torch.tensor([[0.0, 0.5]])
+    TorchLARS([weight], lr=2.0).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([[3.0, 4.0 - 2.0 * 0.001 * 5.0]]))
 
 
 def test_lars_divides_by_the_norm_of_the_decayed_gradient() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from multissl.contract.abilities import HasTargets
 from multissl.contract.data import Samples
 from multissl.contract.learning import Progress
-from multissl.evaluators.few_labels import FewLabels, area, interval, score
+from multissl.evaluators.few_labels import FewLabels, area, interval, linear, score
 from tests.evaluators.clusters import START, Clusters, Constant, frozen
 from tests.helpers.stubs import Listed
 
@@ -156,3 +156,21 @@ class Lacking(Clusters):
         samples = [data[i] for i in range(len(data))]
         known = [s if s.label < self.left else replace(s, label=-1) for s in samples]
         return Listed(known if split == "train" else samples)
+
+
+def test_ridge_chooses_among_strengths_from_a_hundredth_to_ten_thousand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = pytest.importorskip("sklearn.linear_model")
+    seen: list[np.ndarray] = []
+    ridge = models.RidgeCV
+
+    def keep(alphas: np.ndarray) -> object:
+        seen.append(alphas)
+        return ridge(alphas=alphas)
+
+    monkeypatch.setattr(models, "RidgeCV", keep)
+    x, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20.0)
+    assert linear(y)(x, y, x).shape == (20,)
+    (alphas,) = seen
+    np.testing.assert_allclose(np.log10(alphas), np.arange(-2, 4.1, 0.5))

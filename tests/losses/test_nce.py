@@ -10,6 +10,7 @@ from torch import Tensor
 from multissl.contract.data import Batch, Views
 from multissl.contract.per_stream import PerStream
 from multissl.layers.scale import Scale
+from multissl.losses.blocks import found_share
 from multissl.losses.nce import (
     MultiPos,
     Relations,
@@ -191,3 +192,9 @@ def test_two_ranks_agree_with_one_where_ids_repeat_and_rows_are_missing_on_one_o
 def test_the_mean_of_all_rows_needs_no_flags() -> None:
     values = torch.randn(5)
     torch.testing.assert_close(mean_of(values, torch.ones(5).bool()), mean_of(values))
+
+
+def test_accuracy_is_a_share_of_the_anchors_that_have_a_positive() -> None:
+    pos = torch.tensor([[True, False], [False, False], [False, True], [True, True]])
+    assert found_share(torch.tensor([True, False, False, True]), pos) == 2 / 3
+    assert found_share(torch.zeros(4, dtype=torch.bool), pos & False) == 0

@@ -105,6 +105,9 @@ def test_blocks_of_a_union_last_the_share_of_the_clip_that_is_asked_for() -> Non
     one = torch.from_numpy(union_masks(plan, (8, 8), 1, rows(0, 4, 4), 6, Lasting(blocks=(0.5, 0.5))))
     lit = one.reshape(4, 6, 64).any(2)
     assert (lit.sum(1) == 3).all()  # a single block lies in 3 of 6 slots, one after the other
+    areas = one.reshape(4, 6, 64).sum(2)[lit]
+    assert len(areas.unique()) == 1
+    assert 9 <= areas[0] <= 16  # a fifth of 64, its sides rounded
     assert ((lit[:, 1:] != lit[:, :-1]).sum(1) <= 2).all()
     lengths = {length_of((0.2, 1.0), 10, rows(0, 1, 1, step)) for step in range(60)}
     assert lengths == {2, 3, 4, 5, 6, 7, 8, 9}

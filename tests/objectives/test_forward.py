@@ -129,6 +129,28 @@ def test_infonce_contrasts_both_views_with_all_others_of_the_batch() -> None:
     torch.testing.assert_close(objective(encoders, batch, START).total, torch.stack(losses).mean())
 
 
+@pytest.mark.parametrize(
+    "groups", [(0, 0, 1, 1, 2, 2, -5, -6), ((0, 9), (0, 8), (1, 9), (2, 7), (3, 6), (4, 5), (5, 4), (6, 3))]
+)
+def test_infonce_takes_no_sample_of_one_group_for_a_negative(
+    groups: Any,
+) -> None:
+    encoders, objective = build(InfoNCE.Config(projector=HEAD.replace(norm="none"), temperature=0.3))
+    table = torch.tensor(groups)
+    batch = batch_of(B, sample_id=torch.arange(B), group_id=table)
+    z = projections(of(objective, "projectors"), encoders.get_submodule("a.linear"), batch)
+    table, losses = table.reshape(B, -1), []
+    for a in range(V):
+        for i in range(B):
+            negatives = [z[b][j] for b in range(V) for j in range(B) if not same_group(table, i, j)]
+            losses.append(nce(z[a][i], z[1 - a][i], negatives, 0.3))
+    torch.testing.assert_close(objective(encoders, batch, START).total, torch.stack(losses).mean())
+
+
+def same_group(table: Tensor, i: int, j: int) -> bool:
+    return bool((table[i] == table[j]).any())
+
+
 def test_vicreg_weighs_invariance_variance_and_covariance() -> None:
     cfg = VICReg.Config(projector=HEAD, invariance=2.0, variance=3.0, covariance=0.5)
     encoders, objective = build(cfg)

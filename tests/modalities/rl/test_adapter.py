@@ -291,3 +291,14 @@ def test_mean_of_an_episode_is_its_own(tmp_path: Any) -> None:
     replay: Replay = from_file(counted(tmp_path)).replay()
     assert replay.mean(0)[0, 0] == pytest.approx(4)
     assert replay.mean(1)[0, 0] == pytest.approx(42)
+
+
+def test_a_thousand_frames_are_measured_of_however_many(tmp_path: Any) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2000, 12, 12)).astype(np.uint8)
+    path = tmp_path / "long.npz"
+    np.savez(
+        path, observations=frames, actions=np.zeros(2000, np.int64), episode_ends=np.arange(100, 2001, 100)
+    )
+    fitted = from_file(str(path)).fitted()
+    assert fitted["mean"] == pytest.approx(0.5, abs=0.01)
+    assert fitted["std"] == pytest.approx(12**-0.5, abs=0.01)
