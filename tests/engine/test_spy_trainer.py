@@ -22,6 +22,7 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import StreamSpec
 from multissl.engine import checkpoint, trainer
+from multissl.engine.batches import StepBatches
 from multissl.engine.buffers import Buffers
 from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
@@ -349,6 +350,7 @@ def test_a_line_holds_the_means_since_the_line_before_and_the_last_learning_rate
         assert line["unreadable"] == 0
         assert line["gradient_max"] > 0
         assert 0 <= line["waiting_percent"] <= 100
+        assert 0 < line["samples_per_s"] < 1e6  # where nothing is evaluated, no time is taken off
 
 
 def test_samples_a_second_leave_out_the_time_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +387,9 @@ def test_every_sample_is_seen_once_an_epoch_in_another_order(tmp_path: Path) -> 
 def test_unreadable_samples_are_counted_and_replaced(tmp_path: Path) -> None:
     run.train(made(steps=12).replace(modality=Points.Config(broken=(3, 5))), tmp_path)
     lines = RunFolder(tmp_path).read_metrics()
-    notes = [x["text"] for x in lines if x["kind"] == "note"]
-    assert sorted(t.split(":")[0] for t in notes) == ["unreadable sample 3", "unreadable sample 5"]
+    notes = {x["text"].split(":")[0]: x["step"] for x in lines if x["kind"] == "note"}
+    order = StepBatches(Points.Config().build(), {}, BATCH, 0, 0, 1, final=False)
+    met = {order.index(position): position // BATCH + 1 for position in range(96)}
+    assert notes == {"unreadable sample 3": met[3], "unreadable sample 5": met[5]}
     assert [x for x in lines if x["kind"] == "train"][-1]["unreadable"] == 2
     assert not {3, 5} & {int(i) for batch in SEEN for i in ids_of(batch)}

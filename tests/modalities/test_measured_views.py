@@ -57,7 +57,7 @@ def samples(kind: str, count: int) -> list[Sample]:
 
 def views(modality: Modality, kind: str, role: str, count: int = COUNT, per_sample: int = 1) -> Tensor:
     """The first frames of the views of a role, values 0 to 255, [R, 3, SIZE, SIZE]."""
-    counts = {"num_clean": 0, "num_global": 0, "num_local": 0, f"num_{role}": per_sample}
+    counts: dict[str, Any] = {"num_clean": 0, "num_global": 0, "num_local": 0, f"num_{role}": per_sample}
     plans, rng = {kind: ViewPlan(**counts)}, RowRandom((0, 1), 0, count, count)
     raw = modality.collate(samples(kind, count), plans, rng)
     x = modality.views(raw, plans, rng.fork("device")).of(kind, role).x * 255  # type: ignore[arg-type]
