@@ -55,7 +55,7 @@ def written(folder: Path, far: bool, row: Callable[[int, bool], str]) -> Tabular
     def build(changed: set[int]) -> Tabular:
         path = folder / f"{len(changed)}.csv"
         path.write_text("\n".join(["age,color,target", *(row(i, i in changed) for i in range(120))]) + "\n")
-        return Tabular.Config(data=str(path)).build()
+        return Tabular(Tabular.Config(data=str(path)))
 
     splits = build(set()).fit().rows().splits
     return build({int(i) for name in ("val", "test") for i in splits[name]} if far else set())

@@ -268,7 +268,7 @@ def test_mae_rebuilds_each_hidden_token_from_the_seen_ones_and_the_class_token(p
         valid = torch.ones(4, 16, dtype=torch.bool)
         valid[1, 10:] = valid[3, 5:] = False
         views = dataclasses.replace(views, valid=valid)
-    objective = MAE.Config(decoder=SMALL).build(encoders, {"pictures": SPEC})
+    objective = MAE(MAE.Config(decoder=SMALL), encoders, {"pictures": SPEC})
     (features,) = encoders.encode([views], "drop")
     seen, hidden = places(views.masks[0])
     assert objective.decoder is not None
@@ -294,7 +294,7 @@ def test_mae_rebuilds_each_hidden_token_from_the_seen_ones_and_the_class_token(p
 def test_data2vec_predicts_the_mean_of_the_teacher_s_last_blocks_at_hidden_tokens(beta: float) -> None:
     encoders, views = net(), masked()
     cfg = Data2Vec.Config(top_k=2, beta=beta, layer_norm="layer", final_norm="none", scale=0.0)
-    objective = cfg.build(encoders, {"pictures": SPEC})
+    objective = Data2Vec(cfg, encoders, {"pictures": SPEC})
     apart(objective.teacher)
     (whole,) = objective.teacher.encoders.encode([views.with_mask(None)], "none", 2)
     (features,) = encoders.encode([views], "replace")
