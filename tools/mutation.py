@@ -48,7 +48,18 @@ SPOKEN = {
     "describe",
 }
 """Calls that make text for people."""
-UNSEEN = {"__post_init__", "__repr__", "figures", "pictures", "titles", "describe", "verdict", "alarm"}
+UNSEEN = {
+    "__post_init__",
+    "__repr__",
+    "figures",
+    "neighbor_strip",
+    "pictures",
+    "titles",
+    "describe",
+    "verdict",
+    "alarm",
+    "nearest_pairs",
+}
 """Functions that check options, draw, or speak."""
 
 

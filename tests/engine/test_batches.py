@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from multissl.contract.data import Raw, Sample
+from multissl.contract.data import Batch, Raw, Sample
 from multissl.contract.plans import Plans
 from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
 from multissl.random import RowRandom
@@ -95,3 +95,26 @@ def test_workers_are_deaf_to_signals_that_the_trainer_answers_and_have_one_threa
         assert len(list(batches_of(made, 0, 2, Data(workers=workers), 1, CPU))) == 2
         assert told == [[deaf] * 4] * 2
     torch.set_num_threads(threads)
+
+
+class Keyed(Points):
+    """Notes the keys of the random numbers that it is handed."""
+
+    keys: ClassVar[list[tuple[int, ...]]] = []
+
+    def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
+        self.keys.append(tuple(rng.key))
+        return super().collate(samples, plans, rng)
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        self.keys.append(tuple(rng.key))
+        return super().views(raw, plans, rng)
+
+
+def test_no_two_draws_of_a_run_are_made_from_one_key() -> None:
+    Keyed.keys.clear()
+    made = StepBatches(Keyed(Points.Config()), PLANS, 16, 5, 0, 1, final=False)
+    for step in range(8):
+        made.views(made[step][0], step)
+    assert Keyed.keys == [(5, step, line) for step in range(8) for line in (0, 1)]
+    assert len(set(Keyed.keys)) == 16
