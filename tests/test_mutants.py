@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.modalities.test_contract import SMALL
 from tools import mutants
 from tools.mutation import Mutant, mutants_of
 
@@ -84,8 +85,12 @@ def test_a_seed_draws_the_same_bugs_and_every_room_has_its_share() -> None:
 def test_every_file_has_tests_that_exist() -> None:
     files = {bug.file for bugs in mutants.candidates().values() for bug in bugs}
     assert len(files) > 90
-    for file in files:
-        assert all((mutants.ROOT / path).exists() for path in mutants.tests_of(file).split()), file
+    for test in {test for file in files for test in mutants.tests_of(file).split()}:
+        path, _, name = test.partition("::")
+        assert (mutants.ROOT / path).exists(), test
+        function, _, parameter = name.partition("[")
+        assert not name or f"def {function}(" in (mutants.ROOT / path).read_text(), test
+        assert not parameter or parameter.rstrip("]") in SMALL, test
 
 
 def test_named_and_equivalent_bugs_are_those_of_the_code_as_it_is() -> None:
