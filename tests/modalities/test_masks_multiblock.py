@@ -47,6 +47,16 @@ def test_contexts_hold_no_target_and_all_counts_are_constant(kind: Kind, grid: G
         assert torch.equal(places(first)[0], contexts[0])
 
 
+def test_a_context_keeps_what_independent_targets_leave_of_the_smallest() -> None:
+    assert context_size(PLAN, "block", (14, 14)) == int(196 * 0.85 * 0.8**4) == 68
+    assert context_size(PLAN, "random", (1, 12)) == int(12 * 0.85 * 0.8**4) == 4
+    assert (
+        context_size(replace(PLAN, num_masks=1, mask_ratio=(0.9, 0.9)), "random", (2, 2)) == 1
+    )  # one is always left
+    assert largest_target(PLAN, "random", (14, 14)) == 39
+    assert largest_target(PLAN, "random", (1, 3)) == 1
+
+
 def test_each_of_several_contexts_holds_no_target_and_is_a_block_of_its_own() -> None:
     plan = replace(PLAN, num_contexts=3)
     assert plan.all_masks == 7
