@@ -142,5 +142,17 @@ def run_on_ranks(count: int, function: Callable[..., Any], parameters: list[Any]
     `function(rank, work)` returns a list, one entry per (variant, options, inputs) of `work`.
     """
     picked = [c for p in parameters if (c := p.values[0]) is not None and c.hyper["world"] == count]
-    results = run_ranks(count, function, [(c.variant, c.hyper, c.tensors("in")) for c in picked])
-    return {case.id: [result[i] for result in results] for i, case in enumerate(picked)}
+    work = [(c.variant, c.hyper, c.tensors("in")) for c in picked]
+    results = run_ranks(count, with_what_is_read, function, work)
+    for _, names in results:
+        for case, read in zip(picked, names, strict=True):
+            case.hyper.read |= read
+    return {case.id: [values[i] for values, _ in results] for i, case in enumerate(picked)}
+
+
+def with_what_is_read(
+    rank: int, function: Callable[..., Any], work: list[tuple[str, Hyper, dict[str, Tensor]]]
+) -> tuple[list[Any], list[set[str]]]:
+    """Return what a process makes of every case, and which hyperparameters of each it reads."""
+    values = function(rank, work)
+    return values, [hyper.read for _, hyper, _ in work]

@@ -26,6 +26,10 @@ NOT_READ: dict[str, dict[str, str]] = {
     "test_golden_bert_masks": {"rows": "how many rows the reference drew"},
     "test_golden_ema": {"clip": "read by test_golden_clipping_of_each_parameter"},
     "test_golden_clipping_of_each_parameter": {"m": "read by test_golden_ema"},
+    "test_golden_ranks": {
+        "impl": "which of three implementations of one loss made the numbers",
+        "local_loss": "where gradients are gathered, of cases whose gradients are stored whole",
+    },
     "test_golden_videomae_table": dict.fromkeys(("rect", "up"), "read by test_golden_sincos_pos_embed"),
 }
 """What a test does not read, and why."""

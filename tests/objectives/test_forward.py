@@ -24,12 +24,14 @@ from multissl.modalities.image.crops import patchify
 from multissl.modalities.masks import draw_masks
 from multissl.objectives.barlow import BarlowTwins
 from multissl.objectives.byol import BYOL
+from multissl.objectives.clip import CLIP
 from multissl.objectives.data2vec import Data2Vec
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.mae import MAE
 from multissl.objectives.moco import MoCo
 from multissl.objectives.msn import MSN
 from multissl.objectives.nnclr import NNCLR
+from multissl.objectives.siglip import SigLIP
 from multissl.objectives.swav import SwAV
 from multissl.objectives.vicreg import VICReg
 from multissl.random import RowRandom
@@ -127,6 +129,41 @@ def test_infonce_contrasts_both_views_with_all_others_of_the_batch() -> None:
             others = [z[b][j] for b in range(V) for j in range(B) if j != i]
             losses.append(nce(z[a][i], z[1 - a][i], others, 0.3))
     torch.testing.assert_close(objective(encoders, batch, START).total, torch.stack(losses).mean())
+
+
+def shared(objective: Any, encoders: Any, batch: Batch) -> list[Tensor]:
+    """What one view of each of two streams becomes in the shared space."""
+    return [objective.projectors[v.stream](encoders.get_submodule(f"{v.stream}.linear")(v.x)) for v in batch]
+
+
+def test_siglip_asks_of_every_pair_whether_it_belongs_together() -> None:
+    head = MLPHead.Config(out=5, layers=1, norm="none")
+    encoders, objective = build(SigLIP.Config(projector=head, scale=3.0, bias=-1.5), "ab")
+    batch = batch_of(B, "ab")
+    a, b = shared(objective, encoders, batch)
+    losses = torch.zeros(())
+    for i in range(B):
+        for j in range(B):
+            logit = 3.0 * cosine(a[i], b[j]) - 1.5
+            losses = losses - (logit if i == j else -logit).sigmoid().log()
+    torch.testing.assert_close(objective(encoders, batch, START).total, losses / B)
+
+
+def test_clip_chooses_among_the_batch_in_both_directions() -> None:
+    head = MLPHead.Config(out=5, layers=1, norm="none")
+    encoders, objective = build(CLIP.Config(projector=head, temperature=0.2), "ab")
+    batch = batch_of(B, "ab")
+    z = shared(objective, encoders, batch)
+    losses = []
+    for one, other in (z, z[::-1]):
+        losses += [nce(one[i], other[i], [other[j] for j in range(B) if j != i], 0.2) for i in range(B)]
+    torch.testing.assert_close(objective(encoders, batch, START).total, torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("cfg", [InfoNCE.Config(projector=HEAD), VICReg.Config(projector=HEAD)])
+def test_only_several_streams_share_a_space(cfg: Any) -> None:
+    assert build(cfg, "a")[1].shared_space() is None
+    assert build(cfg, "ab")[1].shared_space() is not None
 
 
 @pytest.mark.parametrize(
