@@ -263,7 +263,7 @@ class ColumnTokenizer(Tokenizer):
             "order", torch.tensor(self.numbers + self.categories).argsort(), persistent=False
         )
         self.register_buffer("shift", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
-        own: list[nn.Parameter] = []
+        own: list[Tensor] = []
         if self.numbers:
             self.scale = nn.Parameter(torch.empty(len(self.numbers), dim))
             self.bias = nn.Parameter(torch.empty(len(self.numbers), dim))
