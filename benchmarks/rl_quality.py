@@ -52,12 +52,12 @@ def main() -> None:
 
     torch.manual_seed(model.recipe.seed)
     untrained = build_encoders(model.recipe.encoders, modality.streams()).to(model.device)
-    x, y, groups, queries, truth = probe.parts(modality.baselines()["raw"], modality, "cpu")
+    x, y, groups, queries, truth, _ = probe.parts(modality.baselines()["raw"], modality, "cpu")
     print(f"{len(y)} frames of {len(groups.unique())} episodes against {len(truth)} of {args.split}")
     print(f"R2, % | {' | '.join(balls)} | ball | {' | '.join(paddles)}")
     for label, encoders in (("untrained", FrozenEncoders.of(untrained)), ("trained", model.frozen())):
         parts = probe.parts(Pooled(encoders), modality, model.device)
-        line(label, *parts)
+        line(label, *parts[:5])
     width = parts[0].shape[1]
     reduced = principal(x, queries, width)
     line(f"{width} principal components", reduced[0], y, groups, reduced[1], truth)

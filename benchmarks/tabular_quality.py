@@ -32,10 +32,11 @@ def main() -> None:
     from multissl.contract.encoder import build_encoders
     from multissl.contract.evaluator import FrozenEncoders
     from multissl.encoders.leave_one_out import LeaveOneOutEncoder
-    from multissl.evaluators.few_labels import FewLabels, interval, linear, score, trees
+    from multissl.evaluators.few_labels import FewLabels, linear, score, trees
     from multissl.inference import Pooled
     from multissl.run import train as run
     from multissl.run.model import load
+    from multissl.statistics import mean_interval
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -95,10 +96,9 @@ def main() -> None:
         scores[name] = np.array([score(fit(x[rows], y[rows], queries), truth) for rows in draws])
         line = f"{name} | {scores[name].mean():.2f} +- {scores[name].std():.2f}"
         for other in against:
-            gain = interval(scores[name] - scores[other])
-            line += (
-                f" | over {other}: {gain['gain']:+.2f} [{gain['gain_low']:+.2f}, {gain['gain_high']:+.2f}]"
-            )
+            gain = scores[name] - scores[other]
+            low, high = mean_interval(gain)
+            line += f" | over {other}: {gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
         print(line, flush=True)
 
     for name in ("normal scores", "standardized", both):

@@ -142,13 +142,13 @@ def show(words: argparse.Namespace, rest: list[str]) -> int:
 def evaluate(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl eval`."""
     folder = named(words, "eval")
-    from multissl.run.evaluate import evaluate as measure
+    from multissl.contract.estimate import described
+    from multissl.run.evaluate import judge
 
-    metrics = measure(folder)
-    for name, value in metrics.items():
-        print(f"{name:<32} {value:.4g}")
-    if not metrics:
-        print("no evaluator gave a figure")
+    found = judge(folder)
+    for name, value in found.metrics.items():
+        print(f"{name:<32} {described(value)}")
+    print(found.verdict.text if found.metrics else "no evaluator gave a figure")
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -133,6 +134,23 @@ def labeled_split(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """`featurize_split` without its unlabeled samples."""
     features, labels = featurize_split(*args, **options)
     return features[labels >= 0], labels[labels >= 0]
+
+
+def scored_split(
+    featurize: Featurize,
+    modality: Modality,
+    split: str,
+    limit: int = 0,
+    device: torch.device | str = "cpu",
+    stream: str = "",
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """`featurize_split` without its unlabeled samples, and the groups int64 [S] of the others, -1 without one."""
+    data = modality.dataset(split)
+    features, labels, kept = featurize_places(
+        featurize, modality, split, drawn(len(data), limit), device=device, stream=stream
+    )
+    groups = [data[i].group for i, label in zip(kept, labels.tolist(), strict=True) if label >= 0]
+    return features[labels >= 0], labels[labels >= 0], np.array(groups, np.int64)
 
 
 def stream_of(modality: Modality, stream: str) -> str:

@@ -11,7 +11,9 @@ from multissl import registry
 from tests.helpers import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
-FOUNDATION = ("contract", "config", "registry", "schedules", "random", "parallel", "precision", "files")
+FOUNDATION = (
+    "contract", "config", "registry", "schedules", "random", "parallel", "precision", "files", "statistics",
+)  # fmt: skip
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
     "config": FOUNDATION,
@@ -20,6 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "random": (),
     "parallel": FOUNDATION,
     "precision": (),
+    "statistics": (),
     "files": (),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from multissl import catalogue, cli, options
 from multissl.contract.evaluator import Evaluator
@@ -184,11 +185,14 @@ def test_the_default_runs_on_a_game_before_its_ball_is_in_play(
     assert "collapse/std" in figures
 
 
+NOBODY = torch.full((2,), -1)
+
+
 def test_the_ball_is_what_a_game_with_one_is_judged_by() -> None:
     game = RL(RL.Config(episodes=10, steps=12))
     assert game.aims() == ("ball_x", "ball_y")
     probe = StateProbe(StateProbe.Config())
-    named: Any = probe._named(game, np.array([0.1, 0.3, 0.5, 0.7]), "r2")
+    named: Any = probe._named(game, torch.tensor([[0.1, 0.3, 0.5, 0.7]] * 2), "r2", NOBODY)
     assert named["r2"] == pytest.approx(20)
     assert [*named] == ["r2", "r2/ball_x", "r2/ball_y", "r2/player_y", "r2/enemy_y"]
 
@@ -201,9 +205,8 @@ def test_all_values_count_where_the_data_has_no_aim(tmp_path: Path) -> None:
     assert from_arrays(arrays).aims == ()
     np.savez(tmp_path / "a.npz", **arrays)
     replay = RL(RL.Config(data=str(tmp_path / "a.npz"), size=12, local_size=12))
-    assert StateProbe(StateProbe.Config())._named(replay, np.array([0.1, 0.3]), "r2")["r2"] == pytest.approx(
-        20
-    )
+    named = StateProbe(StateProbe.Config())._named(replay, torch.tensor([[0.1, 0.3]] * 2), "r2", NOBODY)
+    assert named["r2"] == pytest.approx(20)
 
 
 class HalfLabeled(Clusters):

@@ -26,6 +26,8 @@ from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.learning import Features, Figure, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Masking
+from multissl.contract.verdict import Verdict
+from multissl.statistics import LEVEL
 
 log = logging.getLogger("multissl")
 
@@ -153,7 +155,10 @@ class Evaluator(Component, ABC):
 
     @abstractmethod
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """Return figures by name; the engine adds the evaluator's own name in front."""
+        """Return figures by name, `Estimate`s where they are means over samples.
+
+        The engine adds the evaluator's own name in front.
+        """
 
     def figure_names(self) -> list[str]:
         """Return the names that are NaN where features are not finite; those the report has titles for by default."""
@@ -167,8 +172,11 @@ class Evaluator(Component, ABC):
         """Return figures of the modality's classical features, measured once at the start; none by default."""
         return {}
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Return whether the run learned, and a sentence that says so, from this evaluator's figures over time."""
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Return what this evaluator's figures over time say of the run; None where they say nothing.
+
+        Where nothing was learned it says "learned" with a chance of at most `level`.
+        """
         return None
 
     def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:

@@ -12,9 +12,9 @@ from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.contract.learning import Figure
 
-Kind = Literal["train", "eval", "note", "alarm"]
-"""train: means since the last line; eval: what evaluators measured; note, alarm: a text. An alarm without text ends the
-one before."""
+Kind = Literal["train", "eval", "estimates", "note", "alarm"]
+"""train: means since the last line; eval: what evaluators measured; estimates: n, interval and scores of these figures,
+which the record alone holds; note, alarm: a text. An alarm without text ends the one before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

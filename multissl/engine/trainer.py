@@ -12,7 +12,6 @@ import math
 import re
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from multissl.config import Config, to_dict
+from multissl.contract.estimate import Estimate, described
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Figure, Losses, Progress
 from multissl.contract.logger import Kind, Logger
@@ -31,6 +31,7 @@ from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
+from multissl.engine.judging import alarm_of
 from multissl.engine.learner import Learner
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.metrics import Metrics, check_loggers
@@ -302,7 +303,13 @@ class Trainer:
             self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
         if metrics:
             self._write("eval", step, metrics)
-            self.display.say(f"step {step}: " + ", ".join(f"{n} {v:.4g}" for n, v in metrics.items()))
+            # scores are compared between the untrained and the last encoder alone
+            known = {
+                n: v.to_json(with_scores=first or last) for n, v in metrics.items() if isinstance(v, Estimate)
+            }
+            if known and self.metrics:
+                self.metrics.record.log("estimates", step, known)
+            self.display.say(f"step {step}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
         return time.perf_counter() - began
 
     @contextlib.contextmanager
@@ -360,24 +367,6 @@ class Window:
         counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
         counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
         return {n: v / max(self.steps, 1) for n, v in self.sums.items()}, counts
-
-
-def verdicts(evaluators: Mapping[str, Evaluator], lines: list[dict[str, Any]]) -> list[tuple[bool, str]]:
-    """Return what the evaluators make of a run's metrics, in recipe order."""
-    histories: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for line in (x for x in lines if x["kind"] == "eval"):
-        for name in evaluators:
-            mine = {k.removeprefix(f"{name}/"): v for k, v in line.items() if k.startswith(f"{name}/")}
-            if mine:
-                histories[name].append({"step": line["step"], **mine})
-    said = [e.verdict(histories[n]) for n, e in evaluators.items() if histories[n]]
-    return [s for s in said if s]
-
-
-def alarm_of(lines: list[dict[str, Any]]) -> str:
-    """Return the alarm that a run's record ends with, or nothing."""
-    said = [x for x in lines if x["kind"] == "alarm"]
-    return said[-1]["text"] if said else ""
 
 
 def hash_of(*numbers: int) -> int:

@@ -2,25 +2,31 @@
 
 RankMe: Garrido et al., ICML 2023, arXiv 2210.02885, equation 1, on raw features, eps added after the
 division. alpha-ReQ: Agrawal et al., NeurIPS 2022, the decay of the covariance's eigenvalues. Spread: std of
-the l2-normalized features times sqrt(D), 1 where they fill the sphere and 0 where all are one.
+the l2-normalized features times sqrt(D), 1 where they fill the sphere and 0 where all are one. Intervals are those of
+the jackknife over tenths of the samples (Efron and Tibshirani 1993, chapter 11).
 Shapes: S samples, D width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.estimate import Estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
 from multissl.evaluators.verdicts import number
 from multissl.inference import Pooled, featurize_split
+from multissl.statistics import LEVEL, t_quantile
 
 
 class Collapse(Evaluator):
@@ -46,6 +52,12 @@ class Collapse(Evaluator):
         """Alarm below this spread and below half of the untrained encoder's."""
         min_rank: float = 1.5
         """Alarm below this RankMe plus 1 % of the width, and below half of the untrained encoder's."""
+        floor_std: float = 0.003
+        """Alarm below this spread, whatever the untrained encoder's: the samples themselves may be one (black
+        pictures)."""
+        floor_rank: float = 2.0
+        """Alarm below this RankMe, whatever the untrained encoder's; of narrow features, below a tenth of what they may
+        have more than 1."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -55,7 +67,7 @@ class Collapse(Evaluator):
     cfg: Config
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`rankme`, `std`, `cosine`, `alpha` and the `width` D they are to be read against."""
+        """`rankme`, `std`, `cosine`, `alpha` with their intervals, and the `width` D they are to be read against."""
         featurize = Pooled(encoders)
         x, _ = featurize_split(
             featurize, modality, self.cfg.split, self.cfg.samples, device=encoders.device,
@@ -64,17 +76,10 @@ class Collapse(Evaluator):
         if len(x) < 2:  # one sample has no spread
             return {}
         x = x.double()  # [S, D]
-        rank = min(x.shape)
-        return {
-            "rankme": rankme(x),
-            "std": spread(x),
-            "cosine": mean_cosine(x),
-            "alpha": alpha_req(x, max(1, rank // 20), max(2, rank // 2)),
-            "width": x.shape[1],
-        }
+        return {**jackknifed(described, x), "width": x.shape[1]}
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Not learned where the last figures raise the alarm, with the step it began."""
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Collapsed where the last figures raise the alarm, with the step it began; what was learned it cannot tell."""
         measured = [{k: number(v) for k, v in entry.items()} for entry in history if "std" in entry]
         since: dict[str, float] | None = None
         for entry in measured:
@@ -87,18 +92,56 @@ class Collapse(Evaluator):
             rank = (
                 f"RankMe {last['rankme']:.1f} of {last['width']:.0f}, {measured[0]['rankme']:.1f} untrained"
             )
-            return True, f"not collapsed ({rank}); what was learned needs labels to be measured"
-        return False, (
+            text = f"cannot be told: not collapsed ({rank}), but what was learned needs labels to be measured"
+            return Verdict(outcome="cannot be told", text=text)
+        text = (
             f"collapsed at step {since['step']:.0f}: feature std {last['std']:.3f} (1 is spread out, "
             f"{measured[0]['std']:.3f} untrained), RankMe {last['rankme']:.1f} of {measured[0]['width']:.0f} "
             f"({measured[0]['rankme']:.1f} untrained)"
         )
+        return Verdict(outcome="collapsed", text=text)
 
     def _alarmed(self, now: dict[str, float], first: dict[str, float]) -> bool:
         limits = {"std": self.cfg.min_std, "rankme": self.cfg.min_rank + 0.01 * now["width"]}
+        floors = {
+            "std": self.cfg.floor_std,
+            "rankme": min(self.cfg.floor_rank, 1 + 0.1 * (now["width"] - 1)),
+        }
         return any(
-            math.isnan(now[name]) or now[name] < min(limit, first[name] / 2) for name, limit in limits.items()
+            math.isnan(now[name]) or now[name] < max(floors[name], min(limit, first[name] / 2))
+            for name, limit in limits.items()
         )
+
+
+def described(x: Tensor) -> dict[str, float]:
+    """Return the figures of features x [S, D] by name."""
+    rank = min(x.shape)
+    return {
+        "rankme": rankme(x),
+        "std": spread(x),
+        "cosine": mean_cosine(x),
+        "alpha": alpha_req(x, max(1, rank // 20), max(2, rank // 2)),
+    }
+
+
+PARTS = 10
+"""Parts of the samples that are left out in turn for an interval."""
+
+
+def jackknifed(measure: Callable[[Tensor], dict[str, float]], x: Tensor) -> dict[str, float]:
+    """Return figures of x [S, D] with S and their 95 % intervals; without intervals where S is less than 20."""
+    figures = measure(x)
+    if len(x) < 2 * PARTS:
+        return {n: Estimate(v, len(x), (math.nan, math.nan)) for n, v in figures.items()}
+    part = torch.arange(len(x)) % PARTS
+    tries = [measure(x[part != i]) for i in range(PARTS)]
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        values = np.array([figures[name] for figures in tries])
+        error = math.sqrt((PARTS - 1) / PARTS * float(((values - values.mean()) ** 2).sum()))
+        half = t_quantile(1 - LEVEL / 2, PARTS - 1) * error
+        found[name] = Estimate(value, len(x), (value - half, value + half)) if error >= 0 else math.nan
+    return found
 
 
 def rankme(x: Tensor, eps: float = 1e-7) -> float:

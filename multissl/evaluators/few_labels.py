@@ -5,9 +5,9 @@ draw the same samples go to a linear model on frozen features (logistic, or ridg
 the encoder fine-tuned if asked, and to logistic regression or ridge, a random forest and gradient boosting on the
 raw features. All are tuned on the draw by cross-validation over small grids, classifiers by their log loss: accuracy on
 a few rows is too coarse to choose by. Figures are percent: area under the curve for two classes (one against the rest,
-averaged, for more) or accuracy, R2 for a quantity. The draws are paired: `gain` is the mean difference to the classical
-model that is best on average, `over_untrained` that to the encoder as it was at step 0, each with its 95 % interval by
-Student's t.
+averaged, for more) or accuracy, R2 for a quantity. The draws, which are the n of all figures, are paired: `gain` is the
+mean difference to the classical model that is best on average, `over_untrained` that to the encoder as it was at step
+0, each with its 95 % interval by Student's t over draws.
 Shapes: S samples of a split, Q queries, F features, n labels, K draws.
 """
 
@@ -26,6 +26,7 @@ from torch import nn
 
 from multissl import registry
 from multissl.contract.abilities import HasTargets
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.finite import NotFinite
 from multissl.contract.learning import Progress
@@ -95,7 +96,7 @@ class FewLabels(Evaluator):
         self._untrained: np.ndarray | None = None
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`score` and, where asked, `fine_tuned`; beside classical models `gain` and its interval. Percent.
+        """`score` and, where asked, `fine_tuned`; beside classical models `gain`. Percent.
 
         After a call at step 0, `over_untrained` too: what was measured there is kept, by this object alone.
         """
@@ -115,27 +116,30 @@ class FewLabels(Evaluator):
                 [q, self._features(raw, modality, self.cfg.split, self.cfg.queries, "cpu")[0]], 1
             )
         ours = np.array([self._score(linear(y)(x[rows], y[rows], q), truth) for rows in draws])
-        found = {"score": float(np.mean(ours))}
+        found: dict[str, float] = {"score": estimate(ours, percent=False)}
         if progress.step == 0:
             self._untrained = ours
         elif self._untrained is not None:
-            found |= interval(ours - self._untrained, "over_untrained")
+            found["over_untrained"] = estimate(ours - self._untrained, percent=False)
         if self.cfg.fine_tune:
             tuned = [
                 self._tuned(encoders, modality, [places[r] for r in rows], y[rows], truth) for rows in draws
             ]
-            found["fine_tuned"] = float(np.mean(tuned))
+            found["fine_tuned"] = estimate(np.array(tuned), percent=False)
         if self.cfg.classical:
             theirs = self._classical(modality)
             best = max(theirs, key=lambda name: np.mean(theirs[name]))
-            found |= interval(ours - np.array(theirs[best]))
+            found["gain"] = estimate(ours - np.array(theirs[best]), percent=False)
         return found
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The classical models' figures."""
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
-        return {name: float(np.mean(scores)) for name, scores in self._classical(modality).items()}
+        return {
+            name: estimate(np.array(scores), percent=False)
+            for name, scores in self._classical(modality).items()
+        }
 
     def _classical(self, modality: Modality) -> dict[str, list[float]]:
         if self._floors is None:
@@ -330,11 +334,3 @@ def area(scores: np.ndarray, positive: np.ndarray) -> float:
     if not ones or not zeros:
         return 0.5
     return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros)) if len(values) else 0.5
-
-
-def interval(differences: np.ndarray, name: str = "gain") -> dict[str, float]:
-    """The mean of paired differences [K] under a name, and the ends of its 95 % interval by Student's t."""
-    count = len(differences)
-    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(count)
-    t = float(registry.require("scipy.stats").t.ppf(0.975, count - 1))
-    return {name: mean, f"{name}_low": mean - t * error, f"{name}_high": mean + t * error}

@@ -22,11 +22,14 @@ from torch import Tensor
 
 from multissl.contract.abilities import HasText, HiddenWords, Running
 from multissl.contract.data import Views
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.finite import NotFinite
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
-from multissl.evaluators.verdicts import first_and_last
+from multissl.contract.verdict import Verdict
+from multissl.evaluators.verdicts import UNTRAINED, first_and_last, judged
+from multissl.statistics import LEVEL
 
 Errors = Callable[[Views], Tensor]
 COUNTS = "counts"
@@ -48,6 +51,8 @@ class HeldOut(Evaluator):
         """Where the text comes from; the counts see the train split alone."""
         count: int = 0
         """Words or documents, drawn with a fixed seed; 0: all."""
+        margin: float = 0.05
+        """How far below the counts and the untrained encoder would matter, in the figure's unit."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -70,17 +75,23 @@ class HeldOut(Evaluator):
     def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
         """Return figures by name."""
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Learned where the last figure is below that of the counts."""
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the last figure is below that of the counts and of the untrained encoder."""
         measured = first_and_last(self.figure, history)
         if measured is None or COUNTS not in measured[0]:
             return None
         first, last = measured
-        now, start, counts = last[self.figure], first[self.figure], first[COUNTS]
-        said = f"{self.what} {now:.2f} against {counts:.2f} of counts (untrained {start:.2f})"
-        if now < counts:
-            return True, f"learned: {said}"
-        return False, f"not learned: {said}"
+        return judged(
+            self.what,
+            last[self.figure],
+            {UNTRAINED: first[self.figure], "the counts'": first[COUNTS]},
+            {},
+            margin=self.cfg.margin,
+            level=level,
+            unit="",
+            rising=False,
+            digits=2,
+        )
 
 
 class MaskedWord(HeldOut):
@@ -107,7 +118,7 @@ class MaskedWord(HeldOut):
         return self._words
 
     def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
-        """`nats` a word; `gain`, by how much the counts are above, with its 95 % interval over the words."""
+        """`nats` a word; `gain`, by how much the counts are above."""
         words, paid = self.words(text), []
         for views in words.views:
             assert views.mask is not None
@@ -120,15 +131,13 @@ class MaskedWord(HeldOut):
             paid.append(cost.new_zeros(len(views.x)).index_add_(0, rows, cost))
         nats = torch.cat(paid).numpy()  # [W]
         gains = words.nats[COUNTS] - nats
-        error = 1.96 * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-        gain = float(gains.mean())
-        return {"nats": float(nats.mean()), "gain": gain, "gain_low": gain - error, "gain_high": gain + error}
+        return {"nats": estimate(nats, percent=False), "gain": estimate(gains, percent=False)}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """Nats a word of the count models."""
         if not isinstance(modality, HasText):
             return {}
-        return {name: float(paid.mean()) for name, paid in self.words(modality).nats.items()}
+        return {name: estimate(paid, percent=False) for name, paid in self.words(modality).nats.items()}
 
 
 class BitsPerCharacter(HeldOut):
@@ -155,18 +164,19 @@ class BitsPerCharacter(HeldOut):
         return self._running
 
     def measure(self, errors: Errors, text: HasText) -> dict[str, float]:
-        """`bits` a character."""
+        """`bits` a character; its interval is over rows, each of which is scored on what is new in it."""
         rows = self.running(text)
-        nats, before = 0.0, 0
+        paid, before = [], 0
         for views, new in zip(rows.views, rows.first_seen, strict=True):
             try:
-                nats += float((errors(views) * new).sum())
+                paid.append((errors(views) * new).sum(1))
             except NotFinite as bad:
                 row = before + bad.rows[0]
                 raise bad.named(f"row {row} of the running text of the {self.cfg.split} split") from None
             before += len(views.x)
-        nats += rows.documents * math.log(rows.symbols)
-        return {"bits": nats / math.log(2) / rows.characters}
+        nats = torch.cat(paid).double().numpy()  # [R], the first tokens of documents spread over all rows
+        nats = nats + rows.documents * math.log(rows.symbols) / len(nats)
+        return {"bits": estimate(nats * len(nats) / math.log(2) / rows.characters, percent=False)}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """Bits a character of the counts."""

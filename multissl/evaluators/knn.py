@@ -11,18 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
 from multissl.evaluators.neighbors import centered, nearest, neighbor_strip
 from multissl.evaluators.unseen import unseen_classes
-from multissl.evaluators.verdicts import learned
-from multissl.inference import Featurize, Pooled, labeled_split
+from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
+from multissl.inference import Featurize, Pooled, labeled_split, scored_split
+from multissl.statistics import LEVEL
 
 
 class KNN(Evaluator):
@@ -47,7 +51,8 @@ class KNN(Evaluator):
         student: bool = True
         """Measure the student too, where a teacher is what the run exports."""
         margin: float = 2.0
-        """Points above the untrained encoder and the raw input that count as learned."""
+        """Points above the untrained encoder and the raw input that would matter: with fewer samples than tell them
+        from none, a run that shows no gain is not said to have learned nothing."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -71,45 +76,56 @@ class KNN(Evaluator):
         """`top1` of the pooled features, in percent; nothing on data without labels."""
         if not self.labeled(modality, self.cfg.split, "train"):
             return {}
-        device = encoders.device
-        featurize = Pooled(encoders)
-        found = self._accuracies(featurize, modality, device)
-        if not found:
+        measured = self._measured(Pooled(encoders), modality, encoders.device)
+        if measured is None:
             return {}
+        found = measured.by_k
         first, *others = self.cfg.k
         return {"top1": found[first], **{f"top1_k{k}": found[k] for k in others}}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """The same figure for each of the modality's classical features."""
+        """The same figure for each of the modality's classical features, and that of the most frequent class."""
         if not self.labeled(modality, self.cfg.split, "train"):
             return {}
-        baselines = modality.baselines()
-        measured = {n: self._accuracies(baseline, modality, "cpu") for n, baseline in baselines.items()}
-        return {name: each[self.cfg.k[0]] for name, each in measured.items() if each}
+        figures: dict[str, float] = {}
+        for name, baseline in modality.baselines().items():
+            measured = self._measured(baseline, modality, "cpu")
+            if measured is not None:
+                figures[name] = measured.by_k[self.cfg.k[0]]
+                figures[MAJORITY] = measured.majority
+        return figures
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Learned where the last top1 is above the untrained encoder and the raw input by the margin."""
-        return learned("k-NN", "top1", history, self.cfg.margin)
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the last top1 is above the untrained encoder, the raw input and the most frequent class."""
+        return learned("k-NN", "top1", history, self.cfg.margin, level)
 
     def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
         """Some queries, each with its nearest training samples; none where samples are no pictures."""
         strip = neighbor_strip(encoders, modality, self.cfg.split, stream=self.cfg.stream)
         return [] if strip is None else [strip]
 
-    def _accuracies(
+    def _measured(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
-    ) -> dict[int, float]:
+    ) -> Accuracies | None:
+        """Return the accuracies of any features of the modality's samples; None where there is nothing to measure."""
         cfg = self.cfg
         bank, labels = labeled_split(featurize, modality, "train", cfg.bank, device=device, stream=cfg.stream)
-        queries, truth = labeled_split(
-            featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
-        )
+        queries, truth, groups = scored_split(featurize, modality, cfg.split, cfg.queries, device, cfg.stream)
         if not len(labels) or not len(truth):
             self.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
-            return {}
+            return None
         if said := unseen_classes(labels, truth, cfg.split):
             self.warn(said)
-        return knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device)
+        by_k = knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device, groups)
+        return Accuracies(by_k, majority_accuracy(labels, truth, groups))
+
+
+class Accuracies(NamedTuple):
+    """What the k-NN measures of some features, in percent."""
+
+    by_k: dict[int, float]
+    majority: float
+    """Of the most frequent class, whatever the query."""
 
 
 def knn_accuracy(
@@ -120,8 +136,11 @@ def knn_accuracy(
     ks: Sequence[int] = (20,),
     T: float = 0.07,
     device: torch.device | str = "cpu",
+    groups: np.ndarray | None = None,
 ) -> dict[int, float]:
     """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q].
+
+    Queries of one of the groups [Q] count together in the figure's interval.
 
     NaN where features are not finite. A vote that is equal for all classes is worth chance.
     """
@@ -137,7 +156,7 @@ def knn_accuracy(
         right = (sums.argmax(1) == truth).double()
         undecided = sums[:, known].amax(1) == sums[:, known].amin(1)  # as many votes for every class: chance
         chance = torch.isin(truth, known).double() / len(known)
-        found[k] = 100 * torch.where(undecided, chance, right).mean().item()
+        found[k] = estimate(100 * torch.where(undecided, chance, right).numpy(), groups)
     return found
 
 

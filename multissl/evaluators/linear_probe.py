@@ -9,26 +9,33 @@ Shapes: S training samples, Q queries, F features, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
 from multissl.evaluators.unseen import unseen_classes
-from multissl.evaluators.verdicts import learned
+from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
 from multissl.inference import (
     Featurize,
     Pooled,
     drawn,
     featurize_places,
-    labeled_split,
+    scored_split,
 )
+from multissl.statistics import LEVEL
+
+Scale = Callable[..., tuple[Tensor, ...]]
+"""From training features [S, F] and others to the same on the scale of the training features."""
 
 
 class LinearProbe(Evaluator):
@@ -50,12 +57,12 @@ class LinearProbe(Evaluator):
         """Samples of the split, drawn with a fixed seed; 0: all."""
         max_steps: int = 200
         """L-BFGS steps for a fit."""
-        classical: bool = False
-        """Fit the modality's classical features too; raw input is wide, so this takes its time."""
+        classical: bool = True
+        """Fit the modality's classical features too, as gates and to be named where they are above the encoder."""
         by_group: bool = False
         """Choose the strength on training groups, such as speakers, left out one after the other."""
         margin: float = 2.0
-        """Points above the untrained encoder (and the raw input, if fitted) that count as learned."""
+        """Points above the untrained encoder and the raw input that would matter, as for the k-NN."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -74,28 +81,32 @@ class LinearProbe(Evaluator):
         """`top1` of the pooled features, in percent; nothing on data without labels."""
         if not self.labeled(modality, self.cfg.split, "train"):
             return {}
-        device = encoders.device
-        featurize = Pooled(encoders)
-        top1 = self.accuracy(featurize, modality, device)
-        return {} if top1 is None else {"top1": top1}
+        measured = self.measured(Pooled(encoders), modality, encoders.device)
+        return {} if measured is None else {"top1": measured.top1}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """The same figure for the modality's classical features, where `classical` asks for it."""
+        """The same figure for the modality's classical features, and that of the most frequent class."""
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
-        measured = {n: self.accuracy(each, modality, "cpu") for n, each in modality.baselines().items()}
-        return {name: top1 for name, top1 in measured.items() if top1 is not None}
+        figures: dict[str, float] = {}
+        for name, each in modality.baselines().items():
+            measured = self.measured(each, modality, "cpu", scaled)
+            if measured is not None:
+                figures |= {name: measured.top1, MAJORITY: measured.majority}
+        return figures
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Learned where the last top1 is above the untrained encoder (and the raw input) by the margin."""
-        return learned("linear probe", "top1", history, self.cfg.margin)
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the last top1 is above the untrained encoder and, if fitted, the raw input."""
+        return learned("linear probe", "top1", history, self.cfg.margin, level)
 
-    def accuracy(self, featurize: Featurize, modality: Modality, device: torch.device | str) -> float | None:
-        """`top1` of any features of the modality's samples; None where there is nothing to measure, which is said."""
+    def measured(
+        self, featurize: Featurize, modality: Modality, device: torch.device | str, scale: Scale | None = None
+    ) -> Probed | None:
+        """Return the accuracy of any features of the modality's samples; None where there is nothing to measure."""
         cfg = self.cfg
         x, y, groups = self._train(featurize, modality, device)
-        queries, truth = labeled_split(
-            featurize, modality, cfg.split, cfg.queries, device=device, stream=cfg.stream
+        queries, truth, query_groups = scored_split(
+            featurize, modality, cfg.split, cfg.queries, device, cfg.stream
         )
         if len(y.unique()) < 2 or not len(truth):
             self.warn_nothing_to_measure(
@@ -109,8 +120,12 @@ class LinearProbe(Evaluator):
             )
         if said := unseen_classes(y, truth, cfg.split):
             self.warn(said)
+        majority = majority_accuracy(y, truth, query_groups)
+        if scale is not None:
+            x, queries = narrowed(x, queries, WIDEST, COMPONENTS)
         x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
-        return probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps, groups)
+        top1 = probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps, groups, query_groups, scale)
+        return Probed(top1, majority)
 
     def _train(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
@@ -127,6 +142,16 @@ class LinearProbe(Evaluator):
         return x[y >= 0], y[y >= 0], None if groups is None else groups[y >= 0]
 
 
+class Probed(NamedTuple):
+    """What the probe measures of some features, in percent."""
+
+    top1: float
+    majority: float
+    """Of the most frequent class, whatever the query."""
+
+
+WIDEST, COMPONENTS = 4096, 1024
+"""Classical features that are wider than this are fitted by so many principal components."""
 FEWEST = 10
 """Training samples that can choose a strength: a tenth of them is left out."""
 
@@ -144,18 +169,25 @@ def probe_accuracy(
     strengths: Sequence[float],
     max_steps: int = 200,
     groups: Tensor | None = None,
+    query_groups: np.ndarray | None = None,
+    scale: Scale | None = None,
 ) -> float:
     """Accuracy in percent on queries [Q, F] of the probe fitted to x [S, F]; labels int64 [S] and [Q].
 
-    NaN where features are not finite.
+    Queries of one group [Q] count together in the figure's interval. Features are standardized, unless there is another
+    scale. NaN where features are not finite.
     """
     if not bool(x.isfinite().all() & queries.isfinite().all()):
         return math.nan
     classes = 1 + int(y.max())  # a class that training lacks is never guessed
-    l2 = choose_l2(x, y, strengths, classes, max_steps, groups) if len(strengths) > 1 else strengths[0]
-    x, queries = standardized(x, queries)
+    scale = scale or standardized
+    l2 = strengths[0]
+    if len(strengths) > 1:
+        l2 = choose_l2(x, y, strengths, classes, max_steps, groups, scale)
+    x, queries = scale(x, queries)
     weight, bias = fit_logistic(x, y, l2, classes, max_steps)
-    return _percent(queries @ weight.T + bias, truth)
+    hits = (queries @ weight.T + bias).argmax(1) == truth
+    return estimate(100.0 * hits.cpu().numpy(), query_groups)
 
 
 def choose_l2(
@@ -165,6 +197,7 @@ def choose_l2(
     classes: int,
     max_steps: int = 200,
     groups: Tensor | None = None,
+    scale: Scale | None = None,
 ) -> float:
     """The strength that does best on samples left out, fitted to the others; of equals the strongest.
 
@@ -179,7 +212,7 @@ def choose_l2(
     order = sorted(strengths, reverse=True)
     totals = dict.fromkeys(order, 0.0)
     for held in (fold.to(x.device) for fold in folds):
-        rest, queries = standardized(x[~held], x[held])
+        rest, queries = (scale or standardized)(x[~held], x[held])
         start = None
         for l2 in order:
             start = fit_logistic(rest, y[~held], l2, classes, max_steps, start)
@@ -223,6 +256,31 @@ def standardized(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     mean, std = x.mean(0), x.std(0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
     return tuple((t - mean) * scale for t in (x, *others))
+
+
+def scaled(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """x [S, F] and others without the mean of x, divided by one number: the mean spread of x's features.
+
+    Classical features keep their own proportions: a word that is in one document tells less than a frequent one, and
+    the last principal component less than the first.
+    """
+    mean = x.mean(0)
+    scale = 1 / (x - mean).square().mean().sqrt().clamp(min=1e-12)
+    return tuple((t - mean) * scale for t in (x, *others))
+
+
+def narrowed(x: Tensor, queries: Tensor, widest: int, components: int) -> tuple[Tensor, Tensor]:
+    """x [S, F] and queries [Q, F] as their first principal components where F is more than widest, fitted to x.
+
+    Halko et al. 2011, algorithm 4.4 with one power step and a fixed seed.
+    """
+    if x.shape[1] <= widest:
+        return x, queries
+    mean = x.mean(0)
+    x, queries = x - mean, queries - mean
+    draw = torch.randn(x.shape[1], components, generator=torch.Generator().manual_seed(0)).to(x)
+    basis = torch.linalg.qr(x.T @ (x @ draw)).Q  # [F, components]
+    return x @ basis, queries @ basis
 
 
 def _percent(logits: Tensor, truth: Tensor) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from multissl.contract.abilities import HasRecordings
 from multissl.contract.data import Sample, Unreadable
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
@@ -110,4 +111,5 @@ def recognized(first: Tensor, second: Tensor) -> float:
     mean = first.mean(0)
     first, second = (F.normalize((x - mean).double(), dim=1) for x in (first, second))
     nearest = (second @ first.T).argmax(1)
-    return 100 * (nearest == torch.arange(len(first), device=first.device)).double().mean().item()
+    hits = nearest == torch.arange(len(first), device=first.device)
+    return estimate(100.0 * hits.cpu().numpy())

@@ -20,13 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
 from multissl.evaluators.neighbors import OTHER, PLAIN, SAME, framed
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
-from multissl.evaluators.verdicts import first_and_last
+from multissl.evaluators.verdicts import first_and_last, judged
 from multissl.inference import drawn, readable_views
+from multissl.statistics import LEVEL
+
+SUPERVISED = "supervised"
+"""The baseline that is trained on the pairs' captions as if they were classes."""
 
 
 class Retrieval(Evaluator):
@@ -56,7 +62,7 @@ class Retrieval(Evaluator):
         shuffles: int = 999
         """Dealings of the shuffled control."""
         margin: float = 2.0
-        """Points of recall@1 above the untrained towers that count as learned."""
+        """Points of recall@1 above the untrained towers that would matter, as for the k-NN."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -76,16 +82,21 @@ class Retrieval(Evaluator):
         found = self._embedded(encoders, modality)
         return {} if found is None else retrieval_figures(found, self.cfg.k, self.cfg.shuffles)
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Learned where recall@1 is above the untrained towers' by the margin and p below 0.01 in all directions."""
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where recall@1 is above the untrained towers', chance and, in all directions, shuffled pairs."""
         if (measured := first_and_last("r1", history)) is None:
             return None
         first, last = measured
-        good = last["r1"] >= first["r1"] + self.cfg.margin and last["p"] < 0.01  # a NaN is a miss
-        return good, (
-            f"{'learned' if good else 'not learned'}: recall@1 {last['r1']:.1f} % of {last['candidates']:.0f} "
-            f"candidates ({last['distinct']:.0f} distinct) against the untrained towers' {first['r1']:.1f} %, "
-            f"chance {last['chance']:.1f} %, p {last['p']:.2g}"
+        few = {k: v for k, v in first.items() if k == SUPERVISED}
+        return judged(
+            f"recall@1 of {last['candidates']:.0f} candidates, {last['distinct']:.0f} distinct,",
+            last["r1"],
+            {"the untrained towers'": first["r1"], "chance's": last["chance"]},
+            few,
+            margin=self.cfg.margin,
+            level=level,
+            best=100.0,
+            shuffled_p=last["p"],
         )
 
     def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
@@ -122,21 +133,26 @@ def retrieval_figures(
 ) -> dict[str, float]:
     """Figures of all ordered pairs of streams, over the samples that have both; in percent but for p and gap."""
     figures: dict[str, float] = {}
-    recalls, chances, controls, ps = [], [], [], []
+    recalls: list[np.ndarray] = []
+    askers: list[np.ndarray] = []
+    chances, controls, ps = [], [], []
+    same_as = found.same().int().argmax(1).numpy()  # samples that are the same thing count together
     for a, b in permutations(found.z, 2):
         both = only(found, found.here[a] & found.here[b])
         if len(both.samples) < 2:
             continue
         right, z, name = both.same(), both.z, f"{a}_to_{b}"
         ranks = rank(z[a], z[b], right)
+        asked = same_as[(found.here[a] & found.here[b]).numpy()]
         for k in ks:
-            figures[f"{name}_r{k}"] = 100 * ranks.recall(k)
-        figures[f"{name}_map"] = 100 * float(ranks.precision.mean())
+            figures[f"{name}_r{k}"] = estimate(100 * ranks.hits(k).numpy(), asked)
+        figures[f"{name}_map"] = estimate(100 * ranks.precision.numpy(), asked)
         known = bool(ranks.precision.isfinite().all())
         dealt = (
             shuffled_recalls(ranks.nearest, right, shuffles) if known else torch.tensor([torch.nan])
         )  # [K]
-        recalls.append(ranks.recall(1))
+        recalls.append(100 * ranks.hits(1).numpy())
+        askers.append(asked)
         chances.append(chance(right, 1))
         controls.append(float(dealt.mean()))
         true = right[
@@ -147,12 +163,21 @@ def retrieval_figures(
             figures[f"gap_{a}_{b}"] = float((z[a].mean(0) - z[b].mean(0)).norm())
     if not recalls:
         return {}
-    summary = {"r1": recalls, "chance": chances, "shuffled": controls}
-    distinct = int((found.same().int().argmax(1) == torch.arange(len(found.samples))).sum())
+    summary = {"chance": chances, "shuffled": controls}
+    distinct = len(np.unique(same_as))
     return {
+        "r1": mean_of_directions(recalls, askers),
         **{name: 100 * float(np.mean(values)) for name, values in summary.items()},
         "p": max(ps), "candidates": float(len(found.samples)), "distinct": float(distinct), **figures,
     }  # fmt: skip
+
+
+def mean_of_directions(recalls: list[np.ndarray], askers: list[np.ndarray]) -> float:
+    """Return the mean over directions of mean recalls, each [Q of a direction]; askers say who asks, in all of them."""
+    count = sum(map(len, recalls))
+    scores = [each * count / (len(recalls) * len(each)) for each in recalls]
+    even = len({len(each) for each in recalls}) == 1
+    return estimate(np.concatenate(scores), np.concatenate(askers), percent=even)
 
 
 TIED = 1e-13
@@ -177,6 +202,10 @@ class Answers(NamedTuple):
 
     def recall(self, k: int) -> float:
         """The share of queries with a right one among the first k, as expected over the order of ties."""
+        return float(self.hits(k).mean())
+
+    def hits(self, k: int) -> Tensor:
+        """Return the chance that a right one is among the first k, of each query: float64 [Q]."""
         wrong, taken = (
             self.tied - self.tied_right,
             k - self.first,
@@ -185,7 +214,7 @@ class Answers(NamedTuple):
         for i in range(k):
             kept = (wrong - i).clamp(min=0) / (self.tied - i)
             missed = torch.where((i < taken) & (i < self.tied), missed * kept, missed)
-        return float((1 - missed + 0 * self.first).mean())  # 0 * NaN is NaN: of no ranking there is no recall
+        return 1 - missed + 0 * self.first  # 0 * NaN is NaN: of no ranking there is no recall
 
 
 def rank(queries: Tensor, gallery: Tensor, right: Tensor, own: bool = False, chunk: int = 1024) -> Answers:

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from multissl.contract.abilities import HasStates
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
-from multissl.evaluators.verdicts import learned
+from multissl.contract.verdict import Verdict
+from multissl.evaluators.verdicts import UNTRAINED, first_and_last, judged
 from multissl.inference import Featurize, Pooled, drawn, featurize_places
+from multissl.statistics import LEVEL
 
 
 class StateProbe(Evaluator):
@@ -47,7 +50,7 @@ class StateProbe(Evaluator):
         queries: int = 5_000
         """Samples of the split, drawn with a fixed seed; 0: all."""
         margin: float = 5.0
-        """Points above the untrained encoder and the principal components that count as learned."""
+        """Points above the untrained encoder and the principal components that would matter, as for the k-NN."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -69,40 +72,54 @@ class StateProbe(Evaluator):
         if (stated := self.stated(modality)) is None:
             return {}
         featurize = Pooled(encoders)
-        x, y, groups, queries, truth = self.parts(featurize, stated, encoders.device)
+        x, y, groups, queries, truth, asked = self.parts(featurize, stated, encoders.device)
         self._width = x.shape[1]
         constant = self._constant(stated, y, truth)
-        return self._named(stated, r2_of(x, y, groups, queries, truth, self.cfg.l2), "r2", constant)
+        scores = r2_scores(x, y, groups, queries, truth, self.cfg.l2)
+        return self._named(stated, scores, "r2", asked, constant)
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """`pca`: as many principal components of the raw features as the encoder is wide; `wide`: all of them."""
+        """`pca`: as many principal components of the raw features as the encoder is wide; `wide`: all of them.
+
+        `mean`: what the mean of the training states explains, whatever the sample.
+        """
         if (stated := self.stated(modality)) is None:
             return {}
-        x, y, groups, queries, truth = self.parts(modality.baselines()["raw"], stated, "cpu")
-        found = {"wide": r2_of(x, y, groups, queries, truth, self.cfg.l2)}
+        x, y, groups, queries, truth, asked = self.parts(modality.baselines()["raw"], stated, "cpu")
+        found = {
+            "wide": r2_scores(x, y, groups, queries, truth, self.cfg.l2),
+            "mean": _scores(y.mean(0), truth),
+        }
         if self._width:
             reduced = principal(x, queries, self._width)
-            found["pca"] = r2_of(reduced[0], y, groups, reduced[1], truth, self.cfg.l2)
+            found["pca"] = r2_scores(reduced[0], y, groups, reduced[1], truth, self.cfg.l2)
         constant = self._constant(stated, y, truth)
-        figures = {name: self._named(stated, each, name, constant) for name, each in found.items()}
+        figures = {name: self._named(stated, each, name, asked, constant) for name, each in found.items()}
         return {name: values[name] for name, values in figures.items() if values}
 
     def baseline_names(self, modality: Modality) -> list[str]:
         """Those of `baselines`."""
-        return ["wide", "pca"]
+        return ["wide", "mean", "pca"]
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Learned where the last r2 is above the untrained encoder and the principal components by the margin."""
-        renamed = {"pca": "raw", "wide": "all raw features"}
-        kept = ("r2", *renamed)
-        trimmed = [{renamed.get(k, k): v for k, v in entry.items() if k in kept} for entry in history]
-        said = learned("state probe R2", "r2", trimmed, self.cfg.margin)
-        return said and (said[0], said[1].replace("the raw input's", "the principal components'"))
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the last r2 is above the untrained encoder and the principal components."""
+        if (measured := first_and_last("r2", history)) is None:
+            return None
+        first, last = measured
+        gates = {"pca": "the principal components'", "mean": "the mean state's"}
+        return judged(
+            "state probe R2",
+            last["r2"],
+            {UNTRAINED: first["r2"]} | {said: first[k] for k, said in gates.items() if k in first},
+            {"all raw features": first["wide"]} if "wide" in first else {},
+            margin=self.cfg.margin,
+            level=level,
+        )
 
     def parts(
         self, featurize: Featurize, modality: HasStates, device: torch.device | str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Training features and states and groups, features and states of the split; complete states only."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Training features and states and groups, and those of the split; complete states only."""
         found: list[Tensor] = []
         for split, limit in (("train", self.cfg.train), (self.cfg.split, self.cfg.queries)):
             states, _ = modality.states(split)
@@ -112,12 +129,12 @@ class StateProbe(Evaluator):
                 featurize, modality, split, places, device=device, stream=self.cfg.stream
             )
             found += [x.double(), states[kept].double(), torch.tensor([data[i].group for i in kept])]
-        x, y, groups, queries, truth, _ = found
+        x, y, groups, queries, truth, asked = found
         if len(self.cfg.l2) > 1 and len(groups.unique()) == 1:
             self.warn(
                 "the training samples are of one group, or of none: the last tenth, in order, chooses the strength"
             )
-        return x, y, groups, queries, truth
+        return x, y, groups, queries, truth, asked
 
     def stated(self, modality: Modality) -> HasStates | None:
         """Return the modality where both splits tell complete states; where one does not, warn once."""
@@ -148,25 +165,31 @@ class StateProbe(Evaluator):
     def _named(
         self,
         modality: HasStates,
-        each: Tensor | np.ndarray,
+        scores: Tensor,
         name: str,
+        groups: Tensor,
         left_out: frozenset[str] = frozenset(),
     ) -> dict[str, float]:
         """The mean over the values asked for as `name`, and each value as `name/VALUE`, in percent.
 
-        Without those left out; nothing where none of those asked for remains.
+        From scores [Q, n] of samples in groups [Q]; without those left out; nothing where none of those asked for
+        remains.
         """
         names = modality.states(self.cfg.split)[1]
         unknown = [v for v in self.cfg.values if v not in names]
         if unknown:
             raise ValueError(f"values={self.cfg.values}: the states are {', '.join(names)}")
-        by_name = dict(zip(names, (100 * each).tolist(), strict=True))
-        by_name = {n: v for n, v in by_name.items() if n not in left_out}
+        by_name = {
+            n: 100 * score
+            for n, score in zip(names, scores.cpu().numpy().T, strict=True)
+            if n not in left_out
+        }
         wanted = [by_name[n] for n in self.cfg.values or modality.aims() or names if n in by_name]
         if not wanted:
             self.warn_nothing_to_measure("every value of the state is constant")
             return {}
-        return {name: sum(wanted) / len(wanted), **{f"{name}/{n}": v for n, v in by_name.items()}}
+        all_of = {name: np.mean(wanted, axis=0), **{f"{name}/{n}": score for n, score in by_name.items()}}
+        return {n: estimate(score, groups.numpy(), percent=False) for n, score in all_of.items()}
 
 
 def _complete(states: Tensor, limit: int) -> list[int]:
@@ -178,14 +201,22 @@ def _complete(states: Tensor, limit: int) -> list[int]:
 def r2_of(
     x: Tensor, y: Tensor, groups: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]
 ) -> Tensor:
-    """R2 [n] on queries [Q, F], truth [Q, n] of the ridge regression of y [S, n] on x [S, F]; the strength is chosen.
+    """R2 [n], the mean over queries of `r2_scores`."""
+    return r2_scores(x, y, groups, queries, truth, strengths).mean(0)
 
-    Groups [S] are whole in the part that chooses: of neighbors in time one would otherwise tell the other. Of one group
-    alone the last tenth of the samples, in order, chooses. NaN for values that are constant in y or truth, and for all
+
+def r2_scores(
+    x: Tensor, y: Tensor, groups: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]
+) -> Tensor:
+    """What each query adds to the R2 of the ridge regression of y [S, n] on x [S, F]: [Q, n], whose mean R2 is.
+
+    It is scored on queries [Q, F], truth [Q, n], and its strength is chosen in training. Groups [S] are whole in the
+    part that chooses: of neighbors in time one would otherwise tell the other. Of one group alone the last tenth of the
+    samples, in order, chooses. NaN for values that are constant in y or truth, and for all
     where features or states are not finite.
     """
     if not all(bool(t.isfinite().all()) for t in (x, y, queries, truth)):
-        return torch.full((y.shape[1],), math.nan, dtype=y.dtype)
+        return torch.full(truth.shape, math.nan, dtype=y.dtype)
     kinds = groups.unique()
     held = torch.isin(groups, kinds[::10])
     if len(kinds) == 1:
@@ -193,7 +224,7 @@ def r2_of(
     chosen, telling = max(strengths), ~(constant(y) | constant(y[held]))
     if len(strengths) > 1 and not bool(held.all()) and bool(telling.any()):
         tried = sorted(strengths, reverse=True)
-        found = [float(r[telling].mean()) for r in _r2(x[~held], y[~held], x[held], y[held], tried)]
+        found = [float(r[:, telling].mean()) for r in _r2(x[~held], y[~held], x[held], y[held], tried)]
         chosen = tried[found.index(max(found))]
     return _r2(x, y, queries, truth, [chosen])[0].masked_fill(constant(y) | constant(truth), math.nan)
 
@@ -203,18 +234,23 @@ def constant(states: Tensor) -> Tensor:
     return states.amax(0) - states.amin(0) <= 1e-9 * states.abs().amax(0)
 
 
+def _scores(guess: Tensor, truth: Tensor) -> Tensor:
+    """What each sample adds to R2 [Q, n] of a guess [Q, n] or [n] at truth [Q, n]: R2 is the mean."""
+    spread = (truth - truth.mean(0)).square().mean(0).clamp(min=1e-12)
+    return 1 - (guess - truth).square() / spread
+
+
 def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]) -> list[Tensor]:
-    """R2 [n] for each strength."""
+    """The scores [Q, n] for each strength."""
     mean, center = x.mean(0), y.mean(0)
     std = x.std(0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
     x, queries = (x - mean) * scale, (queries - mean) * scale
     gram, both = x.T @ x / len(x), x.T @ (y - center) / len(x)
-    spread = (truth - truth.mean(0)).square().sum(0).clamp(min=1e-12)
     found = []
     for l2 in strengths:
         weight = torch.linalg.solve(gram + l2 * torch.eye(len(gram), dtype=x.dtype), both)  # [F, n]
-        found.append(1 - (queries @ weight + center - truth).square().sum(0) / spread)
+        found.append(_scores(queries @ weight + center, truth))
     return found
 
 

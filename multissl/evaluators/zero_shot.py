@@ -12,18 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.data import Sample
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
-from multissl.evaluators.verdicts import first_and_last
+from multissl.evaluators.verdicts import first_and_last, judged
 from multissl.inference import drawn, single_stream, stream_of
 from multissl.registry import suggest
+from multissl.statistics import LEVEL
 
 
 class ZeroShot(Evaluator):
@@ -55,7 +59,7 @@ class ZeroShot(Evaluator):
         shuffles: int = 999
         """Dealings of the shuffled control."""
         margin: float = 2.0
-        """Points above the untrained towers that count as learned."""
+        """Points above the untrained towers that would matter, as for the k-NN."""
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
@@ -104,10 +108,13 @@ class ZeroShot(Evaluator):
         deals = torch.stack(
             [truth[torch.randperm(len(truth), generator=draw)] for _ in range(self.cfg.shuffles)]
         )
-        top1, dealt = float(hits(scores, truth).mean()), hits(scores, deals).mean(1)
+        right, dealt = hits(scores, truth), hits(scores, deals).mean(1)
+        groups = np.array([s.group for s, h in zip(found.samples, here.tolist(), strict=True) if h])
+        top1 = float(right.mean())
         return {
-            "top1": 100 * top1, "chance": 100 / len(names), "shuffled": 100 * float(dealt.mean()),
-            "p": permutation_p(top1, dealt), "classes": float(len(names)), "samples": float(len(truth)),
+            "top1": estimate(100 * right.cpu().numpy(), groups), "chance": 100 / len(names),
+            "shuffled": 100 * float(dealt.mean()), "p": permutation_p(top1, dealt),
+            "classes": float(len(names)), "samples": float(len(truth)),
         }  # fmt: skip
 
     def chosen(self, known: list[str]) -> tuple[list[str], dict[int, int]]:
@@ -122,15 +129,20 @@ class ZeroShot(Evaluator):
                 )
         return names, {known.index(name): i for i, name in enumerate(names)}
 
-    def verdict(self, history: list[dict[str, float]]) -> tuple[bool, str] | None:
-        """Learned where the accuracy is above the untrained towers' by the margin and p below 0.01."""
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the accuracy is above the untrained towers', chance and that of shuffled labels."""
         if (measured := first_and_last("top1", history)) is None:
             return None
         first, last = measured
-        good = last["top1"] >= first["top1"] + self.cfg.margin and last["p"] < 0.01  # a NaN is a miss
-        return good, (
-            f"{'learned' if good else 'not learned'}: zero-shot {last['top1']:.1f} % of {last['classes']:.0f} classes "
-            f"against the untrained towers' {first['top1']:.1f} %, chance {last['chance']:.1f} %, p {last['p']:.2g}"
+        return judged(
+            f"zero-shot accuracy of {last['classes']:.0f} classes",
+            last["top1"],
+            {"the untrained towers'": first["top1"], "chance's": last["chance"]},
+            {},
+            margin=self.cfg.margin,
+            level=level,
+            best=100.0,
+            shuffled_p=last["p"],
         )
 
 

@@ -46,18 +46,20 @@ def page(
     `titles` says what evaluators call their metrics in the page, by the name in the record.
     """
     titles = {**TITLES, **(titles or {})}
-    kinds = ("train", "eval", "note", "alarm")
-    train, evals, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
+    kinds = ("train", "eval", "estimates", "note", "alarm")
+    train, evals, estimates, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
     steps = max((x["step"] for x in lines), default=0)
     verdict = escape(
         summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
     )
     mood = {True: " learned", False: " not"}.get(summary.get("learned", ""), "")
+    if summary.get("outcome") == "cannot be told":
+        mood = ""
     facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
     changes = "\n".join(summary.get("difference", ())) or "nothing"
     sections = {
         "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
-        "Figures": _metrics(evals, titles),
+        "Figures": _metrics(evals, estimates, titles),
         "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
         + EXPORTED * any("/student/" in n for x in evals for n in x),
         "Training": _wrapped("charts", _train_charts(train, titles)),
@@ -105,20 +107,29 @@ def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]
         yield chart(_title(title, titles), lines if len(lines) > 1 else {"": next(iter(lines.values()))})
 
 
-def _metrics(evals: list[Line], titles: Mapping[str, str]) -> str:
-    """Return a table: every metric of the untrained and the trained encoder, beside the baselines of its evaluator."""
+def _metrics(evals: list[Line], estimates: list[Line], titles: Mapping[str, str]) -> str:
+    """Return a table: every metric of the untrained and the trained encoder, beside the baselines of its evaluator.
+
+    Each has its n and its 95 % interval where they are known.
+    """
     if not evals:
         return ""
+    known = {line["step"]: line for line in estimates}
+
+    def cell(line: Line, name: str) -> str:
+        value, more = line.get(name), known.get(line.get("step", -1), {}).get(name)
+        if value is None or more is None or more["low"] is None:
+            return "" if value is None else short(value)
+        return f"{short(value)} ({short(more['low'])} to {short(more['high'])}, n={more['n']:,})"
+
     baselines, first, last = _baselines(evals), evals[0] if len(evals) > 1 else {}, evals[-1]
     student = "student" if any("/student/" in name for name in last) else ""
     rows = [["", "untrained", f"step {last['step']:,}", student, "without learning" if baselines else ""]]
     for name in (n for n in last if n not in ("kind", "step") and "/student/" not in n):
         evaluator, _, metric = name.partition("/")
-        values = [first.get(name), last[name], last.get(f"{evaluator}/student/{metric}")]
-        beside = ", ".join(f"{n} {short(v)}" for n, v in baselines.pop(evaluator, {}).items())
-        rows.append(
-            [escape(_title(name, titles)), *("" if v is None else short(v) for v in values), escape(beside)]
-        )
+        values = [cell(first, name), cell(last, name), cell(last, f"{evaluator}/student/{metric}")]
+        beside = ", ".join(f"{n} {cell(first, f'{evaluator}/{n}')}" for n in baselines.pop(evaluator, {}))
+        rows.append([escape(_title(name, titles)), *values, escape(beside)])
     return _table(rows)
 
 

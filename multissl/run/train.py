@@ -14,8 +14,10 @@ import torch
 
 from multissl.build import Parts, build
 from multissl.config import config_name, difference, to_dict
+from multissl.contract.verdict import Outcome, Verdict, whole_verdict
 from multissl.engine import checkpoint
-from multissl.engine.trainer import Trainer, alarm_of, verdicts
+from multissl.engine.judging import alarm_of, measurements, verdicts
+from multissl.engine.trainer import Trainer
 from multissl.migrate import FORMAT
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.ranks import barrier, is_main, process_group, world
@@ -36,6 +38,8 @@ class Result:
 
     folder: Path
     learned: bool
+    """Whether something was learned, be it less than a classical feature tells."""
+    outcome: Outcome
     verdict: str
     metrics: dict[str, float]
     """The last evaluation."""
@@ -64,7 +68,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
                 trainer.display.say(describe(recipe, parts, device))
                 lines = trainer.fit()
                 write_model(run, parts)
-            said = verdicts(parts.evaluators, lines)
+            said = verdicts(parts.evaluators, measurements(lines))
             result = summarize(run, recipe, default, said, lines, time.time() - began, device)
             barrier()  # from here on the first rank is alone
             if is_main():
@@ -172,18 +176,16 @@ def write_model(run: RunFolder, parts: Parts) -> None:
 
 
 def summarize(
-    run: RunFolder, recipe: Recipe, default: Recipe | None, said: list[tuple[bool, str]],
+    run: RunFolder, recipe: Recipe, default: Recipe | None, said: list[Verdict],
     lines: list[dict[str, Any]], seconds: float, device: torch.device,
 ) -> Result:  # fmt: skip
     """Return how the run ended, and write the summary: verdict, environment, difference from the default."""
     steps = checkpoint.newest_step(
         run.checkpoints
     )  # of a run that is to take fewer than it took: those it took
-    bad = [text for learned, text in said if not learned]
-    verdict = (bad or [text for _, text in said] or ["no evaluator gave a verdict"])[0]
     alarm = alarm_of(lines)
-    verdict += f"; alarm: {alarm}" if alarm else ""
-    evals = [x for x in lines if x["kind"] == "eval"]
+    whole = whole_verdict(said, alarm)
+    evals = measurements(lines)
     last = {k: v for k, v in evals[-1].items() if k not in ("kind", "step")} if evals else {}
     environment = {
         "multissl": __version__, "torch": torch.__version__, "python": platform.python_version(),
@@ -192,13 +194,16 @@ def summarize(
     }  # fmt: skip
     changes = difference(to_dict(default), to_dict(recipe)) if default else []
     summary = {
-        "verdict": verdict, "alarm": alarm, "learned": bool(said) and not bad, "all_verdicts": [t for _, t in said],
+        "verdict": whole.text, "alarm": alarm, "learned": whole.learned, "outcome": whole.outcome,
+        "all_verdicts": [v.text for v in said],
         "environment": environment, "difference": changes, "steps": steps, "seconds": round(seconds, 1),
         "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
     }  # fmt: skip
     if is_main():
         run.write_summary(summary)
-    return Result(folder=run.path, learned=summary["learned"], verdict=verdict, metrics=last)
+    return Result(
+        folder=run.path, learned=whole.learned, outcome=whole.outcome, verdict=whole.text, metrics=last
+    )
 
 
 def steps_for(epochs: float, samples: int, batch_size: int) -> int:

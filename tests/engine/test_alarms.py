@@ -16,8 +16,8 @@ from multissl.contract.alarms import common_alarm, no_choice, one_point, one_pro
 from multissl.contract.learning import Progress
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.judging import alarm_of
 from multissl.engine.optim.adamw import AdamW
-from multissl.engine.trainer import alarm_of
 from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.modalities.image.adapter import Image

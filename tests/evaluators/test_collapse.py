@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multissl.evaluators.collapse import Collapse, alpha_req, mean_cosine, rankme, spread
+from multissl.contract.estimate import Estimate
+from multissl.contract.verdict import Verdict
+from multissl.evaluators.collapse import (
+    Collapse,
+    alpha_req,
+    described,
+    jackknifed,
+    mean_cosine,
+    rankme,
+    spread,
+)
 from tests.evaluators.clusters import START, Clusters, Constant, frozen
 
 
@@ -66,13 +76,60 @@ def test_healthy_features_raise_no_alarm_and_constant_ones_do() -> None:
         [first, {"step": 5.0, **healthy}, {"step": 10.0, **constant}, {"step": 15.0, **constant}]
     )
     assert found is not None
-    assert not found[0]
-    assert found[1].startswith("collapsed at step 10: feature std 0.000")
-    assert "RankMe 1.0 of 8" in found[1]
+    assert found.outcome == "collapsed"
+    assert found.text.startswith("collapsed at step 10: feature std 0.000")
+    assert "RankMe 1.0 of 8" in found.text
 
 
-def fine(verdict: tuple[bool, str] | None) -> bool:
-    return verdict is not None and verdict[0] and verdict[1].startswith("not collapsed (RankMe")
+def fine(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.text.startswith("cannot be told: not collapsed (RankMe")
+
+
+def test_samples_that_are_all_one_are_collapsed_from_the_start() -> None:
+    """Black pictures: the untrained encoder cannot tell them apart either, so nothing relative raises the alarm."""
+    black = figures(nn.Sequential(nn.Linear(2, 2, bias=False), Black()))
+    found = Collapse(Collapse.Config()).verdict([{"step": 0.0, **black}, {"step": 9.0, **black}])
+    assert found is not None
+    assert found.outcome == "collapsed"
+
+
+class Black(nn.Module):
+    """Whatever comes, the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 64), 0.3)
+
+
+def test_one_direction_of_many_is_collapsed_and_two_features_may_have_two() -> None:
+    evaluator = Collapse(Collapse.Config())
+    line = {"step": 0.0, "std": 0.4, "rankme": 1.9, "cosine": 0.5, "width": 64.0}
+    found = evaluator.verdict([line])
+    assert found is not None
+    assert found.outcome == "collapsed"
+    assert fine(evaluator.verdict([{**line, "width": 2.0}]))
+
+
+def test_every_figure_has_an_interval_that_holds_it_and_narrows_with_more_samples() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 8, generator=draw, dtype=torch.float64) * torch.arange(1.0, 9.0)
+    few, many = jackknifed(described, x[:100]), jackknifed(described, x)
+    for name, value in few.items():
+        more = many[name]
+        assert isinstance(value, Estimate)
+        assert isinstance(more, Estimate)
+        assert (value.n, more.n) == (100, 4000)
+        assert value.low < value < value.high
+        assert more.high - more.low < 0.5 * (value.high - value.low), name
+    tiny = jackknifed(described, x[:5])["rankme"]
+    assert isinstance(tiny, Estimate)
+    assert math.isnan(tiny.low)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    x = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean = jackknifed(lambda x: {"mean": float(x.mean())}, x)["mean"]
+    assert isinstance(mean, Estimate)
+    assert (mean.high - mean.low) / 2 == pytest.approx(2.262 / 2000**0.5, rel=0.5)
 
 
 def test_a_collapse_that_passed_is_forgiven() -> None:
@@ -82,12 +139,12 @@ def test_a_collapse_that_passed_is_forgiven() -> None:
 
 
 def test_an_encoder_that_starts_narrow_is_no_collapse() -> None:
-    narrow = {"step": 0.0, "std": 0.05, "rankme": 1.4, "cosine": 0.99, "width": 64.0}
+    narrow = {"step": 0.0, "std": 0.05, "rankme": 2.1, "cosine": 0.99, "width": 64.0}
     evaluator = Collapse(Collapse.Config())
     assert fine(evaluator.verdict([narrow]))
     collapsed = evaluator.verdict([narrow, {**narrow, "step": 7.0, "std": 0.02}])
-    assert collapsed
-    assert not collapsed[0]
+    assert collapsed is not None
+    assert collapsed.outcome == "collapsed"
 
 
 def test_features_that_are_no_numbers_are_a_collapse() -> None:
@@ -97,7 +154,7 @@ def test_features_that_are_no_numbers_are_a_collapse() -> None:
     history = [{"step": 0.0, **figures(Scattered())}, {"step": 3.0, **nulls}]
     verdict = Collapse(Collapse.Config()).verdict(history)
     assert verdict is not None
-    assert verdict[1].startswith("collapsed at step 3")
+    assert verdict.text.startswith("collapsed at step 3")
 
 
 def test_no_labels_are_needed() -> None:

@@ -140,7 +140,7 @@ def test_a_verdict_on_no_number_is_not_learned() -> None:
         evaluator = CASES[name].build(name)
         nothing = dict.fromkeys(evaluator.figure_names(), math.nan)
         verdict = evaluator.verdict([{"step": 0.0, **nothing, "counts": 1.0}, {"step": 9.0, **nothing}])
-        assert verdict is None or verdict[0] is False, name
+        assert verdict is None or not verdict.learned, name
 
 
 def test_samples_that_lack_the_stream_may_have_anything() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from multissl.contract.data import Views
 from multissl.contract.encoder import build_encoders
+from multissl.contract.estimate import Estimate, estimate
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
@@ -95,7 +96,10 @@ def test_nats_are_summed_over_the_pieces_of_a_word(text: Text) -> None:
     baselines = evaluator.baselines(text)
     assert baselines["counts"] == pytest.approx(words.nats["counts"].mean())
     assert found["gain"] == pytest.approx(baselines["counts"] - found["nats"])
-    assert found["gain_low"] < found["gain"] < found["gain_high"]
+    gain = found["gain"]
+    assert isinstance(gain, Estimate)
+    assert gain.n == 50
+    assert gain.low < gain < gain.high
 
 
 def test_running_text_tells_every_token_once(text: Text) -> None:
@@ -148,13 +152,18 @@ def test_an_untrained_model_guesses_uniformly(
     found = made.run(predicting(text, objective), text, START)
     baselines = made.baselines(text)
     assert found[figure] > baselines["counts"]
-    history = [{**found, **baselines}, {**found, figure: baselines["counts"] - 0.1}]
-    learned, said = made.verdict(history)
-    assert learned
-    assert f"{baselines['counts']:.2f} of counts" in said
-    learned, said = made.verdict([history[0], found])
-    assert not learned
-    assert made.verdict(history[:1]) is None
+    first, start = {**found, **baselines}, found[figure]
+    assert isinstance(start, Estimate)
+    assert start.scores is not None
+    gain = start - baselines["counts"] + 5
+    verdict = made.verdict([first, {figure: estimate(start.scores - gain, percent=False)}])
+    assert verdict is not None
+    assert verdict.outcome == "learned"
+    assert f"the counts' {baselines['counts']:.2f}" in verdict.text
+    verdict = made.verdict([first, found])
+    assert verdict is not None
+    assert verdict.outcome == "not learned"
+    assert made.verdict([first]) is None
 
 
 def test_nothing_is_measured_without_the_objective(text: Text) -> None:

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from multissl.contract.data import Views
+from multissl.contract.estimate import Estimate, estimate
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.plans import Masking
@@ -22,6 +24,7 @@ from multissl.evaluators.knn import KNN, knn_accuracy, knn_predict
 from multissl.evaluators.neighbors import centered, nearest
 from multissl.inference import featurize_split
 from tests.evaluators.clusters import START, Clusters, Pointwise, encoders, frozen
+from tests.helpers.stubs import Listed
 
 DATA = Path(os.environ.get("MULTISSL_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -45,6 +48,23 @@ def test_queries_in_chunks_find_the_same_neighbors() -> None:
     bank, queries = torch.randn(40, 5), torch.randn(11, 5)
     whole, parts = nearest(bank, queries, 3), nearest(bank, queries, 3, chunk=4)
     assert torch.equal(whole[1], parts[1])
+
+
+def test_a_figure_knows_its_queries_and_their_groups() -> None:
+    class Grouped(Clusters):
+        def dataset(self, split: str) -> Any:
+            data = super().dataset(split)
+            return Listed([replace(data[i], group=i % 6) for i in range(len(data))])
+
+    alone = knn().run(frozen(), Clusters(Clusters.Config(noise=0.6)), START)["top1"]
+    grouped = knn().run(frozen(), Grouped(Clusters.Config(noise=0.6)), START)["top1"]
+    assert isinstance(alone, Estimate)
+    assert isinstance(grouped, Estimate)
+    assert alone == grouped
+    assert alone.n == grouped.n == 60
+    assert alone.groups is None
+    assert grouped.groups is not None
+    assert grouped.groups.tolist() == [i % 6 for i in range(60)]
 
 
 def test_more_neighbors_than_samples_means_all_of_them() -> None:
@@ -76,7 +96,9 @@ def test_every_k_gets_its_figure_and_the_first_is_top1() -> None:
 def test_baselines_come_from_the_same_function() -> None:
     modality = Clusters(Clusters.Config(noise=0.6))
     evaluator = knn()
-    assert evaluator.baselines(modality) == {"raw": evaluator.run(frozen(), modality, START)["top1"]}
+    assert evaluator.baselines(modality) == {
+        "raw": evaluator.run(frozen(), modality, START)["top1"], "majority": 25.0,
+    }  # fmt: skip
 
 
 def test_encoders_are_measured_in_evaluation_mode_and_left_as_they_were() -> None:
@@ -163,39 +185,20 @@ def test_views_are_encoded_where_the_parameters_lie_or_where_stand_ins_say() -> 
     assert devices == [torch.device("meta")]
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "learned", "phrase"),
-    [
-        (
-            (30, 34),
-            81,
-            True,
-            "learned: k-NN 81.0 % against the raw input's 34.0 % and the untrained encoder's 30.0 %",
-        ),
-        (
-            (30, 34),
-            33,
-            False,
-            "is not 2 points above the raw input's 34.0 % (the untrained encoder's 30.0 %, hog",
-        ),
-        (
-            (30, 20),
-            31,
-            False,
-            "is not 2 points above the untrained encoder's 30.0 % (the raw input's 20.0 %, hog",
-        ),
-        ((30, 20), float("nan"), False, "not learned"),
-    ],
-)
-def test_the_verdict_needs_both_gates(
-    first: tuple[float, float], last: float, learned: bool, phrase: str
-) -> None:
-    history = [{"step": 0, "top1": first[0], "raw": first[1], "hog": 50.0}, {"step": 9, "top1": last}]
-    found = knn().verdict(history)
-    assert found is not None
-    assert found[0] is learned
-    assert phrase in found[1]
-    assert "hog 50.0 %" in found[1]  # told, but no gate
+def test_the_verdict_names_its_gates_and_the_classical_features_beside_them() -> None:
+    first = {"step": 0, "top1": right(30), "raw": right(34), "hog": right(50), "majority": right(10)}
+    verdict = knn().verdict([first, {"step": 9, "top1": right(81)}])
+    assert verdict is not None
+    assert verdict.outcome == "learned"
+    assert verdict.text == (
+        "learned: k-NN 81.0 % (n=100, 72.2 to 87.5) beats the untrained encoder's 30.0 %, the raw input's 34.0 % and "
+        "the most frequent class's 10.0 % (hog 50.0 %)"
+    )
+
+
+def right(share: int) -> float:
+    """The figure of an encoder that is right on the first so many of a hundred samples."""
+    return estimate(100.0 * (np.arange(100) < share))
 
 
 def test_one_figure_is_no_verdict() -> None:

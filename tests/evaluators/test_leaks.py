@@ -182,7 +182,7 @@ LINEAR = few_labels.linear
     [
         ("linear_probe", linear_probe, "standardized", standardized_by_all),
         ("linear_probe", linear_probe, "probe_accuracy", chosen_on_the_split),
-        ("state_probe", state_probe, "r2_of", state_chosen_on_the_split),
+        ("state_probe", state_probe, "r2_scores", state_chosen_on_the_split),
         ("few_labels", few_labels, "linear", scaled_by_all),
     ],
 )

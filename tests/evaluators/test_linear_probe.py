@@ -3,17 +3,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.contract.data import Samples
+from multissl.contract.estimate import estimate
 from multissl.evaluators.linear_probe import (
     LinearProbe,
     choose_l2,
     fit_logistic,
+    narrowed,
     probe_accuracy,
+    scaled,
     standardized,
 )
 from tests.evaluators.clusters import START, Clusters, frozen
@@ -135,9 +139,25 @@ def test_clear_clusters_are_told_apart_the_same_way_twice() -> None:
 
 def test_baselines_are_fitted_on_request_by_the_same_function() -> None:
     modality = Clusters(Clusters.Config(noise=0.5))
-    assert LinearProbe(LinearProbe.Config()).baselines(modality) == {}
-    asked = LinearProbe(LinearProbe.Config(classical=True))
-    assert asked.baselines(modality) == {"raw": asked.run(frozen(), modality, START)["top1"]}
+    assert LinearProbe(LinearProbe.Config(classical=False)).baselines(modality) == {}
+    asked = LinearProbe(LinearProbe.Config())
+    baselines = asked.baselines(modality)
+    assert baselines["raw"] == pytest.approx(asked.run(frozen(), modality, START)["top1"], abs=5)
+    assert baselines["majority"] == 25.0
+
+
+def test_classical_features_keep_their_proportions_and_wide_ones_become_components() -> None:
+    x = torch.randn(50, 3) * torch.tensor([9.0, 1.0, 0.1]) + 4
+    a, b = scaled(x, x[:5])
+    assert a.square().mean() == pytest.approx(1)
+    torch.testing.assert_close(a.std(0) / a.std(0)[1], x.std(0) / x.std(0)[1])
+    torch.testing.assert_close(a[:5], b)
+    wide = torch.randn(40, 6) @ torch.randn(6, 200)
+    left, right = narrowed(wide, wide[:9], 100, 20)
+    assert left.shape == (40, 20)
+    torch.testing.assert_close(left[:9], right, rtol=1e-4, atol=1e-4)
+    centered = wide - wide.mean(0)
+    torch.testing.assert_close(left @ left.T, centered @ centered.T, rtol=1e-3, atol=1e-2)
 
 
 def test_data_without_labels_gives_no_figure() -> None:
@@ -148,10 +168,12 @@ def test_data_without_labels_gives_no_figure() -> None:
 
 
 def test_the_verdict_compares_with_the_untrained_encoder() -> None:
-    history = [{"step": 0.0, "top1": 40.0}, {"step": 9.0, "top1": 60.0}]
-    assert LinearProbe(LinearProbe.Config()).verdict(history) == (
-        True,
-        "learned: linear probe 60.0 % against the untrained encoder's 40.0 %",
+    untrained, trained = estimate(100.0 * (np.arange(100) < 40)), estimate(100.0 * (np.arange(100) < 60))
+    verdict = LinearProbe(LinearProbe.Config()).verdict([{"top1": untrained}, {"top1": trained}])
+    assert verdict is not None
+    assert verdict.outcome == "learned"
+    assert verdict.text == (
+        "learned: linear probe 60.0 % (n=100, 50.2 to 69.1) beats the untrained encoder's 40.0 %"
     )
 
 

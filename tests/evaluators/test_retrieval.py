@@ -4,10 +4,12 @@ import math
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from multissl.contract.data import Sample
+from multissl.contract.estimate import Estimate
 from multissl.contract.learning import Progress
 from multissl.evaluators.retrieval import (
     Retrieval,
@@ -67,9 +69,10 @@ def test_all_captions_equal_is_nothing_learned() -> None:
     same.ids.append(torch.zeros(60, dtype=torch.long))
     found = retrieval_figures(same)
     assert (found["r1"], found["chance"], found["p"], found["distinct"]) == (100, 100, 1, 1)
-    history = [{**found, "r1": 0.0}, found]
-    evaluator: Any = Retrieval(Retrieval.Config())
-    assert evaluator.verdict(history)[0] is False
+    wrong = Estimate(0.0, 120, (0.0, 3.0), np.zeros(120, np.float32))
+    verdict = Retrieval.Config().build().verdict([{**found, "r1": wrong}, found])
+    assert verdict is not None
+    assert verdict.text.startswith("cannot be told: all 120 samples are of one group")
 
 
 def test_samples_that_lack_a_stream_neither_ask_nor_answer() -> None:
@@ -153,11 +156,18 @@ def test_the_verdict_tells_candidates_chance_and_p() -> None:
     evaluator: Any = Retrieval.Config().build()
     before, after = run(Knows(wrong=True)), run(Knows())
     assert evaluator.verdict([after]) is None
-    good, text = evaluator.verdict([before, after])
-    assert good
-    assert "recall@1 100.0 % of 24 candidates (24 distinct)" in text
-    assert "chance 4.2 %, p 0.001" in text
-    assert evaluator.verdict([after, after])[0] is False
+    verdict = evaluator.verdict([before, after])
+    assert verdict is not None
+    assert verdict.outcome == "learned"
+    assert verdict.text.startswith("learned: recall@1 of 24 candidates, 24 distinct, 100.0 % (n=48, ")
+    assert verdict.text.endswith("beats the untrained towers' 0.0 % and chance's 4.2 %")
+    again = evaluator.verdict([after, after])
+    assert again is not None
+    assert again.outcome == "cannot be told"
+    by_chance = evaluator.verdict([before, {**after, "p": 0.3}])
+    assert by_chance is not None
+    assert by_chance.outcome == "not learned"
+    assert "no better than with shuffled answers (p 0.3)" in by_chance.text
 
 
 def test_both_directions_have_a_figure() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from multissl.contract.data import Samples, Views
 from multissl.contract.encoder import build_encoders
+from multissl.contract.estimate import Estimate
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking
@@ -95,12 +96,16 @@ def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
     assert last["r2"] > 95
     assert last["r2"] == pytest.approx((last["r2/ball_x"] + last["r2/ball_y"]) / 2)
     assert first["pca"] < 50 < first["wide"]
-    learned, text = probe.verdict([first, last])
-    assert learned
-    assert "the principal components'" in text
-    learned, text = probe.verdict([first, {**last, "r2": first["pca"] + 1}])
-    assert not learned
-    assert "is not 5 points above the principal components'" in text
+    assert isinstance(last["r2"], Estimate)
+    assert last["r2"].groups is not None  # episodes
+    verdict = probe.verdict([first, last])
+    assert verdict is not None
+    assert verdict.learned
+    assert "the principal components'" in verdict.text
+    verdict = probe.verdict([first, {**last, "r2": first["pca"]}])
+    assert verdict is not None
+    assert not verdict.learned
+    assert "on the principal components'" in verdict.text
 
 
 def test_data_without_states_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,11 +73,14 @@ def test_without_a_shared_space_there_is_nothing_to_measure(monkeypatch: pytest.
 def test_the_verdict_tells_classes_chance_and_p() -> None:
     evaluator: Any = ZeroShot.Config().build()
     before, after = run(Knows(wrong=True)), run(Knows())
-    good, text = evaluator.verdict([before, after])
-    assert good
-    assert "zero-shot 100.0 % of 4 classes" in text
-    assert "chance 25.0 %, p 0.001" in text
-    assert evaluator.verdict([after, after])[0] is False
+    verdict = evaluator.verdict([before, after])
+    assert verdict is not None
+    assert verdict.outcome == "learned"
+    assert verdict.text.startswith("learned: zero-shot accuracy of 4 classes 100.0 % (n=24, ")
+    assert verdict.text.endswith("and chance's 25.0 %")
+    by_chance = evaluator.verdict([before, {**after, "p": 0.3}])
+    assert by_chance is not None
+    assert by_chance.outcome == "not learned"
 
 
 @pytest.mark.parametrize(

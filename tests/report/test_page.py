@@ -91,6 +91,31 @@ def test_figures_stand_side_by_side(tmp_path: Path) -> None:
     assert "".join(f"<td>{cell}</td>" for cell in cells) in page
 
 
+def test_figures_have_their_interval_and_n_where_the_record_knows_them(tmp_path: Path) -> None:
+    known = {"n": 1000, "low": 78.7, "high": 83.5, "scores": "bits:"}
+    unknown = {"n": 3, "low": None, "high": None}
+    more = [
+        {
+            "kind": "estimates",
+            "step": 0,
+            "knn/raw": {**known, "low": 31.1, "high": 37.0},
+            "knn/top1": unknown,
+        },
+        {"kind": "estimates", "step": 8, "knn/top1": known},
+    ]
+    page = write_report(run_folder(tmp_path, [*LINES, *more]), Drawn(titles=TITLES)).read_text()
+    cells = (
+        "k-NN accuracy, %", "30", "81.2 (78.7 to 83.5, n=1,000)", "75.5", "raw 34 (31.1 to 37, n=1,000), hog 52",
+    )  # fmt: skip
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+
+
+def test_what_cannot_be_told_is_neither_good_nor_bad(tmp_path: Path) -> None:
+    summary = {**SUMMARY, "verdict": "cannot be told: x", "learned": False, "outcome": "cannot be told"}
+    page = write_report(run_folder(tmp_path, LINES, summary)).read_text()
+    assert 'class="verdict">cannot be told: x' in page
+
+
 def test_gradient_norms_share_a_chart_and_terms_have_their_own(tmp_path: Path) -> None:
     charts = svgs(write_report(run_folder(tmp_path, LINES)).read_text())
     assert {"loss", "ibot", "gradient norm", "learning rate"} <= set(charts)

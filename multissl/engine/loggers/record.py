@@ -1,8 +1,9 @@
 """The record of a run, which every run keeps: a line of JSON for each thing that was logged.
 
-A line is {"kind": "train" | "eval" | "note" | "alarm", "step": ..., name: value}; an alarm without text ends the one
-before. On resume, lines past the resumed step are dropped, so an interrupted run leaves the file of an uninterrupted
-one. A run that begins at step 0 sets the lines of an earlier start aside. The file is whole at any moment.
+A line is {"kind": "train" | "eval" | "estimates" | "note" | "alarm", "step": ..., name: value}; an alarm without text
+ends the one before. On resume, lines past the resumed step are dropped, so an interrupted run leaves the file of an
+uninterrupted one. A run that begins at step 0 sets the lines of an earlier start aside. The file is whole at any
+moment.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ Shapes: B samples of this rank, V views, R = V*B rows, L tokens, n of a document
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from multissl.modalities.masks.rows import masks_of
 from multissl.modalities.text import masks as text_masks
 from multissl.modalities.text import probes as text_probes
 from multissl.modalities.text import tokenizer
-from multissl.modalities.text.baselines import rarity, tfidf
+from multissl.modalities.text.baselines import Tfidf
 from multissl.modalities.text.files import COLUMNS, FILES, Documents, Passage, read_texts
 from multissl.modalities.text.masks import Replacement, Spans, Words
 from multissl.modalities.text.rows import Rows
@@ -122,11 +121,16 @@ class Text(HasText):
         super().__init__(cfg)
         self._vocabulary: Vocabulary | None = None
         self._splits: dict[str, Documents] = {}
-        self._rarity: Tensor | None = None
+        self._tfidf: Tfidf | None = None
         self._given: Sequence[Any] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_splits": {}, "_given": ()}  # a worker gets its samples by itself
+        return {
+            **self.__dict__,
+            "_splits": {},
+            "_given": (),
+            "_tfidf": None,
+        }  # a worker gets its samples by itself
 
     def vocabulary(self) -> Vocabulary:
         """Return the tokenizer, as fitted or restored."""
@@ -317,13 +321,11 @@ class Text(HasText):
         return Batch(batch)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
-        """Ids as they are, and counts of tokens weighted by how rare they are (TF-IDF)."""
-        if self._rarity is None and self._given:
-            self._rarity = rarity(t.ids for t in self.vocabulary().encode(list(self._given)))
-        elif self._rarity is None:
-            train: Any = self.dataset("train")
-            self._rarity = rarity(train.tokens(n).ids for n in range(len(train.ends)))
-        return {"raw": flatten, "tfidf": functools.partial(tfidf, rarity=self._rarity)}
+        """Ids as they are, and TF-IDF of words and of pairs of neighboring words."""
+        if self._tfidf is None:
+            texts = [t for t in self._given if isinstance(t, str)] or self._texts("train")
+            self._tfidf = Tfidf(texts, self.vocabulary().text)
+        return {"raw": flatten, "tfidf": self._tfidf}
 
     def hidden_words(self, split: str, count: int) -> HiddenWords:
         """Some words of a split, each hidden whole in a row of its own, and what count models pay for them."""
@@ -366,4 +368,4 @@ class Text(HasText):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Read new texts by the vocabulary of the training."""
         self._vocabulary = tokenizer.from_json(state["vocabulary"])
-        self._splits, self._rarity = {}, None
+        self._splits, self._tfidf = {}, None

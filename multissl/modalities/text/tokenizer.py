@@ -80,6 +80,12 @@ class Vocabulary:
                 found.append(Tokens(ids, starts))
         return found
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Return ids written out, without special ones."""
+        special = set(self.spec["special"])
+        own = [i - self._shift for i in ids if i not in special]
+        return self.backend.decode(own, skip_special_tokens=True)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each id reads as, with a space before it where a word begins."""
         names = {self.pad: "", self.sep: " ¶", self.mask: " [hidden]"}
