@@ -197,6 +197,8 @@ def _child(folder: Path, tests: str) -> int:
     import pytest
 
     os.setsid()
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined] # one that was inherited is the parent's
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)
@@ -216,7 +218,7 @@ def _child(folder: Path, tests: str) -> int:
         "ranks and not slow and not gpu",
     ):  # several processes are dear
         code = code or int(pytest.main([*options.split(), "-m", marks])) % pytest.ExitCode.NO_TESTS_COLLECTED
-    forkserver._forkserver._stop()  # type: ignore[attr-defined] # so that its seconds count
+    server._stop()  # so that its seconds count
     return code
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multissl.contract.abilities import DeclaresParameters
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoder, build_encoders
-from multissl.contract.learning import Progress
+from multissl.contract.learning import ParamRule, Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.module import holding
 from multissl.encoders.timm import TimmEncoder
@@ -213,3 +213,13 @@ def sharded_kinds(_rank: int) -> tuple[dict[str, Kind], dict[str, Kind]]:
 def test_sharded_parameters_are_what_they_were() -> None:
     for before, after in run_ranks(2, sharded_kinds):
         assert after == before
+
+
+def test_factors_of_several_rules_multiply_and_the_longest_rest_counts() -> None:
+    linear = nn.Linear(2, 2)
+    rules = [
+        ParamRule(of=linear, lr=0.5, decay=0.25, frozen_steps=3),
+        ParamRule(of=linear, lr=0.5, decay=0.5),
+    ]
+    found = treatment(Kind(), 1, 0, AdamW.Config(), rules)
+    assert (found.lr, found.decay, found.frozen_steps, found.constant) == (0.25, 0.125, 3, False)

@@ -235,3 +235,12 @@ def test_scores_without_ties_rank_as_ever() -> None:
     assert torch.equal(ranks.first, hit.double().argmax(1).double())
     assert torch.equal(ranks.nearest, order[:, 0])
     assert ranks.recall(3) == float(hit[:, :3].any(1).double().mean())
+
+
+def test_embeddings_that_are_no_numbers_have_no_ranks() -> None:
+    z = torch.eye(3)
+    z[1, 1] = torch.nan
+    answers = rank(z, torch.eye(3), torch.eye(3, dtype=torch.bool))
+    assert answers.nearest.tolist() == [-1, -1, -1]
+    assert answers.first.isnan().all()
+    assert answers.precision.isnan().all()
