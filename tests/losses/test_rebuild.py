@@ -112,3 +112,11 @@ def test_columns_hidden_unequally_on_two_ranks_count_as_on_one() -> None:
     torch.testing.assert_close(torch.cat([p[1] for p in parts]), right)
     by_hand = (errors[:, 0][hidden[:, 0]].mean() + errors[:, 1][hidden[:, 1]].mean()) / 2
     torch.testing.assert_close(loss, by_hand)
+
+
+def test_columns_count_alike_and_one_that_hides_nothing_does_not() -> None:
+    errors = torch.tensor([[1.0, 10.0, 7.0], [3.0, 20.0, 8.0]])
+    one = torch.tensor([[True, False, False], [True, False, False]])
+    assert mean_of_columns(errors, one) == 2.0
+    two = torch.tensor([[True, True, False], [True, False, False]])
+    assert mean_of_columns(errors, two) == (2.0 + 10.0) / 2
