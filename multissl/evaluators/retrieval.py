@@ -31,9 +31,6 @@ from multissl.evaluators.verdicts import first_and_last, judged
 from multissl.inference import drawn, readable_views
 from multissl.statistics import LEVEL
 
-SUPERVISED = "supervised"
-"""The baseline that is trained on the pairs' captions as if they were classes."""
-
 
 class Retrieval(Evaluator):
     """Recall at k and mean average precision in percent, every stream asking every other."""
@@ -87,12 +84,11 @@ class Retrieval(Evaluator):
         if (measured := first_and_last("r1", history)) is None:
             return None
         first, last = measured
-        few = {k: v for k, v in first.items() if k == SUPERVISED}
         return judged(
             f"recall@1 of {last['candidates']:.0f} candidates, {last['distinct']:.0f} distinct,",
             last["r1"],
             {"the untrained towers'": first["r1"], "chance's": last["chance"]},
-            few,
+            {},
             margin=self.cfg.margin,
             level=level,
             best=100.0,
