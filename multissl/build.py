@@ -49,7 +49,7 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
         encoders[stream].prepare_for(maskings_of(recipe, plan))
     if recipe.locked:
         check_trainable(recipe, encoders, objective)
-    learner = Learner(encoders, objective, recipe.chunk)
+    learner = Learner(encoders, objective, recipe.chunk, recipe.chunk_norm)
     parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(
         learner, [*objective.param_rules(), *recipe.rules(encoders)], recipe.batch_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +12,23 @@ from torch import nn
 
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import EncodeFunction, Encoder, Encoders
-from multissl.contract.learning import Losses, Progress
+from multissl.contract.learning import Features, Losses, Progress
 from multissl.contract.objective import Objective
-from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.encoders.resnet import ResNetEncoder
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.batches import Data
 from multissl.engine.learner import Learner
+from multissl.engine.memory import OutOfMemory
 from multissl.layers.heads import MLPHead
 from multissl.layers.teacher import Teacher
+from multissl.modalities.image.adapter import Image
 from multissl.objectives.vicreg import VICReg
+from multissl.options import apply, read
 from multissl.parallel.sharding import Parallel, local, parallelize
+from multissl.recipe import Recipe
+from multissl.run.folder import RunFolder
+from multissl.run.train import train
 from tests.helpers.ranks import run_ranks
 
 SPEC = StreamSpec(kind="grid", shape=(3, 8, 8), num_tokens=1, patch=(8, 8))
@@ -94,6 +104,82 @@ def test_bf16_keeps_fp32_weights_and_runs_every_encoder_under_autocast(objective
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
     (features,) = half.encode("exported", batch_of())
     assert features.pooled.dtype == torch.float32
+
+
+def test_micro_chunks_give_the_gradient_of_encoding_them_one_by_one() -> None:
+    """Batch norm sees four samples at a time; the loss sees all eight, and running statistics move once a chunk."""
+    made = learner_of("vicreg")
+    learner = Learner(made.encoders, made.objective, chunk=4, chunk_norm="micro").train()
+    total, found = gradients(learner, batch_of())
+    plain = learner_of("vicreg")
+    (views,) = batch_of()
+    parts = [plain.encoders.encode([views.samples(torch.arange(4) + first)])[0].pooled for first in (0, 4)]
+    pooled = torch.stack([p.unflatten(0, (2, 4)) for p in parts], 1).flatten(0, 2)  # view-major again
+
+    class Given(EncodeFunction):
+        def encode(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
+            return [Features(pooled=pooled, tokens=pooled[:, None])]
+
+    losses = plain.objective(Given(), batch_of(), START)
+    losses.total.backward()
+    assert total == pytest.approx(losses.total.item(), rel=1e-5)
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    ours, theirs = dict(learner.encoders.named_buffers()), dict(plain.encoders.named_buffers())
+    assert all(torch.allclose(ours[name].float(), theirs[name].float()) for name in theirs)
+    assert ours["image.net.bn1.num_batches_tracked"] == 2
+    whole, _ = gradients(learner_of("vicreg"), batch_of())
+    assert total != pytest.approx(whole, rel=1e-3)  # which is why it has to be asked for
+
+
+def pictures(**options: Any) -> Recipe:
+    """Two steps of a residual net on small pictures."""
+    modality = Image.Config(size=8, local_size=8, patch=8, blur="none")
+    encoder = ResNetEncoder.Config(depth=10, width=4, stem="small")
+    objective = VICReg.Config(projector=MLPHead.Config(hidden=8, out=8))
+    return Recipe(
+        modality=modality,
+        encoders={"image": encoder},
+        objective=objective,
+        **{"batch_size": 8, "steps": 2, "data": Data(workers=0), "evals": {}, "loggers": {}} | options,
+    )
+
+
+def test_what_micro_chunks_change_is_said_and_recorded_and_part_of_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"chunk=4: .* set chunk_norm=micro"):
+        train(pictures(chunk=4), tmp_path / "refused")
+    train(pictures(chunk=4, chunk_norm="micro"), tmp_path / "run")
+    said = "chunk_norm=micro: batch norm of encoders sees 4 samples at a time instead of 8"
+    assert said in capsys.readouterr().err
+    assert any(said in line.get("text", "") for line in RunFolder(tmp_path / "run").read_metrics())
+    assert said in (tmp_path / "run" / "report.html").read_text()
+    with pytest.raises(ValueError, match="chunk: 4 -> 2"):
+        train(pictures(chunk=2, chunk_norm="micro"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("encoder", ["resnet", "transformer"])
+def test_the_advice_when_memory_is_out_fits_the_encoder(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice, typed as it stands, trains."""
+    made = pictures()
+    if encoder == "transformer":
+        made.encoders["image"] = TransformerEncoder.Config(dim=16, depth=1, heads=2)
+    first = VICReg.forward
+
+    def full(self: VICReg, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VICReg, "forward", full)
+    with pytest.raises(OutOfMemory) as error:
+        train(made, tmp_path / "full")
+    monkeypatch.setattr(VICReg, "forward", first)
+    advice = str(error.value).removeprefix("out of memory: ").partition(" encodes")[0]
+    assert ("--chunk_norm micro" in advice) == (encoder == "resnet")
+    train(apply(made, read(advice.split())), tmp_path / "fits")
 
 
 def test_full_precision_leaves_encoders_alone() -> None:

@@ -16,27 +16,33 @@ from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features, Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking
+from multissl.engine.buffers import Buffers
 from multissl.engine.chunked import Chunk, Chunked, replayed
 from multissl.parallel.sharding import uncompiled
 
 Which = Literal["exported", "student"]
+ChunkNorm = Literal["whole", "micro"]
 
 
 class Learner(Shardable):
     """What is trained: `encoders` (stream -> encoder) driven by `objective`."""
 
-    def __init__(self, encoders: Encoders, objective: Objective, chunk: int = 0) -> None:
+    def __init__(
+        self, encoders: Encoders, objective: Objective, chunk: int = 0, chunk_norm: ChunkNorm = "whole"
+    ) -> None:
         super().__init__()
         self.encoders: Encoders = encoders
         self.objective: Objective = objective
         self.chunk = chunk
         self._replay: list[Chunk] = []
         norms = [m for m in encoders.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if chunk and any(m.training for m in norms):  # a locked encoder's statistics stand still
+        self.trains_batch_norm = any(m.training for m in norms)  # a locked encoder's statistics stand still
+        if chunk and self.trains_batch_norm and chunk_norm == "whole":
             raise ValueError(
-                f"chunk={chunk}: an encoder holds batch norm, whose statistics depend on the chunk; "
-                "use chunk=0 or an encoder without batch norm"
+                f"chunk={chunk}: an encoder holds batch norm, whose statistics depend on the chunk; set "
+                "chunk_norm=micro to normalize by each chunk's rows, or use chunk=0 or an encoder without batch norm"
             )
+        self._statistics = Buffers(encoders) if chunk and self.trains_batch_norm else None
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """Return the objective's losses on this rank's rows."""
@@ -49,8 +55,12 @@ class Learner(Shardable):
     def backward(self, losses: Losses) -> None:
         """Compute the gradients of the total, then those of the chunks."""
         losses.total.backward()
+        if self._statistics:  # running statistics count a batch once, though it is encoded twice
+            self._statistics.keep()
         for chunk in self._replay:
             self.replay(chunk)
+        if self._statistics:
+            self._statistics.restore()
         self._replay = []
 
     def replay(self, chunk: Chunk) -> None:

@@ -32,8 +32,9 @@ from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
 from multissl.engine.judging import alarm_of
-from multissl.engine.learner import Learner
+from multissl.engine.learner import ChunkNorm, Learner
 from multissl.engine.loggers.tensorboard import TensorBoard
+from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
 from multissl.files import read_json_lines
@@ -61,6 +62,9 @@ class Loop(Config):
     """What is clipped together: everything, each encoder and head (DINOv2), or each parameter (DINO)."""
     chunk: int = 0
     """Samples encoded at a time on a rank: exact large batches on small memory; 0 encodes all at once."""
+    chunk_norm: ChunkNorm = "whole"
+    """What an encoder's batch norm normalizes by. whole: all rows of the rank, which rules out chunks; micro: each
+    chunk's own rows, as if the encoder saw smaller batches, which makes the chunk a part of the result."""
     parallel: Parallel = field(default_factory=Parallel)
     """How the run is distributed over devices."""
     data: Data = field(default_factory=Data)
@@ -85,10 +89,6 @@ class Loop(Config):
 
 class Interrupted(RuntimeError):
     """A signal ended the run early; its checkpoint is written."""
-
-
-class OutOfMemory(RuntimeError):
-    """The device cannot hold a step."""
 
 
 class Trainer:
@@ -141,6 +141,8 @@ class Trainer:
             )
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
+        if not start:
+            self._say_chunk_norm()
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
         with self._signals():
             if start == 0:
@@ -148,6 +150,17 @@ class Trainer:
             if start < self.cfg.steps:
                 self._loop(start)
         return read_json_lines(self.places.metrics)
+
+    def _say_chunk_norm(self) -> None:
+        """Say and record what chunks change, where they change anything."""
+        cfg = self.cfg
+        if cfg.chunk and self.learner.trains_batch_norm:
+            text = (
+                f"chunk_norm=micro: batch norm of encoders sees {cfg.chunk} samples at a time instead of "
+                f"{cfg.batch_size // world()}; its statistics are noisier, and another --chunk is another result"
+            )
+            self.display.say(text)
+            self._write("note", 0, {"text": text})
 
     def draw(self, step: int, figures: Sequence[Figure]) -> None:
         """Give figures to the loggers of this start, where there was one."""
@@ -174,7 +187,7 @@ class Trainer:
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 self.learner.train()
                 self.buffers.keep()
-                with _memory_advice(cfg):
+                with memory_advice(cfg.chunk or cfg.batch_size // world(), self.learner.trains_batch_norm):
                     losses: Losses = self.learner(fetched.batch, progress)
                     self.learner.backward(losses)
                 norms = clip_gradients(self.groups, cfg.clip)
@@ -375,15 +388,3 @@ def hash_of(*numbers: int) -> int:
     for number in numbers:
         value = (value * 6364136223846793005 + number * 2 + 1442695040888963407) % 2**63
     return value
-
-
-@contextlib.contextmanager
-def _memory_advice(cfg: Loop) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        half = max(1, (cfg.chunk or cfg.batch_size // world()) // 2)
-        raise OutOfMemory(
-            f"out of memory: --chunk {half} encodes {half} samples at a time for the same gradient; "
-            "--parallel.checkpoint-activations true and a smaller --batch-size help too"
-        ) from error

@@ -105,7 +105,8 @@ def saved_options(run: RunFolder) -> dict[str, Any]:
 
 def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Stop where a run would be resumed with another recipe."""
-    changed = [d for d in difference(old, new) if d.split(".")[0].split(":")[0] not in (*FREE, "multissl")]
+    free = {*FREE, "multissl"} - ({"chunk"} if new["chunk_norm"] == "micro" else set())
+    changed = [d for d in difference(old, new) if d.split(".")[0].split(":")[0] not in free]
     if changed:
         raise ValueError(
             f"{folder} holds a run of another recipe:\n  " + "\n  ".join(changed) + "\n"
