@@ -51,7 +51,7 @@ def check_present(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     if len(plans) < 2:  # a sample without the only stream that is asked for is not read
         return
     for stream, (missing, count) in modality.lacking().items():
-        name = recipe.objective.blind_to_absence(stream) if stream in plans else ""
+        name = recipe.objective.reader_of_stand_ins(stream) if stream in plans else ""
         if name:
             raise ValueError(
                 f"{name} takes every row of {stream} for a sample, and {missing} of {count} rows have no {stream}: "

@@ -125,7 +125,7 @@ class Encoders(PerStream[Encoder], EncodeFunction):
                 features[place] = feature
         return cast(list[Features], features)
 
-    def only(self, streams: Iterable[str]) -> Encoders:
+    def subset(self, streams: Iterable[str]) -> Encoders:
         """Return the encoders of some streams, the same modules."""
         return Encoders({s: self[s] for s in streams})
 

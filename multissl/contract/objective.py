@@ -49,7 +49,7 @@ class Objective(Component, nn.Module, ABC):
             """Return what it asks encoders to do with masks under these options."""
             return self.owner.maskings
 
-        def blind_to_absence(self, stream: str) -> str:
+        def reader_of_stand_ins(self, stream: str) -> str:
             """Return the name of what takes a stream's stand-ins for samples, itself or a term; empty: nothing."""
             return "" if self.owner.reads_present else config_name(type(self))
 

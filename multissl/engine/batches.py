@@ -97,7 +97,7 @@ class StepBatches(Dataset[Any]):
         return RowRandom((self.seed, step, line), self.first, self.rows, self.total)
 
     def views(self, raw: Raw, step: int, device: torch.device | str = "cpu") -> Batch:
-        """Return the views of a raw batch that lies on `device`, each told its samples' places among all ranks'."""
+        """Return the views of a raw batch that lies on `device`, each with its samples' places among all ranks'."""
         batch = self.modality.views(raw, self.plans, self.random(step, DEVICE).to(device))
         place = torch.arange(self.first, self.first + self.rows, device=device)
         return Batch(replace(views, place=place) for views in batch)

@@ -118,7 +118,7 @@ def described(x: Tensor) -> dict[str, float]:
     rank = min(x.shape)
     return {
         "rankme": rankme(x),
-        "std": spread(x),
+        "std": feature_std(x),
         "cosine": mean_cosine(x),
         "alpha": alpha_req(x, max(1, rank // 20), max(2, rank // 2)),
     }
@@ -153,7 +153,7 @@ def rankme(x: Tensor, eps: float = 1e-7) -> float:
     return (-(p * p.log()).sum()).exp().item()
 
 
-def spread(x: Tensor) -> float:
+def feature_std(x: Tensor) -> float:
     """Std of every dimension of the l2-normalized x [S, D], its mean over dimensions, times sqrt(D)."""
     return F.normalize(x, dim=1).std(0).mean().item() * math.sqrt(x.shape[1])
 

@@ -110,11 +110,11 @@ class Retrieval(Evaluator):
         if found is None:
             self.warn_nothing_to_measure(NO_SPACE)
         if found is not None and self.cfg.distinct:
-            found = only(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
+            found = selected(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
         return found
 
 
-def only(found: Embedded, keep: Tensor) -> Embedded:
+def selected(found: Embedded, keep: Tensor) -> Embedded:
     """Some of the samples, those of keep, bool [S]."""
     return Embedded(
         z={s: z[keep] for s, z in found.z.items()},
@@ -134,7 +134,7 @@ def retrieval_figures(
     chances, controls, ps = [], [], []
     same_as = found.same().int().argmax(1).numpy()  # samples that are the same thing count together
     for a, b in permutations(found.z, 2):
-        both = only(found, found.here[a] & found.here[b])
+        both = selected(found, found.here[a] & found.here[b])
         if len(both.samples) < 2:
             continue
         right, z, name = both.same(), both.z, f"{a}_to_{b}"
@@ -202,14 +202,14 @@ class Answers(NamedTuple):
 
     def hits(self, k: int) -> Tensor:
         """Return the chance that a right one is among the first k, of each query: float64 [Q]."""
-        wrong, taken = (
+        wrong, places = (
             self.tied - self.tied_right,
             k - self.first,
         )  # how many of the tie are among the first k
         missed = torch.ones_like(self.first)
         for i in range(k):
             kept = (wrong - i).clamp(min=0) / (self.tied - i)
-            missed = torch.where((i < taken) & (i < self.tied), missed * kept, missed)
+            missed = torch.where((i < places) & (i < self.tied), missed * kept, missed)
         return 1 - missed + 0 * self.first  # 0 * NaN is NaN: of no ranking there is no recall
 
 
@@ -287,7 +287,7 @@ def nearest_pairs(found: Embedded, modality: Modality, queries: int = 6, k: int 
     """One figure per direction: questions at the left, their nearest answers beside them, right ones framed blue."""
     panels = []
     for a, b in permutations(found.z, 2):
-        both = only(found, found.here[a] & found.here[b])
+        both = selected(found, found.here[a] & found.here[b])
         right, asked = both.same(), drawn(len(both.samples), queries)
         near = (both.z[a][asked] @ both.z[b].T).topk(min(k, len(both.samples)), dim=1).indices  # [Q, k]
         rows = []

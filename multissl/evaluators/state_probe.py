@@ -236,8 +236,8 @@ def constant(states: Tensor) -> Tensor:
 
 def _scores(guess: Tensor, truth: Tensor) -> Tensor:
     """What each sample adds to R2 [Q, n] of a guess [Q, n] or [n] at truth [Q, n]: R2 is the mean."""
-    spread = (truth - truth.mean(0)).square().mean(0).clamp(min=1e-12)
-    return 1 - (guess - truth).square() / spread
+    variance = (truth - truth.mean(0)).square().mean(0).clamp(min=1e-12)
+    return 1 - (guess - truth).square() / variance
 
 
 def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequence[float]) -> list[Tensor]:

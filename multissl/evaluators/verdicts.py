@@ -67,13 +67,13 @@ def judged(
     assert isinstance(now, Estimate)
     ours, theirs = paired
     scale = Scale(unit, digits)
-    told = {name: f"{name} {scale.figure(value)}" for name, value in gates.items()}
+    shown = {name: f"{name} {scale.figure(value)}" for name, value in gates.items()}
     said = f"{what} {scale.figure(now)} (n={now.n}, {scale.number(now.low)} to {scale.number(now.high)})"
     if now.groups is not None and len(group_sums(ours, now.groups)) < 2:
         text = f"cannot be told: all {now.n} samples are of one group; {said}"
         return Verdict(outcome="cannot be told", text=text)
     if best is not None and (full := _no_room(theirs, best, now, level)):
-        why = f"no room above {told[full]}"
+        why = f"no room above {shown[full]}"
         if gates[full] >= best and full == GATES[MAJORITY]:
             why = f"all {now.n} labels are of one class"
         return Verdict(outcome="cannot be told", text=f"cannot be told: {why}; {said}")
@@ -83,8 +83,8 @@ def judged(
         text = f"not learned: {said} is no better than with shuffled answers (p {shuffled_p:.2g})"
         return Verdict(outcome="not learned", text=text, tested=True)
     if not missed:
-        return _passed(said, now, [*told.values()], classical, scale, rising)
-    return _missed(said, missed, told, now.n, margin, scale)
+        return _passed(said, now, [*shown.values()], classical, scale, rising)
+    return _missed(said, missed, shown, now.n, margin, scale)
 
 
 class Scale(NamedTuple):
@@ -130,12 +130,12 @@ def _no_room(theirs: Mapping[str, np.ndarray], best: float, now: Estimate, level
 
 
 def _passed(
-    said: str, now: Estimate, told: list[str], classical: Mapping[str, float], scale: Scale, rising: bool
+    said: str, now: Estimate, shown: list[str], classical: Mapping[str, float], scale: Scale, rising: bool
 ) -> Verdict:
     """Return the verdict of a figure above all its gates."""
     above = [n for n, value in classical.items() if (value > now if rising else value < now)]
     others = [f"{n} {scale.figure(value)}" for n, value in classical.items() if n not in above]
-    text = f"{said} beats {listed(told)}" + (f" ({', '.join(others)})" if others else "")
+    text = f"{said} beats {listed(shown)}" + (f" ({', '.join(others)})" if others else "")
     if not above:
         return Verdict(outcome="learned", text=f"learned: {text}", tested=True)
     named = []
@@ -150,14 +150,14 @@ def _passed(
 
 
 def _missed(
-    said: str, missed: Mapping[str, Gain], told: Mapping[str, str], n: int, margin: float, scale: Scale
+    said: str, missed: Mapping[str, Gain], shown: Mapping[str, str], n: int, margin: float, scale: Scale
 ) -> Verdict:
     """Return the verdict of a figure that some gates stop: whether they exclude the gain that would matter."""
     points = " points" if scale.unit == " %" else ""
     excluded = {name: gain for name, gain in missed.items() if gain.high <= margin}
     name = min(excluded or missed, key=lambda name: missed[name].mean)
     gain = missed[name]
-    gained = f"{said} gains {scale.gain(gain, points)} on {told[name]}"
+    gained = f"{said} gains {scale.gain(gain, points)} on {shown[name]}"
     if excluded:
         return Verdict(outcome="not learned", text=f"not learned: {gained}", tested=True)
     half = scale.number((gain.high - gain.low) / 2)

@@ -55,13 +55,13 @@ class Places(DeclaresParameters, nn.Module):
         """Return the mask token, and the positions where they are learned."""
         return [p for p in (self.mask_token, self.pos_embed) if isinstance(p, nn.Parameter)]
 
-    def lay(self, seen: Tensor, at: Tensor, wanted: Tensor, first: Tensor | None = None) -> Tensor:
+    def assemble(self, seen: Tensor, at: Tensor, wanted: Tensor, first: Tensor | None = None) -> Tensor:
         """Seen tokens [R, K, D] at [R, K], mask tokens for places [R, Q]: [R, (1+)K+Q, d], `first` [R, 1, D] before."""
         rows, prefix = len(seen), 0 if first is None else 1
         x = self.embed((seen if first is None else torch.cat([first, seen], 1)).to(self.embed.weight.dtype))
         table = self.pos_embed.to(x.dtype).expand(rows, -1, -1)  # [R, 1+N, d]
-        blank = self.mask_token.to(x.dtype) + take(table, wanted + 1)  # [R, Q, d]
-        return torch.cat([x + torch.cat([table[:, :prefix], take(table, at + 1)], 1), blank], 1)
+        blank = self.mask_token.to(x.dtype) + gather_tokens(table, wanted + 1)  # [R, Q, d]
+        return torch.cat([x + torch.cat([table[:, :prefix], gather_tokens(table, at + 1)], 1), blank], 1)
 
 
 class Decoder(Component, Places):
@@ -108,7 +108,7 @@ class Decoder(Component, Places):
         `first` [R, 1, D] is a token without a place that may be looked at (MAE's class token); `valid` bool [R, K] is
         False on padding.
         """
-        prefix, x = 0 if first is None else 1, self.lay(seen, at, wanted, first)
+        prefix, x = 0 if first is None else 1, self.assemble(seen, at, wanted, first)
         if valid is not None:
             valid = F.pad(F.pad(valid, (prefix, 0), value=True), (0, wanted.shape[1]), value=True)
         (out,), _ = self.trunk([x], [valid])
@@ -119,7 +119,7 @@ class Decoder(Component, Places):
         return list(self.trunk.blocks)
 
 
-def take(x: Tensor, at: Tensor) -> Tensor:
+def gather_tokens(x: Tensor, at: Tensor) -> Tensor:
     """What x [R, N, ...] holds at the places [R, Q]: [R, Q, ...]."""
     index = at.reshape(*at.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
     return x.gather(1, index)

@@ -61,28 +61,28 @@ def rows_of_groups(
 
 
 def draw_subsets(
-    groups: Sequence[GroupRows], branches: slice, rate: float, lay: Layout, kernel: Kernel
+    groups: Sequence[GroupRows], branches: slice, rate: float, packing: Layout, kernel: Kernel
 ) -> list[Subset]:
-    """Return the subsets of some branches that leave out a share `rate` of the rows of groups that `lay` packs."""
+    """Return the subsets of some branches that leave out a share `rate` of the rows of groups that `packing` packs."""
     share = int((1 - rate) * UNIT)
     rows: list[Tensor] = []  # by group, int64 [branches, r]
     kept: list[Tensor] = []  # by group, bool [branches, r]
     tokens: list[Tensor] = []  # by group, int64 [branches, r * N]
     offset = 0
-    for group, (r, n) in zip(groups, lay.sizes, strict=True):
+    for group, (r, n) in zip(groups, packing.sizes, strict=True):
         chosen, flags = _rows(group.place, group.draw[branches], share)
         rows.append(chosen)
         kept.append(flags)
         places = torch.arange(offset, offset + n, device=chosen.device)
         tokens.append((chosen[:, :, None] * n + places).flatten(1))
         offset += r * n
-    sizes = [(chosen.shape[1], n) for chosen, (_, n) in zip(rows, lay.sizes, strict=True)]
-    base = layout(sizes, rows[0].device, kernel, lay.causal)
+    sizes = [(chosen.shape[1], n) for chosen, (_, n) in zip(rows, packing.sizes, strict=True)]
+    base = layout(sizes, rows[0].device, kernel, packing.causal)
     weights = torch.cat([f.repeat_interleave(n, 1) for f, (_, n) in zip(kept, sizes, strict=True)], 1).float()
     index = torch.cat(tokens, 1)
     subsets: list[Subset] = []
     for i in range(len(index)):
-        masks = tuple(None if m is None else m[each[i]] for m, each in zip(lay.masks, rows, strict=True))
+        masks = tuple(None if m is None else m[each[i]] for m, each in zip(packing.masks, rows, strict=True))
         subsets.append(Subset(base._replace(masks=masks), index[i], weights[i], UNIT / share))
     return subsets
 

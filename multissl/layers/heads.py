@@ -78,7 +78,7 @@ class RankBatchNorm(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """Layers one after the other; batch norms among them are told which rows count."""
+    """Layers one after the other; batch norms among them receive which rows count."""
 
     def forward(self, input: Tensor, keep: Tensor | None = None) -> Tensor:  # the argument's name is torch's
         """Rows [R, D] -> [R, P]; those outside `keep` (bool [R]) have no part in statistics."""

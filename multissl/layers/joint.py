@@ -36,9 +36,9 @@ class JointBlock(nn.Module):
     def forward(self, x: Tensor, stream: str, valid: Tensor | None = None) -> Tensor:
         """Tokens [R, N, D] of a stream alone, or of all of them under the name TOGETHER, to normed tokens [R, N, D]."""
         before, middle, after = self.norms[stream]
-        lay = layout([(x.shape[0], x.shape[1])], x.device, self.attn.kernel, False, [valid])
+        packing = layout([(x.shape[0], x.shape[1])], x.device, self.attn.kernel, False, [valid])
         flat = x.flatten(0, 1).to(self.mlp.fc1.weight.dtype)  # [T, D]
-        flat = flat + self.attn(before(flat), lay)
+        flat = flat + self.attn(before(flat), packing)
         return after(flat + self.mlp(middle(flat))).view(x.shape)
 
 

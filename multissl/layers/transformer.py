@@ -95,7 +95,7 @@ class Block(nn.Module):
         if look:
             return self.attn.first_token(self.norm1(x), layout)
         first, second = subsets or (None, None)
-        x = _add(x, layout, first, lambda part, lay: self.ls1(self.attn(self.norm1(part), lay)))
+        x = _add(x, layout, first, lambda part, packing: self.ls1(self.attn(self.norm1(part), packing)))
         return _add(x, layout, second, lambda part, _: self.ls2(self.mlp(self.norm2(part))))
 
 
@@ -157,23 +157,23 @@ class Trunk(nn.Module):
         """
         if inner > self.depth:
             raise ValueError(f"asked for the outputs of {inner} blocks, the encoder has depth={self.depth}")
-        lay = self._layout(groups, valid, causal)
+        packing = self._layout(groups, valid, causal)
         x = torch.cat([g.flatten(0, 1) for g in groups])  # [T, D]
-        subsets = self._subsets(lay, x.device, places) if self.training and self.drop_path else None
+        subsets = self._subsets(packing, x.device, places) if self.training and self.drop_path else None
         taps: list[list[Tensor]] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, lay, subsets[i] if subsets else None)
+            x = block(x, packing, subsets[i] if subsets else None)
             if i >= self.depth - inner:
-                taps.append(_unpack(x, lay))
-        return _unpack(self.norm(x), lay), taps
+                taps.append(_unpack(x, packing))
+        return _unpack(self.norm(x), packing), taps
 
     def attention(self, group: Tensor, valid: Tensor | None = None) -> Tensor:
         """The last block's attention of the first token of [R, N, D]: softmax weights [R, H, N]."""
-        lay = self._layout([group], [valid], False)
+        packing = self._layout([group], [valid], False)
         x = group.flatten(0, 1)
         for block in self.blocks[:-1]:
-            x = block(x, lay)
-        return self.blocks[-1](x, lay, look=True)
+            x = block(x, packing)
+        return self.blocks[-1](x, packing, look=True)
 
     def _layout(self, groups: Sequence[Tensor], valid: Sequence[Tensor | None], causal: bool) -> Layout:
         return layout(
@@ -181,24 +181,24 @@ class Trunk(nn.Module):
         )
 
     def _subsets(
-        self, lay: Layout, device: torch.device, places: Sequence[Tensor | None]
+        self, packing: Layout, device: torch.device, places: Sequence[Tensor | None]
     ) -> list[tuple[Subset, Subset] | None]:
         """Rows for both branches of every block, drawn here so that blocks have no random state.
 
         None where a block leaves no row out.
         """
-        groups = rows_of_groups(lay.sizes, places, 2 * self.depth, device)
+        groups = rows_of_groups(packing.sizes, places, 2 * self.depth, device)
         drawn: list[tuple[Subset, Subset] | None] = []
         for rate, blocks in itertools.groupby(self.drop_paths):
             first, count = 2 * len(drawn), len([*blocks])
             if not rate:
                 drawn += [None] * count
                 continue
-            subsets = draw_subsets(groups, slice(first, first + 2 * count), rate, lay, self.kernel)
+            subsets = draw_subsets(groups, slice(first, first + 2 * count), rate, packing, self.kernel)
             drawn += zip(subsets[::2], subsets[1::2], strict=True)
         return drawn
 
 
-def _unpack(x: Tensor, lay: Layout) -> list[Tensor]:
-    parts = x.split(lay.lengths)
-    return [cast(Tensor, p.unflatten(0, size)) for p, size in zip(parts, lay.sizes, strict=True)]
+def _unpack(x: Tensor, packing: Layout) -> list[Tensor]:
+    parts = x.split(packing.lengths)
+    return [cast(Tensor, p.unflatten(0, size)) for p, size in zip(parts, packing.sizes, strict=True)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multissl.losses.nce import MultiPos, Relations, accuracy, blind, mean_of, nce, scores
+from multissl.losses.nce import MultiPos, Relations, accuracy, constant_loss, mean_of, nce, scores
 from multissl.parallel.collectives import gather, row_labels
 
 
@@ -50,7 +50,7 @@ def infonce_terms(
     if relic:
         whole = None if present is None else present.all(0)  # [B]
         terms["relic"] = divergence(s.view(blocks), relation, whole)
-    return terms, {"accuracy": accuracy(s, pos, neg), "constant": blind(pos, neg, decoupled)}
+    return terms, {"accuracy": accuracy(s, pos, neg), "constant": constant_loss(pos, neg, decoupled)}
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def hits(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def blind(pos: Tensor, neg: Tensor, decoupled: bool = False) -> Tensor:
+def constant_loss(pos: Tensor, neg: Tensor, decoupled: bool = False) -> Tensor:
     """The mean loss of embeddings that are all alike: the log of the number of candidates."""
     rivals = neg if decoupled else pos | neg
     logs = rivals.sum(1).clamp(min=1).float().log()  # [Nq]

@@ -33,7 +33,7 @@ from multissl.layers.readout import Readout
 from multissl.layers.transformer import Trunk
 from multissl.losses.common import embedding_std
 from multissl.losses.nce import one_way
-from multissl.objectives.common import presence, spread
+from multissl.objectives.common import presence, same_plan
 from multissl.objectives.pairing import relations_of
 
 
@@ -82,9 +82,9 @@ class CAVMAE(Objective):
             )
         widths = encoders.widths()
         if len({widths[s] for s in streams}) > 1:
-            told = ", ".join(f"encoders.{s}.dim={widths[s]}" for s in streams)
+            options = ", ".join(f"encoders.{s}.dim={widths[s]}" for s in streams)
             raise ValueError(
-                f"cav_mae runs one block over all streams, whose encoders differ: {told}; set one dim"
+                f"cav_mae runs one block over all streams, whose encoders differ: {options}; set one dim"
             )
         self.cfg, width, d = cfg, widths[next(iter(streams))], cfg.decoder.dim
         if width % cfg.heads:
@@ -102,7 +102,7 @@ class CAVMAE(Objective):
     def plans(self) -> Plans:
         """One global view of each stream under a mask of fixed ratio, with its target."""
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
-        return spread(self.places, ViewPlan(num_global=1, mask_ratio=ratio, target=True))
+        return same_plan(self.places, ViewPlan(num_global=1, mask_ratio=ratio, target=True))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's samples."""
@@ -141,7 +141,7 @@ class CAVMAE(Objective):
         together = self.joint(torch.cat(found, 1), TOGETHER, valid).split([x.shape[1] for x in found], 1)
         laid = []
         for v, x, (seen, hidden) in zip(batch, together, at, strict=True):
-            placed = cast(Places, self.places[v.stream]).lay(x, seen, hidden)  # [R, K+Q, d]
+            placed = cast(Places, self.places[v.stream]).assemble(x, seen, hidden)  # [R, K+Q, d]
             laid.append(placed + self.kinds[v.stream].to(placed.dtype))
         valid = torch.cat([part for pair in looks for part in pair], 1) if looks else None
         (out,), _ = self.trunk([torch.cat(laid, 1)], [valid])

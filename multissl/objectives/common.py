@@ -21,12 +21,12 @@ ONE_VIEW = {"clean": ViewPlan(num_clean=1), "global": ViewPlan(num_global=1)}
 """The plan of a single view, by its role."""
 
 
-def spread(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
+def same_plan(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
     """The same plan for every stream."""
     return dict.fromkeys(streams, plan)
 
 
-def lone(
+def single_stream(
     name: str,
     streams: Iterable[str],
     does: str = "reads one stream",

@@ -24,13 +24,13 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.layers.decoder import places, take
+from multissl.layers.decoder import gather_tokens, places
 from multissl.layers.init import init_linear
 from multissl.layers.joint import mean_token
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import deviation_of_tokens, embedding_std, mean_of
 from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 
 
 class Data2Vec(Objective):
@@ -81,7 +81,7 @@ class Data2Vec(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("data2vec", streams)
+        self.cfg, self.stream = cfg, single_stream("data2vec", streams)
         depth, width = encoders[self.stream].depth, encoders.widths()[self.stream]
         if (
             0 < depth < cfg.top_k
@@ -96,7 +96,7 @@ class Data2Vec(Objective):
     def plans(self) -> Plans:
         """One global view under a mask of fixed ratio, and the teacher's last blocks."""
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
-        return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, inner=self.cfg.top_k))
+        return same_plan([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, inner=self.cfg.top_k))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens."""
@@ -109,12 +109,12 @@ class Data2Vec(Objective):
             teacher = self.teacher.encoders
             (whole,) = teacher.encode([views.with_mask(None)], "none", cfg.top_k)
             layers = average_layers(whole.inner, cfg.layer_norm, cfg.final_norm, views.valid)
-            target = take(layers, hidden)  # [R, Q, D]
+            target = gather_tokens(layers, hidden)  # [R, Q, D]
         (features,) = encoders.encode([views], "replace")
-        pred = self.head(take(features.tokens, hidden).to(self.head.weight.dtype))  # [R, Q, D]
+        pred = self.head(gather_tokens(features.tokens, hidden).to(self.head.weight.dtype))  # [R, Q, D]
         errors = scaled_errors(pred, target, cfg.beta, cfg.scale)
         real = views.real_tokens(features.tokens.shape[1])  # [R, N]
-        keep = None if real is None else take(real, hidden)  # [R, Q]
+        keep = None if real is None else gather_tokens(real, hidden)  # [R, Q]
         loss = mean_of(errors.sum(-1) if cfg.sum_channels else errors, keep)
         stats = {
             "std": embedding_std(mean_token(features.tokens, views.valid), views.present_rows),

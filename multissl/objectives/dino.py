@@ -39,7 +39,7 @@ from multissl.losses.dino import dino_terms
 from multissl.losses.koleo import grouped_koleo
 from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy, describe
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 from multissl.precision import at_least_fp32
 from multissl.schedules import ramp
 
@@ -139,7 +139,7 @@ class DINO(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("dino", streams)
+        self.cfg, self.stream = cfg, single_stream("dino", streams)
         dim = encoders.widths()[self.stream]
         self.temperature = ramp(
             cfg.teacher_temperature_start, cfg.teacher_temperature, cfg.teacher_temperature_steps
@@ -172,7 +172,7 @@ class DINO(Objective):
         mask_ratio = cfg.mask_ratio if cfg.ibot_weight else None
         num_local = cfg.num_local if cfg.dino_weight else 0
         plan = ViewPlan(num_global=2, num_local=num_local, mask_ratio=mask_ratio, mask_share=cfg.mask_share)
-        return spread([self.stream], plan)
+        return same_plan([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; the mean of the ranks' gradients is that of the global batch."""

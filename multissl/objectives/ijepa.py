@@ -24,13 +24,13 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.decoder import Decoder, gather_tokens, places
 from multissl.layers.init import init_linear
 from multissl.layers.joint import mean_token
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import deviation_of_tokens, embedding_std
 from multissl.losses.ijepa import Metric, latent_loss, latent_targets
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 
 
 class IJEPA(Objective):
@@ -83,7 +83,7 @@ class IJEPA(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("ijepa", streams)
+        self.cfg, self.stream = cfg, single_stream("ijepa", streams)
         width = encoders.widths()[self.stream]
         kernel = encoders.kernel(self.stream)
         self.predictor: Decoder = cfg.predictor.build(width, streams[self.stream], kernel)
@@ -98,7 +98,7 @@ class IJEPA(Objective):
             num_global=1, num_masks=cfg.targets, mask_ratio=cfg.target_ratio, context_ratio=cfg.context_ratio,
             num_contexts=cfg.contexts, target_aspect=cfg.target_aspect,
         )  # fmt: skip
-        return spread([self.stream], plan)
+        return same_plan([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's targets."""
@@ -117,9 +117,11 @@ class IJEPA(Objective):
         pred = torch.cat(
             [self.predict(c.tokens, at, wanted, views.valid) for c, at in zip(contexts, seen, strict=True)]
         )  # [C*T*R, Q, D]
-        target = take(whole.repeat(self.cfg.targets, 1, 1), wanted).repeat(first, 1, 1)
+        target = gather_tokens(whole.repeat(self.cfg.targets, 1, 1), wanted).repeat(first, 1, 1)
         real, rows = views.real_tokens(whole.shape[1]), views.present_rows  # [R, N], [R]
-        keep = None if real is None else take(real.repeat(self.cfg.targets, 1), wanted).repeat(first, 1)
+        keep = (
+            None if real is None else gather_tokens(real.repeat(self.cfg.targets, 1), wanted).repeat(first, 1)
+        )
         loss = latent_loss(pred, target, self.cfg.metric, self.cfg.power, keep)
         shown = None if views.valid is None else views.valid.gather(1, seen[0])
         stats = {

@@ -27,7 +27,7 @@ from multissl.layers.init import init_linear
 from multissl.layers.transformer import Trunk
 from multissl.losses.common import mean_of
 from multissl.losses.language import constant
-from multissl.objectives.common import spread
+from multissl.objectives.common import same_plan
 from multissl.objectives.language import one_view, sequence
 from multissl.precision import at_least_fp32
 
@@ -69,7 +69,7 @@ class Infilling(Objective):
 
     def plans(self) -> Plans:
         """One global view with its target."""
-        return spread([self.stream], ViewPlan(num_global=1, target=True))
+        return same_plan([self.stream], ViewPlan(num_global=1, target=True))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's targets; every row has equally many symbols."""

@@ -28,7 +28,7 @@ from multissl.layers.scale import Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.infonce import infonce_terms
 from multissl.losses.nce import MultiPos
-from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
+from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
 
@@ -94,7 +94,7 @@ class InfoNCE(Objective):
 
     def plans(self) -> Plans:
         """Global views of a single stream, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return same_plan(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""

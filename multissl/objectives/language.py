@@ -28,7 +28,7 @@ from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.layers.init import init_linear
 from multissl.losses.common import mean_of
 from multissl.losses.language import constant
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 from multissl.precision import at_least_fp32
 
 PLACES, PLACE_DIM = 20, 200
@@ -72,7 +72,7 @@ class MLM(PredictsParts):
     def plans(self) -> Plans:
         """One global view with replaced tokens under a mask of fixed ratio."""
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
-        return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, corrupt=True, target=True))
+        return same_plan([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, corrupt=True, target=True))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of all ranks' hidden tokens."""
@@ -138,7 +138,7 @@ class NextToken(PredictsParts):
 
     def plans(self) -> Plans:
         """One global view."""
-        return spread([self.stream], ViewPlan(num_global=1))
+        return same_plan([self.stream], ViewPlan(num_global=1))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of all ranks' tokens but the first of each row."""
@@ -165,7 +165,7 @@ class NextToken(PredictsParts):
 
 def sequence(name: str, streams: Mapping[str, StreamSpec]) -> tuple[str, StreamSpec]:
     """The single stream of symbols, or a sentence that says what is missing."""
-    stream = lone(name, streams)
+    stream = single_stream(name, streams)
     spec = streams[stream]
     if spec.kind != "sequence" or spec.target_kind != "classes":
         raise ValueError(

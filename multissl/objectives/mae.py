@@ -23,10 +23,10 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
-from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.decoder import Decoder, gather_tokens, places
 from multissl.layers.readout import Readout
 from multissl.losses.rebuild import Metric, Norm
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 
 
 class MAE(Objective):
@@ -62,7 +62,7 @@ class MAE(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("mae", streams, "rebuilds one stream")
+        self.cfg, self.stream = cfg, single_stream("mae", streams, "rebuilds one stream")
         spec, width = streams[self.stream], encoders.widths()[self.stream]
         if spec.target_kind == "values" and spec.target_dim:
             values = spec.target_dim // (spec.shape[0] if cfg.norm_target == "channel" else 1)
@@ -83,7 +83,7 @@ class MAE(Objective):
     def plans(self) -> Plans:
         """One global view under a mask of fixed ratio, with its target."""
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
-        return spread([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, target=True))
+        return same_plan([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, target=True))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens; padding and stand-ins do not count."""
@@ -93,7 +93,7 @@ class MAE(Objective):
         seen, hidden = places(views.mask)  # [R, K], [R, Q]
         (features,) = encoders.encode([views], self.cfg.masking)
         if self.decoder is None:
-            tokens = take(features.tokens, hidden)  # [R, Q, D]
+            tokens = gather_tokens(features.tokens, hidden)  # [R, Q, D]
         else:
             valid = None if views.valid is None else views.valid.gather(1, seen)
             _, tokens = self.decoder(features.tokens, seen, hidden, features.pooled[:, None], valid)

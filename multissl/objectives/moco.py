@@ -33,7 +33,7 @@ from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.moco import queue_loss
 from multissl.losses.nce import one_way
-from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
+from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
 from multissl.objectives.pairing import ids_of, predict, relations_of
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import world
@@ -104,7 +104,7 @@ class MoCo(Objective):
 
     def plans(self) -> Plans:
         """Two global views of a single stream, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return same_plan(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
@@ -131,8 +131,8 @@ class MoCo(Objective):
                 found.append(one_way(q[a], keys[b], relation, cfg.temperature, keep))
         losses, hits = (torch.stack(values) for values in zip(*found, strict=True))
         factor = 2 * cfg.temperature * len(losses) if cfg.reference_sum else 1.0
-        blind = factor * math.log(1 + cfg.queue if cfg.queue else len(ids) * world())
-        stats = {"std": embedding_std(q, here), "accuracy": hits.mean(), "constant": q.new_full((), blind)}
+        constant = factor * math.log(1 + cfg.queue if cfg.queue else len(ids) * world())
+        stats = {"std": embedding_std(q, here), "accuracy": hits.mean(), "constant": q.new_full((), constant)}
         for stream in self.queues:
             mine = [b for b in asked if views[b].stream == stream]
             names = [ids if flags is None else ids.masked_fill(~flags[b, :, None], MISSING) for b in mine]

@@ -33,7 +33,7 @@ from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.losses.targets import describe
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 from multissl.precision import at_least_fp32
 
 
@@ -91,7 +91,7 @@ class MSN(Objective):
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
         instead = "a masked view and its target are views of one stream; sum objectives with weighted instead"
-        self.cfg, self.stream = cfg, lone("msn", streams, instead=instead)
+        self.cfg, self.stream = cfg, single_stream("msn", streams, instead=instead)
         self.projector: MLPHead = cfg.projector.build(encoders.widths()[self.stream])
         self.prototypes = nn.Linear(cfg.projector.out, cfg.prototypes, bias=False)
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
@@ -104,7 +104,9 @@ class MSN(Objective):
         """A global view as target, one as anchor, and local anchors."""
         ratio = self.cfg.mask_ratio
         masks = (ratio, ratio) if ratio else None
-        return spread([self.stream], ViewPlan(num_global=2, num_local=self.cfg.num_local, mask_ratio=masks))
+        return same_plan(
+            [self.stream], ViewPlan(num_global=2, num_local=self.cfg.num_local, mask_ratio=masks)
+        )
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The terms of this rank's anchors."""

@@ -29,7 +29,7 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.queue import Queue
 from multissl.losses.common import embedding_std
 from multissl.losses.nnclr import neighbors, nnclr_loss
-from multissl.objectives.common import presence, project, spread, views_per_stream
+from multissl.objectives.common import presence, project, same_plan, views_per_stream
 from multissl.objectives.pairing import predict, relations_of
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import world
@@ -79,7 +79,7 @@ class NNCLR(Objective):
 
     def plans(self) -> Plans:
         """Two global views of a single stream, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return same_plan(self.projectors, self.plan)
 
     def check_dataset_size(self, samples: int) -> None:
         """A queue that outlasts an epoch would hand samples their own past as neighbors."""

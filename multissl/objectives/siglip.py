@@ -28,7 +28,7 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.scale import Bias, Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.siglip import pair_sigmoid
-from multissl.objectives.common import ONE_VIEW, presence, project, shared_space, spread
+from multissl.objectives.common import ONE_VIEW, presence, project, same_plan, shared_space
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
 
@@ -76,7 +76,7 @@ class SigLIP(Objective):
 
     def plans(self) -> Plans:
         """One view of every stream."""
-        return spread(self.projectors, ONE_VIEW[self.cfg.view])
+        return same_plan(self.projectors, ONE_VIEW[self.cfg.view])
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""

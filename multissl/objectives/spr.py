@@ -32,7 +32,7 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std, mean_of
 from multissl.losses.spr import spr_loss
-from multissl.objectives.common import head, lone, spread
+from multissl.objectives.common import head, same_plan, single_stream
 from multissl.precision import at_least_fp32
 
 
@@ -88,7 +88,7 @@ class SPR(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("spr", streams, "rolls one stream forward")
+        self.cfg, self.stream = cfg, single_stream("spr", streams, "rolls one stream forward")
         self.condition = streams[self.stream].condition_dim  # A
         if cfg.inverse and not self.condition:
             raise ValueError(
@@ -107,7 +107,7 @@ class SPR(Objective):
 
     def plans(self) -> Plans:
         """One view and the K that follow."""
-        return spread([self.stream], ViewPlan(num_global=1 + self.cfg.steps))
+        return same_plan([self.stream], ViewPlan(num_global=1 + self.cfg.steps))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""

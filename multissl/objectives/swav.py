@@ -34,7 +34,7 @@ from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.swav import swav_loss
 from multissl.losses.targets import describe
-from multissl.objectives.common import head, shared_space, spread
+from multissl.objectives.common import head, same_plan, shared_space
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import local
@@ -94,7 +94,7 @@ class SwAV(Objective):
 
     def plans(self) -> Plans:
         """Two global views of a single stream and its local ones, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return same_plan(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""

@@ -22,7 +22,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.vicreg import vicreg_terms
-from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
+from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
 
 
 class VICReg(Objective):
@@ -55,7 +55,7 @@ class VICReg(Objective):
 
     def plans(self) -> Plans:
         """Two global views of a single stream, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return same_plan(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""

@@ -27,7 +27,7 @@ from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.vicregl import TERMS, global_terms, local_terms
-from multissl.objectives.common import head, lone, spread
+from multissl.objectives.common import head, same_plan, single_stream
 from multissl.objectives.vicreg import check_weights
 
 
@@ -72,7 +72,7 @@ class VICRegL(Objective):
         super().__init__()
         instead = "places of different streams cannot be compared; use vicreg"
         self.cfg = cfg
-        self.stream = lone("vicregl", streams, "matches places within one stream", instead)
+        self.stream = single_stream("vicregl", streams, "matches places within one stream", instead)
         dim = encoders.widths()[self.stream]
         self.projector = cfg.projector.build(dim) if cfg.alpha > 0 else None
         self.token_projector = cfg.token_projector.build(dim) if cfg.alpha < 1 else None
@@ -80,7 +80,7 @@ class VICRegL(Objective):
     def plans(self) -> Plans:
         """Two global views and local ones, with the places of their tokens."""
         plan = ViewPlan(num_global=2, num_local=self.cfg.num_local, coords=self.cfg.alpha < 1)
-        return spread([self.stream], plan)
+        return same_plan([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
@@ -133,7 +133,7 @@ def places_of(coords: Tensor | None, tokens: int) -> Tensor:
     """Coordinates [R, N, 2] of a square grid of tokens, for an encoder with another square grid: [R, tokens, 2]."""
     if coords is None:
         raise ValueError(
-            "vicregl wants views with coords: take a modality that offers them, or objective.alpha=1"
+            "vicregl wants views with coords: take a modality that provides them, or objective.alpha=1"
         )
     before, after = math.isqrt(coords.shape[1]), math.isqrt(tokens)
     if coords.shape[1] == tokens:

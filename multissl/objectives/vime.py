@@ -30,7 +30,7 @@ from multissl.layers.init import init_linear
 from multissl.layers.readout import Readout
 from multissl.losses.common import embedding_std, mean_of
 from multissl.losses.vime import auc
-from multissl.objectives.common import lone, spread
+from multissl.objectives.common import same_plan, single_stream
 from multissl.precision import at_least_fp32
 
 
@@ -69,7 +69,7 @@ class VIME(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("vime", streams, "rebuilds one stream")
+        self.cfg, self.stream = cfg, single_stream("vime", streams, "rebuilds one stream")
         spec, width = streams[self.stream], encoders.widths()[self.stream]
         if spec.kind != "columns" or spec.target_kind != "cells" or not spec.target_dim:
             raise ValueError(
@@ -91,7 +91,7 @@ class VIME(Objective):
         plan = ViewPlan(
             num_global=self.cfg.num_views, mask_ratio=ratio, corrupt=ratio is not None, target=True
         )
-        return spread([self.stream], plan)
+        return same_plan([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; every row has equally many cells."""
@@ -114,13 +114,13 @@ class VIME(Objective):
         everywhere = torch.arange(self.columns, device=z.device).expand(len(z), -1)  # [R, C]
         rows = views.present_rows  # [R]
         there = None if rows is None else rows[:, None].expand_as(everywhere)  # cells that are withheld count
-        cells, blind = self.cells.loss(at_cells, everywhere, target, valid=there)
+        cells, cells_of_constant = self.cells.loss(at_cells, everywhere, target, valid=there)
         terms = {"cells": cells}
         stats = {
             "std": embedding_std(features.pooled, rows),
-            "cells_of_constant": cells / blind.clamp(min=1e-12),
+            "cells_of_constant": cells / cells_of_constant.clamp(min=1e-12),
         }
-        constant = self.cfg.cells_weight * blind
+        constant = self.cfg.cells_weight * cells_of_constant
         if self.mask is not None:
             logits = at_least_fp32(self.mask(z)).reshape(target.shape)  # [R, C]
             changed = (views.x != views.target).float()

@@ -77,11 +77,11 @@ class Weighted(Objective):
             """What the terms ask for together."""
             return frozenset().union(*(cfg.maskings() for cfg in self.terms.values()))
 
-        def blind_to_absence(self, stream: str) -> str:
+        def reader_of_stand_ins(self, stream: str) -> str:
             """The first term that reads the stream and takes its stand-ins for samples."""
             readers = {n: c for n, c in self.terms.items() if stream in self.streams.get(n, (stream,))}
-            blind = {name: cfg.blind_to_absence(stream) for name, cfg in readers.items()}
-            return next((f"objective.terms.{name} ({kind})" for name, kind in blind.items() if kind), "")
+            names = {name: cfg.reader_of_stand_ins(stream) for name, cfg in readers.items()}
+            return next((f"objective.terms.{name} ({kind})" for name, kind in names.items() if kind), "")
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Weighted(Objective):
                 if stream not in streams:
                     raise ValueError(f"objective.streams.{name} names {stream!r}{suggest(stream, streams)}")
             mine = self.streams[name]
-            built[name] = term.build(encoders.only(mine), {s: streams[s] for s in mine})
+            built[name] = term.build(encoders.subset(mine), {s: streams[s] for s in mine})
         self.terms: PerStream[Objective] = PerStream(built)  # whatever the terms are called
         self.asked = {name: dict(term.plans()) for name, term in built.items()}
         self.merged = merge(self.asked)
@@ -131,11 +131,11 @@ class Weighted(Objective):
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Every term moves its slow state."""
         for name, term in self.terms.items():
-            term.after_step(self.only(encoders, name), progress)
+            term.after_step(self.encoders_of(encoders, name), progress)
 
-    def only(self, encoders: Encoders, name: str) -> Encoders:
+    def encoders_of(self, encoders: Encoders, name: str) -> Encoders:
         """The encoders that a term was built with."""
-        return encoders.only(self.streams[name])
+        return encoders.subset(self.streams[name])
 
     def alarm(self, history: Sequence[Mapping[str, float]], progress: Progress) -> str | None:
         """The first term's that has one, its options named as they are typed here."""
@@ -148,7 +148,7 @@ class Weighted(Objective):
     def exported(self, encoders: Encoders) -> Encoders:
         """Those of the term that `export` names, or of the first with a teacher or towers; else the student's."""
         for name in [self.cfg.export] if self.cfg.export else self.terms:
-            mine = self.only(encoders, name)
+            mine = self.encoders_of(encoders, name)
             shipped = self.terms[name].exported(mine)
             if shipped is not mine:
                 return Encoders({**dict(encoders.items()), **dict(shipped.items())})

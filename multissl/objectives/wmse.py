@@ -25,7 +25,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.wmse import groupings, wmse_loss
-from multissl.objectives.common import presence, project, shared_space, spread, views_per_stream
+from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
 from multissl.parallel.collectives import gather
 
 
@@ -69,7 +69,7 @@ class WMSE(Objective):
 
     def plans(self) -> Plans:
         """Two global views of a single stream, or one clean view of each of several."""
-        return spread(self.projectors, self.plan)
+        return same_plan(self.projectors, self.plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of the whole batch, the same on every rank."""

@@ -72,11 +72,11 @@ class RunFolder(Places):
     def logger(self, name: str) -> Path:
         """Return a folder for a logger's own files."""
         folder = self.path / name
-        taken = (self.checkpoints, self.nonfinite(0, 0).parent, self.recipe, self.metrics, self.encoder)
+        reserved = (self.checkpoints, self.nonfinite(0, 0).parent, self.recipe, self.metrics, self.encoder)
         if (
             name != folder.name
             or name in ("", "..")
-            or folder in (*taken, self.modality, self.summary, self.report)
+            or folder in (*reserved, self.modality, self.summary, self.report)
         ):
             raise ValueError(f"loggers.{name}: no folder of a logger can be called so; give it another name")
         return folder

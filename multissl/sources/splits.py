@@ -69,10 +69,10 @@ def split_rows(listing: Listing, split: str) -> np.ndarray:
     if split not in ("train", "val") or not len(pool):
         has = ", ".join(sorted(present)) if tagged else "train, val (every tenth sample), all"
         raise ValueError(f"has no {split} split; it has {has}")
-    held_out = _every_tenth(listing.groups, pool)
-    if split == "val" and not held_out.any():
+    validation = _every_tenth(listing.groups, pool)
+    if split == "val" and not validation.any():
         raise ValueError("a single sample leaves none for validation: add samples, or switch evaluation off")
-    return pool[held_out if split == "val" else ~held_out]
+    return pool[validation if split == "val" else ~validation]
 
 
 def _every_tenth(groups: Sequence[Label] | None, pool: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from multissl.evaluators.collapse import (
     Collapse,
     alpha_req,
     described,
+    feature_std,
     jackknifed,
     mean_cosine,
     rankme,
-    spread,
 )
 from tests.evaluators.clusters import START, Clusters, Constant, frozen
 
@@ -45,8 +45,8 @@ def test_rankme_counts_directions() -> None:
 
 
 def test_spread_is_one_on_the_sphere_and_zero_at_a_point() -> None:
-    assert spread(torch.randn(4000, 16)) == pytest.approx(1, abs=0.02)
-    assert spread(torch.ones(10, 4)) == pytest.approx(0, abs=1e-6)
+    assert feature_std(torch.randn(4000, 16)) == pytest.approx(1, abs=0.02)
+    assert feature_std(torch.ones(10, 4)) == pytest.approx(0, abs=1e-6)
 
 
 def test_mean_cosine_is_that_of_all_pairs() -> None:

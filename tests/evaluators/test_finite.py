@@ -18,7 +18,7 @@ from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.learning import Features, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Masking
-from multissl.evaluators.collapse import alpha_req, mean_cosine, rankme, spread
+from multissl.evaluators.collapse import alpha_req, feature_std, mean_cosine, rankme
 from multissl.evaluators.few_labels import FewLabels, area, score
 from multissl.evaluators.knn import KNN, knn_accuracy, votes
 from multissl.evaluators.linear_probe import LinearProbe, probe_accuracy
@@ -203,7 +203,7 @@ def test_functions_of_features_give_nan(value: float) -> None:
         assert math.isnan(ranks.recall(10))
         assert ranks.precision.isnan().all()
         assert math.isnan(recognized(x[:20], queries))
-    for measure in (rankme, spread, mean_cosine, lambda x: alpha_req(x, 1, 4)):
+    for measure in (rankme, feature_std, mean_cosine, lambda x: alpha_req(x, 1, 4)):
         assert math.isnan(measure(bad))
     assert (
         votes(bad.nan_to_num(math.nan, math.nan, math.nan)[:, :3], y[:, None].expand(50, 3), 1.0, 4)[3]

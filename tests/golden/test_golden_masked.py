@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from multissl.contract.data import Mask, Views
 from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.decoder import Decoder, gather_tokens, places
 from multissl.layers.positions import Position
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
@@ -74,8 +74,8 @@ def test_golden_mae_keeps_as_many_tokens(case: Case) -> None:
     assert num_hidden(plan, "random", hyper["L"], hyper["B"]) == mask.num_hidden
     seen, hidden = places(mask)
     # The official order is the shuffled one: token i lies at ids_restore[i].
-    kept, shuffled = take(x, seen), out["ids_restore"].gather(1, seen)
-    torch.testing.assert_close(kept, take(out["x_masked"], shuffled), rtol=0, atol=0)
+    kept, shuffled = gather_tokens(x, seen), out["ids_restore"].gather(1, seen)
+    torch.testing.assert_close(kept, gather_tokens(out["x_masked"], shuffled), rtol=0, atol=0)
     assert (out["ids_restore"].gather(1, hidden) >= seen.shape[1]).all()
 
 
@@ -116,9 +116,9 @@ def test_golden_videomae_loss(case: Case) -> None:
     target = normalize(tokens, "channel" if case.hyper["norm"] else "none", c)
     check_share(case, given["mask"])
     _, hidden = places(pack_masks(given["mask"]))
-    case.check(take(target, hidden), "out", "labels")
+    case.check(gather_tokens(target, hidden), "out", "labels")
     pred = given["pred"].requires_grad_()
-    loss = values_loss(pred, take(target, hidden), "mse")
+    loss = values_loss(pred, gather_tokens(target, hidden), "mse")
     loss.backward()
     case.check(loss, "out", "loss")
     case.check(pred.grad, "grad", "pred")
@@ -183,9 +183,9 @@ def test_golden_mae_model(case: Case) -> None:
     shuffled = out["ids_restore"].gather(1, seen)  # where the official order has our tokens
     latent = torch.cat([features.pooled[:, None], features.tokens], 1)
     at = F.pad(shuffled + 1, (1, 0))
-    close_to(case, latent, take(out["latent"], at), "latent")
+    close_to(case, latent, gather_tokens(out["latent"], at), "latent")
     both = torch.cat(decoder(features.tokens, seen, hidden, features.pooled[:, None]), 1)
-    whole = take(both, torch.cat([seen, hidden], 1).argsort(1))  # [B, N, d] in place
+    whole = gather_tokens(both, torch.cat([seen, hidden], 1).argsort(1))  # [B, N, d] in place
     pred_bias = state["decoder_pred.bias"].requires_grad_()
     pred = F.linear(whole, state["decoder_pred.weight"], pred_bias)
     case.check(pred, "out", "pred")
@@ -217,7 +217,7 @@ class Bare(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor, seen: Tensor | None = None) -> Tensor:
         tokens = self.patch_embed(x).flatten(1, 2) + table
-        return self.trunk([tokens if seen is None else take(tokens, seen)])[0][0]
+        return self.trunk([tokens if seen is None else gather_tokens(tokens, seen)])[0][0]
 
 
 @pytest.mark.parametrize("case", cases("masked_modeling", "ijepa_model_loss"))
@@ -251,7 +251,7 @@ def test_golden_ijepa(case: Case) -> None:
     _, tokens = predictor(context.repeat(times, 1, 1), seen.repeat(times, 1), wanted)
     pred = F.linear(tokens, state["predictor.predictor_proj.weight"], state["predictor.predictor_proj.bias"])
     case.check(pred, "out", "pred")
-    target = take(latent_targets(whole).repeat(times, 1, 1), wanted)
+    target = gather_tokens(latent_targets(whole).repeat(times, 1, 1), wanted)
     case.check(target, "out", "target")
     loss = latent_loss(pred, target)
     loss.backward()
@@ -270,7 +270,7 @@ def test_golden_vjepa_loss(case: Case) -> None:
     given, sets = case.tensors("in"), range(len(case.hyper["ks"]))
     whole = latent_targets(given["target_full"])
     preds = [given[f"pred_{i}"].requires_grad_() for i in sets]
-    targets = [take(whole, given[f"idx_{i}"]) for i in sets]
+    targets = [gather_tokens(whole, given[f"idx_{i}"]) for i in sets]
     losses = [latent_loss(p, t, "power", case.hyper["e"]) for p, t in zip(preds, targets, strict=True)]
     loss = torch.stack(losses).mean()  # official: a mean over masks, whatever their lengths
     loss.backward()

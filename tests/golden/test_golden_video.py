@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from multissl.contract.plans import StreamSpec, ViewPlan
-from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.decoder import Decoder, gather_tokens, places
 from multissl.layers.positions import sincos
 from multissl.layers.tokenizers import Patches
 from multissl.layers.transformer import Trunk
@@ -116,7 +116,7 @@ def test_golden_vjepa_nets(case: Case) -> None:
     predictor.pos_embed.data = F.pad(state["predictor.predictor_pos_embed"], (0, 0, 1, 0))
     tokens = encoder["patch_embed"](x).flatten(1, 3) + state["encoder.pos_embed"]
     case.check(encoder["trunk"]([tokens])[0][0], "out", "encoder_full")
-    context = encoder["trunk"]([take(tokens, given["ctx_idx"])])[0][0]
+    context = encoder["trunk"]([gather_tokens(tokens, given["ctx_idx"])])[0][0]
     case.check(context, "out", "encoder_context")
     _, wanted = predictor(context, given["ctx_idx"], given["tgt_idx"])
     out = state["predictor.predictor_proj.weight"], state["predictor.predictor_proj.bias"]
@@ -170,13 +170,15 @@ def test_golden_hf_videomae(case: Case) -> None:
     encoder = blocks(
         state, "videomae.encoder.layer.", width, c["num_hidden_layers"], c["num_attention_heads"]
     )
-    _, taps = encoder([take(tokens + waves(count, width), seen)], inner=1)  # no norm after the last block
+    _, taps = encoder(
+        [gather_tokens(tokens + waves(count, width), seen)], inner=1
+    )  # no norm after the last block
     mask_token = state["mask_token"].requires_grad_()
     table = waves(count, narrow).expand(len(x), -1, -1)
-    shown = F.linear(taps[0][0], state["encoder_to_decoder.weight"]) + take(table, seen)
+    shown = F.linear(taps[0][0], state["encoder_to_decoder.weight"]) + gather_tokens(table, seen)
     heads, depth = c["decoder_num_attention_heads"], c["decoder_num_hidden_layers"]
     decoder = blocks(state, "decoder.decoder_layers.", narrow, depth, heads)
-    _, taps = decoder([torch.cat([shown, mask_token + take(table, hidden)], 1)], inner=1)
+    _, taps = decoder([torch.cat([shown, mask_token + gather_tokens(table, hidden)], 1)], inner=1)
     out = F.layer_norm(
         taps[0][0][:, seen.shape[1] :], [narrow], state["decoder.norm.weight"], state["decoder.norm.bias"]
     )
@@ -184,7 +186,7 @@ def test_golden_hf_videomae(case: Case) -> None:
     case.check(logits, "out", "logits")
     mean, std = (torch.tensor(v)[:, None, None, None] for v in (Video.Config().mean, Video.Config().std))
     target = normalize(tubelets(x * std + mean, patch), "channel" if c["norm_pix_loss"] else "none", 3)
-    loss = values_loss(logits, take(target, hidden), "mse")
+    loss = values_loss(logits, gather_tokens(target, hidden), "mse")
     loss.backward()
     case.check(loss, "out", "loss")
     case.check(mask_token.grad, "grad", "mask_token")

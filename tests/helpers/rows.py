@@ -23,7 +23,7 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.batches import StepBatches
 from multissl.engine.learner import Learner
 from multissl.modalities.views import pack_masks
-from multissl.objectives.common import ONE_VIEW, lone, spread
+from multissl.objectives.common import ONE_VIEW, same_plan, single_stream
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.recipe import Recipe
@@ -195,11 +195,11 @@ class Careless(Objective):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, lone("careless", streams)
+        self.cfg, self.stream = cfg, single_stream("careless", streams)
         self.head = nn.Linear(encoders.widths()[self.stream], 1)
 
     def plans(self) -> Plans:
-        return spread([self.stream], ONE_VIEW["global"])
+        return same_plan([self.stream], ONE_VIEW["global"])
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         (features,) = encoders.encode(batch)

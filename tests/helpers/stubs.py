@@ -24,7 +24,7 @@ from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.engine.batches import Data
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
-from multissl.objectives.common import project, spread
+from multissl.objectives.common import project, same_plan
 from multissl.parallel.collectives import gather, sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.random import RowRandom
@@ -120,7 +120,7 @@ class Spread(Objective):
         self.register_buffer("center", torch.zeros(4))
 
     def plans(self) -> Plans:
-        return spread(self.heads, ViewPlan(num_global=2))
+        return same_plan(self.heads, ViewPlan(num_global=2))
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         pause(progress.step)

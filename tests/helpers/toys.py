@@ -23,7 +23,7 @@ from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
-from multissl.objectives.common import spread
+from multissl.objectives.common import same_plan
 from multissl.random import RowRandom
 from tests.helpers.stubs import Listed
 
@@ -50,7 +50,7 @@ class Toy(Objective):
         return self.width
 
     def plans(self) -> Plans:
-        return spread([self.stream], self.plan)
+        return same_plan([self.stream], self.plan)
 
 
 def frozen(encoders: Encoders) -> Encoders:

@@ -54,15 +54,15 @@ def test_the_first_token_s_weights_are_those_used() -> None:
         attention.proj.weight.copy_(torch.eye(8))
         attention.proj.bias.zero_()
     x = torch.randn(2 * 5, 8)
-    lay = layout(
+    packing = layout(
         [(2, 5)], CPU, attention.kernel, valid=[torch.tensor([[True] * 5, [True] * 3 + [False] * 2])]
     )
-    weights = attention.first_token(x, lay)  # [R, H, N]
+    weights = attention.first_token(x, packing)  # [R, H, N]
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2))
     assert not weights[1, :, 3:].any()
     v = attention.qkv(x)[:, 16:].view(2, 5, 2, 4).transpose(1, 2)  # [R, H, N, d]
     mixed = (weights[:, :, None] @ v).flatten(1)  # [R, D]
-    torch.testing.assert_close(attention(x, lay).view(2, 5, 8)[:, 0], mixed)
+    torch.testing.assert_close(attention(x, packing).view(2, 5, 8)[:, 0], mixed)
 
 
 @pytest.mark.parametrize("backend", ["varlen", "xformers"])

@@ -20,7 +20,9 @@ def lay_positions(spec: StreamSpec, first: bool) -> tuple[Decoder, Tensor]:
     decoder = Decoder.Config(dim=DIM, depth=1, heads=2).build(5, spec)
     for parameter in (*decoder.embed.parameters(), decoder.mask_token):
         nn.init.zeros_(parameter)
-    return decoder, decoder.lay(torch.randn(2, 2, 5), SEEN, WANTED, torch.randn(2, 1, 5) if first else None)
+    return decoder, decoder.assemble(
+        torch.randn(2, 2, 5), SEEN, WANTED, torch.randn(2, 1, 5) if first else None
+    )
 
 
 def test_a_token_has_the_same_position_as_in_the_encoder() -> None:

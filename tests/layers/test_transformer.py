@@ -19,9 +19,9 @@ def trunk(**options: Any) -> Trunk:
     return made
 
 
-def subsets(made: Trunk, lay: Layout, block: int = 0) -> tuple[Subset, Subset]:
+def subsets(made: Trunk, packing: Layout, block: int = 0) -> tuple[Subset, Subset]:
     """Return the rows drawn for the branches of a block, which leaves some out."""
-    drawn = made._subsets(lay, torch.device("cpu"), ())[block]
+    drawn = made._subsets(packing, torch.device("cpu"), ())[block]
     assert drawn is not None
     return drawn
 
@@ -166,8 +166,8 @@ def test_asking_for_more_blocks_than_there_are_is_refused() -> None:
 def test_linear_drop_path_rises_with_depth_and_leaves_no_row_out_of_the_first_block() -> None:
     made = Trunk(8, 3, 2, drop_path=0.5, drop_path_shape="linear")
     assert made.drop_paths == [0.0, 0.25, 0.5]
-    lay = made._layout([torch.zeros(8, 2, 8)], (), False)
-    assert made._subsets(lay, torch.device("cpu"), ())[0] is None
+    packing = made._layout([torch.zeros(8, 2, 8)], (), False)
+    assert made._subsets(packing, torch.device("cpu"), ())[0] is None
     for block, kept in ((1, 6), (2, 4)):
-        assert all(s.layout.sizes == ((kept, 2),) for s in subsets(made, lay, block))
+        assert all(s.layout.sizes == ((kept, 2),) for s in subsets(made, packing, block))
     assert Trunk(8, 1, 2, drop_path=0.5, drop_path_shape="linear").drop_paths == [0.0]

@@ -12,7 +12,7 @@ from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.decoder import Decoder, gather_tokens, places
 from multissl.layers.teacher import Teacher
 from multissl.losses.ijepa import latent_loss, latent_targets
 from multissl.modalities.image.crops import patchify
@@ -78,7 +78,7 @@ def test_its_loss_is_the_mean_over_contexts_targets_and_rows_one_by_one(contexts
                 one = slice(row, row + 1)
                 seen, wanted = places(shown)[0][one], places(mask)[1][one]
                 pred = objective.predict(context.tokens[one], seen, wanted)
-                difference = (pred - take(whole[one], wanted)).abs()
+                difference = (pred - gather_tokens(whole[one], wanted)).abs()
                 if options:
                     losses.append((difference**1.5 / 1.5).mean())
                 else:

@@ -15,7 +15,7 @@ from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec, ViewPlan
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
-from multissl.layers.decoder import Decoder, places, take
+from multissl.layers.decoder import Decoder, gather_tokens, places
 from multissl.modalities.image.crops import patchify
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.views import pack_masks
@@ -106,8 +106,8 @@ def test_replace_reads_the_encoder_itself() -> None:
     hidden = places(given.masks[0])[1]
     (features,) = net.encode([given], "replace")
     assert given.target is not None
-    pred = objective.readout(take(features.tokens, hidden))
-    torch.testing.assert_close(found.total, (pred - take(given.target, hidden)).abs().mean())
+    pred = objective.readout(gather_tokens(features.tokens, hidden))
+    torch.testing.assert_close(found.total, (pred - gather_tokens(given.target, hidden)).abs().mean())
 
 
 @pytest.mark.parametrize("masking", ["drop", "replace"])

@@ -116,8 +116,8 @@ class Recordings(Samples):
     """Recordings of a split."""
 
     def __init__(self, windows: np.ndarray, labels: np.ndarray, split: str) -> None:
-        held_out = np.arange(len(windows)) % 10 == 9
-        self.rows = np.flatnonzero(held_out if split == "val" else ~held_out)
+        validation = np.arange(len(windows)) % 10 == 9
+        self.rows = np.flatnonzero(validation if split == "val" else ~validation)
         self.windows, self.labels = windows, labels
 
     def __len__(self) -> int:

@@ -206,8 +206,8 @@ class Image(Modality):
             image = load(sample, cfg.channels)
             height, width = image.shape[1:]
             if plan.num_clean and not cfg.clean_whole and max(height, width) > 2 * min(height, width):
-                told = f"an image of {width} x {height} pixels is judged by its center"
-                say_once("long", f"{told}; modality.clean_whole=True squeezes all of it into the square")
+                notice = f"an image of {width} x {height} pixels is judged by its center"
+                say_once("long", f"{notice}; modality.clean_whole=True squeezes all of it into the square")
             for role in ROLES:
                 size = cfg.local_size if role == "local" else whole
                 for v, draw in enumerate(draws[role][b].tolist()):

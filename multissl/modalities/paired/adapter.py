@@ -132,7 +132,7 @@ class Paired(Modality):
         return {**self.__dict__, "_pairs": None}  # a worker lists its samples by itself
 
     def provides(self, stream: str) -> frozenset[Need]:
-        """What the member of that name offers."""
+        """Return what the member of that name provides."""
         return self.members[stream].provides(self._native(stream))
 
     def lacking(self) -> dict[str, tuple[int, int]]:
@@ -297,10 +297,10 @@ class Paired(Modality):
         own = {name: member.baselines() for name, member in self.members.items()}
         shared = [n for n in next(iter(own.values())) if all(n in found for found in own.values())]
 
-        def floor(kind: str, views: Views) -> Tensor:
+        def baseline(kind: str, views: Views) -> Tensor:
             return own[views.stream][kind](self._own(views))
 
-        return {n: functools.partial(floor, n) for n in shared}
+        return {n: functools.partial(baseline, n) for n in shared}
 
     def figures(self, batch: Batch) -> list[Figure]:
         """Some samples, a line each, and the members' own pictures of other views."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from multissl import registry
 from multissl.modalities.paired.keys import folder_members, keyed, tar_members
-from multissl.modalities.paired.parts import Options, Pairs, cells_of, joined, made, only
+from multissl.modalities.paired.parts import Options, Pairs, cells_of, joined, made, rows_with_values
 from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.rows import Rows, csv_rows, json_rows
@@ -62,30 +62,30 @@ def _rows(path: str, suffix: str) -> tuple[Rows, list[str]]:
     return rows, [*dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)]
 
 
-def _taken(options: Options, known: list[str]) -> dict[str, str]:
+def _columns_of_streams(options: Options, known: list[str]) -> dict[str, str]:
     """Return the column of every stream, "" where the table has none; cells have no column of their own."""
-    taken: dict[str, str] = {}
+    column_of: dict[str, str] = {}
     for stream, want in options.streams.items():
         columns = [] if want.form == "cells" else [*want.columns, *(PATHS if want.form == "file" else ())]
         # a column named for a stream may feed another too: a film has sound and frames
-        free = [c for c in columns if c in known and (c not in taken.values() or want.columns == (c,))]
-        taken[stream] = next(iter(free), "")
-    return taken
+        free = [c for c in columns if c in known and (c not in column_of.values() or want.columns == (c,))]
+        column_of[stream] = next(iter(free), "")
+    return column_of
 
 
 def table_rows(path: str, rows: Rows, known: list[str], options: Options) -> Pairs:
     """Return the pairs of rows that are held in memory; files are named relative to the table."""
-    taken, root = _taken(options, known), os.path.dirname(os.path.abspath(path))
-    found = [_row(r, taken, root, options) if isinstance(r, dict) else {} for r in rows]
+    column_of, root = _columns_of_streams(options, known), os.path.dirname(os.path.abspath(path))
+    found = [_row(r, column_of, root, options) if isinstance(r, dict) else {} for r in rows]
     return made(found, rows, options, f"columns {', '.join(known)}")
 
 
-def _row(row: dict[str, Any], taken: dict[str, str], root: str, options: Options) -> dict[str, Any]:
+def _row(row: dict[str, Any], column_of: dict[str, str], root: str, options: Options) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for stream, want in options.streams.items():
-        value = row.get(taken[stream])
+        value = row.get(column_of[stream])
         if want.form == "cells":
-            value = cells_of(row, taken, options)
+            value = cells_of(row, column_of, options)
         elif isinstance(value, str) and not value.strip():
             value = None
         elif want.form == "file" and isinstance(value, str):
@@ -98,8 +98,8 @@ def parquet_rows(path: str, options: Options) -> Pairs:
     """Return the pairs of a parquet table: files stay in it and are read by row group, all else is held in memory."""
     file = registry.require("pyarrow.parquet").ParquetFile(path)
     known = file.schema_arrow.names
-    taken = _taken(options, known)
-    files = {taken[s]: s for s, w in options.streams.items() if w.form == "file" and taken[s]}
+    column_of = _columns_of_streams(options, known)
+    files = {column_of[s]: s for s, w in options.streams.items() if w.form == "file" and column_of[s]}
     table = file.read([c for c in known if c not in files]).to_pylist()
     if not known or not (table or file.metadata.num_rows):
         raise ValueError("the table holds no rows")
@@ -108,12 +108,12 @@ def parquet_rows(path: str, options: Options) -> Pairs:
     for row in table:
         row.update(dict.fromkeys(files))
     found = f"columns {', '.join(known)}"
-    pairs = made([_row(r, taken, "", options) for r in table], table, options, found, keep_all=True)
+    pairs = made([_row(r, column_of, "", options) for r in table], table, options, found, keep_all=True)
     parts, has = dict(pairs.parts), dict(pairs.has)
     for column, stream in files.items():
         parts[stream] = ParquetRows(path, column, counts)
         has[stream] = _filled(file, column, parts[stream])
-    return only(pairs._replace(parts=parts, has=has), table, options)
+    return rows_with_values(pairs._replace(parts=parts, has=has), table, options)
 
 
 def _filled(file: Any, column: str, cells: Sequence[Any]) -> np.ndarray:

@@ -59,9 +59,9 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
     rows: list[dict[str, Any]] = []
     fields: list[dict[str, Any] | Bad] = []
     for key, found in keys.items():
-        told = _fields(found)
-        fields.append(told)
-        rows.append({} if isinstance(told, Bad) else _payloads(key, found, told, options))
+        record = _fields(found)
+        fields.append(record)
+        rows.append({} if isinstance(record, Bad) else _payloads(key, found, record, options))
     kinds = Counter(suffix for found in keys.values() for suffix in found)
     classes, tags = read_folders([key.split("/") for key in keys])
     found = ", ".join(s for s, _ in kinds.most_common(8)) or "nothing"
@@ -70,9 +70,9 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
 
 def _fields(found: dict[str, Member]) -> dict[str, Any] | Bad:
     """What the .json and .cls members of a key say."""
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     if ".cls" in found:
-        told["label"] = found[".cls"].read().decode(errors="replace").strip()
+        record["label"] = found[".cls"].read().decode(errors="replace").strip()
     if ".json" in found:
         try:
             given = json.loads(found[".json"].read())
@@ -80,30 +80,30 @@ def _fields(found: dict[str, Member]) -> dict[str, Any] | Bad:
             return Bad(f"{found['.json'].name} is no JSON ({error})")
         if not isinstance(given, dict):
             return Bad(f"{found['.json'].name} is no JSON object")
-        told |= given
-    return told
+        record |= given
+    return record
 
 
-def _payloads(key: str, found: dict[str, Member], told: dict[str, Any], options: Options) -> dict[str, Any]:
+def _payloads(key: str, found: dict[str, Member], record: dict[str, Any], options: Options) -> dict[str, Any]:
     """The payloads of a key by stream."""
     row: dict[str, Any] = {}
-    taken: dict[str, str] = {}
+    suffix_of: dict[str, str] = {}
     for stream, want in options.streams.items():
         own = [f".{stream}{suffix}" for suffix in want.suffixes]
         suffix = next((s for s in (*own, *want.suffixes) if s in found), "")
         if want.form == "cells":
-            row[stream] = cells_of(told, {}, options) or None
+            row[stream] = cells_of(record, {}, options) or None
         elif suffix:
-            twin = next((s for s, used in taken.items() if used == suffix), "")
+            twin = next((s for s, used in suffix_of.items() if used == suffix), "")
             if twin and options.streams[twin].kind == want.kind:
                 raise ValueError(
                     f"{twin} and {stream} are both {want.kind}, and {key}{suffix} would be both: call the files "
                     f"{key}.{twin}{suffix} and {key}.{stream}{suffix}"
                 )
-            taken[stream] = suffix
+            suffix_of[stream] = suffix
             row[stream] = _text(found[suffix]) if want.form == "text" else found[suffix].data
-        elif column := next((c for c in want.columns if c in told), ""):
-            row[stream] = told[column] or None
+        elif column := next((c for c in want.columns if c in record), ""):
+            row[stream] = record[column] or None
     return row
 
 

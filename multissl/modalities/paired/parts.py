@@ -82,11 +82,11 @@ class Some(Sequence[Any]):
 
 
 def made(
-    rows: list[dict[str, Any]], told: Sequence[Any], options: Options, found: str, folders: Sequence[Label] = (),
+    rows: list[dict[str, Any]], records: Sequence[Any], options: Options, found: str, folders: Sequence[Label] = (),
     tags: Sequence[str] = (), keep_all: bool = False,
 ) -> Pairs:  # fmt: skip
     """Pairs from rows of payloads and the fields of each, its columns or `Bad`."""
-    fields = [t if isinstance(t, dict) else {} for t in told]
+    fields = [t if isinstance(t, dict) else {} for t in records]
     known = [*dict.fromkeys(k for f in fields for k in f)]
     for option, name in (
         ("label", options.label),
@@ -102,14 +102,14 @@ def made(
     parts: dict[str, Sequence[Any]] = {}
     for stream in options.streams:
         parts[stream] = [
-            t if isinstance(t, Bad) else row.get(stream) for row, t in zip(rows, told, strict=True)
+            t if isinstance(t, Bad) else row.get(stream) for row, t in zip(rows, records, strict=True)
         ]
     bad = np.array(
         [any(isinstance(v, Bad) for v in row) for row in zip(*parts.values(), strict=True)], dtype=bool
     )
     has = {s: np.array([v is not None for v in column], dtype=bool) & ~bad for s, column in parts.items()}
     pairs = Pairs(parts, labels, groups, said if any(said) else list(tags) or said, has, bad, found)
-    return pairs if keep_all else only(pairs, told, options)
+    return pairs if keep_all else rows_with_values(pairs, records, options)
 
 
 def label_of(options: Options, known: Collection[str]) -> str:
@@ -122,13 +122,13 @@ def group_of(options: Options, known: Collection[str]) -> str:
     return options.group or ("group" if "group" in known else "")
 
 
-def only(pairs: Pairs, told: Sequence[Any], options: Options) -> Pairs:
+def rows_with_values(pairs: Pairs, records: Sequence[Any], options: Options) -> Pairs:
     """The rows that have the values asked for."""
     if not options.only:
         return pairs
     keep = [
         i
-        for i, row in enumerate(told)
+        for i, row in enumerate(records)
         if isinstance(row, dict) and all(str(row.get(c)) == v for c, v in options.only.items())
     ]
     if not keep:
@@ -150,7 +150,7 @@ def rows_of(pairs: Pairs, keep: Sequence[int]) -> Pairs:
     )
 
 
-def spread(pairs: Pairs, streams: Sequence[str]) -> tuple[Pairs, Sequence[int]]:
+def one_text_per_row(pairs: Pairs, streams: Sequence[str]) -> tuple[Pairs, Sequence[int]]:
     """A row for each text where a cell of `streams` holds several, and the row that each comes of.
 
     Cells of one row go together, text by text; the shorter ones are repeated.
@@ -163,15 +163,15 @@ def spread(pairs: Pairs, streams: Sequence[str]) -> tuple[Pairs, Sequence[int]]:
     times = [max(1, *(len(cells.get(i, ())) for cells in listed.values())) for i in range(len(pairs.tags))]
     origin = [i for i, count in enumerate(times) for _ in range(count)]
     turns = [turn for count in times for turn in range(count)]
-    wide = rows_of(pairs, origin)
+    repeated = rows_of(pairs, origin)
     for stream, cells in listed.items():
         column = [
             (cells[i][turn % len(cells[i])] if cells[i] else None) if i in cells else pairs.parts[stream][i]
             for i, turn in zip(origin, turns, strict=True)
         ]
-        wide.parts[stream] = column
-        wide.has[stream] = wide.has[stream] & np.array([v is not None for v in column], dtype=bool)
-    return wide, origin
+        repeated.parts[stream] = column
+        repeated.has[stream] = repeated.has[stream] & np.array([v is not None for v in column], dtype=bool)
+    return repeated, origin
 
 
 def texts_of(cell: list[Any]) -> list[str]:
@@ -187,7 +187,7 @@ def _value(value: Any) -> Label:
     )
 
 
-def cells_of(row: dict[str, Any], taken: dict[str, str], options: Options) -> dict[str, Any]:
+def cells_of(row: dict[str, Any], column_of: dict[str, str], options: Options) -> dict[str, Any]:
     """The cells of a row: what no other stream takes and what is no label, group or split."""
-    away = {*taken.values(), label_of(options, row), group_of(options, row), "split", *options.only}
+    away = {*column_of.values(), label_of(options, row), group_of(options, row), "split", *options.only}
     return {k: v for k, v in row.items() if k not in away and not isinstance(v, dict | list | bytes)}

@@ -17,7 +17,7 @@ import numpy as np
 from multissl.contract.data import Sample, Samples
 from multissl.contract.modality import Modality
 from multissl.modalities.paired.files import read_pairs
-from multissl.modalities.paired.parts import Options, Pairs, Some, Wanted, joined, spread
+from multissl.modalities.paired.parts import Options, Pairs, Some, Wanted, joined, one_text_per_row
 from multissl.sources.base import Label, Listing
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.payloads import Joined
@@ -50,7 +50,10 @@ class Rows:
         say_twins(members)
         self.cfg, self.forms = cfg, forms
         read = [name for name in forms if name not in cfg.prompts]
-        found = [spread(s, [n for n in read if forms[n] == "text"]) for s in _read(cfg, forms, members, read)]
+        found = [
+            one_text_per_row(s, [n for n in read if forms[n] == "text"])
+            for s in _read(cfg, forms, members, read)
+        ]
         self.sources = [source for source, _ in found]
         pairs = joined(self.sources)
         self.ends = np.cumsum([0, *(len(s.tags) for s in self.sources)])

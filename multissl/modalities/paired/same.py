@@ -34,9 +34,9 @@ class Same:
         self._broken: set[tuple[str, str, int]] = set()
         self.classes = self._common("train")
         if not self.classes:
-            told = [f"{n}: {', '.join([*self.of(n, 'train')[1]][:5]) or 'none'}" for n in self.read]
+            classes = [f"{n}: {', '.join([*self.of(n, 'train')[1]][:5]) or 'none'}" for n in self.read]
             raise ValueError(
-                f"modality.join=label: the members have no class in common ({'; '.join(told)}); give each its data "
+                f"modality.join=label: the members have no class in common ({'; '.join(classes)}); give each its data "
                 "with modality.members.NAME.data"
             )
 

@@ -162,7 +162,7 @@ def _make(name: str, channels: int, layout: str, entry: str) -> tuple[Any, Sight
     modes = env.metadata.get("render_modes") or []
     env.close()
     if "rgb_array" not in modes:
-        had = f"it offers {', '.join(map(str, modes)) or 'no render mode'}"
+        had = f"it has {', '.join(map(str, modes)) or 'no render mode'}"
         raise ValueError(f"{name} cannot render pictures, {had}: take one with render_mode=rgb_array")
     return _opened(name, {**options, "render_mode": "rgb_array"}), None
 

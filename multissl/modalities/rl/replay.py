@@ -108,8 +108,8 @@ class Replay:
     def between(self, episode: int, t: int, h: int) -> np.ndarray:
         """The h actions that lead from frame t to frame t+h, float32 [h, A]; chosen ones as one of A."""
         first = int(self.start[episode]) + t
-        taken = self.actions[first : first + h]
-        return np.eye(self.num_actions, dtype=np.float32)[taken] if self.num_actions else taken
+        actions = self.actions[first : first + h]
+        return np.eye(self.num_actions, dtype=np.float32)[actions] if self.num_actions else actions
 
 
 class Moment(NamedTuple):

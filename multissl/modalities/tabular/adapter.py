@@ -125,7 +125,7 @@ class Tabular(HasTargets):
             train = self._source.splits["train"]
             try:
                 self._schema = schemas.fit(
-                    self._source.table.take(train), cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical
+                    self._source.table.select(train), cfg.scaling, cfg.rare, cfg.max_levels, cfg.categorical
                 )
             except ValueError as error:
                 raise ValueError(f"modality.data={cfg.data!r}: {error}") from None

@@ -49,7 +49,7 @@ class Table:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
-    def take(self, rows: np.ndarray) -> Table:
+    def select(self, rows: np.ndarray) -> Table:
         """Return the table of some rows."""
         place = {int(row): i for i, row in enumerate(rows)}
         broken = {place[row]: why for row, why in self.broken.items() if row in place}

@@ -84,7 +84,9 @@ class Neighbors:
             now = self.weights[level]
             shares = now * terms
             shares /= shares.sum(1, keepdims=True)
-            shares += now * ~seen / (now * seen).sum(1, keepdims=True)  # what unseen contexts would have told
+            shares += (
+                now * ~seen / (now * seen).sum(1, keepdims=True)
+            )  # what contexts not seen would have said
             for each in range(len(self.weights)):
                 here = shares[level == each]
                 self.weights[each] = (here.sum(0) + 0.5) / (here.sum() + 0.5 * TERMS)

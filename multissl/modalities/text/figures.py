@@ -73,8 +73,10 @@ def _words(views: Views, row: int, vocabulary: Vocabulary, limit: int = 0) -> li
     if views.target is not None and views.target.shape == views.x.shape:
         whole = views.target[row].tolist()
     keep = [i for i in range(len(x)) if real[i]][: limit or None]
-    told, seen = vocabulary.pieces([whole[i] for i in keep]), vocabulary.pieces([x[i] for i in keep])
-    return [Word(told[n], hidden[i], seen[n].strip() if whole[i] != x[i] else "") for n, i in enumerate(keep)]
+    original, seen = vocabulary.pieces([whole[i] for i in keep]), vocabulary.pieces([x[i] for i in keep])
+    return [
+        Word(original[n], hidden[i], seen[n].strip() if whole[i] != x[i] else "") for n, i in enumerate(keep)
+    ]
 
 
 def _list(given: Tensor | None, row: int, length: int, default: bool) -> list[bool]:

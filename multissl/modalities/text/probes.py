@@ -42,8 +42,8 @@ def hidden_words(
     names = {number: word for word, number in known.items()}
     proper = {0: False}
     for number in np.unique(words.word[words.word > 0]).tolist():
-        told = "".join(vocabulary.pieces(np.frombuffer(names[number], np.int32).tolist()))
-        proper[number] = told[:1] == " " and told[1:2].isalpha()
+        spelling = "".join(vocabulary.pieces(np.frombuffer(names[number], np.int32).tolist()))
+        proper[number] = spelling[:1] == " " and spelling[1:2].isalpha()
     able = np.array([proper[number] for number in words.word.tolist()]) & (words.pieces < length)
     able = np.flatnonzero(able)
     if not len(able):
@@ -85,15 +85,15 @@ def running(
     `texts` are the documents `data` as the tokenizer reads them, `train` those that the count model is fitted to.
     """
     chosen = _drawn(len(data.ends), count).tolist()
-    windows = []  # document, first token, tokens, and how many of them an earlier window told
+    windows = []  # document, first token, tokens, and how many of them an earlier window covered
     for document in chosen:
         size = len(data.tokens(document).ids)
         starts = [*range(0, max(size - length, 0), max(length // 2, 1)), max(size - length, 0)]
-        told = 1
+        covered = 1
         for start in dict.fromkeys(starts):
             width = min(length, size - start)
-            windows.append((document, start, width, told - start))
-            told = start + width
+            windows.append((document, start, width, covered - start))
+            covered = start + width
     views, new = [], []
     for first in range(0, len(windows), ROWS):
         some = windows[first : first + ROWS]
@@ -105,9 +105,9 @@ def running(
         x, valid = torch.from_numpy(rows.ids[0].astype(np.int64)), torch.from_numpy(rows.valid[0])
         views.append(Views(x=x, stream="text", role="global", valid=valid))
         new.append(fresh[:, 1:])
-    floor = characters(train, [texts[i] for i in chosen])
+    baseline = characters(train, [texts[i] for i in chosen])
     symbols = vocabulary.size
-    return Running(views, new, len(chosen), symbols, int(data.characters[chosen].sum()), floor)
+    return Running(views, new, len(chosen), symbols, int(data.characters[chosen].sum()), baseline)
 
 
 def _drawn(have: int, count: int) -> np.ndarray:
