@@ -76,6 +76,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "linear_probe": "multissl.evaluators.linear_probe:LinearProbe",
         "state_probe": "multissl.evaluators.state_probe:StateProbe",
         "collapse": "multissl.evaluators.collapse:Collapse",
+        "patches": "multissl.evaluators.patches:Patches",
         "few_labels": "multissl.evaluators.few_labels:FewLabels",
         "retrieval": "multissl.evaluators.retrieval:Retrieval",
         "zero_shot": "multissl.evaluators.zero_shot:ZeroShot",

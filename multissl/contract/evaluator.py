@@ -179,6 +179,10 @@ class Evaluator(Component, ABC):
         """
         return None
 
+    def alarm(self, history: list[dict[str, float]]) -> str:
+        """Return what its figures over time find wrong while the run goes on, and what to change; empty: nothing."""
+        return ""
+
     def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
         """Draw pictures for the report; none by default."""
         return []

@@ -31,16 +31,32 @@ def verdicts(evaluators: Mapping[str, Evaluator], evaluations: list[dict[str, An
 
     Those that test share the level, so that all together say "learned" by chance no more often than one would.
     """
+    histories = histories_of(evaluators, evaluations)
+    said = [evaluators[name].verdict(history) for name, history in histories.items()]
+    level = LEVEL / max(1, sum(v is not None and v.tested for v in said))
+    said = [e.verdict(histories[n], level) for n, e in evaluators.items() if n in histories]
+    return [v for v in said if v is not None]
+
+
+def alarms(evaluators: Mapping[str, Evaluator], evaluations: list[dict[str, Any]]) -> list[str]:
+    """Return what evaluators find wrong with a run so far."""
+    said = [
+        evaluators[name].alarm(history) for name, history in histories_of(evaluators, evaluations).items()
+    ]
+    return [text for text in said if text]
+
+
+def histories_of(
+    evaluators: Mapping[str, Evaluator], evaluations: list[dict[str, Any]]
+) -> dict[str, list[dict[str, float]]]:
+    """Return each evaluator's own part of a run's evaluations, under its own names, oldest first."""
     histories: dict[str, list[dict[str, float]]] = defaultdict(list)
     for line in evaluations:
         for name in evaluators:
             mine = {k.removeprefix(f"{name}/"): v for k, v in line.items() if k.startswith(f"{name}/")}
             if mine:
                 histories[name].append({"step": line["step"], **mine})
-    said = [evaluators[name].verdict(history) for name, history in histories.items()]
-    level = LEVEL / max(1, sum(v is not None and v.tested for v in said))
-    said = [e.verdict(histories[n], level) for n, e in evaluators.items() if n in histories]
-    return [v for v in said if v is not None]
+    return histories
 
 
 def alarm_of(lines: list[dict[str, Any]]) -> str:

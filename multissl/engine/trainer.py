@@ -31,7 +31,7 @@ from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
-from multissl.engine.judging import alarm_of
+from multissl.engine.judging import alarm_of, alarms, measurements
 from multissl.engine.learner import ChunkNorm, Learner
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.memory import memory_advice
@@ -123,6 +123,7 @@ class Trainer:
         check_loggers(cfg.loggers, places)
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, Any]] = []
         self.alarmed = ""
         self.stop = False
 
@@ -276,12 +277,14 @@ class Trainer:
         """Take the logged metrics of an interrupted run back, so that alarms see the whole of it."""
         train = (x for x in lines if x["kind"] == "train")
         self.history = [{k: math.nan if v is None else v for k, v in x.items() if k != "kind"} for x in train]
+        self.evaluations = measurements(lines)
         self.alarmed = alarm_of(lines)
 
     def _alarm(self, step: int) -> None:
-        """Say once what the objective finds wrong with the metrics so far, and once when that is over."""
+        """Say once what objective and evaluators find wrong with the metrics so far, and once when that is over."""
         progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
-        text = self.learner.objective.alarm(self.history, progress) or ""
+        said = [self.learner.objective.alarm(self.history, progress) or ""]
+        text = "; ".join(filter(None, [*said, *alarms(self.evaluators, self.evaluations)]))
         if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # numbers in it may move
             self.display.say(f"step {step}: {text or 'what raised the alarm is over'}")
             self._write("alarm", step, {"text": text})
@@ -315,6 +318,7 @@ class Trainer:
             flags = " ".join(f"--evals.{name} none" for name in idle)
             self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
         if metrics:
+            self.evaluations.append({"step": step, **metrics})
             self._write("eval", step, metrics)
             # scores are compared between the untrained and the last encoder alone
             known = {

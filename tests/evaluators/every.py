@@ -87,6 +87,18 @@ def paying_by_word() -> FrozenEncoders:
     return replace(frozen(expansion()), part_errors=lambda views: views.x[:, 0] / 10)
 
 
+def two_tokens() -> FrozenEncoders:
+    """Encoders of points that give a token for each half of their features."""
+    whole = seeing()
+
+    def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+        return [
+            replace(f, tokens=f.pooled.unflatten(1, (2, -1))) for f in whole.function(views, masking, inner)
+        ]
+
+    return FrozenEncoders(encode, whole.device)
+
+
 @dataclass(frozen=True)
 class Case:
     """An evaluator's options, data and encoders."""
@@ -106,6 +118,7 @@ CASES: dict[str, Case] = {
     "linear_probe": Case({}),
     "state_probe": Case({}),
     "collapse": Case({}),
+    "patches": Case({"tokens": 2}, encoders=two_tokens),
     "few_labels": Case({"labels": 16, "draws": 2, "classical": False}, needs="sklearn"),
     "retrieval": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
     "zero_shot": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),

@@ -20,7 +20,7 @@ from tests.evaluators.clusters import START
 from tests.evaluators.every import CASES, Change, Subject
 
 NAMES = sorted(registry.GROUPS["evaluators"])
-FITTED = ("knn", "linear_probe", "state_probe", "few_labels")
+FITTED = ("knn", "patches", "linear_probe", "state_probe", "few_labels")
 """Those that fit or store something of the train split; the others describe the split alone, and leave no record."""
 
 
