@@ -85,6 +85,10 @@ def train(folder: Path) -> None:
     run.train(made, folder)
 
 
+def test_the_page_calls_the_metrics_of_the_objective_by_its_titles(trained: Path) -> None:
+    assert "entropy of the targets: what the loss cannot fall below" in (trained / "report.html").read_text()
+
+
 def test_a_dinov2_run_goes_on_from_a_checkpoint_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
     train(tmp_path)
     for later in checkpoint.find(RunFolder(tmp_path).checkpoints)[1:]:

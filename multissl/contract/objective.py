@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
@@ -27,6 +28,8 @@ class Objective(Component, nn.Module, ABC):
     """Base of objectives; built with (encoders, streams)."""
 
     group: ClassVar[str] = "objectives"
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """What the report calls its terms and stats, by their name in the record, such as "stats/teacher_kl"."""
     maskings: frozenset[Masking] = frozenset({"none"})
     """What it asks encoders to do with masks, whatever its options are."""
     reads_present: ClassVar[bool] = False

@@ -50,6 +50,16 @@ class DINO(Objective):
     reads_present = True
     maskings = frozenset({"none", "replace"})
 
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "stats/teacher_temperature": "teacher temperature: as it rises, so may the loss",
+            "stats/teacher_entropy": "entropy of the targets: what the loss cannot fall below",
+            "stats/teacher_kl": "loss above that entropy",
+            "stats/ibot_teacher_entropy": "entropy of the token targets",
+            "stats/ibot_teacher_kl": "token loss above that entropy",
+        }
+    )
+
     @dataclass(kw_only=True, slots=True)
     class Config(Objective.Config):
         """Options of the DINO family; the defaults are DINOv2's with fewer prototypes."""
@@ -207,6 +217,10 @@ class DINO(Objective):
             parts = [grouped_koleo(x, cfg.koleo_group, present=present) for x in (first, second)]
             terms["koleo"] = parts[0] + parts[1]
         stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)), present)
+        if cfg.teacher_temperature_steps:
+            stats["teacher_temperature"] = stats["std"].new_full(
+                (), self.temperature.at(progress.step, progress.total)
+            )
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
         return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
 

@@ -24,7 +24,7 @@ class Drawn:
 
     figures: Sequence[Figure] = ()
     titles: Mapping[str, str]
-    """What evaluators call their metrics in the page, by the name in the record."""
+    """What objective and evaluators call their metrics in the page, by the name in the record."""
 
 
 def report(run: Path | str, samples: int = 8) -> Path:
@@ -44,7 +44,7 @@ def draw(model: Model, samples: int = 8) -> Drawn:
         views, _ = readable_views(modality, some, stream, model.device)
         with torch.inference_mode():
             figures += encoder.figures(views)
-    titles, frozen = {}, model.frozen()
+    titles, frozen = dict(objective.titles), model.frozen()
     for name, cfg in recipe.evals.items():
         evaluator = cfg.build()
         figures += evaluator.figures(frozen, modality)

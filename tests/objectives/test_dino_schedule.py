@@ -25,6 +25,17 @@ def test_targets_are_sharpened_by_the_temperature_of_the_step(step: int, tempera
     assert (rising - compute_loss(step, teacher_temperature=0.1)).abs() > 1e-3
 
 
+def test_a_rising_temperature_is_logged_under_a_title_that_says_what_it_does_to_the_loss() -> None:
+    rising = {"teacher_temperature_start": 0.04, "teacher_temperature": 0.07, "teacher_temperature_steps": 3}
+    encoders, objective = build(**rising)
+    stats = [objective(encoders, batch_of(4, 2), Progress(step=s, total=10)).stats for s in (0, 1, 5)]
+    assert [each["teacher_temperature"].item() for each in stats] == pytest.approx([0.04, 0.055, 0.07])
+    assert "as it rises, so may the loss" in objective.titles["stats/teacher_temperature"]
+    assert {name.removeprefix("stats/") for name in objective.titles} <= stats[0].keys()
+    encoders, objective = build()
+    assert "teacher_temperature" not in objective(encoders, batch_of(4, 2), Progress(step=0, total=10)).stats
+
+
 @pytest.mark.parametrize("frozen", [0, 1, 3])
 def test_prototypes_rest_for_exactly_the_steps_asked_for(frozen: int) -> None:
     encoders, objective = build(freeze_last_layer=frozen)
