@@ -13,7 +13,7 @@ VIDEOS, SOUNDS, TEXTS = 4, 16, 3000
 
 
 def make_videos(folder: Path) -> None:
-    """A window moved over a large picture of squares, 25 frames a second."""
+    """A window moved over a large picture of squares, 25 frames per second."""
     av = require("av")
 
     squares = (

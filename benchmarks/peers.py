@@ -59,7 +59,7 @@ def recipe(objective: str, data: str, steps: int, seed: int) -> Any:
 
 
 def ours(objective: str, data: str, steps: int, seed: int, out: Path) -> None:
-    """A run of our side on each rank: prints seconds and samples a second of the loop, as the peer counts them."""
+    """A run of our side on each rank: prints seconds and samples per second of the loop, as the peer counts them."""
     from safetensors.torch import save_file
 
     from multissl import build as building

@@ -112,7 +112,7 @@ class BYOL(nn.Module):
 
 
 def main() -> None:
-    """Train for some steps, save the encoder, print samples a second."""
+    """Train for some steps, save the encoder, print samples per second."""
     objective, path, steps, seed, out = sys.argv[1:6]
     torch.manual_seed(int(seed))
     last = int(steps)

@@ -9,7 +9,7 @@
 split, every tenth passage of the rest the validation split. Measured: nats of a hidden word beside counts of its
 neighbors; with `--few`, accuracy of a linear model on 100 labels over 20 paired draws, beside the untrained encoder's,
 and with all labels beside TF-IDF. `characters`: next-token prediction on the first nine tenths of a text, the rest is
-the test split; bits a character beside counts of six characters. Without `--split test` the test texts are not read.
+the test split; bits per character beside counts of six characters. Without `--split test` the test texts are not read.
 Files go to runs/text_quality; a run that is there is not repeated.
 """
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     from multissl.evaluators.few_labels import FewLabels
-    from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
+    from multissl.evaluators.hidden_text import BitsPerCharacter, MaskedWord
     from multissl.evaluators.linear_probe import LinearProbe
 
     if args.part == "words":

@@ -29,7 +29,7 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
         provided = modality.provides(stream)
         for need in (n for n, wanted in needs.items() if wanted and n not in provided):
             raise ValueError(
-                f"{objective} asks {named} for {need} views, which it does not offer: {_way_out(need)}"
+                f"{objective} asks {named} for {need} views, which it does not provide: {_way_out(need)}"
             )
         encoder = recipe.encoders[stream]
         maskings = encoder.maskings_for(specs[stream])

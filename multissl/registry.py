@@ -80,8 +80,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "few_labels": "multissl.evaluators.few_labels:FewLabels",
         "retrieval": "multissl.evaluators.retrieval:Retrieval",
         "zero_shot": "multissl.evaluators.zero_shot:ZeroShot",
-        "masked_word": "multissl.evaluators.held_out:MaskedWord",
-        "bits_per_character": "multissl.evaluators.held_out:BitsPerCharacter",
+        "masked_word": "multissl.evaluators.hidden_text:MaskedWord",
+        "bits_per_character": "multissl.evaluators.hidden_text:BitsPerCharacter",
         "recording_probe": "multissl.evaluators.recording_probe:RecordingProbe",
     },
     "layers": {

@@ -85,11 +85,14 @@ REASONS: dict[tuple[str, str], str] = {
         for o in names.split()
     },
     **{(m, "cav_mae"): "cav_mae joins streams" for m in LONE},
-    ("paired", "cav_mae"): "for drop views, which it does not offer: its rows hide unequal numbers of tokens",
+    (
+        "paired",
+        "cav_mae",
+    ): "for drop views, which it does not provide: its rows hide unequal numbers of tokens",
     ("paired", "moco"): "moco with one direction would train only the encoder of image",
     ("paired", "vicregl"): "vicregl matches places within one stream",
     ("text", "infilling"): "this stream takes nothing out: set modality.infill",
-    ("tabular", "vicregl"): "for coords views, which it does not offer",
+    ("tabular", "vicregl"): "for coords views, which it does not provide",
 }
 """Pairs without a meaning, and the words in which `check` or the objective must refuse them."""
 EXPERIMENTAL: dict[str, str] = {
@@ -264,6 +267,6 @@ def weights(module: nn.Module) -> torch.Tensor:
 def test_a_pair_without_meaning_is_refused_in_a_sentence() -> None:
     recipe = toy_recipe(toys.Symbols.Config(), toys.ManyMasks.Config())
     assert meaningful(recipe) == (
-        "ManyMasks asks Symbols for mask views, which it does not offer: "
+        "ManyMasks asks Symbols for mask views, which it does not provide: "
         "switch its masked part off or take another objective"
     )

@@ -11,7 +11,7 @@ from multissl.configs.shared.common import small_dino, watched
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.optim.adamw import AdamW
-from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
+from multissl.evaluators.hidden_text import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
 from multissl.layers.heads import MLPHead
 from multissl.layers.positions import Position

@@ -70,7 +70,7 @@ class Running:
     """Ids that a first token may be."""
     characters: int
     baseline: float
-    """Bits a character of counts of the characters before it, in the training documents."""
+    """What a model that counts the characters before each, in the training documents, costs in bits per character."""
 
 
 class HasText(Modality):

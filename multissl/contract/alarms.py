@@ -1,7 +1,7 @@
-"""What goes wrong in training, read from the logged figures: pure functions of a history, without labels.
+"""What goes wrong in training, read from the logged metrics: pure functions of a history, without labels.
 
 A history is what `Objective.alarm` is given: the means of each log window, oldest first. Every function looks at a
-trend and never at one value: a figure must have been bad for several windows and `STEPS` steps in a row and must not
+trend and never at one value: a metric must have been bad for several windows and `STEPS` steps in a row and must not
 be on its way back, as embeddings of an untrained encoder lie close together, a slow teacher (momentum near 1) takes
 hundreds of steps to follow, and healthy runs touch most limits for a moment.
 """
@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 History = Sequence[Mapping[str, float]]
 WINDOWS, STEPS = 4, 60
-"""A figure is bad once it was so for this many log windows and steps."""
+"""A metric is bad once it was so for this many log windows and steps."""
 PATIENT = 200
 """Steps before a loss at its constant value means anything."""
 POINT = 0.2
-"""Spread of unit vectors (`embedding_std`) below which they count as one point; the whole sphere has 1."""
+"""Deviation of unit vectors (`embedding_std`) below which they count as one point; the whole sphere has 1."""
 
 
 def lately(history: History, name: str) -> list[float]:
-    """The last values of a figure, over at least `WINDOWS` windows and `STEPS` steps; empty where there are fewer."""
+    """Return the last values of a metric over `WINDOWS` windows and `STEPS` steps or more, or none."""
     found: list[float] = []
     for entry in reversed(history):
         if name in entry:
@@ -32,13 +32,13 @@ def lately(history: History, name: str) -> list[float]:
 
 
 def lasting(history: History, name: str, bad: Callable[[float], bool]) -> float | None:
-    """The last value of a figure where all its latest values were bad, else None."""
+    """Return the last value of a metric whose latest values were all bad, else None."""
     values = lately(history, name)
     return values[-1] if values and all(math.isfinite(v) and bad(v) for v in values) else None
 
 
 def one_point(history: History, name: str = "stats/std", limit: float = POINT) -> float | None:
-    """The spread of embeddings that lie in one point and do not move apart again; None where they do not.
+    """Return the deviation of embeddings that lie in one point and do not move apart again, else None.
 
     Below a third of the limit a slow rise is no recovery.
     """
@@ -50,7 +50,7 @@ def one_point(history: History, name: str = "stats/std", limit: float = POINT) -
 
 
 def no_choice(history: History, prototypes: int, prefix: str = "stats/teacher") -> float | None:
-    """The teacher's entropy over log K where its targets are uniform and the student has nothing to learn from them.
+    """Return the teacher's entropy over log K where its targets are uniform and teach the student nothing, else None.
 
     Healthy targets touch .97 log K; only with a vanishing divergence from the student are they empty.
     """
@@ -60,7 +60,7 @@ def no_choice(history: History, prototypes: int, prefix: str = "stats/teacher") 
 
 
 def one_prototype(history: History, name: str = "stats/prototype_use", limit: float = 0.04) -> float | None:
-    """The share of prototypes in use where a few take every sample; None where they do not.
+    """Return the share of prototypes in use where a few take every sample, else None.
 
     Without centering the divergence from the student stays large, so it is no sign.
     """
@@ -70,7 +70,7 @@ def one_prototype(history: History, name: str = "stats/prototype_use", limit: fl
 
 
 def stalled(history: History, share: float = 0.002) -> float | None:
-    """The value of a loss that stays at what a constant output costs (`stats/constant`); None where it does not.
+    """Return the value of a loss that stays at what a constant output costs (`stats/constant`), else None.
 
     Early in a run that is no sign: a warm-up begins with no learning rate at all.
     """
@@ -85,7 +85,7 @@ def stalled(history: History, share: float = 0.002) -> float | None:
 
 
 def common_alarm(objective: str, history: History) -> str | None:
-    """The sentence for embeddings in one point or a loss that never left its constant value, or None."""
+    """Return the sentence for embeddings in one point or a loss that never left its constant value, else None."""
     if (
         said := point_alarm(objective, history, "lower optim.lr, or warm up longer (optim.warmup)")
     ) is not None:
@@ -98,7 +98,7 @@ def common_alarm(objective: str, history: History) -> str | None:
 
 
 def point_alarm(objective: str, history: History, way_out: str, **guards: bool) -> str | None:
-    """The sentence for embeddings in one point, or None; `guards` are options that prevent it where they are True."""
+    """Return the sentence for embeddings in one point, else None; `guards` are options that prevent it where True."""
     std = one_point(history)
     off = "".join(
         f"objective.{n}=False removes what prevents it, set it to True" for n, on in guards.items() if not on

@@ -126,17 +126,17 @@ class Views:
 
     @property
     def mask(self) -> Mask | None:
-        """The first mask, or None."""
+        """Return the first mask, or None where there is none."""
         return self.masks[0] if self.masks else None
 
     @property
     def batch(self) -> int:
-        """B, the number of samples."""
+        """Return the number of samples, B."""
         return len(self.x) // self.num_views
 
     @property
     def present_rows(self) -> Tensor | None:
-        """Which rows exist, bool [R]; None: all."""
+        """Return which rows exist, bool [R]; None where all do."""
         return None if self.present is None else self.present.repeat(self.num_views)
 
     def real_tokens(self, count: int) -> Tensor | None:

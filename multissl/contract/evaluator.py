@@ -150,7 +150,7 @@ class Evaluator(Component, ABC):
 
     @property
     def measures_student(self) -> bool:
-        """Whether the student is measured too, where a teacher is what the run exports."""
+        """Return whether the student is measured too, where a teacher is what the run exports."""
         return False
 
     @abstractmethod

@@ -71,7 +71,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Full passes over the data so far."""
+        """Return how many full passes over the data were made so far."""
         return int(self.step / self.epoch_steps)
 
 

@@ -94,7 +94,7 @@ class Modality(Component, ABC):
 
     @property
     def whole_option(self) -> str:
-        """The option by which only samples that have every stream are read; empty: there is none."""
+        """Return the option by which only samples that have every stream are read, or "" where there is none."""
         return ""
 
     def provides(self, stream: str) -> frozenset[Need]:
@@ -103,7 +103,7 @@ class Modality(Component, ABC):
 
     @property
     def mixing_option(self) -> str:
-        """The option by which a view takes something of another training sample, where it is on; empty: none is."""
+        """Return the option, if on, by which a view takes something of another training sample; "" where none is."""
         return ""
 
     @abstractmethod

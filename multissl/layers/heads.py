@@ -172,7 +172,7 @@ class PrototypeHead(Component, nn.Module):
         """Options of a prototype head."""
 
         prototypes: int = 4096
-        """K; 1 to 4 thousand for small batches, 65,536 and more from a thousand samples a step."""
+        """K; 1 to 4 thousand for small batches, 65,536 and more from a thousand samples per step."""
         bottleneck: int = 256
         """Channels between the layers and the prototypes, 1 or more."""
         hidden: int = 2048

@@ -28,7 +28,7 @@ def cross_correlation(
         here = a.new_ones(len(a), 1) if present is None else present.to(a.dtype)[:, None]  # [B, 1]
         count = sum_ranks(here.sum())
         if present is None and count < 2:
-            raise ValueError("barlow needs 2 or more samples a step, got 1: raise batch_size")
+            raise ValueError("barlow needs 2 or more samples per step, got 1: raise batch_size")
         count = count.clamp(min=1)
         mine = here.sum().clamp(min=1) if own_statistics else count
         unit = [standardize(x, here, mine, own_statistics) for x in (a, b)]

@@ -3,7 +3,7 @@
 Sablayrolles et al., ICLR 2019, arXiv 1806.03198; as in DINOv2 (Oquab et al. 2023, arXiv 2304.07193): the negative mean
 log distance to the nearest other unit vector. Neighbors are searched in fixed groups of G samples by their number in
 the global batch, so the loss does not depend on the number of ranks; with G = the batch of a GPU it is DINOv2's.
-Shapes: B rows on this rank, W ranks, G rows a group, D width.  State: none.
+Shapes: B rows on this rank, W ranks, G rows per group, D width.  State: none.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def masked_lse(s: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(s: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
-    """Share of the anchors with a positive whose highest score is one."""
+    """Return the fraction of anchors whose top-scoring candidate is a positive, of those that have one."""
     return found_share(hits(s, pos, neg), pos)
 
 

@@ -51,7 +51,7 @@ def moments(z: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
     everyone = torch.stack([gather(view) for view in z])  # [V, W*B, P]
     rows = everyone.shape[1]
     if rows < 2:
-        raise ValueError("vicreg needs 2 or more samples a step, got 1: raise batch_size")
+        raise ValueError("vicreg needs 2 or more samples per step, got 1: raise batch_size")
     if present is None:
         count = torch.full((len(z), 1), rows, dtype=z.dtype, device=z.device)
         centered = everyone - everyone.mean(1, keepdim=True)

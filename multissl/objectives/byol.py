@@ -184,5 +184,5 @@ class BYOL(Objective):
         return [ParamRule(of=self.predictors, constant=True)] if self.cfg.constant_predictor_lr else []
 
     def shard_units(self) -> list[nn.Module]:
-        """The teacher's blocks; heads are small and called once a view."""
+        """The teacher's blocks; heads are small and called once per view."""
         return [] if self.teacher is None else self.teacher.encoders.shard_units()

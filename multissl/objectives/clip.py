@@ -82,7 +82,7 @@ class CLIP(Objective):
         """The loss of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [S, B, P]
         if z.shape[1] * world() < 2:
-            raise ValueError("clip needs 2 or more samples a step, got 1: raise batch_size")
+            raise ValueError("clip needs 2 or more samples per step, got 1: raise batch_size")
         temperature = self.scale() if self.scale else z.new_tensor([self.cfg.temperature])
         present = presence(batch)  # [S, B]
         loss, stats = clip_loss(z, relations_of(batch), temperature, present)

@@ -71,7 +71,7 @@ def head(
 ) -> Tensor:
     """A head on the rows x [V*B, D] of V views: [V, B, P] in fp32, or wider.
 
-    `apart` calls it once a view, so that batch norm takes each view's own statistics (VICReg, BYOL, MoCo v3);
+    `apart` calls it once per view, so that batch norm takes each view's own statistics (VICReg, BYOL, MoCo v3);
     otherwise they span all views (SimCLR, SwAV). Rows outside `keep` (bool [V*B]) have no part in them.
     """
     calls = num_views if apart else 1

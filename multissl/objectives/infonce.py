@@ -100,7 +100,7 @@ class InfoNCE(Objective):
         """The losses of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [V, B, P]
         if z.shape[1] * world() < 2:
-            raise ValueError("infonce needs 2 or more samples a step, got 1: raise batch_size")
+            raise ValueError("infonce needs 2 or more samples per step, got 1: raise batch_size")
         cfg, temperature = self.cfg, self.scale() if self.scale else self.cfg.temperature
         present = presence(batch)  # [V, B]
         terms, stats = infonce_terms(

@@ -110,7 +110,7 @@ class MoCo(Objective):
         """The loss of this rank's rows."""
         cfg, relation, flags, ids = self.cfg, relations_of(batch), presence(batch), ids_of(batch)
         if len(ids) * world() < 2 and not self.queues:
-            raise ValueError("moco without a queue needs 2 or more samples a step, got 1: raise batch_size")
+            raise ValueError("moco without a queue needs 2 or more samples per step, got 1: raise batch_size")
         views = [one for v in batch for one in one_by_one(v)]
         asking = list(range(len(views)))[: None if cfg.symmetric else 1]
         asked = list(range(len(views))) if cfg.symmetric else [1]

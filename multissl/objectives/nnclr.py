@@ -96,7 +96,7 @@ class NNCLR(Objective):
             raise ValueError("nnclr cannot queue streams that samples lack: use clip, or moco with queue=0")
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
         if z.shape[1] * world() < 2:
-            raise ValueError("nnclr needs 2 or more samples a step, got 1: raise batch_size")
+            raise ValueError("nnclr needs 2 or more samples per step, got 1: raise batch_size")
         streams = [v.stream for v in batch for _ in range(v.num_views)]
         p = predict(self.predictors, streams, z)  # [V, B, P]
         found, hits = [], []

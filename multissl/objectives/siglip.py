@@ -82,7 +82,7 @@ class SigLIP(Objective):
         """The loss of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [S, B, P]
         if z.shape[1] * world() < 2:
-            raise ValueError("siglip needs 2 or more samples a step, got 1: raise batch_size")
+            raise ValueError("siglip needs 2 or more samples per step, got 1: raise batch_size")
         scale, bias = 1 / self.scale(), self.bias()
         relation, flags = relations_of(batch), presence(batch)
         found = [

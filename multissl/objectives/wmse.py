@@ -7,7 +7,7 @@ the views of a sample, the mean over pairs of views and over `draws` ways of gro
 official code the gradient flows through the whitening of both views; solo-learn stops it at the second one. The heads
 see all views at once, as there. Groups are drawn from the step by the number of a sample in the global batch, so the
 loss does not depend on the number of ranks.
-Shapes: V views, B samples on this rank, W ranks, G samples a group, P projector width.  State: projectors.
+Shapes: V views, B samples on this rank, W ranks, G samples per group, P projector width.  State: projectors.
 Collectives: a gather of all views, with gradient; every rank takes the loss of the whole batch.
 """
 

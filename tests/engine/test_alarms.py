@@ -214,6 +214,6 @@ def test_the_same_run_without_the_mistake_raises_no_alarm(name: str, tmp_path: P
 
 @pytest.mark.slow
 def test_the_recipe_of_the_demo_raises_no_alarm(tmp_path: Path) -> None:
-    # Plain DINO on 32 samples a step collapses by itself, so its healthy run is the one that is shipped.
+    # Plain DINO on 32 samples per step collapses by itself, so its healthy run is the one that is shipped.
     run.train(dino.default().replace(steps=500, evals={}, loggers={}), tmp_path)
     assert not alarms(tmp_path)

@@ -375,7 +375,7 @@ def ids_of(batch: Batch) -> Tensor:
 
 
 def test_every_sample_is_seen_once_an_epoch_in_another_order(tmp_path: Path) -> None:
-    run.train(made(steps=12), tmp_path)  # 96 samples, 6 steps an epoch
+    run.train(made(steps=12), tmp_path)  # 96 samples, 6 steps per epoch
     ids = [ids_of(batch) for batch in SEEN]
     assert all(len(i) == BATCH for i in ids)
     first, second = torch.cat(ids[:6]).tolist(), torch.cat(ids[6:]).tolist()

@@ -121,7 +121,7 @@ def test_a_lone_stream_and_a_batch_of_one_are_refused() -> None:
     with pytest.raises(ValueError, match="clip compares streams with each other, got only a: use infonce"):
         build(SMALL)
     encoders, objective = build(SMALL, "ab")
-    with pytest.raises(ValueError, match="2 or more samples a step, got 1: raise batch_size"):
+    with pytest.raises(ValueError, match="2 or more samples per step, got 1: raise batch_size"):
         objective(encoders, batch_of(1, "ab"), START)
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
 def test_a_batch_of_one_is_refused() -> None:
     plain = MLPHead.Config(hidden=8, out=5, layers=2, norm="none")
     encoders, objective = build(InfoNCE.Config(projector=plain))
-    with pytest.raises(ValueError, match="2 or more samples a step, got 1: raise batch_size"):
+    with pytest.raises(ValueError, match="2 or more samples per step, got 1: raise batch_size"):
         objective(encoders, batch_of(1), START)
 
 

@@ -158,7 +158,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"objective\.queue=4: smaller than the 8 keys of a step"):
         objective(encoders, batch_of(8), START)
     encoders, objective = build(V3)
-    with pytest.raises(ValueError, match="2 or more samples a step, got 1"):
+    with pytest.raises(ValueError, match="2 or more samples per step, got 1"):
         objective(encoders, batch_of(1), START)
     with pytest.raises(ValueError, match=r"only the encoder of a: set objective\.symmetric=True"):
         build(V2, "ab")

@@ -107,7 +107,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         objective(encoders, batch_of(4, "ab", present=torch.ones(4).bool()), START)
     plain = HEAD.replace(norm="none", last_norm=False)
     encoders, objective = build(SMALL.replace(projector=plain, predictor=plain))
-    with pytest.raises(ValueError, match="2 or more samples a step, got 1"):
+    with pytest.raises(ValueError, match="2 or more samples per step, got 1"):
         objective(encoders, batch_of(1), START)
 
 

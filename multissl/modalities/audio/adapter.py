@@ -74,7 +74,7 @@ class Audio(HasRecordings):
         hold_out: str = ""
         """The group that is the validation split, all others being trained on."""
         rate: int = 16_000
-        """Samples a second, 100 to 10,000,000; files of other rates are resampled."""
+        """Samples per second, 100 to 10,000,000; files of other rates are resampled."""
         mels: int = 128
         """Mel bands of a spectrogram."""
         frames: int = 1024

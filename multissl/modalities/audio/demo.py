@@ -42,7 +42,7 @@ def gesture(kind: str, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarr
         step = note + (note * _sin(turn) * 3 >> 14) // 25  # 12 %, two semitones
     elif kind == "tremolo":
         loud = ONE // 2 + (_sin(turn) * 7 >> 4)
-    elif kind in ("rise", "fall"):  # over an octave and back again at once, 0.9 to 1.8 times a second
+    elif kind in ("rise", "fall"):  # over an octave and back again at once, 0.9 to 1.8 times per second
         saw = (_T * (speed * 22 // 100) + rng.randint(0, TURN)) % TURN
         saw = saw if kind == "rise" else TURN - 1 - saw
         step = (note * 7 // 10) + (note * 7 // 10 * saw >> 24)

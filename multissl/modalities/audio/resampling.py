@@ -21,7 +21,7 @@ from torch import Tensor
 from multissl import registry
 
 SLOWEST, FASTEST = 100, 10_000_000
-"""Samples a second that the header of a recording is believed to mean."""
+"""Samples per second that the header of a recording is believed to mean."""
 LOBES, ROLLOFF = 6, 0.99
 """Half the zero crossings of the sinc, and its cut-off in shares of the lower Nyquist frequency: torchaudio's."""
 BLOCK = 1 << 20
@@ -29,10 +29,10 @@ BLOCK = 1 << 20
 
 
 def check_rate(native: int) -> None:
-    """Raise a ValueError where no recording has so many samples a second."""
+    """Raise a ValueError where no recording has so many samples per second."""
     if not SLOWEST <= native <= FASTEST:
         raise ValueError(
-            f"its header says {native:,} samples a second: want {SLOWEST} to {FASTEST:,}; write the rate at which it"
+            f"its header says {native:,} samples per second: want {SLOWEST} to {FASTEST:,}; write the rate at which it"
             " was recorded into the header"
         )
 

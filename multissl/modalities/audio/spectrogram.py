@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = float(torch.finfo(torch.float32).eps)
-FLOOR = math.log(EPSILON)
+SILENCE = math.log(EPSILON)
 """The logarithm of digital silence, -15.94: what padding holds."""
 EMPHASIS = 0.97
 

@@ -86,7 +86,7 @@ def spectrograms(
 
 def silence(dynamics: float) -> float:
     """What padding holds before it is normalized."""
-    return -dynamics * math.log(10) / 10 if dynamics else ops.FLOOR
+    return -dynamics * math.log(10) / 10 if dynamics else ops.SILENCE
 
 
 def _sound(cfg: Any, wave: Tensor, real: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

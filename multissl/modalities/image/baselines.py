@@ -3,7 +3,7 @@
 Dalal and Triggs, CVPR 2005 (9 unsigned orientations, blocks of 2x2 cells, L2-Hys), beside the square root of
 a 64-bin RGB histogram. Cells are an eighth of the side, at 32 px 4 px; larger images are averaged down to 96
 px first.
-Shapes: R rows, C channels, S pixels a side.  State: none.
+Shapes: R rows, C channels, S pixels per side.  State: none.
 """
 
 from __future__ import annotations

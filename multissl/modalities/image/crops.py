@@ -2,7 +2,7 @@
 
 Resizing is bicubic with antialias on uint8, equal to Pillow's up to rounding; a box is cut out before it is
 resized.
-Shapes: R rows, C channels, H, W pixels, S pixels a side, N patches, T = C*p*p floats of a patch.  State:
+Shapes: R rows, C channels, H, W pixels, S pixels per side, N patches, T = C*p*p floats of a patch.  State:
 none.
 """
 

@@ -121,7 +121,7 @@ def _frame(rng: np.random.RandomState, x: Pixels, y: Pixels, n: int) -> _Frame:
 
 
 def _over(image: np.ndarray, color: np.ndarray, cover: Pixels) -> np.ndarray:
-    """Lays one color [n, 3] over the images [n, h, w, 3]; cover runs from 0 (none) to 256 (all)."""
+    """Return one color [n, 3] laid over the images [n, h, w, 3]; cover runs from 0 (none) to 256 (all)."""
     return image + ((color[:, None, None] - image) * cover[..., None] >> 8)
 
 

@@ -1,6 +1,6 @@
 """The picture of a batch of image views for the report: one line per sample, hidden patches grayed.
 
-Shapes: B samples, V views, C channels, S pixels a side.  State: none.
+Shapes: B samples, V views, C channels, S pixels per side.  State: none.
 """
 
 from __future__ import annotations

@@ -54,14 +54,14 @@ def load(sample: Sample, channels: int) -> Tensor:
     return image.float() / 257 if image.dtype == torch.uint16 else image
 
 
-_told: set[str] = set()
+_said: set[str] = set()
 
 
 def say_once(kind: str, text: str) -> None:
     """Log a text about the first image of a kind (very small, very large, long) in a process and no later one."""
-    if kind not in _told:
+    if kind not in _said:
         log.warning("%s (said once for images of this kind)", text)
-    _told.add(kind)
+    _said.add(kind)
 
 
 def decode(data: Any, channels: int) -> Tensor:

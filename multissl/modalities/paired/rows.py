@@ -1,6 +1,6 @@
 """Pairs by row: rows of one or several sources, what is equal among them numbered, split, and mixed.
 
-They are listed once a process and read by position, so that any step of a run can be drawn again.
+They are listed once per process and read by position, so that any step of a run can be drawn again.
 Shapes: n rows of a source.  State: none but what was read.
 """
 

@@ -40,7 +40,7 @@ from multissl.random import RowRandom
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
          "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
-FLOOR = 21
+BASELINE_SIDE = 21
 """Side to which frames are averaged for the raw baseline."""
 
 
@@ -330,7 +330,7 @@ class RL(HasStates):
         """Pixels of the whole stack, averaged down."""
         return {
             "raw": lambda views: F.adaptive_avg_pool2d(
-                views.x.float(), min(views.x.shape[-1], FLOOR)
+                views.x.float(), min(views.x.shape[-1], BASELINE_SIDE)
             ).flatten(1)
         }
 

@@ -2,7 +2,7 @@
 
 The built-in game is synthetic and needs no extra: a ball flies between a paddle that follows it and one that the
 actions move (stay, up, down), seen through noise that hides it from classical features. Its background can be drawn
-anew every step (`noise`), once an episode (`fixed`: the trap in which what never changes is easier to agree on than
+anew every step (`noise`), once per episode (`fixed`: the trap in which what never changes is easier to agree on than
 what moves, Sobal et al. 2022, arXiv 2211.10831), or left out (`plain`).
 Every episode depends on (seed, its number) alone. Actions are uniform and kept for some steps.
 Shapes: E episodes, T steps of an episode, S = E*T frames of H*W pixels, n values of a state.  State: none.

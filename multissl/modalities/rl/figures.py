@@ -1,6 +1,6 @@
 """The picture of a batch of stacks for the report: one line per sample, frames in order, the actions between views.
 
-Shapes: R rows, V views, b samples shown, k frames of a stack, S pixels a side, h steps between views, A choices.
+Shapes: R rows, V views, b samples shown, k frames of a stack, S pixels per side, h steps between views, A choices.
 State: none.
 """
 

@@ -51,7 +51,7 @@ def cell_panel(
     )
     caption += "views: pale cells are as they were, red ones were replaced, dark ones are hidden. "
     if truth is not None:
-        caption += _told(shown, truth)
+        caption += _share_changed(shown, truth)
     least, usual = min(rates, key=lambda name: rates[name]), np.mean([*rates.values()])
     caption += (
         f"A cell drawn anew ({by}) often gets the value it had: {usual:.0%} of them change, "
@@ -114,8 +114,8 @@ def _page(rows: _Rows, columns: Sequence[Column]) -> Image.Image:
     return page
 
 
-def _told(shown: Views, truth: Tensor) -> str:
-    """How many of the cells that are seen differ from their row's."""
+def _share_changed(shown: Views, truth: Tensor) -> str:
+    """Return a sentence about how many of the cells that are seen differ from their row's."""
     changed = (shown.x.detach() != truth.detach()[: shown.batch].repeat(shown.num_views, 1)).float()
     share = changed.mean() if shown.valid is None else changed[shown.valid].mean()
     return f"{share.item():.0%} of the cells seen differ from their row's. "

@@ -134,7 +134,7 @@ class Neighbors:
 
 
 def characters(train: Iterable[str], asked: Iterable[str], order: int = ORDER) -> float:
-    """Bits a character of `asked` under the counts of runs of up to `order` characters of `train`."""
+    """Bits per character of `asked` under the counts of runs of up to `order` characters of `train`."""
     runs: Counter[str] = Counter()
     for text in train:
         for length in range(1, order + 1):

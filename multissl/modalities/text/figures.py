@@ -1,4 +1,4 @@
-"""Pictures of text for the report: the words a view shows, with those hidden from the encoder struck.
+"""Pictures of text for the report: the words that a view shows, with those hidden from the encoder struck.
 
 Shapes: R rows, L tokens.  State: none.
 """

@@ -5,7 +5,7 @@ al. 2024, arXiv 2404.08471), pairs of clips those of Feichtenhofer et al. (CVPR 
 clips SVT's (Ranasinghe et al., CVPR 2022, arXiv 2112.01514). The worker decodes the frames that any view needs, once,
 and cuts uint8 clips; flip, colors and normalization run on the device, with one draw per clip. Clips are not mirrored
 unless that is asked for: a mirrored motion is another motion. The audio track is not read.
-Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, T frames, S pixels a side, N tokens in the
+Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, T frames, S pixels per side, N tokens in the
 order time, row, column, D = 3*t*p*p values of a tubelet, color fastest.  State: means and deviations of the colors.
 """
 
@@ -95,7 +95,7 @@ class Video(Modality):
         ratio: tuple[float, float] = (3 / 4, 4 / 3)
         """Range of a crop's width over height, drawn log-uniformly."""
         flip: float = 0.0
-        """Probability, as for jitter, grayscale and solarize; drawn once a clip, like every color."""
+        """Probability, as for jitter, grayscale and solarize; drawn once per clip, like every color."""
         jitter: float = 0.8
         """Probability of changing brightness, contrast, saturation and hue, 0 to 1."""
         brightness: float = 0.4
@@ -213,7 +213,7 @@ class Video(Modality):
         return self._sources[split]
 
     def _shape(self, role: Role) -> tuple[int, int]:
-        """Frames and pixels a side of a role's clips."""
+        """Frames and pixels per side of a role's clips."""
         cfg = self.cfg
         if role != "local":
             return cfg.frames, cfg.size

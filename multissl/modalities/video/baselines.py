@@ -2,7 +2,7 @@
 
 Movement is the least-squares flow of a patch (Lucas and Kanade 1981): the shift that best explains how brightness
 changes from frame to frame, given its slopes. It is reported, a run need not beat it: it is made for motion.
-Shapes: R rows, C channels, T frames, S pixels a side.  State: none.
+Shapes: R rows, C channels, T frames, S pixels per side.  State: none.
 """
 
 from __future__ import annotations

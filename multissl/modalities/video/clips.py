@@ -2,8 +2,8 @@
 
 Frames are spread by a stride in frames (VideoMAE, arXiv 2203.12602) or over seconds of the video's own clock; a clip
 longer than its video stands still on the last frame, it never wraps around. The crop stays the same over a clip.
-Shapes: R rows, C channels, T frames, H, W pixels, S pixels a side, N tubelets, slots of time, then rows, then columns.
-State: none.
+Shapes: R rows, C channels, T frames, H, W pixels, S pixels per side, N tubelets:
+slots of time, then rows, then columns.  State: none.
 """
 
 from __future__ import annotations

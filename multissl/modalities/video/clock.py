@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RATE = 25.0
-"""Frames a second of what has no clock of its own: folders of frames, arrays, files that name no rate."""
+"""Frames per second of what has no clock of its own: folders of frames, arrays, files that name no rate."""
 SLOWEST, FASTEST = 0.1, 1000.0
-"""Frames a second that are believed: of a file's rate, and at most of its clock."""
+"""Frames per second that are believed: of a file's rate, and at most of its clock."""
 PAUSE, GAPS = 3600.0, 100
 """The longest time between frames that is believed: seconds, or so many times the usual where that is more."""
 LOST = 0.1
@@ -79,7 +79,7 @@ def _rate(stream: Any) -> float:
 def _believed(packets: Sequence[int | None], base: float, rate: float, indexed: bool) -> np.ndarray | None:
     """Return ascending stamps of the frames, or None where those of the packets cannot be believed.
 
-    packets: stamps in the order of decoding, None where one is missing; base: seconds of a tick; rate: frames a second.
+    packets: stamps in the order of decoding, None where missing; base: seconds of a tick; rate: frames per second.
     """
     given = np.array([p for p in packets if p is not None], dtype=np.int64)
     stamps = np.unique(given)

@@ -8,7 +8,7 @@ the class, and neither do colors or textures.
 
 Only a frozen random stream and integer arithmetic are used: the bytes are the same on every machine. A test holds their
 hash.
-Shapes: T frames, S pixels a side.  State: the shots drawn so far.
+Shapes: T frames, S pixels per side.  State: the shots drawn so far.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from multissl.modalities.video.clips import Clip
 CLASSES = ("left", "right", "up", "down", "in", "out", "turn left", "turn right")
 SHOTS, LENGTH, SIZE = 3, 8, 32
 RATE = 8.0
-"""Frames a second, for spans that are given in seconds."""
+"""Frames per second, for spans that are given in seconds."""
 WAVES, DISCS = 4, 2
 DARKEST = 90
 """Of 256: how bright the darkest frames are."""
@@ -112,7 +112,7 @@ def _moved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the surface is looked at, [T, S, S] each; t [T, 1, 1] in frames from the middle of the shot."""
     half = (2 * t).astype(np.int64)  # half frames: whole numbers
-    if kind < 4:  # a pan of 0.8 to 2 pixels a frame
+    if kind < 4:  # a pan of 0.8 to 2 pixels per frame
         way = half * (STEP * 8 + STEP * 12 * speed // 1024) // 20 * (-1 if kind % 2 else 1)
         return (x + way, y + 0 * way) if kind < 2 else (x + 0 * way, y + way)
     pace = half * (40 + 60 * speed // 1024) // 2 * (-1 if kind % 2 else 1)

@@ -1,6 +1,6 @@
-"""The picture of a batch of clips for the report: a strip of frames a view, hidden tubes grayed.
+"""The picture of a batch of clips for the report: a strip of frames for each view, hidden tubes grayed.
 
-Shapes: B samples, V views, R = V*B rows, C channels, T frames, S pixels a side.  State: none.
+Shapes: B samples, V views, R = V*B rows, C channels, T frames, S pixels per side.  State: none.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class Folder(Clip):
         for i in index:
             pixels = decode(Path(self.paths[i]).read_bytes(), 3)
             if pixels.dtype != torch.uint8:
-                raise ValueError(f"{os.path.basename(self.paths[i])} has 16 bits a color: want 8")
+                raise ValueError(f"{os.path.basename(self.paths[i])} has 16 bits per color: want 8")
             if frames and pixels.shape[1:] != frames[0].shape[:2]:
                 raise ValueError(
                     f"{os.path.basename(self.paths[i])} has another size than the frames before it"

@@ -250,7 +250,7 @@ def test_padding_is_marked_holds_the_floor_and_is_never_counted_as_hidden() -> N
     modality = small(gain=0.0, noise=1.0, time_mask=0.0, frequency_mask=0.0)
     clean, large, _ = run(modality, noises(SHORT))
     pad = modality.state()["pad"]
-    assert pad == pytest.approx((ops.FLOOR + 7.0) / 8.0)
+    assert pad == pytest.approx((ops.SILENCE + 7.0) / 8.0)
     assert clean.valid is not None
     assert clean.valid.unflatten(1, (4, 4))[:, :, 0].sum(1).tolist() == [4, 1, 2, 1]
     real = ops.num_frames(2000, RATE)
@@ -327,8 +327,8 @@ def test_filter_banks_are_kaldi_s() -> None:
 def test_frames_are_counted_as_published() -> None:
     assert [ops.num_frames(int(s * RATE), RATE) for s in (0.02, 1, 5, 10, 10.24)] == [0, 98, 498, 998, 1022]
     assert ops.num_samples(98, RATE) == RATE - 80
-    assert pytest.approx(-15.942, abs=1e-3) == ops.FLOOR
-    assert torch.equal(ops.fbank(torch.zeros(1, 800), 8, RATE), torch.full((1, 3, 8), ops.FLOOR))
+    assert pytest.approx(-15.942, abs=1e-3) == ops.SILENCE
+    assert torch.equal(ops.fbank(torch.zeros(1, 800), 8, RATE), torch.full((1, 3, 8), ops.SILENCE))
 
 
 def test_mixing_adds_power_and_noise_keeps_its_distance() -> None:
@@ -350,7 +350,7 @@ def test_statistics_are_those_of_the_training_data_and_are_restored() -> None:
     assert 0.1 < std < 10
     modality = small(mean=0.0, std=0.0)
     modality.restore({"mean": -3.0, "std": 2.0, "pad": 0.0})
-    assert modality.state() == {"mean": -3.0, "std": 2.0, "pad": (ops.FLOOR + 3.0) / 4.0}
+    assert modality.state() == {"mean": -3.0, "std": 2.0, "pad": (ops.SILENCE + 3.0) / 4.0}
     x = run(modality, data, CLEAN)[0].x
     torch.testing.assert_close(x * 4.0 - 3.0, run(small(), data, CLEAN)[0].x * 8.0 - 7.0, atol=1e-4, rtol=0)
 

@@ -94,7 +94,7 @@ def test_a_rate_that_no_recording_has_is_told(tmp_path: Path, native: int) -> No
     with pytest.raises(Unreadable, match=r"a\.wav") as caught:
         Clip(Sample(str(path), 5), RATE)
     if 0 < native < 2**31:  # libsndfile has words of its own for the others
-        assert f"a.wav: its header says {native:,} samples a second: want 100 to" in caught.value.reason
+        assert f"a.wav: its header says {native:,} samples per second: want 100 to" in caught.value.reason
     assert caught.value.index == 5
 
 

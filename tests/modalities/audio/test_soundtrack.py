@@ -139,7 +139,7 @@ def test_a_film_whose_sound_has_no_possible_rate_is_told(tmp_path: Path) -> None
         frame = av.AudioFrame.from_ndarray(np.ones((1, 500), np.int16), "s16", "mono")
         frame.sample_rate, frame.pts, frame.time_base = 50, 0, Fraction(1, 50)
         container.mux(voice.encode(frame))
-    with pytest.raises(ValueError, match="its header says 50 samples a second: want 100 to 10,000,000"):
+    with pytest.raises(ValueError, match="its header says 50 samples per second: want 100 to 10,000,000"):
         Track(str(path))
 
 

@@ -201,7 +201,7 @@ def test_the_clean_view_is_resize_256_and_center_crop_224() -> None:
 def test_a_clean_view_of_the_whole_image_squeezes_it_and_a_center_is_told(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    monkeypatch.setattr(image_files, "_told", set())
+    monkeypatch.setattr(image_files, "_said", set())
     pixels = np.zeros((16, 64, 3), np.uint8)
     pixels[:, :16] = 200  # what the center does not show
     samples = [Sample(pixels, i) for i in range(2)]
@@ -351,7 +351,7 @@ def test_images_of_odd_size_are_used_with_one_notice(
     shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(image_files, "_told", set())
+    monkeypatch.setattr(image_files, "_said", set())
     monkeypatch.setattr(image_files.log, "warning", lambda text, *values: said.append(text % values))
     odd = Sample(RNG.integers(0, 255, shape).astype(np.uint8), 0)
     for _ in range(2):

@@ -50,7 +50,7 @@ def with_stamps(stamps: list[int], **changes: int | None) -> list[int | None]:
         [0, TICKS, 2 * TICKS, 3 * TICKS + 90_000 * 3599, 90_000 * 3600],  # a camera that waited an hour
         [90_000 * 7200 * n for n in range(5)],  # a picture every two hours
         [round(1.4**n) for n in range(20, 60)],
-        [90 * n for n in range(40)],  # 1000 frames a second
+        [90 * n for n in range(40)],  # 1000 frames per second
         [*SHOWN, SHOWN[-1]],
         [7],
     ],

@@ -46,7 +46,7 @@ def levels(frames: int, side: int = 64) -> np.ndarray:
 
 
 def write(path: Path, frames: np.ndarray, times: list[int] | None = None, options: Any = None) -> Path:
-    """A video file of 10 frames a second, or of frames at `times` in tenths of a second."""
+    """A video file of 10 frames per second, or of frames at `times` in tenths of a second."""
     av = pytest.importorskip("av", reason=MISSING)
     codec = {".webm": "libvpx", ".avi": "mpeg4"}.get(path.suffix, "h264")
     with av.open(str(path), "w", options=options or {}) as container:

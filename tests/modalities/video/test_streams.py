@@ -24,7 +24,7 @@ def stream(
     path: Path, frames: np.ndarray, codec: str, b_frames: int = 0, form: str | None = None,
     times: list[int] | None = None, options: Any = None,
 ) -> Path:  # fmt: skip
-    """A video of 25 frames a second, or of frames at `times` in 1/25 s, a key frame every 12, in a named format."""
+    """A video of 25 frames per second, or of frames at `times` in 1/25 s, a key frame every 12, in a named format."""
     with av.open(str(path), "w", format=form, options=options or {}) as container:
         out = container.add_stream(codec, rate=25)
         out.width, out.height, out.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"

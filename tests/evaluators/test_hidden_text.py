@@ -21,7 +21,7 @@ from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
-from multissl.evaluators.held_out import BitsPerCharacter, MaskedWord
+from multissl.evaluators.hidden_text import BitsPerCharacter, MaskedWord
 from multissl.modalities.text.adapter import Text
 from multissl.objectives.language import MLM, NextToken
 from tests.evaluators.clusters import Clusters, frozen

@@ -143,8 +143,8 @@ class MaskedWord(HeldOut):
 class BitsPerCharacter(HeldOut):
     """Bits that a character of running text costs."""
 
-    titles: ClassVar[dict[str, str]] = {"bits": "bits a character"}
-    figure, what = "bits", "bits a character"
+    titles: ClassVar[dict[str, str]] = {"bits": "bits per character"}
+    figure, what = "bits", "bits per character"
 
     @dataclass(kw_only=True, slots=True)
     class Config(HeldOut.Config):
@@ -179,5 +179,5 @@ class BitsPerCharacter(HeldOut):
         return {"bits": estimate(nats * len(nats) / math.log(2) / rows.characters, percent=False)}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """Bits a character of the counts."""
+        """Bits per character of the counts."""
         return {COUNTS: self.running(modality).baseline} if isinstance(modality, HasText) else {}
