@@ -26,6 +26,7 @@ from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
 from multissl.evaluators.neighbors import OTHER, PLAIN, SAME, framed
+from multissl.evaluators.regression import classical, predicted
 from multissl.evaluators.shared_space import NO_SPACE, Embedded, embed, permutation_p
 from multissl.evaluators.verdicts import first_and_last, judged
 from multissl.inference import drawn, readable_views
@@ -58,6 +59,8 @@ class Retrieval(Evaluator):
         """Keep one sample of those that are the same thing, so that each question has one right answer."""
         shuffles: int = 999
         """Dealings of the shuffled control."""
+        train: int = 2_000
+        """Training pairs for a regression between classical features, which is shown beside; 0: none."""
         margin: float = 2.0
         """Points of recall@1 above the untrained towers that would matter, as for the k-NN."""
 
@@ -67,6 +70,8 @@ class Retrieval(Evaluator):
                 raise ValueError(f"k={self.k}: want one or more ranks, each 1 or more")
             if self.candidates < 0 or self.candidates == 1:
                 raise ValueError(f"candidates={self.candidates}: want 0 (all) or 2 and more")
+            if self.train and self.train < 20:
+                raise ValueError(f"train={self.train}: want 0 (no regression) or 20 and more")
             if self.shuffles < 99:
                 raise ValueError(f"shuffles={self.shuffles}: want 99 or more, or p cannot go below 0.01")
             if self.stream:
@@ -79,6 +84,23 @@ class Retrieval(Evaluator):
         found = self._embedded(encoders, modality)
         return {} if found is None else retrieval_figures(found, self.cfg.k, self.cfg.shuffles)
 
+    def baseline_names(self, modality: Modality) -> list[str]:
+        """That of the regression, where there is one."""
+        return [REGRESSION] if self.cfg.train else []
+
+    def baselines(self, modality: Modality) -> dict[str, float]:
+        """Recall@1 of a regression between the classical features of the streams, fitted to training pairs."""
+        if not self.cfg.train or len(modality.streams()) < 2:
+            return {}
+        train = classical(modality, "train", self.cfg.train)
+        found = None if train is None else classical(modality, self.cfg.split, self.cfg.candidates)
+        if train is None or found is None or len(train.samples) < 20:
+            return {}
+        if self.cfg.distinct:
+            found = selected(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
+        recall = regressed_recall(train, found)
+        return {} if recall is None else {REGRESSION: recall}
+
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
         """Learned where recall@1 is above the untrained towers', chance and, in all directions, shuffled pairs."""
         if (measured := first_and_last("r1", history)) is None:
@@ -88,7 +110,7 @@ class Retrieval(Evaluator):
             f"recall@1 of {last['candidates']:.0f} candidates, {last['distinct']:.0f} distinct,",
             last["r1"],
             {"the untrained towers'": first["r1"], "chance's": last["chance"]},
-            {},
+            {"a regression's on classical features": first[REGRESSION]} if REGRESSION in first else {},
             margin=self.cfg.margin,
             level=level,
             best=100.0,
@@ -166,6 +188,26 @@ def retrieval_figures(
         **{name: 100 * float(np.mean(values)) for name, values in summary.items()},
         "p": max(ps), "candidates": float(len(found.samples)), "distinct": float(distinct), **figures,
     }  # fmt: skip
+
+
+REGRESSION = "regression"
+"""The name of the baseline."""
+
+
+def regressed_recall(train: Embedded, found: Embedded) -> float | None:
+    """Return recall@1 of regressions fitted to `train`, the mean of all directions, in percent; None without pairs."""
+    recalls: list[np.ndarray] = []
+    askers: list[np.ndarray] = []
+    same_as = found.same().int().argmax(1).numpy()
+    for a, b in permutations(found.z, 2):
+        known, here = train.here[a] & train.here[b], found.here[a] & found.here[b]
+        if int(known.sum()) < 20 or int(here.sum()) < 2:
+            continue
+        answers = predicted(train.z[a][known], train.z[b][known], found.z[a][here])
+        gallery = found.z[b][here] - train.z[b][known].mean(0)
+        recalls.append(100 * rank(answers, gallery, selected(found, here).same()).hits(1).numpy())
+        askers.append(same_as[here.numpy()])
+    return mean_of_directions(recalls, askers) if recalls else None
 
 
 def mean_of_directions(recalls: list[np.ndarray], askers: list[np.ndarray]) -> float:
