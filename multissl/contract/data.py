@@ -293,6 +293,19 @@ class Samples(Dataset[Sample], ABC):
             return -1
 
 
+class DataOf(Sequence[Any]):
+    """The `data` of samples, read when it is asked for."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.samples[place].data
+
+
 class Unreadable(ValueError):
     """A sample that cannot be read. The loader counts it, lists it and takes the next readable one."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
-from multissl.contract.data import Batch, Raw, Sample, Samples, Views
+from multissl.contract.data import Batch, DataOf, Raw, Sample, Samples, Views
 from multissl.contract.learning import Figure
 from multissl.contract.plans import Plans, StreamSpec
 from multissl.random import RowRandom
@@ -48,6 +48,9 @@ class Modality(Component, ABC):
     """Usual names of a table's column that holds payloads."""
     payload: ClassVar[Literal["file", "text", "cells"]] = "file"
     """What a payload is: a path, bytes or an array; a text; or a mapping from column to cell."""
+
+    plural: ClassVar[str] = "samples"
+    """What its samples are called in a sentence: images, rows."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -117,6 +120,21 @@ class Modality(Component, ABC):
     @abstractmethod
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Make the views, on raw's device: a pure function of its arguments."""
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return columns of payloads of a split: samples that are equal in one of them are copies of each other.
+
+        It is asked once, at the start, to count copies. None stands for what is compared with nothing; no columns:
+        there is nothing to compare, as in data that is drawn.
+        """
+        return [DataOf(self.dataset(split))]
+
+    def thumbnail(self, sample: Sample) -> np.ndarray | None:
+        """Return a sample as a picture of 8 x 8 pixels, float32 [8, 8, C], by which near-duplicates are counted.
+
+        None where it is no picture, or cannot be read.
+        """
+        return None
 
     def baselines(self) -> dict[str, Baseline]:
         """Return classical features that learning has to beat, by name; the raw input, flattened, by default."""

@@ -127,10 +127,10 @@ class Trainer:
         self.alarmed = ""
         self.stop = False
 
-    def fit(self) -> list[dict[str, Any]]:
+    def fit(self, notes: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Train from the newest checkpoint, or from the start, to the last step; return the lines of the record.
 
-        A checkpoint of the last step or a later one is loaded, and nothing is trained.
+        One of the last step or a later one is loaded, and nothing is trained. A new record begins with `notes`.
         """
         checkpoints = checkpoint.find(self.places.checkpoints)
         start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
@@ -147,6 +147,8 @@ class Trainer:
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
         with self._signals():
             if start == 0:
+                for text in notes:
+                    self._write("note", 0, {"text": text})
                 self._evaluate(0, first=True)
             if start < self.cfg.steps:
                 self._loop(start)
@@ -209,9 +211,7 @@ class Trainer:
                 self.display.step(step + 1, cfg.steps)
                 last = step + 1 == cfg.steps
                 saving = last or interrupted or (step + 1) % cfg.save.every == 0
-                if (
-                    saving
-                ):  # of weights that are not finite no checkpoint is written: the newest one is always good
+                if saving:  # of weights that are not finite none is written: the newest one is always good
                     checkpoint.check_finite(self.learner.shipped(), self.places.checkpoints)
                 if last or not interrupted:
                     window.paused += self._evaluate(step + 1, last=last)

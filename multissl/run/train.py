@@ -23,6 +23,7 @@ from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, read_recipe
+from multissl.run.copies import describe_copies
 from multissl.run.folder import RunFolder
 from multissl.run.model import load
 from multissl.run.report import draw, write_report
@@ -66,7 +67,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
                 trainer.display.say(f"{run.path} has finished its {steps} steps already")
             else:
                 trainer.display.say(describe(recipe, parts, device))
-                lines = trainer.fit()
+                lines = trainer.fit(note_copies(run, parts, trainer))
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))
             result = summarize(run, recipe, default, said, lines, time.time() - began, device)
@@ -133,6 +134,20 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
         f"{recipe.steps:,} steps of {recipe.batch_size} samples ({epochs:.1f} epochs), "
         f"learning rate {parts.optimizer.lr:.3g} ({recipe.optim.lr:g}, scaling {recipe.optim.lr_scaling}){tip}"
     )
+
+
+def note_copies(run: RunFolder, parts: Parts, trainer: Trainer) -> list[str]:
+    """Say how many validation samples are copies of training samples, and return it as a note for the record.
+
+    Once in a run, at its first start, and where something is measured.
+    """
+    if not is_main() or not parts.evaluators or checkpoint.find(run.checkpoints):
+        return []
+    line = describe_copies(parts.modality)
+    if not line:
+        return []
+    trainer.display.say(line)
+    return [line]
 
 
 def has_finished(run: RunFolder, steps: int) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from multissl import registry
+from multissl.sources.copies import Copies
 
 Label = int | str | None
 """The class or the group of a sample: a number, a name, or None where it has none."""
@@ -35,6 +36,8 @@ class Listing(NamedTuple):
     tags: Sequence[str]
     """The split of every sample: train, val, test, or "" where the source says nothing."""
     groups: Sequence[Label] | None = None
+    copies: Copies | None = None
+    """Which samples are equal, so that a split that is drawn keeps them together; by default, as their data are."""
 
 
 class Source(ABC):

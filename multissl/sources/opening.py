@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from multissl.sources.base import FileSource, Listing, Request, Source, known_sources, suffix_of
+from multissl.sources.copies import Copies
 from multissl.sources.splits import SplitSamples, select_split
 
 KEPT = 8
@@ -44,7 +45,9 @@ def list_source(request: Request) -> Listing:
     source = find_source(request)
     key, stamp = (type(source), request), source.stamp(request)
     if key not in _kept or _kept[key][0] != stamp:
-        _kept[key] = stamp, source.list_samples(request)
+        listing = source.list_samples(request)
+        # what is found equal is kept with the listing, for the next split
+        _kept[key] = stamp, listing if listing.copies else listing._replace(copies=Copies(listing.data))
     _kept.move_to_end(key)
     while len(_kept) > KEPT:
         _kept.popitem(last=False)

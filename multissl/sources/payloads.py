@@ -58,6 +58,19 @@ class Joined(Sequence[Any]):
         return self.parts[part][row - (self.ends[part - 1] if part else 0)]
 
 
+class Some(Sequence[Any]):
+    """Some items of a sequence."""
+
+    def __init__(self, data: Sequence[Any], rows: Sequence[int] | np.ndarray) -> None:
+        self.data, self.rows = data, np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.data[int(self.rows[index])]
+
+
 class Items(Sequence[Any]):
     """The items of another library's dataset: of each its first entry, or its entry of a name."""
 

@@ -1,19 +1,20 @@
 """The samples of one split: as the source tags them, with every tenth one for validation where nothing is tagged so.
 
-Samples of one group stay in one split.
+Samples of one group stay in one split, and so do copies, samples of equal content, in splits that are drawn here.
 Shapes: S samples of a listing.  State: none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from multissl.contract.data import Sample, Samples
 from multissl.sources.base import Label, Listing
+from multissl.sources.copies import Copies, split_together
 
 
 class SplitSamples(Samples):
@@ -69,17 +70,24 @@ def split_rows(listing: Listing, split: str) -> np.ndarray:
     if split not in ("train", "val") or not len(pool):
         has = ", ".join(sorted(present)) if tagged else "train, val (every tenth sample), all"
         raise ValueError(f"has no {split} split; it has {has}")
-    validation = _every_tenth(listing.groups, pool)
+    validation = _draw_validation(listing, pool)
     if split == "val" and not validation.any():
         raise ValueError("a single sample leaves none for validation: add samples, or switch evaluation off")
     return pool[validation if split == "val" else ~validation]
 
 
-def _every_tenth(groups: Sequence[Label] | None, pool: np.ndarray) -> np.ndarray:
-    """Return True for every tenth sample of the pool, or for every tenth group; for the last one of fewer than ten."""
+def _draw_validation(listing: Listing, pool: np.ndarray) -> np.ndarray:
+    """Return True for the samples of the pool that validate: every tenth one, or every tenth group; of copies all."""
+    groups = listing.groups
     keys = [
         row if groups is None or groups[row] in (None, -1, "") else f"g{groups[row]}" for row in pool.tolist()
     ]
+    copies = listing.copies or Copies(listing.data)
+    return split_together(_every_tenth, keys, copies.among(pool).sets)
+
+
+def _every_tenth(keys: Sequence[Hashable]) -> np.ndarray:
+    """Return True for the samples of every tenth key; of fewer than ten for those of the last one."""
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     if 1 < len(order) < 10:
         return np.array([order[key] == len(order) - 1 for key in keys], dtype=bool)

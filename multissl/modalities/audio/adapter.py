@@ -174,6 +174,7 @@ class Audio(HasRecordings):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES + FILMS
+    plural = "recordings"
     columns = ("audio", "sound", "audio_bytes", "audio_path")
 
     cfg: Config
@@ -205,6 +206,10 @@ class Audio(HasRecordings):
                 open_source(cfg.data, split, SUFFIXES, "audio", relabel=known) if cfg.data else _demo(split)
             )
         return self._sources[split]
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return the files; of the built-in sounds, which are drawn, none is a copy."""
+        return super().contents(split) if self.cfg.data else []
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Views
+from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
@@ -165,6 +166,7 @@ class Image(Modality):
         {"local", "mask", "masks", "drop", "target", "coords", "size"}
     )
     suffixes = SUFFIXES
+    plural = "images"
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 
     cfg: Config
@@ -193,6 +195,18 @@ class Image(Modality):
             data = self.cfg.data
             self._sources[split] = open_source(data, split, SUFFIXES) if data else _demo(split)
         return self._sources[split]
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return the files; of the built-in pictures, which are drawn, none is a copy."""
+        return super().contents(split) if self.cfg.data else []
+
+    def thumbnail(self, sample: Sample) -> np.ndarray | None:
+        """Return the means of 8 x 8 parts of an image, float32 [8, 8, C]; None where it cannot be read."""
+        try:
+            image = load(sample, self.cfg.channels)
+        except Unreadable:
+            return None
+        return F.adaptive_avg_pool2d(image.float(), 8).permute(1, 2, 0).numpy()
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""

@@ -53,6 +53,8 @@ def one_place(parts: Mapping[str, Any], place: float) -> dict[str, float]:
 class Paired(Modality):
     """Samples of several modalities."""
 
+    plural = "pairs"
+
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
         """Options of pairs."""
@@ -193,6 +195,22 @@ class Paired(Modality):
         """The samples of a split: "train", "val", "test" or "all"; of join=label the splits of the first member."""
         self._learn()
         return self.pairs().split(split)
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return the files of the rows, or all that they hold; of join=label what the first member says."""
+        self._learn()
+        source = self.pairs()
+        if isinstance(source, Same):
+            return self.members[source.first].contents(split)
+        return source.contents(split) if self.cfg.data else []
+
+    def thumbnail(self, sample: Sample) -> np.ndarray | None:
+        """Return the thumbnail of the first stream that has one."""
+        if not isinstance(sample.data, Record):
+            return None
+        parts = ((self.members[name], part) for name, part in sample.data.parts.items() if part is not None)
+        pictures = (member.thumbnail(Sample(part, sample.index)) for member, part in parts)
+        return next((picture for picture in pictures if picture is not None), None)
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """What the members make of their payloads, by stream; which are there, and who the samples are.

@@ -13,7 +13,7 @@ import numpy as np
 from multissl.registry import suggest
 from multissl.sources.base import Label
 from multissl.sources.names import LABELS, SPLIT_WORDS
-from multissl.sources.payloads import Joined
+from multissl.sources.payloads import Joined, Some
 from multissl.sources.rows import Bad
 
 
@@ -66,19 +66,6 @@ def joined(found: Sequence[Pairs]) -> Pairs:
         np.concatenate([p.bad for p in found]),
         "; ".join(dict.fromkeys(p.found for p in found)),
     )
-
-
-class Some(Sequence[Any]):
-    """Some items of a sequence."""
-
-    def __init__(self, data: Sequence[Any], rows: Sequence[int] | np.ndarray) -> None:
-        self.data, self.rows = data, np.asarray(rows, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.data[int(self.rows[index])]
 
 
 def made(

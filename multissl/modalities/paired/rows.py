@@ -17,10 +17,11 @@ import numpy as np
 from multissl.contract.data import Sample, Samples
 from multissl.contract.modality import Modality
 from multissl.modalities.paired.files import read_pairs
-from multissl.modalities.paired.parts import Options, Pairs, Some, Wanted, joined, one_text_per_row
+from multissl.modalities.paired.parts import Options, Pairs, Wanted, joined, one_text_per_row
 from multissl.sources.base import Label, Listing
+from multissl.sources.copies import Copies, joined_sets
 from multissl.sources.parquet import ParquetRows
-from multissl.sources.payloads import Joined
+from multissl.sources.payloads import Joined, Some
 from multissl.sources.splits import classes_of, numbered, split_rows
 
 log = logging.getLogger("multissl")
@@ -73,6 +74,10 @@ class Rows:
         self.same = equal_rows(known, self.parts) if cfg.data else _drawn()[-1]
         self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
+        self.copies = [
+            Copies(*self._contents(np.arange(start, start + len(source.tags))))
+            for source, start in zip(self.sources, self.ends, strict=False)
+        ]
         self.readable = np.ones(len(self.labels), dtype=bool)
         if cfg.whole:
             self.readable = ~np.any([*self.lacking.values()], axis=0)
@@ -128,9 +133,9 @@ class Rows:
     def places(self, split: str) -> list[np.ndarray]:
         """The rows of a split that are to be read, source by source."""
         found, problems = [], []
-        for source, start in zip(self.sources, self.ends, strict=False):
+        for source, start, copies in zip(self.sources, self.ends, self.copies, strict=False):
             groups = self.groups[start : start + len(source.tags)].tolist()
-            listing = Listing(source.tags, source.labels, source.tags, groups)
+            listing = Listing(source.tags, source.labels, source.tags, groups, copies)
             try:
                 rows = split_rows(listing, split) + start
                 found.append(rows[self.readable[rows]])
@@ -152,6 +157,18 @@ class Rows:
             counts = repeats([len(p) for p in places], self.cfg.temperature)
             places = [p[np.arange(c) * len(p) // c] for p, c in zip(places, counts, strict=True)]
         return RowsOf(self, np.concatenate(places))
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """What makes a row of a split a copy of another."""
+        return self._contents(np.concatenate(self.places(split)))
+
+    def _contents(self, rows: np.ndarray) -> list[Sequence[Any]]:
+        """The files of some rows, any of which may make them copies; without files all that a row holds."""
+        read = [name for name in self.forms if name not in self.cfg.prompts]
+        files: list[Sequence[Any]] = [
+            Some(self.parts[name], rows) for name in read if self.forms[name] == "file"
+        ]
+        return files or [[tuple(self.parts[name][row] for name in read) for row in rows.tolist()]]
 
     def training(self, name: str) -> Sequence[Any]:
         """The training payloads of a stream."""
@@ -258,25 +275,10 @@ def repeats(counts: Sequence[int], temperature: float) -> list[int]:
 def equal_rows(known: Sequence[np.ndarray], parts: Mapping[str, Sequence[Any]]) -> np.ndarray:
     """int64 [n], equal for rows with a text, a file or one of the numbers `known` (-1: none) in common, directly or
     through others."""
-    count = len(known[0])
-    root = list(range(count))
-
-    def find(row: int) -> int:
-        while root[row] != row:
-            root[row] = root[root[row]]
-            row = root[row]
-        return row
-
     numbers = [[int(v) if v >= 0 else None for v in column] for column in known]
-    for values in [*numbers, *parts.values()]:
-        first: dict[Any, int] = {}
-        if not isinstance(values, np.ndarray) and count and not _lazy(values):
-            for row in range(count):
-                value = values[row]
-                if isinstance(value, str | int):
-                    a, b = find(row), find(first.setdefault(value, row))
-                    root[max(a, b)] = min(a, b)
-    return np.array([find(row) for row in range(count)], dtype=np.int64)
+    read = [values for values in parts.values() if not isinstance(values, np.ndarray) and not _lazy(values)]
+    columns = ([v if isinstance(v, str | int) else None for v in values] for values in read)
+    return joined_sets([*numbers, *columns])
 
 
 def groups_of(given: Sequence[Label], files: np.ndarray) -> np.ndarray:

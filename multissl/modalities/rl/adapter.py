@@ -135,6 +135,8 @@ class RL(HasStates):
         {"local", "mask", "masks", "drop", "target", "condition", "coords"}
     )
 
+    plural = "episodes"
+
     cfg: Config
 
     def __init__(self, cfg: Config) -> None:
@@ -183,7 +185,7 @@ class RL(HasStates):
         Stacks that are handed over have no actions and are not measured: they are read as those of `data` are.
         """
         if self._fitted is None:
-            replay, moments = self.replay(), Moments(self.replay(), split_episodes(self._episodes(), "train"))
+            replay, moments = self.replay(), Moments(self.replay(), self._episodes("train"))
             some = np.random.default_rng(0).choice(len(moments), min(1000, len(moments)), replace=False)
             pixels = np.stack([self._stack(moments[int(i)].data, 1) for i in some]) / 255
             self._fitted = {
@@ -198,8 +200,9 @@ class RL(HasStates):
             raise self.not_fitted()
         return self._fitted
 
-    def _episodes(self) -> int:
-        return len(self.replay().start) - 1
+    def _episodes(self, split: str) -> np.ndarray:
+        replay = self.replay()
+        return split_episodes(len(replay.start) - 1, split, replay.copies)
 
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of pixels, the frames of a stack as its channels, oldest first."""
@@ -217,7 +220,13 @@ class RL(HasStates):
     def dataset(self, split: str) -> Samples:
         """Every frame of the split's episodes; whole episodes are in one split."""
         self.fit()
-        return Moments(self.replay(), split_episodes(self._episodes(), split))
+        return Moments(self.replay(), self._episodes(split))
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return numbers that are equal for equal episodes."""
+        everyone = np.arange(len(self.replay().start) - 1)
+        sets = self.replay().copies.among(everyone).sets
+        return [sets[self._episodes(split)].tolist()]
 
     def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
         """What is known of the world behind a split's frames: values [S, n], NaN where unknown, and their names."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from multissl.modalities.rl.actions import encode_actions, num_choices
 from multissl.modalities.rl.pixels import RENDER, as_bytes, layout_of, newest, sight_of
 from multissl.random import RowRandom
 from multissl.registry import suggest
+from multissl.sources.copies import IN_MEMORY, Copies, split_together
 
 NAMES = {
     "frames": ("frames", "observations", "observation", "obs", "images"),
@@ -65,11 +66,14 @@ class Replay:
     labels: np.ndarray = field(init=False)
     """int64 [S], -1 where unknown"""
     means: dict[int, np.ndarray] = field(init=False, default_factory=dict)
+    copies: Copies = field(init=False)
+    """Which episodes are equal in all frames and actions."""
 
     def __post_init__(self) -> None:
         if self.states is not None and not self.names:
             self.names = tuple(f"state{i}" for i in range(self.states.shape[1]))
         self.label(self.bounds)
+        self.copies = Copies(Episodes(self), limit=IN_MEMORY)
 
     def label(self, bounds: tuple[tuple[float, ...], ...]) -> None:
         """Number the frames by the cell of the first two values of their state, cut at `bounds` (empty: measured)."""
@@ -110,6 +114,20 @@ class Replay:
         first = int(self.start[episode]) + t
         actions = self.actions[first : first + h]
         return np.eye(self.num_actions, dtype=np.float32)[actions] if self.num_actions else actions
+
+
+class Episodes(Sequence[Any]):
+    """The frames and actions of every episode of a replay."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+
+    def __len__(self) -> int:
+        return len(self.replay.start) - 1
+
+    def __getitem__(self, episode: Any) -> Any:
+        part = slice(int(self.replay.start[episode]), int(self.replay.start[episode + 1]))
+        return self.replay.frames[part], self.replay.actions[part]
 
 
 class Moment(NamedTuple):
@@ -172,21 +190,29 @@ def bursts(samples: list[Sample], rng: RowRandom, size: int, pace: int, span: in
     return found
 
 
-def split_episodes(count: int, split: str) -> np.ndarray:
+def split_episodes(count: int, split: str, copies: Copies | None = None) -> np.ndarray:
     """Which of `count` episodes a split has: every tenth is for validation, the one after it for the test.
 
-    With fewer than 3 episodes there is nothing to set aside, and a split would leak: refused.
+    Equal episodes stay together. With fewer than 3 episodes there is nothing to set aside, and a split would leak:
+    refused.
     """
     if count < 3:
         raise ValueError(
             f"{count} episodes cannot be split by episode into train, val and test: give 3 or more"
         )
     episodes = np.arange(count)
-    turn = episodes % min(10, count)
+    sets = copies.among(episodes).sets if copies else episodes
+    turn = split_together(_turns, range(count), sets)
     chosen = {"train": turn > 1, "val": turn == 0, "test": turn == 1, "all": turn >= 0}
     if split not in chosen:
         raise ValueError(f"split={split!r}: want one of {', '.join(chosen)}")
     return episodes[chosen[split]]
+
+
+def _turns(keys: Sequence[Hashable]) -> np.ndarray:
+    """Return 0 for every tenth key, 1 for the one after it, 2 for the others; of fewer keys these are a round."""
+    order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return np.array([min(order[key] % min(10, len(order)), 2) for key in keys], dtype=np.int64)
 
 
 def read_replay(path: str, layout: str = "", entry: str = "") -> Replay:

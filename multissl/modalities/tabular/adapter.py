@@ -97,6 +97,7 @@ class Tabular(HasTargets):
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "corrupt", "target"})
     suffixes = (".json",)
     payload = "cells"
+    plural = "rows"
 
     cfg: Config
 
@@ -169,6 +170,7 @@ class Tabular(HasTargets):
             values=values,
             splits=source.splits,
             groups=source.groups,
+            copies=source.copies.tolist(),
         )
 
     def bank(self, device: torch.device | str = "cpu") -> Tensor:
@@ -201,6 +203,11 @@ class Tabular(HasTargets):
         """Return the rows of a split: "train", "val" or "test"."""
         rows = self.fit().rows()
         return Rows(rows, rows.splits[split])
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return numbers that are equal for rows whose columns, without the label, are equal."""
+        rows = self.fit().rows()
+        return [[None if row in rows.broken else rows.copies[row] for row in rows.splits[split].tolist()]]
 
     def targets(self, split: str) -> Tensor | None:
         """The numbers to predict, float32 [S of the split], NaN where unknown; None where the label is a class."""
@@ -293,6 +300,8 @@ class Cells:
     """The label's numbers, float32 [S], NaN where unknown; None where it is a class."""
     splits: dict[str, np.ndarray]
     groups: list[int]
+    copies: list[int]
+    """Equal for rows that are equal in all columns."""
 
 
 class Broken(NamedTuple):

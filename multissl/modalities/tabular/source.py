@@ -45,6 +45,8 @@ class TableSource:
     """Rows of each split, int64."""
     groups: list[int]
     """The group of each row, -1 where rows have none."""
+    copies: np.ndarray
+    """Equal for rows whose columns in `table` are equal, int64 [S]."""
 
 
 def read_source(cfg: TableOptions) -> TableSource:
@@ -73,12 +75,14 @@ def read_source(cfg: TableOptions) -> TableSource:
     label = table.columns.pop(cfg.label, None) if cfg.label else None
     for name in cfg.ignore:
         table.columns.pop(name, None)
+    copies = equal_rows(table)
     numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
     return TableSource(
         table=table,
         label=label,
-        splits=draws.split(len(table), count, groups),
+        splits=draws.split(len(table), count, groups, copies),
         groups=[numbered[g] for g in groups] if groups else [-1] * len(table),
+        copies=copies,
     )
 
 
@@ -88,12 +92,29 @@ def source_of(rows: Sequence[Mapping[str, Any]], cfg: TableOptions) -> TableSour
     own = {cfg.label, cfg.group, *cfg.ignore}
     columns = {n: as_column([row.get(n) for row in rows]) for n in names if n not in own}
     everyone, nobody = np.arange(len(rows)), np.arange(0)
+    table = Table(columns)
     return TableSource(
-        table=Table(columns),
+        table=table,
         label=None,
         splits={"train": everyone, "val": nobody, "test": nobody, "all": everyone},
         groups=[-1] * len(rows),
+        copies=equal_rows(table),
     )
+
+
+def equal_rows(table: Table) -> np.ndarray:
+    """Return int64 [S], equal for rows that are equal in all columns; one that cannot be read equals no other."""
+    numbers = np.zeros(len(table), np.int64)
+    numbers[[*table.broken]] = 1 + np.arange(len(table.broken))
+    for column in table.columns.values():
+        if column.dtype == np.float64:
+            codes = np.unique(column, return_inverse=True)[1]
+        else:
+            known: dict[object, int] = {}
+            codes = np.array([known.setdefault(cell, len(known)) for cell in column.tolist()], np.int64)
+        # both are below S, so that their pairs have numbers of their own
+        numbers = np.unique(numbers * (len(table) + 1) + codes, return_inverse=True)[1]
+    return numbers
 
 
 def as_column(values: Sequence[Any]) -> np.ndarray:

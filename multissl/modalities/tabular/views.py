@@ -5,7 +5,7 @@ Shapes: B samples of this rank, V views, R = V*B rows, C columns, S rows of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import group_size
 from multissl.modalities.views import pack_masks
 from multissl.random import RowRandom
+from multissl.sources.copies import split_together
 
 
 def clean(plan: ViewPlan, rows: Tensor) -> dict[str, Any] | None:
@@ -161,19 +162,28 @@ def one_hot(views: Views, cardinalities: Sequence[int]) -> Tensor:
     return torch.cat([F.one_hot(c.long(), n).float() if n else c[:, None] for c, n in cells], 1)
 
 
-def split(count: int, first: int, groups: Sequence[str] | None) -> dict[str, np.ndarray]:
+def split(
+    count: int, first: int, groups: Sequence[str] | None, copies: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Rows of train, val and test, the rows from `first` on being a test file.
 
     Every tenth row (or group of rows) is for validation; without a test file the one after it is for the test.
-    Rows of a test file whose group is among the others are left to it: the file was split by its maker.
+    Equal rows (equal numbers in `copies`, int64 [count]) stay together. Rows of a test file whose group is among the
+    others, or which are copies of them, are left to it: the file was split by its maker.
     """
+    last = 0 if count > first else 1  # of the turns that are held out
+    turns = split_together(
+        lambda keys: np.minimum(_ranks(keys) % 10, last + 1),
+        range(first) if groups is None else groups[:first],
+        np.arange(first) if copies is None else copies[:first],
+    )
     everyone = np.arange(count)
-    if groups is None:
-        turn = everyone[:first] % 10
-    else:
-        order = {g: i for i, g in enumerate(dict.fromkeys(groups[:first]))}
-        turn = np.array([order[g] % 10 for g in groups[:first]])
     mine = everyone[:first]
-    if count > first:
-        return {"train": mine[turn != 0], "val": mine[turn == 0], "test": everyone[first:]}
-    return {"train": mine[turn > 1], "val": mine[turn == 0], "test": mine[turn == 1]}
+    test = everyone[first:] if count > first else mine[turns == 1]
+    return {"train": mine[turns > last], "val": mine[turns == 0], "test": test}
+
+
+def _ranks(keys: Sequence[Hashable]) -> np.ndarray:
+    """Return the place of every key among the different ones, in the order in which they appear: int64 [n]."""
+    order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return np.array([order[key] for key in keys], dtype=np.int64)

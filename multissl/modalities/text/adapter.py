@@ -113,6 +113,7 @@ class Text(HasText):
     )
     suffixes = FILES
     payload = "text"
+    plural = "documents"
     columns = (*COLUMNS, "caption", "transcript")
 
     cfg: Config
@@ -190,6 +191,10 @@ class Text(HasText):
                 )
             self._splits[split] = Documents(texts, readable, self.cfg.length)
         return self._splits[split]
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return what is equal for equal documents."""
+        return [self._documents(split).contents]
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Windows of every role, int64 [V*B, L], which ids are real, masks, targets, and who the samples are."""

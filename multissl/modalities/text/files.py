@@ -20,6 +20,7 @@ from multissl import registry
 from multissl.contract.data import Sample, Samples
 from multissl.modalities.text.tokenizer import Tokens
 from multissl.sources.base import Label, Listing
+from multissl.sources.copies import IN_MEMORY, Copies, digest_of
 from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_name
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
@@ -53,12 +54,17 @@ def read_texts(data: str, split: str, column: str = "", label: str = "") -> Text
         return _cut(texts, source.labels[source.rows], source.groups[source.rows], source.classes)
     try:
         listing = _demo() if not data else _listing(os.path.expanduser(data), column, label)
-        rows = split_rows(listing, split)
+        rows = split_rows(listing._replace(copies=Copies(_contents(listing.data), limit=IN_MEMORY)), split)
     except ValueError as error:
         raise ValueError(f"modality.data={data!r}: {error}") from None
     labels, classes = classes_of(listing.labels)
     nobody = np.full(len(rows), -1)
     return _cut([listing.data[row] for row in rows.tolist()], labels[rows], nobody, classes)
+
+
+def _contents(texts: Sequence[str | Bad]) -> list[bytes | None]:
+    """Return what is equal for equal documents, None for those that cannot be read."""
+    return [None if isinstance(text, Bad) else digest_of(text) for text in texts]
 
 
 def _demo() -> Listing:
@@ -201,6 +207,8 @@ class Documents(Samples):
         self.ends = np.cumsum([len(t.ids) for t in tokens])
         self.characters = np.array([len(t) for t in texts.texts if isinstance(t, str)])
         """The number of characters of every readable document."""
+        self.contents = _contents(texts.texts)
+        """Equal for equal documents; None for those that cannot be read."""
 
     def __len__(self) -> int:
         return len(self.place)

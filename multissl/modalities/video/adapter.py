@@ -12,7 +12,7 @@ order time, row, column, D = 3*t*p*p values of a tubelet, color fastest.  State:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -181,6 +181,7 @@ class Video(Modality):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
+    plural = "videos"
     columns = ("video", "clip", "video_bytes", "video_path")
 
     cfg: Config
@@ -211,6 +212,10 @@ class Video(Modality):
             data = self.cfg.data
             self._sources[split] = open_videos(data, split) if data else _demo(split)
         return self._sources[split]
+
+    def contents(self, split: str) -> list[Sequence[Any]]:
+        """Return the files; of the built-in videos, which are drawn, none is a copy."""
+        return super().contents(split) if self.cfg.data else []
 
     def _shape(self, role: Role) -> tuple[int, int]:
         """Frames and pixels per side of a role's clips."""

@@ -39,7 +39,7 @@ WORDS = [
 
 def sentences(count: int, seed: int = 0, most: int = 40) -> list[str]:
     rng = np.random.RandomState(seed)
-    return [" ".join(rng.choice(WORDS, rng.randint(1, most))) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS, rng.randint(4, most))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

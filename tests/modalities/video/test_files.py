@@ -239,7 +239,7 @@ def test_a_video_of_one_frame_an_empty_file_and_text_are_one_line_each(tmp_path:
 
 def test_broken_videos_are_skipped_and_listed(tmp_path: Path) -> None:
     for n in range(6):
-        np.save(tmp_path / f"{n}.npy", levels(6, 16) if n != 2 else levels(1, 16))
+        np.save(tmp_path / f"{n}.npy", levels(6, 16) + n if n != 2 else levels(1, 16))
     modality = Video(Video.Config(data=str(tmp_path), size=16, local_size=16, patch=8, frames=4, stride=1))
     steps = StepBatches(modality, {"video": ViewPlan(num_global=1)}, 5, 0, 0, 1, final=False)
     skipped = [s for step in range(2) for s in steps[step][1]]

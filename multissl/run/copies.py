@@ -1,0 +1,88 @@
+"""What is said at the start about copies: validation samples that are equal to training samples, or look like them.
+
+Splits that are drawn keep copies together; splits that are given are counted and left as they are.
+State: none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from multissl.contract.data import Samples, Unreadable
+from multissl.contract.modality import Modality
+from multissl.sources.copies import READ, equal_contents, joined_sets, look_alike, size_of
+from multissl.sources.payloads import Joined
+
+PICTURES = 2000
+"""The most pictures of a split in which near-duplicates are looked for."""
+DECODED = 64 * 2**20
+"""The most bytes of files of a split that are decoded for it."""
+
+
+def describe_copies(modality: Modality) -> str:
+    """Return a line on copies among training and validation samples; nothing where nothing can be compared."""
+    try:
+        train, validation = modality.contents("train"), modality.contents("val")
+    except ValueError:  # a split is missing, which is said where it is needed
+        return ""
+    if not train or not len(train[0]) or not len(validation[0]):
+        return ""
+    columns = [equal_contents(Joined([v, t])) for v, t in zip(validation, train, strict=True)]
+    compared = int(np.any([column.compared for column in columns], axis=0).sum())
+    if not compared:
+        return ""
+    sets = joined_sets(column.sets.tolist() for column in columns)
+    line = _count(sets, len(validation[0]), modality.plural)
+    if compared < len(sets):
+        line += f" ({compared:,} of {len(sets):,} could be compared; up to {READ >> 20} MiB are read)"
+    return line + _count_near(modality, sets)
+
+
+def _count(sets: np.ndarray, validation: int, plural: str) -> str:
+    """Return how many of samples are copies, the first ones of which validate; equal samples have equal `sets`."""
+    _, number, sizes = np.unique(sets, return_inverse=True, return_counts=True)
+    copied = int((sizes[number] > 1).sum())
+    if not copied:
+        return f"no copies among {len(sets):,} {plural}"
+    shared = int(np.isin(sets[:validation], sets[validation:]).sum())
+    verb = "is a copy" if shared == 1 else "are copies"
+    return (
+        f"{shared:,} of {validation:,} validation {plural} {verb} of training {plural}; "
+        f"{copied:,} of all {len(sets):,} have a copy"
+    )
+
+
+def _count_near(modality: Modality, sets: np.ndarray) -> str:
+    """Return how many validation pictures look like a training picture and are no copy of one; nothing of others."""
+    validation, train = modality.dataset("val"), modality.dataset("train")
+    if len(sets) != len(validation) + len(train):  # they are compared by other units than samples
+        return ""
+    ours, our_rows = _thumbnails(modality, validation)
+    theirs, their_rows = _thumbnails(modality, train)
+    if not len(our_rows) or not len(their_rows):
+        return ""
+    copies = sets[our_rows][:, None] == sets[len(validation) + their_rows]
+    near = int((look_alike(ours, theirs) & ~copies).any(1).sum())
+    verb = "is a near-duplicate" if near == 1 else "are near-duplicates"
+    return (
+        f"; {near:,} of {len(our_rows):,} validation {modality.plural} {verb} of one of "
+        f"{len(their_rows):,} training {modality.plural}"
+    )
+
+
+def _thumbnails(modality: Modality, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Return the thumbnails [n, 8, 8, C] of some samples, drawn once and for all, and which they are, int64 [n]."""
+    pictures, rows, spent = [], [], 0
+    for row in np.random.default_rng(0).permutation(len(samples))[:PICTURES].tolist():
+        try:
+            sample = samples[row]
+        except Unreadable:
+            continue
+        picture = modality.thumbnail(sample)
+        if picture is not None:
+            pictures.append(picture)
+            rows.append(row)
+        spent += size_of(sample.data)
+        if spent > DECODED:
+            break
+    return np.array(pictures, dtype=np.float32), np.array(rows, dtype=np.int64)
