@@ -206,7 +206,7 @@ def test_an_environment_that_cannot_render_is_refused() -> None:
             self.render_mode = render_mode
 
     gym.register("Blind-v0", Blind)
-    with pytest.raises(ValueError, match="Blind-v0 cannot render pictures, it offers ansi: take one with"):
+    with pytest.raises(ValueError, match="Blind-v0 cannot render pictures, it has ansi: take one with"):
         RL(RL.Config(data="gym:Blind-v0")).dataset("train")
     with pytest.raises(ValueError, match="gymnasium does not know 'NoSuch-v0'"):
         RL(RL.Config(data="gym:NoSuch-v0")).dataset("train")
