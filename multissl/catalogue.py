@@ -10,6 +10,7 @@ import difflib
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _plain(text: str) -> str:
 
 
 def lines(words: list[str]) -> list[str]:
-    """Return the lines of `multissl list` for the recipes that match; with words, what was measured stands below."""
+    """Return the lines of `multissl list WORD ...`: the recipes that match, below each what was measured."""
     found = matching(words)
     if not found:
         if len(words) == 1 and (components := components_of(words[0])):
@@ -115,9 +116,23 @@ def lines(words: list[str]) -> list[str]:
         size, _, hardware = each.size.partition("; ")
         said = "measured" if each.is_measured else UNMEASURED
         text.append(f"  {each.name:<28} {size:<42} {said if each.size else '':<11} {each.line}")
-        if words and each.is_measured:
+        if each.is_measured:
             text.append(f"  {'':<28} {hardware.rstrip('.'):<42} {each.measured}")
     return text
+
+
+def overview() -> list[str]:
+    """Return the lines of `multissl list`: every part with its recipes counted and its default, then components."""
+    counts = Counter(name.partition("/")[0] for name in entries())
+    text = ["recipes (multissl list image names those of image, multissl list simclr those of a method)"]
+    for part, count in counts.items():
+        default = entry(part)
+        many = f"{count} recipe{'s' * (count > 1)}"
+        text.append(f"  {part:<18} {many:<11} default {default.name}: {default.line}")
+    text.append(
+        "components (--objective NAME, --encoders.STREAM NAME ...; multissl list NAME finds one's group)"
+    )
+    return text + [f"{group}: {', '.join(registry.names(group))}" for group in registry.GROUPS]
 
 
 def components_of(word: str) -> list[str]:

@@ -12,6 +12,12 @@ from multissl.contract.plans import Masking, Plans, ViewPlan
 from multissl.parallel.ranks import world
 from multissl.recipe import Recipe
 
+TREATED: dict[Masking, str] = {
+    "none": "read whole views", "replace": "put a mask token in the place of each hidden token",
+    "drop": "leave hidden tokens out", "causal": "let each token see only those before it",
+}  # fmt: skip
+"""What each treatment of hidden tokens is, in words."""
+
 
 def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     """Compare what the objective asks for with what modality and encoders can do; raise a ValueError for what fails."""
@@ -35,8 +41,8 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
         maskings = encoder.maskings_for(specs[stream])
         for masking in sorted(maskings_of(recipe, plan) - maskings):
             raise ValueError(
-                f"{objective} wants hidden tokens treated as {masking!r}, encoders.{stream}="
-                f"{config_name(type(encoder))} cannot: use transformer, or an objective without masks"
+                f"{objective} asks encoders.{stream} to {TREATED[masking]}, which {config_name(type(encoder))} cannot: "
+                f"set --encoders.{stream} transformer, or take an objective that does not, such as --objective infonce"
             )
 
 

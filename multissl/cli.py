@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from multissl import catalogue, commands, completion, matrix, option_help, options, registry
+from multissl import catalogue, commands, completion, matrix, option_help, options
 from multissl.files import set_aside
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
@@ -95,13 +95,21 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     if words.help:
         return print_options(name, rest)
     recipe, default = options.open_recipe(name, rest, ("out", "restart"))
-    folder = Path(words.out or Path("runs") / re.sub(r"[^\w.]+", "-", name.removesuffix(".py")).strip("-"))
+    folder = Path(words.out or Path("runs") / folder_name(name))
     if words.restart and (old := set_aside(folder)):
         print(f"{folder} is now {old.name}")
     from multissl.run.train import train as run_recipe
 
     run_recipe(recipe, folder, default)
     return 0
+
+
+def folder_name(recipe: str) -> str:
+    """Return what the folder of a run is called: the recipe's name, or the file's and the function's."""
+    path, _, function = recipe.partition(":")
+    if path.endswith(".py"):
+        recipe = f"{Path(path).stem}-{function}"
+    return re.sub(r"[^\w.]+", "-", recipe).strip("-")
 
 
 def print_options(name: str, rest: list[str]) -> int:
@@ -118,10 +126,7 @@ def list_recipes(words: argparse.Namespace, _rest: list[str]) -> int:
             raise ValueError(f"list --matrix takes no words, got {words.words[0]!r}")
         print(matrix.as_text())
         return 0
-    print("\n".join(catalogue.lines(words.words)))
-    if not words.words:
-        for group in registry.GROUPS:
-            print(f"{group}: {', '.join(registry.names(group))}")
+    print("\n".join(catalogue.lines(words.words) if words.words else catalogue.overview()))
     return 0
 
 

@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "name": {**RECIPE, "help": NAMES},
             "--out": {
                 "metavar": "FOLDER",
-                "help": "the run (default runs/NAME); the same command resumes it",
+                "help": 'the run (default runs/NAME, "/" in it written as "-"); the same command resumes it',
             },
             "--restart": {
                 "action": "store_true",

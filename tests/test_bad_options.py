@@ -154,9 +154,11 @@ def test_masks_are_not_asked_of_an_encoder_that_cannot_hide_tokens() -> None:
         cfg = shrunk(default(name))
         recipe = Recipe(modality=TINY, encoders={"image": MLPEncoder.Config(dims=(16,))}, objective=cfg)
         plans = cfg.build(build_encoders({"image": ENCODER}, specs), specs).plans()
-        with pytest.raises(ValueError, match=r"encoders\.image=mlp cannot: use transformer, or ") as found:
+        with pytest.raises(
+            ValueError, match=r"which mlp cannot: set --encoders.image transformer, or "
+        ) as found:
             check(recipe, modality, plans)
-        assert one_line(found.value).startswith(f"{name} wants hidden tokens treated as")
+        assert one_line(found.value).startswith(f"{name} asks encoders.")
 
 
 @pytest.mark.parametrize("name", NAMES)

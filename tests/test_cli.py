@@ -37,12 +37,36 @@ def test_what_needs_no_torch_imports_none(args: list[str]) -> None:
 
 
 def test_list_names_recipes_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "tabular"]) == 0
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if "tabular/default" in line)
     assert re.search(
         r"600 steps of 128, transformer 64 x 2 +measured +Denoising and mask prediction on rows", line
     )
+
+
+def test_list_without_a_word_counts_the_recipes_of_each_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    count = len(catalogue.matching(["tabular"]))
+    line = next(line for line in lines if line.startswith("  tabular "))
+    assert f"{count} recipes" in line
+    assert "tabular/default: Denoising and mask prediction on rows" in line
+    assert "loggers: tensorboard, wandb, mlflow" in lines
+    assert len(lines) < 40
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [
+        ("image", "image"),
+        ("image/simclr_cifar", "image-simclr_cifar"),
+        ("mine.py", "mine"),
+        ("/a/b/mine.py:recipe", "mine-recipe"),
+    ],
+)
+def test_a_run_lies_in_a_folder_called_as_its_recipe(recipe: str, folder: str) -> None:
+    assert cli.folder_name(recipe) == folder
 
 
 def test_list_keeps_the_recipes_that_match_every_word(capsys: pytest.CaptureFixture[str]) -> None:

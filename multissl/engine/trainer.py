@@ -326,7 +326,8 @@ class Trainer:
             }
             if known and self.metrics:
                 self.metrics.record.log("estimates", step, known)
-            self.display.say(f"step {step}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
+            when = "step 0, before training" if first else f"step {step}"
+            self.display.say(f"{when}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
         return time.perf_counter() - began
 
     @contextlib.contextmanager
