@@ -159,7 +159,7 @@ class Rows:
         return RowsOf(self, np.concatenate(places))
 
     def contents(self, split: str) -> list[Sequence[Any]]:
-        """What makes a row of a split a copy of another."""
+        """What two rows have in common where one is a copy of the other."""
         return self._contents(np.concatenate(self.places(split)))
 
     def _contents(self, rows: np.ndarray) -> list[Sequence[Any]]:
