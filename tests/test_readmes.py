@@ -15,6 +15,7 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Progress
+from multissl.contract.logger import Session
 from multissl.contract.modality import Modality
 from multissl.contract.plans import CLEAN
 from multissl.encoders.resnet import ResNetEncoder
@@ -25,7 +26,18 @@ from tests.encoders.test_resnet import SPEC
 from tests.helpers.stubs import Points
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
-ROOMS = ("weights", "layers", "layers/kernels", "encoders", "losses", "evaluators", "objectives", "parallel")
+ROOMS = (
+    "weights",
+    "layers",
+    "layers/kernels",
+    "encoders",
+    "losses",
+    "evaluators",
+    "objectives",
+    "parallel",
+    "sources",
+    "engine/loggers",
+)
 POINTS: Modality = Points.Config().build()
 
 
@@ -84,3 +96,13 @@ def test_a_single_process_gathers_itself() -> None:
     names = example("parallel")
     assert torch.equal(names["everyone"], names["z"])
     torch.testing.assert_close(names["mean"], names["z"].mean(0))
+
+
+def test_the_logger_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = (
+        example("engine/loggers")["Printed"]
+        .Config()
+        .build(Session(name="mine", folder=Path("unused"), start=0))
+    )
+    logger.log("train", 3, {"loss": 0.5})
+    assert capsys.readouterr().out == "mine 3 0.5\n"

@@ -137,7 +137,7 @@ class Evaluator(Component, ABC):
         """Put the gate around what a subclass measures: no evaluator has to ask for it, or can forget it."""
         super().__init_subclass__(**kwargs)
         instead: dict[str, Callable[..., Any]] = {
-            "run": lambda self, encoders, modality, progress: dict.fromkeys(self.figure_names(), math.nan),
+            "run": lambda self, encoders, modality, progress: dict.fromkeys(self.metric_names(), math.nan),
             "baselines": lambda self, modality: dict.fromkeys(self.baseline_names(modality), math.nan),
             "figures": lambda self, encoders, modality: [],
         }
@@ -155,14 +155,14 @@ class Evaluator(Component, ABC):
 
     @abstractmethod
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """Return figures by name, `Estimate`s where they are means over samples.
+        """Return metrics by name, `Estimate`s where they are means over samples.
 
         The engine adds the evaluator's own name in front.
         """
 
-    def figure_names(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """Return the names that are NaN where features are not finite; those the report has titles for by default."""
-        return [*self.titles] or ["figure"]
+        return [*self.titles] or ["metric"]
 
     def baseline_names(self, modality: Modality) -> list[str]:
         """Return the names of baselines that are NaN where classical features are not finite."""

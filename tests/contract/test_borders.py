@@ -58,7 +58,7 @@ RIGHT = {
     "    return r.encoders['x'].build(m.streams()['x']).load_pretrained()\n",
     "a built objective": "def f(r: Recipe, e: Encoders, m: Modality) -> object:\n"
     "    return r.objective.build(e, streams=m.streams())\n",
-    "a built evaluator": "def f(r: Recipe) -> object:\n    return r.evals['x'].build().figure_names()\n",
+    "a built evaluator": "def f(r: Recipe) -> object:\n    return r.evals['x'].build().metric_names()\n",
     "a built optimizer": "def f(r: Recipe, learner: Learner) -> object:\n"
     "    return r.optim.build(learner, rules=[], batch_size=8).torch\n",
 }
@@ -82,7 +82,7 @@ TYPOS = {
     "a built modality": (".fit()", ".fitt()"),
     "a built encoder": ("load_pretrained", "load_pretraind"),
     "a built objective": ("e, streams=m.streams()", "m.streams(), e"),
-    "a built evaluator": ("figure_names", "figur_names"),
+    "a built evaluator": ("metric_names", "figur_names"),
     "a built optimizer": ("rules=[]", "rule=[]"),
 }
 

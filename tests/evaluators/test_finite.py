@@ -94,8 +94,8 @@ class Ungated(Careless):
 def test_an_evaluator_that_does_not_ask_for_the_gate_has_it(said: list[str]) -> None:
     case = Case({})
     figures = Careless.Config().build().run(broken(seeing(), math.nan), case.modality(), START)
-    assert figures.keys() == {"figure"}
-    assert math.isnan(figures["figure"])
+    assert figures.keys() == {"metric"}
+    assert math.isnan(figures["metric"])
     assert said == ["Careless: not a number: row 3"]
 
 
@@ -138,7 +138,7 @@ def test_baselines_of_features_that_are_not_finite_are_no_numbers(config: Any, s
 def test_a_verdict_on_no_number_is_not_learned() -> None:
     for name in NAMES:
         evaluator = CASES[name].build(name)
-        nothing = dict.fromkeys(evaluator.figure_names(), math.nan)
+        nothing = dict.fromkeys(evaluator.metric_names(), math.nan)
         verdict = evaluator.verdict([{"step": 0.0, **nothing, "counts": 1.0}, {"step": 9.0, **nothing}])
         assert verdict is None or not verdict.learned, name
 
