@@ -98,7 +98,7 @@ def test_places_of_another_grid_are_the_centers_of_its_cells(after: int) -> None
 
 
 def test_places_that_cannot_be_told_are_refused() -> None:
-    with pytest.raises(ValueError, match="take a modality that offers them"):
+    with pytest.raises(ValueError, match="take a modality that provides them"):
         places_of(None, 4)
     with pytest.raises(ValueError, match="places for 16 tokens and the encoder gives 5"):
         places_of(torch.rand(2, 16, 2), 5)
