@@ -110,7 +110,8 @@ def train(rank: int, shard: int) -> list[Tensor]:
     learner = Learner(encoders, objective)
     if shard:
         parallelize(learner, Parallel(shard=shard, precision="fp32"), torch.device("cpu"))
-    optimizer = AdamW(AdamW.Config(lr=1e-2, final_lr=1e-2), learner, objective.param_rules(), 8)
+    # eps above the rounding of a key's bias, whose gradient is zero: Adam would make steps of it
+    optimizer = AdamW(AdamW.Config(lr=1e-2, final_lr=1e-2, eps=1e-5), learner, objective.param_rules(), 8)
     found = []
     for step in range(STEPS):
         progress = Progress(step=step, total=STEPS)
