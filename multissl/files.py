@@ -15,10 +15,16 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; the file takes the place of `path` at the end, unless writing failed."""
+    """Yield a path beside `path` to write to; the file takes the place of `path` at the end, unless writing failed.
+
+    It may be read by whom the umask says, whatever its writer set (safetensors: the owner alone).
+    """
     aside = path.with_name(f"{path.name}.tmp")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
         yield aside
+        aside.chmod(mode)
         aside.replace(path)
     finally:
         with contextlib.suppress(OSError):

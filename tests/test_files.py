@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from multissl.files import digest, replace_text, replaced, set_aside
 
@@ -34,6 +37,18 @@ def test_a_write_that_fails_leaves_the_file_of_before_and_nothing_else(
         fail(path, error)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_may_be_read_by_whom_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    """Weights too, which safetensors writes for their owner alone."""
+    before = os.umask(umask)
+    try:
+        with replaced(tmp_path / "weights.safetensors") as aside:
+            save_file({"a": torch.zeros(2)}, aside)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
