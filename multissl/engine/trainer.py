@@ -388,7 +388,7 @@ class Window:
 
 
 def hash_of(*numbers: int) -> int:
-    """Return a seed made of several numbers, far from the seeds of neighboring ones."""
+    """Return a seed made of several numbers, another one for each of them; below 2**63."""
     value = 0
     for number in numbers:
         value = (value * 6364136223846793005 + number * 2 + 1442695040888963407) % 2**63
