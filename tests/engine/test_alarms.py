@@ -13,7 +13,9 @@ import pytest
 
 from multissl.configs.image import dino
 from multissl.contract.alarms import common_alarm, no_choice, one_point, one_prototype, stalled
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.judging import alarm_of
@@ -139,6 +141,29 @@ def test_an_alarm_that_is_over_leaves_the_verdict(tmp_path: Path) -> None:
     assert alarms(tmp_path) == [(20, "sinking (at 2.86): pull less"), (35, "")]
     assert "alarm" not in result.verdict
     assert "step 35: what raised the alarm is over" in write_report(tmp_path).read_text()
+
+
+class Wary(Evaluator):
+    """Raises an alarm from its fourth measurement on, and has to see all before it, the one before training too."""
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        return {"seen": progress.step / 2}
+
+    def alarm(self, history: list[dict[str, float]]) -> str:
+        assert history == [{"step": 10 * i, "seen": 5.0 * i} for i in range(len(history))]
+        return "wary of what it sees" if len(history) > 3 else ""
+
+
+def test_an_evaluator_raises_an_alarm_beside_the_objective_and_after_a_resume(tmp_path: Path) -> None:
+    made = sinking().replace(evals={"watch": Wary.Config(every=10)})
+    run.train(made.replace(steps=20), tmp_path)
+    assert [step for step, _ in alarms(tmp_path)] == [20]
+    result = run.train(made.replace(steps=40), tmp_path)
+    assert [(step, text.partition("; ")[2]) for step, text in alarms(tmp_path)] == [
+        (20, ""),
+        (35, "wary of what it sees"),
+    ]
+    assert result.verdict.endswith("pull less; wary of what it sees")
 
 
 def test_a_resumed_run_remembers_the_figures_and_does_not_say_it_again(tmp_path: Path) -> None:
