@@ -160,9 +160,14 @@ def feature_std(x: Tensor) -> float:
 
 def mean_cosine(x: Tensor) -> float:
     """Mean cosine of all pairs of different rows of x [S, D]."""
-    s = len(x)
-    z = F.normalize(x, dim=1)
-    return ((z.sum(0).square().sum() - z.square().sum()) / (s * (s - 1))).item()
+    return mean_cosines(x).item()
+
+
+def mean_cosines(x: Tensor) -> Tensor:
+    """Mean cosine of all pairs of different rows of each of x [..., S, D]: [...]."""
+    s = x.shape[-2]
+    z = F.normalize(x, dim=-1)
+    return (z.sum(-2).square().sum(-1) - z.square().sum((-2, -1))) / (s * (s - 1))
 
 
 def alpha_req(x: Tensor, first: int, last: int) -> float:

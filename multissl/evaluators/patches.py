@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.data import Views
@@ -22,6 +21,7 @@ from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.evaluators.collapse import mean_cosines
 from multissl.evaluators.knn import knn_accuracy
 from multissl.inference import drawn, featurize_places
 
@@ -79,7 +79,7 @@ class Patches(Evaluator):
         if queries.shape[1] < 2 or not len(queries):
             self.warn_nothing_to_measure("the encoder gives fewer than two tokens of a sample")
             return {}
-        figures: dict[str, float] = {"similarity": estimate(alikeness(queries).numpy())}
+        figures: dict[str, float] = {"similarity": estimate(mean_cosines(queries.double()).numpy())}
         if not self.labeled(modality, self.cfg.split, "train"):
             return figures
         bank, labels = self._patches(encoders, modality, "train", self.cfg.bank)
@@ -152,10 +152,3 @@ def evenly(tokens: Tensor, views: Views, count: int) -> Tensor:
     place = (share * real.sum(1, keepdim=True)).long().clamp(max=max(total - 1, 0))  # [R, count]
     index = first.gather(1, place)
     return tokens.gather(1, index[:, :, None].expand(-1, -1, width))
-
-
-def alikeness(x: Tensor) -> Tensor:
-    """Return the mean cosine between different tokens of each sample of x [S, n, D], float64 [S]."""
-    z = F.normalize(x.double(), dim=2)
-    count = x.shape[1]
-    return (z.sum(1).square().sum(1) - z.square().sum((1, 2))) / (count * (count - 1))

@@ -14,7 +14,8 @@ from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.plans import Masking
 from multissl.engine.judging import alarms
-from multissl.evaluators.patches import Patches, alikeness, evenly
+from multissl.evaluators.collapse import mean_cosines
+from multissl.evaluators.patches import Patches, evenly
 from tests.evaluators.clusters import START, Clusters
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def test_likeness_is_the_mean_over_pairs() -> None:
     x = torch.randn(4, 5, 3)
     z = torch.nn.functional.normalize(x, dim=2)
     pairs = [[float(z[s, i] @ z[s, j]) for i in range(5) for j in range(5) if i != j] for s in range(4)]
-    torch.testing.assert_close(alikeness(x).float(), torch.tensor(pairs).mean(1))
+    torch.testing.assert_close(mean_cosines(x.double()).float(), torch.tensor(pairs).mean(1))
 
 
 def test_padding_is_never_taken() -> None:
