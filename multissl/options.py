@@ -29,6 +29,8 @@ ASSIGNED = re.compile(r"(?:--)?([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
 FLAG = re.compile(r"--[A-Za-z][\w.-]*")
 SHORT = {"data": "modality.data"}
 """Options that are typed without the component they belong to."""
+ALIASES = {"learning_rate": "lr"}
+"""Second spellings of options, by what they are called."""
 RECIPE_WORDS = ("data", "epochs")
 """Options of a command that are no field of a recipe."""
 LEADING = (
@@ -105,7 +107,12 @@ def apply(recipe: Recipe, settings: dict[str, Setting], commands: tuple[str, ...
         known = [
             path for path, _, _ in walk(recipe) if path.partition(".")[0] not in replaced or "." not in path
         ]
-        known += [f"{path.removesuffix('lr')}learning_rate" for path in known if path.endswith(".lr")]
+        known += [
+            path.removesuffix(name) + alias
+            for path in known
+            for alias, name in ALIASES.items()
+            if path.rpartition(".")[2] == name
+        ]
         if error.config:
             parent = error.path.rpartition(".")[0]
             known += [f"{parent}.{name}".lstrip(".") for name in vars_of(error.config)]
@@ -174,7 +181,7 @@ def _changed(config: Any, settings: dict[str, Setting], where: str) -> Any:
     hints, values = hints_of(type(config)), vars_of(config)
     changes: dict[str, Any] = {}
     for name, setting in settings.items():
-        own = "lr" if name == "learning_rate" and name not in values and "lr" in values else name
+        own = name if name in values or ALIASES.get(name) not in values else ALIASES[name]
         if own not in values:
             typed = _first_typed(setting)
             path = f"{where}{name}" if typed is setting else typed.flag.lstrip("-").replace("-", "_")
@@ -189,9 +196,7 @@ def _changed(config: Any, settings: dict[str, Setting], where: str) -> Any:
 
 def _first_typed(setting: Setting) -> Setting:
     """Return the setting, or the first one below it that has a value."""
-    while setting.values is None:
-        setting = next(iter(setting.below.values()))
-    return setting
+    return setting if setting.values is not None else next(_leaves(setting))
 
 
 def _value(hint: Any, value: Any, setting: Setting, path: str, *, optional: bool = False) -> Any:

@@ -32,6 +32,9 @@ from multissl.evaluators.verdicts import first_and_last, judged
 from multissl.inference import drawn, readable_views
 from multissl.statistics import LEVEL
 
+REGRESSION, FEWEST = "regression", 20
+"""The baseline's name, and the training pairs that it wants at least."""
+
 
 class Retrieval(Evaluator):
     """Recall at k and mean average precision in percent, every stream asking every other."""
@@ -70,8 +73,8 @@ class Retrieval(Evaluator):
                 raise ValueError(f"k={self.k}: want one or more ranks, each 1 or more")
             if self.candidates < 0 or self.candidates == 1:
                 raise ValueError(f"candidates={self.candidates}: want 0 (all) or 2 and more")
-            if self.train and self.train < 20:
-                raise ValueError(f"train={self.train}: want 0 (no regression) or 20 and more")
+            if self.train and self.train < FEWEST:
+                raise ValueError(f"train={self.train}: want 0 (no regression) or {FEWEST} and more")
             if self.shuffles < 99:
                 raise ValueError(f"shuffles={self.shuffles}: want 99 or more, or p cannot go below 0.01")
             if self.stream:
@@ -94,11 +97,9 @@ class Retrieval(Evaluator):
             return {}
         train = classical(modality, "train", self.cfg.train)
         found = None if train is None else classical(modality, self.cfg.split, self.cfg.candidates)
-        if train is None or found is None or len(train.samples) < 20:
+        if train is None or found is None:
             return {}
-        if self.cfg.distinct:
-            found = selected(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
-        recall = regressed_recall(train, found)
+        recall = regressed_recall(train, distinct(found) if self.cfg.distinct else found)
         return {} if recall is None else {REGRESSION: recall}
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
@@ -131,9 +132,12 @@ class Retrieval(Evaluator):
             found = embed(encoders, modality, samples, streams, f"the {self.cfg.split} split")
         if found is None:
             self.warn_nothing_to_measure(NO_SPACE)
-        if found is not None and self.cfg.distinct:
-            found = selected(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
-        return found
+        return distinct(found) if found is not None and self.cfg.distinct else found
+
+
+def distinct(found: Embedded) -> Embedded:
+    """Return the first of the samples that are the same thing, each of them once."""
+    return selected(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
 
 
 def selected(found: Embedded, keep: Tensor) -> Embedded:
@@ -190,10 +194,6 @@ def retrieval_figures(
     }  # fmt: skip
 
 
-REGRESSION = "regression"
-"""The name of the baseline."""
-
-
 def regressed_recall(train: Embedded, found: Embedded) -> float | None:
     """Return recall@1 of regressions fitted to `train`, the mean of all directions, in percent; None without pairs."""
     recalls: list[np.ndarray] = []
@@ -201,7 +201,7 @@ def regressed_recall(train: Embedded, found: Embedded) -> float | None:
     same_as = found.same().int().argmax(1).numpy()
     for a, b in permutations(found.z, 2):
         known, here = train.here[a] & train.here[b], found.here[a] & found.here[b]
-        if int(known.sum()) < 20 or int(here.sum()) < 2:
+        if int(known.sum()) < FEWEST or int(here.sum()) < 2:
             continue
         answers = predicted(train.z[a][known], train.z[b][known], found.z[a][here])
         gallery = found.z[b][here] - train.z[b][known].mean(0)
