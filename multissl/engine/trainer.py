@@ -31,7 +31,7 @@ from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
-from multissl.engine.judging import alarm_of, alarms, measurements
+from multissl.engine.judging import alarm_of, alarms
 from multissl.engine.learner import ChunkNorm, Learner
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.memory import memory_advice
@@ -124,13 +124,16 @@ class Trainer:
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, Any]] = []
+        self.worries: list[str] = []
+        """What evaluators find wrong as of the last evaluation."""
         self.alarmed = ""
         self.stop = False
 
     def fit(self, notes: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Train from the newest checkpoint, or from the start, to the last step; return the lines of the record.
 
-        One of the last step or a later one is loaded, and nothing is trained. A new record begins with `notes`.
+        One of the last step or a later one is loaded, and nothing is trained. A new record begins with `notes`, which
+        are said, too.
         """
         checkpoints = checkpoint.find(self.places.checkpoints)
         start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
@@ -142,28 +145,16 @@ class Trainer:
             )
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
-        if not start:
-            self._say_chunk_norm()
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
         with self._signals():
             if start == 0:
                 for text in notes:
+                    self.display.say(text)
                     self._write("note", 0, {"text": text})
                 self._evaluate(0, first=True)
             if start < self.cfg.steps:
                 self._loop(start)
         return read_json_lines(self.places.metrics)
-
-    def _say_chunk_norm(self) -> None:
-        """Say and record what chunks change, where they change anything."""
-        cfg = self.cfg
-        if cfg.chunk and self.learner.trains_batch_norm:
-            text = (
-                f"chunk_norm=micro: batch norm of encoders sees {cfg.chunk} samples at a time instead of "
-                f"{cfg.batch_size // world()}; its statistics are noisier, and another --chunk is another result"
-            )
-            self.display.say(text)
-            self._write("note", 0, {"text": text})
 
     def draw(self, step: int, figures: Sequence[Figure]) -> None:
         """Give figures to the loggers of this start, where there was one."""
@@ -276,15 +267,16 @@ class Trainer:
     def _remember(self, lines: list[dict[str, Any]]) -> None:
         """Take the logged metrics of an interrupted run back, so that alarms see the whole of it."""
         train = (x for x in lines if x["kind"] == "train")
-        self.history = [{k: math.nan if v is None else v for k, v in x.items() if k != "kind"} for x in train]
-        self.evaluations = measurements(lines)
+        self.history = [_numbers(x) for x in train]
+        self.evaluations = [_numbers(x) for x in lines if x["kind"] == "eval"]
+        self.worries = alarms(self.evaluators, self.evaluations)
         self.alarmed = alarm_of(lines)
 
     def _alarm(self, step: int) -> None:
         """Say once what objective and evaluators find wrong with the metrics so far, and once when that is over."""
         progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         said = [self.learner.objective.alarm(self.history, progress) or ""]
-        text = "; ".join(filter(None, [*said, *alarms(self.evaluators, self.evaluations)]))
+        text = "; ".join(filter(None, [*said, *self.worries]))
         if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # numbers in it may move
             self.display.say(f"step {step}: {text or 'what raised the alarm is over'}")
             self._write("alarm", step, {"text": text})
@@ -318,7 +310,8 @@ class Trainer:
             flags = " ".join(f"--evals.{name} none" for name in idle)
             self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
         if metrics:
-            self.evaluations.append({"step": step, **metrics})
+            self.evaluations.append({"step": step, **{n: float(v) for n, v in metrics.items()}})
+            self.worries = alarms(self.evaluators, self.evaluations)
             self._write("eval", step, metrics)
             # scores are compared between the untrained and the last encoder alone
             known = {
@@ -385,6 +378,11 @@ class Window:
         counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
         counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
         return {n: v / max(self.steps, 1) for n, v in self.sums.items()}, counts
+
+
+def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a line of the record; what it has as null is NaN."""
+    return {k: math.nan if v is None else v for k, v in line.items() if k != "kind"}
 
 
 def hash_of(*numbers: int) -> int:

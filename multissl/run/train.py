@@ -67,7 +67,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
                 trainer.display.say(f"{run.path} has finished its {steps} steps already")
             else:
                 trainer.display.say(describe(recipe, parts, device))
-                lines = trainer.fit(note_copies(run, parts, trainer))
+                lines = trainer.fit(first_notes(run, recipe, parts))
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))
             result = summarize(run, recipe, default, said, lines, time.time() - began, device)
@@ -136,18 +136,23 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
     )
 
 
-def note_copies(run: RunFolder, parts: Parts, trainer: Trainer) -> list[str]:
-    """Say how many validation samples are copies of training samples, and return it as a note for the record.
+def first_notes(run: RunFolder, recipe: Recipe, parts: Parts) -> list[str]:
+    """Return what a reader of the record has to know, once in a run, at its first start.
 
-    Once in a run, at its first start, and where something is measured.
+    What batch norm sees where it sees chunks; and how many validation samples are copies of training samples, where
+    something is measured.
     """
-    if not is_main() or not parts.evaluators or checkpoint.find(run.checkpoints):
+    if not is_main() or checkpoint.find(run.checkpoints):
         return []
-    line = describe_copies(parts.modality)
-    if not line:
-        return []
-    trainer.display.say(line)
-    return [line]
+    notes = []
+    if recipe.chunk and parts.learner.trains_batch_norm:
+        notes.append(
+            f"chunk_norm=micro: batch norm of encoders sees {recipe.chunk} samples at a time instead of "
+            f"{recipe.batch_size // world()}; its statistics are noisier, and another --chunk is another result"
+        )
+    if parts.evaluators and (copies := describe_copies(parts.modality)):
+        notes.append(copies)
+    return notes
 
 
 def has_finished(run: RunFolder, steps: int) -> bool:

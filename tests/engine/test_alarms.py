@@ -147,9 +147,10 @@ class Wary(Evaluator):
     """Raises an alarm from its fourth measurement on, and has to see all before it, the one before training too."""
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        return {"seen": progress.step / 2}
+        return {"seen": progress.step / 2, "unknown": math.nan}
 
     def alarm(self, history: list[dict[str, float]]) -> str:
+        assert all(math.isnan(entry.pop("unknown")) for entry in history)
         assert history == [{"step": 10 * i, "seen": 5.0 * i} for i in range(len(history))]
         return "wary of what it sees" if len(history) > 3 else ""
 
