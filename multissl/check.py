@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from multissl.config import config_name
 from multissl.contract.encoder import Encoders
 from multissl.contract.modality import Modality
@@ -70,12 +68,7 @@ def check_batch_norm(modality: Modality, plans: Plans, encoders: Encoders) -> No
     if len(plans) < 2:
         return
     for stream, (missing, count) in modality.lacking().items():
-        norms = (
-            [m for m in encoders[stream].modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            if stream in plans
-            else []
-        )
-        if any(m.training for m in norms):  # a locked encoder's statistics stand still
+        if stream in plans and encoders[stream].trains_batch_norm():
             raise ValueError(
                 f"encoders.{stream} holds batch norm, whose statistics are those of all rows, and {missing} of "
                 f"{count} rows have no {stream}: {_only_whole(modality)}take an encoder without batch norm, such as "

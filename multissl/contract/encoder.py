@@ -53,6 +53,11 @@ class Encoder(Component, nn.Module, ABC):
     locked: bool = False
     """Set by `lock`."""
 
+    def trains_batch_norm(self) -> bool:
+        """Return whether it holds batch norm that takes statistics of what it sees; that of a locked one does not."""
+        norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        return any(norm.training for norm in norms)
+
     if TYPE_CHECKING:  # torch types whatever a module does not declare as a tensor
         __getattr__: None  # type: ignore[assignment]
 

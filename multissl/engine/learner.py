@@ -35,8 +35,7 @@ class Learner(Shardable):
         self.objective: Objective = objective
         self.chunk = chunk
         self._replay: list[Chunk] = []
-        norms = [m for m in encoders.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.trains_batch_norm = any(m.training for m in norms)  # a locked encoder's statistics stand still
+        self.trains_batch_norm = any(encoder.trains_batch_norm() for encoder in encoders.values())
         if chunk and self.trains_batch_norm and chunk_norm == "whole":
             raise ValueError(
                 f"chunk={chunk}: an encoder holds batch norm, whose statistics depend on the chunk; set "
