@@ -58,9 +58,8 @@ class Chunked(EncodeFunction):
         parts, state = [], _get_random_state()
         for piece in pieces:
             some = [v.samples(piece) for v in views]
-            _set_random_state(
-                state
-            )  # every chunk sees the draws of the whole batch and takes its rows' part of them
+            # every chunk sees the draws of the whole batch and takes its rows' part of them
+            _set_random_state(state)
             with torch.no_grad():
                 features = self.encoders.encode(some, masking, inner)
             if not self.tokens:

@@ -191,7 +191,8 @@ class DINO(Objective):
         rows = (
             None if present is None else torch.cat([present.repeat(v.num_views) for v in sides])
         )  # [(2+L)*B]
-        targets = self.teach(sides[0], self.temperature.at(progress.step, progress.total))
+        temperature = self.temperature.at(progress.step, progress.total)
+        targets = self.teach(sides[0], temperature)
         features = encoders.encode(sides, "replace" if cfg.ibot_weight else "none")
         pooled = torch.cat([f.pooled for f in features])  # [(2+L)*B, D]
         hidden = None if mask is None else features[0].tokens.flatten(0, 1)[mask.index]  # [M, D]
@@ -218,9 +219,7 @@ class DINO(Objective):
             terms["koleo"] = parts[0] + parts[1]
         stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)), present)
         if cfg.teacher_temperature_steps:
-            stats["teacher_temperature"] = stats["std"].new_full(
-                (), self.temperature.at(progress.step, progress.total)
-            )
+            stats["teacher_temperature"] = stats["std"].new_full((), temperature)
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
         return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
 

@@ -37,9 +37,9 @@ def judge(run: Path | str) -> Evaluation:
     frozen, evaluators = model.frozen(), {}
     for name, cfg in model.recipe.evals.items():
         evaluator = evaluators[name] = cfg.build()
-        trained = evaluator.run(frozen, model.modality, progress)
-        again |= {f"{name}/{n}": v for n, v in trained.items()}
-        metrics |= again | {f"{name}/{n}": v for n, v in evaluator.baselines(model.modality).items()}
+        trained = {f"{name}/{n}": v for n, v in evaluator.run(frozen, model.modality, progress).items()}
+        again |= trained
+        metrics |= trained | {f"{name}/{n}": v for n, v in evaluator.baselines(model.modality).items()}
     lines = RunFolder(run).read_metrics()
     said = verdicts(evaluators, [*measurements(lines), {"step": progress.step, **again}])
     return Evaluation(metrics=metrics, verdict=whole_verdict(said, alarm_of(lines)))

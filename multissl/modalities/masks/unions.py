@@ -41,9 +41,8 @@ def union_context(
 ) -> tuple[Mask, ...]:
     """Return the mask that hides all but the context, and the target's, drawn on a grid for all its slots."""
     contexts, targets = draw_union(plan, grid, slots, blocks, rng, lasting or Lasting())
-    return as_masks(
-        contexts, targets, slots * grid[0] * grid[1], targets.shape[-1]
-    )  # constant by construction
+    largest = targets.shape[-1]  # constant by construction
+    return as_masks(contexts, targets, slots * grid[0] * grid[1], largest)
 
 
 def draw_union(

@@ -165,11 +165,7 @@ class Video(Modality):
             for name in ("context_time", "context_keep"):
                 if not 0 < getattr(self, name) <= 1:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want more than 0, at most 1")
-            if not self.union and (self.union_time, self.context_time, self.context_keep) != (
-                (1.0, 1.0),
-                1.0,
-                1.0,
-            ):
+            if not self.union and self.lasting() != Lasting():
                 raise ValueError(
                     "modality.union_time, modality.context_time and modality.context_keep are read with"
                     " modality.union alone: set modality.union=8, or leave them"
@@ -178,6 +174,10 @@ class Video(Modality):
                 raise ValueError(
                     f"modality.mean={self.mean} modality.std={self.std}: want 3 of each, std above 0"
                 )
+
+        def lasting(self) -> Lasting:
+            """Return how unions of blocks and their context lie in time."""
+            return Lasting(self.union_time, self.context_time, self.context_keep)
 
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
@@ -256,7 +256,7 @@ class Video(Modality):
             raw |= {f"{role}_box": box.transpose(0, 1).flatten(0, 1) for role, box in boxes.items()}
         if plan.mask_ratio is not None and plan.num_global:
             cfg, lines = self.cfg, rng.fork("masks")
-            lasting = Lasting(cfg.union_time, cfg.context_time, cfg.context_keep)
+            lasting = cfg.lasting()
             masks = draw_masks(
                 plan, cfg.mask, self.grid, cfg.mask_group, lines, union=cfg.union, lasting=lasting
             )
