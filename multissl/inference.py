@@ -6,7 +6,7 @@ Shapes: S samples of a split, R rows, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,8 +70,26 @@ def drawn(count: int, limit: int) -> list[int]:
     return sorted(order[: limit or count])
 
 
+class Featurized(NamedTuple):
+    """The readable ones of some samples of a split."""
+
+    features: Tensor
+    """[S, D]"""
+    labels: Tensor
+    """int64 [S], -1 without one."""
+    places: list[int]
+    """Their positions in the split."""
+    groups: Tensor
+    """int64 [S], -1 without one."""
+
+
+def featurize_places(*args: Any, **options: Any) -> tuple[Tensor, Tensor, list[int]]:
+    """Features [S, D], labels [S] and positions of what `featurized` returns."""
+    return featurized(*args, **options)[:3]
+
+
 @torch.no_grad()
-def featurize_places(
+def featurized(
     featurize: Featurize,
     modality: Modality,
     split: str,
@@ -79,8 +97,8 @@ def featurize_places(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     stream: str = "",
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Features [S, D], labels [S] and positions of the readable ones of some samples of a split.
+) -> Featurized:
+    """Return features of the readable ones of some samples of a split; each sample is read once.
 
     Raises `NotFinite` with the sample's name where features are not finite.
     """
@@ -89,7 +107,7 @@ def featurize_places(
     key = (split, stream, tuple(places))
     if memory is not None and key in memory:
         return memory[key]
-    features, labels, kept = [], [], []
+    features, labels, kept, groups = [], [], [], []
     for start in range(0, len(places), batch_size):
         samples = {i: data[i] for i in places[start : start + batch_size]}
         views, readable = readable_views(modality, [*samples.values()], stream, device)
@@ -102,9 +120,11 @@ def featurize_places(
             )
         features.append(found)
         labels += [s.label for s in readable]
+        groups += [s.group for s in readable]
         names = {id(s) for s in readable}
         kept += [i for i, s in samples.items() if id(s) in names]
-    result = torch.cat(features), torch.tensor(labels), kept
+    numbers = torch.tensor(groups, dtype=torch.int64)
+    result = Featurized(torch.cat(features), torch.tensor(labels), kept, numbers)
     if memory is not None:
         memory[key] = result
     return result
@@ -145,12 +165,10 @@ def scored_split(
     stream: str = "",
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """`featurize_split` without its unlabeled samples, and the groups int64 [S] of the others, -1 without one."""
-    data = modality.dataset(split)
-    features, labels, kept = featurize_places(
-        featurize, modality, split, drawn(len(data), limit), device=device, stream=stream
-    )
-    groups = [data[i].group for i, label in zip(kept, labels.tolist(), strict=True) if label >= 0]
-    return features[labels >= 0], labels[labels >= 0], np.array(groups, np.int64)
+    places = drawn(len(modality.dataset(split)), limit)
+    found = featurized(featurize, modality, split, places, device=device, stream=stream)
+    known = found.labels >= 0
+    return found.features[known], found.labels[known], found.groups[known].numpy()
 
 
 def stream_of(modality: Modality, stream: str) -> str:

@@ -29,7 +29,7 @@ from multissl.inference import (
     Featurize,
     Pooled,
     drawn,
-    featurize_places,
+    featurized,
     scored_split,
 )
 from multissl.statistics import LEVEL
@@ -131,12 +131,11 @@ class LinearProbe(Evaluator):
         self, featurize: Featurize, modality: Modality, device: torch.device | str
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features [S, F], labels [S] and, where the choice goes by them, groups [S] of labeled training samples."""
-        data = modality.dataset("train")
-        places = drawn(len(data), self.cfg.train)  # type: ignore[arg-type]
-        x, y, kept = featurize_places(
+        places = drawn(len(modality.dataset("train")), self.cfg.train)
+        x, y, _, every_group = featurized(
             featurize, modality, "train", places, device=device, stream=self.cfg.stream
         )
-        groups = torch.tensor([data[i].group for i in kept]) if self.cfg.by_group else None
+        groups = every_group if self.cfg.by_group else None
         if groups is not None and len(groups[y >= 0].unique()) < 2:
             raise ValueError("by_group=True: the training samples are of fewer than 2 groups; leave it off")
         return x[y >= 0], y[y >= 0], None if groups is None else groups[y >= 0]

@@ -25,7 +25,7 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
 from multissl.evaluators.verdicts import UNTRAINED, first_and_last, judged
-from multissl.inference import Featurize, Pooled, drawn, featurize_places
+from multissl.inference import Featurize, Pooled, drawn, featurized
 from multissl.statistics import LEVEL
 
 
@@ -123,12 +123,9 @@ class StateProbe(Evaluator):
         found: list[Tensor] = []
         for split, limit in (("train", self.cfg.train), (self.cfg.split, self.cfg.queries)):
             states, _ = modality.states(split)
-            data = modality.dataset(split)
             places = _complete(states, limit)
-            x, _, kept = featurize_places(
-                featurize, modality, split, places, device=device, stream=self.cfg.stream
-            )
-            found += [x.double(), states[kept].double(), torch.tensor([data[i].group for i in kept])]
+            some = featurized(featurize, modality, split, places, device=device, stream=self.cfg.stream)
+            found += [some.features.double(), states[some.places].double(), some.groups]
         x, y, groups, queries, truth, asked = found
         if len(self.cfg.l2) > 1 and len(groups.unique()) == 1:
             self.warn(
