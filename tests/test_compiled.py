@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,10 +15,13 @@ from multissl.build import Parts, build
 from multissl.contract.data import Views
 from multissl.engine.learner import Learner
 from multissl.layers.transformer import MLP
+from multissl.parallel import compiling
+from multissl.parallel.compiling import Whole, uncompiled
 from multissl.parallel.ranks import process_group
-from multissl.parallel.sharding import Parallel, uncompiled
+from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe
 from multissl.run.model import untrained
+from tests.helpers.compiling import traced_functions
 from tests.helpers.ranks import run_ranks
 
 # Dynamo looks at `.grad` of whatever enters a block, and torch warns of it.
@@ -31,12 +34,22 @@ def cheaply(compile_: Callable[..., None]) -> Callable[..., None]:
     return lambda self, **options: compile_(self, backend="eager", **options)
 
 
+def trace_only() -> None:
+    """Let blocks and losses be traced instead of compiled, by a process that ends with the test."""
+    nn.Module.compile = cheaply(nn.Module.compile)
+    Whole._compiled = cast(Any, traced_functions())
+    compiling.trouble = cast(Any, lambda _: "")
+
+
 @pytest.fixture(autouse=True)
 def dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(nn.Module, "compile", cheaply(nn.Module.compile))
+    monkeypatch.setattr(Whole, "_compiled", traced_functions())
+    monkeypatch.setattr(compiling, "trouble", lambda _: "")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
+    compiling.choose(None)
     torch._dynamo.reset()
 
 
@@ -89,7 +102,7 @@ def test_an_evaluation_adds_no_graph_and_takes_none_from_the_steps(sharded: str,
 
 
 def steps_and_evaluation(_rank: int) -> tuple[int, int]:
-    nn.Module.compile = cheaply(nn.Module.compile)  # this process ends with the test
+    trace_only()
     made = compiled(shard=2)
     parts = build(made, torch.device("cpu"))
     step = stepper(parts, made, torch.device("cpu"))

@@ -68,6 +68,8 @@ class Progress:
     total: int
     epoch_steps: float = 1.0
     """Steps in which every sample is drawn once, on average."""
+    described: bool = True
+    """Whether somebody reads the statistics of this step; an objective leaves out those that cost something if not."""
 
     @property
     def epoch(self) -> int:

@@ -18,7 +18,7 @@ from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking
 from multissl.engine.buffers import Buffers
 from multissl.engine.chunked import Chunk, Chunked, replayed
-from multissl.parallel.sharding import uncompiled
+from multissl.parallel.compiling import uncompiled
 
 Which = Literal["exported", "student"]
 ChunkNorm = Literal["whole", "micro"]

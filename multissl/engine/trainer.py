@@ -12,6 +12,7 @@ import math
 import re
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -177,7 +178,10 @@ class Trainer:
         batches = batches_of(self.steps, start, cfg.steps, cfg.data, world(), self.device)
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
-                progress = Progress(step=step, total=cfg.steps, epoch_steps=self.epoch_steps)
+                logged = (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps
+                progress = Progress(
+                    step=step, total=cfg.steps, epoch_steps=self.epoch_steps, described=logged
+                )
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 self.learner.train()
                 self.buffers.keep()
@@ -195,7 +199,7 @@ class Trainer:
                 if not finite:
                     self.buffers.restore()
                     self._dump(step, losses, norms, bad_in_a_row)
-                elif (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
+                elif logged:
                     self._log(step + 1, window, largest_gradient(self.trainable))
                     window = Window()
                 self.optimizer.zero_grad()
@@ -352,10 +356,11 @@ class Trainer:
 
 
 class Window:
-    """Means over the steps since the last log line; stays on the device until it is read."""
+    """Means over the steps since the last log line that have a value; stays on the device until it is read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = defaultdict(int)
         self.steps, self.lr, self.waited, self.samples = 0, 0.0, 0.0, 0
         self.since, self.paused = time.perf_counter(), 0.0
 
@@ -369,6 +374,7 @@ class Window:
         values |= {f"gradient_norm/{n}": v for n, v in norms.items()} if len(norms) < 16 else {}
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
+            self.counts[name] += 1
         self.steps, self.samples = self.steps + 1, self.samples + samples
         self.lr, self.waited = lr, self.waited + waited
 
@@ -377,7 +383,7 @@ class Window:
         seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
         counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
         counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
-        return {n: v / max(self.steps, 1) for n, v in self.sums.items()}, counts
+        return {n: v / self.counts[n] for n, v in self.sums.items()}, counts
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:

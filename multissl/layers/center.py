@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multissl.losses.sinkhorn import Weighting, centered
-from multissl.losses.targets import Targets, chunks
+from multissl.losses.targets import Targets, weighted_sum
 from multissl.parallel.collectives import sum_ranks
 from multissl.precision import at_least_fp32
 
@@ -45,9 +45,7 @@ class Center(nn.Module):
         Every row counts the same, or every rank's mean where weighting is equal.
         """
         rows = at_least_fp32(logits.new_ones(len(logits)) if real is None else real.to(logits.dtype))  # [M]
-        total, count = rows.new_zeros(logits.shape[1]), rows.sum(0, keepdim=True)  # [K], [1]
-        for c in chunks(*logits.shape):
-            total += rows[c] @ at_least_fp32(logits[c])
+        total, count = weighted_sum(rows, logits), rows.sum(0, keepdim=True)  # [K], [1]
         if self.weighting == "equal":
             total, count = total / count.clamp(min=1), count.clamp(max=1)
         self.waiting.copy_(sum_ranks(total) / sum_ranks(count))  # 0 / 0 where there is no row: nothing waits

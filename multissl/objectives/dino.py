@@ -8,9 +8,9 @@ Oquab et al. 2023, arXiv 2304.07193, section 4. With CE(t, s) = -sum_k t_k log s
   ibot         sum over hidden tokens of CE / hidden tokens of their view, / (2B): all global views count
   koleo        sum over the two global views of KoLeo of the student's pooled features, before the head
 and the total is dino_weight * (dino_local + dino_global) + ibot_weight * ibot + koleo_weight * koleo.
-Statistics of the targets are those of the views and, as ibot_NAME, those of the hidden tokens, estimated from about as
-many tokens as there are global views; reading all of their targets again would be a large share of a step. Without a
-loss on views the plain names are the tokens'.
+Statistics of the targets, of steps that are logged alone, are those of the views and, as ibot_NAME, those of the hidden
+tokens, estimated from about as many tokens as there are global views. Without a loss on views the plain names are the
+tokens'.
 Shapes: B samples on this rank, L local views, N tokens, M hidden tokens (padded), D width, K prototypes.
 State: teacher encoders and heads, the student's heads, centers where centering is ema.
 """
@@ -205,21 +205,27 @@ class DINO(Objective):
             ce = cross_entropy(logits["ibot"], targets["ibot"], each, cfg.student_temperature)  # [M]
             views = len(features[0].pooled) if present is None else 2 * kept(present, ce.dtype)
             terms["ibot"] = (ce * mask.weight).sum() / views
-            few = slice(None, None, max(1, len(ce) // len(features[0].pooled)))  # about a token per view
-            stats = describe(targets["ibot"].part(few), ce[few])
+            if progress.described:
+                few = slice(None, None, max(1, len(ce) // len(features[0].pooled)))  # about a token per view
+                stats = describe(targets["ibot"].part(few), ce[few])
         if "dino" in targets:
             counts = [v.num_views for v in sides]  # [2] or [2, L]
             options = (cfg.student_temperature, cfg.reference_counts, present)
             new, ce = dino_terms(logits["dino"], targets["dino"], counts, *options)
             terms = {**new, **terms}
-            stats = {**describe(targets["dino"], ce), **{f"ibot_{n}": value for n, value in stats.items()}}
+            if progress.described:
+                stats = {
+                    **describe(targets["dino"], ce),
+                    **{f"ibot_{n}": value for n, value in stats.items()},
+                }
         if cfg.koleo_weight:
             first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbors
             parts = [grouped_koleo(x, cfg.koleo_group, present=present) for x in (first, second)]
             terms["koleo"] = parts[0] + parts[1]
-        stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)), present)
-        if cfg.teacher_temperature_steps:
-            stats["teacher_temperature"] = stats["std"].new_full((), temperature)
+        if progress.described:
+            stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)), present)
+            if cfg.teacher_temperature_steps:
+                stats["teacher_temperature"] = stats["std"].new_full((), temperature)
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
         return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
 

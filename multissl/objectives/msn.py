@@ -125,9 +125,11 @@ class MSN(Objective):
         scores = cosines(z, self.prototypes.weight)
         exponent = cfg.prior_exponent * (cfg.prior == "power_law")
         terms, ce = msn_terms(scores, targets, cfg.temperature, exponent, present)
-        stats = describe(targets, ce.view(-1, len(target)).mean(0))
-        stats["std"] = embedding_std(z.unflatten(0, (-1, len(target))), present)
-        stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
+        stats: dict[str, Tensor] = {}
+        if progress.described:
+            stats = describe(targets, ce.view(-1, len(target)).mean(0))
+            stats["std"] = embedding_std(z.unflatten(0, (-1, len(target))), present)
+            stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
         return Losses.weigh(terms, {"ce": 1.0, "me_max": cfg.me_max_weight}, stats)
 
     @torch.no_grad()

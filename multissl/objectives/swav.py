@@ -114,10 +114,12 @@ class SwAV(Objective):
                 full = self.queued >= cfg.queue
         options = (cfg.temperature, cfg.epsilon, cfg.sinkhorn_rounds)
         loss, codes, ce = swav_loss(self.score(unit), self.coded, *options, waiting, full)
-        seen = [describe(q, c.view(-1, len(q.b)).mean(0)) for q, c in zip(codes, ce, strict=True)]
-        stats = {name: torch.stack([s[name] for s in seen]).mean() for name in seen[0]}
-        stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
-        stats["std"] = embedding_std(unit[: self.coded])
+        stats: dict[str, Tensor] = {}
+        if progress.described:
+            seen = [describe(q, c.view(-1, len(q.b)).mean(0)) for q, c in zip(codes, ce, strict=True)]
+            stats = {name: torch.stack([s[name] for s in seen]).mean() for name in seen[0]}
+            stats["entropy_share"] = stats["teacher_entropy"] / math.log(cfg.prototypes)
+            stats["std"] = embedding_std(unit[: self.coded])
         return Losses.weigh({"swap": loss}, {"swap": 1.0}, stats)
 
     def project(self, encoders: EncodeFunction, batch: Batch) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from multissl.config import Config
 from multissl.contract.abilities import Shardable
 from multissl.contract.encoder import Encoder
+from multissl.parallel.compiling import choose, compiles
 from multissl.parallel.ranks import _group_of_one, world
 
 
@@ -28,8 +28,9 @@ class Parallel(Config):
     """Of the forward and backward pass; master weights, reductions and losses stay fp32. Auto: bf16 on CUDA."""
     checkpoint_activations: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more compute."""
-    compile: bool = False
-    """torch.compile, one block at a time, of training steps; evaluation runs the blocks as they are written."""
+    compile: bool | None = None
+    """torch.compile of training steps: blocks one by one, and losses over prototypes. None: on CUDA, where a compiler
+    works; evaluation runs everything as it is written."""
     fully_shard: Literal["auto", "always"] = "auto"
     """Auto leaves FSDP2 out on a single CPU rank, where it only costs time."""
 
@@ -62,7 +63,8 @@ def parallelize(learner: Shardable, cfg: Parallel, device: torch.device) -> None
 
         for unit in units:
             checkpoint(unit)
-    if cfg.compile:
+    choose(cfg.compile)
+    if compiles(device):
         for unit in units:
             unit.compile(dynamic=False)
     if world() > 1 or half or cfg.fully_shard == "always":
@@ -94,15 +96,6 @@ def _fully_shard(
     fully_shard(learner, mesh=mesh, mp_policy=root, reshard_after_forward=True)
     for name in learner.entry_points():
         register_fsdp_forward_method(learner, name)
-
-
-def uncompiled() -> contextlib.AbstractContextManager[None]:
-    """Run compiled blocks as they are written, for a `with`; what is compiled stays and is used again afterwards.
-
-    Dynamo keeps 8 variants of a block, one for each shape and mode. Shapes of an evaluation would take them, and steps
-    that find none left run uncompiled from then on, without a word.
-    """
-    return torch.compiler.set_stance("force_eager")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from multissl.engine.judging import alarm_of, measurements, verdicts
 from multissl.engine.trainer import Trainer
 from multissl.migrate import FORMAT
 from multissl.parallel.collectives import broadcast_object
+from multissl.parallel.compiling import trouble, wants
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, read_recipe
@@ -67,7 +68,7 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
                 trainer.display.say(f"{run.path} has finished its {steps} steps already")
             else:
                 trainer.display.say(describe(recipe, parts, device))
-                lines = trainer.fit(first_notes(run, recipe, parts))
+                lines = trainer.fit(first_notes(run, recipe, parts, device))
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))
             result = summarize(run, recipe, default, said, lines, time.time() - began, device)
@@ -136,11 +137,11 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
     )
 
 
-def first_notes(run: RunFolder, recipe: Recipe, parts: Parts) -> list[str]:
+def first_notes(run: RunFolder, recipe: Recipe, parts: Parts, device: torch.device) -> list[str]:
     """Return what a reader of the record has to know, once in a run, at its first start.
 
-    What batch norm sees where it sees chunks; and how many validation samples are copies of training samples, where
-    something is measured.
+    What batch norm sees where it sees chunks; that nothing could be compiled; and how many validation samples are
+    copies of training samples, where something is measured.
     """
     if not is_main() or checkpoint.find(run.checkpoints):
         return []
@@ -149,6 +150,11 @@ def first_notes(run: RunFolder, recipe: Recipe, parts: Parts) -> list[str]:
         notes.append(
             f"chunk_norm=micro: batch norm of encoders sees {recipe.chunk} samples at a time instead of "
             f"{recipe.batch_size // world()}; its statistics are noisier, and another --chunk is another result"
+        )
+    if wants(device) and (reason := trouble(device.type)):
+        notes.append(
+            f"nothing is compiled, as torch.compile does not work here ({reason}): steps are slower, their numbers the "
+            "same; --parallel.compile False leaves it out"
         )
     if parts.evaluators and (copies := describe_copies(parts.modality)):
         notes.append(copies)

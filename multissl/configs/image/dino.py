@@ -233,7 +233,7 @@ def dinov2_vitg14() -> Recipe:
     Measured: unmeasured
     """
     made = _dinov2_large("g")
-    made.parallel = Parallel(shard=8, compile=True, checkpoint_activations=True)
+    made.parallel = Parallel(shard=8, checkpoint_activations=True)
     return made
 
 
@@ -341,7 +341,6 @@ def _dinov2(
         steps=steps,
         clip=3.0,
         clip_per="module",
-        parallel=Parallel(compile=True),
         evals=watched(every=12_500),
         save=Save(every=2_500, keep_every=25_000),
     )
