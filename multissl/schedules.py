@@ -54,7 +54,7 @@ class Schedule:
 
 def constant(value: float) -> Schedule:
     """The same value at every step."""
-    return Schedule(base=value, final=value, shape="constant")
+    return Schedule(base=value, final=value)
 
 
 def ramp(start: float, end: float, steps: int) -> Schedule:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from multissl import registry
 from tests.modalities.test_contract import SMALL
 from tools import mutants
 from tools.mutation import Mutant, mutants_of
 
+PARAMETERS = {*SMALL, *(name for group in registry.GROUPS for name in registry.names(group))}
+"""What tests are parametrized by."""
 SOURCE = '''
 """A docstring with 3 words or more."""
 LIMIT = 5
@@ -90,7 +93,7 @@ def test_every_file_has_tests_that_exist() -> None:
         assert (mutants.ROOT / path).exists(), test
         function, _, parameter = name.partition("[")
         assert not name or f"def {function}(" in (mutants.ROOT / path).read_text(), test
-        assert not parameter or parameter.rstrip("]") in SMALL, test
+        assert not parameter or parameter.rstrip("]") in PARAMETERS, test
 
 
 def test_named_and_equivalent_bugs_are_those_of_the_code_as_it_is() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from multissl.schedules import Schedule, constant, ramp
@@ -10,6 +13,17 @@ def test_the_warm_up_includes_both_its_ends() -> None:
     assert [s.at(i, 20) for i in (0, 4, 5)] == [0.0, 1.0, 1.0]
     assert s.at(20, 20) == s.at(99, 20) == 0.1
     assert s.at(19, 20) > 0.1
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "steps"])
+@pytest.mark.parametrize("warmup", [1, 2, 5])
+@pytest.mark.parametrize("freeze", [0, 3])
+def test_a_warm_up_of_any_length_begins_at_its_start(shape: Any, warmup: int, freeze: int) -> None:
+    s = Schedule(base=1.0, final=0.5, start=0.25, warmup=warmup, shape=shape, freeze=freeze)
+    s = replace(s, freeze=0) if shape == "steps" else s
+    assert s.at(s.freeze, 20) == 0.25
+    assert s.at(s.freeze + warmup, 20) == 1.0
+    assert warmup == 1 or s.at(s.freeze + warmup - 1, 20) == 1.0
 
 
 def test_a_ramp_stays_at_its_end() -> None:

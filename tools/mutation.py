@@ -136,8 +136,8 @@ class _Finder(ast.NodeVisitor):
         self.where.pop()
 
     def visit_keyword(self, node: ast.keyword) -> None:
-        """Leave `strict` alone, which asserts that two lengths agree, and `non_blocking`, which changes no value."""
-        if node.arg not in ("strict", "non_blocking"):
+        """Leave `strict` alone, which asserts that two lengths agree, and what changes no value."""
+        if node.arg not in ("strict", "non_blocking", "indent"):
             self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:

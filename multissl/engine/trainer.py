@@ -193,7 +193,7 @@ class Trainer:
                 if finite:
                     lr = self.optimizer.step(progress)
                     self.learner.objective.after_step(self.learner.encoders, progress)
-                    window.add(losses, norms, lr, fetched.waited, cfg.batch_size)
+                    window.add(losses, norms, lr=lr, waited=fetched.waited, samples=cfg.batch_size)
                 self._note_skipped(step, fetched.skipped)
                 bad_in_a_row = 0 if finite else bad_in_a_row + 1
                 if not finite:
@@ -365,7 +365,7 @@ class Window:
         self.since, self.paused = time.perf_counter(), 0.0
 
     def add(
-        self, losses: Losses, norms: Mapping[str, Tensor], lr: float, waited: float, samples: int
+        self, losses: Losses, norms: Mapping[str, Tensor], *, lr: float, waited: float, samples: int
     ) -> None:
         """Add one finished step."""
         values = {"loss": losses.total.detach()}

@@ -314,9 +314,9 @@ def kept_losses() -> Iterator[list[tuple[Losses, dict[str, Tensor]]]]:
     kept: list[tuple[Losses, dict[str, Tensor]]] = []
     add = trainer.Window.add
 
-    def noted(self: trainer.Window, losses: Losses, norms: dict[str, Tensor], *rest: Any) -> None:
+    def noted(self: trainer.Window, losses: Losses, norms: dict[str, Tensor], **rest: Any) -> None:
         kept.append((losses, dict(norms)))
-        add(self, losses, norms, *rest)
+        add(self, losses, norms, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Window, "add", noted)
@@ -359,7 +359,7 @@ def test_samples_a_second_leave_out_the_time_of_evaluation(monkeypatch: pytest.M
     window = trainer.Window()
     losses = Losses(total=torch.tensor(1.0), terms={})
     for _ in range(3):
-        window.add(losses, {}, 0.1, 0.5, 20)
+        window.add(losses, {}, lr=0.1, waited=0.5, samples=20)
     window.paused += 2.0
     _, counts = window.summary()
     assert counts == {"lr": 0.1, "samples_per_s": 15.0, "waiting_percent": 37.5}

@@ -1,0 +1,135 @@
+"""The figures of an evaluator are those of before: values, intervals, scores, baselines, verdict, under every option.
+
+A new evaluator joins by being registered, through its case in tests/evaluators/every.py; see tests/helpers/known.py for
+how numbers are written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from multissl import registry
+from multissl.contract.abilities import HasTargets
+from multissl.contract.data import Sample
+from multissl.contract.estimate import Estimate
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from tests.evaluators.every import CASES, Case, Subject
+from tests.evaluators.pairs import Facts
+from tests.helpers.known import Cases, Numbers, check_known, numbers_of, words_of
+from tests.helpers.turned import turned
+
+LIMIT = 2e-3
+"""Solvers end where they do; a figure in percent moves by more."""
+LEAVE = ("stream", "split", "every", "classical", "fine_tune_lr")
+FEWER: dict[str, dict[str, Any]] = {"linear_probe": {"l2": (1e-3, 1e-1)}}
+"""What is enough where an option takes long."""
+
+
+def figures(metrics: dict[str, float]) -> dict[str, Tensor]:
+    """Return every figure with what is known of it."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in metrics.items():
+        known = [float(value)]
+        if isinstance(value, Estimate):
+            known += [value.n, value.low, value.high]
+            if value.scores is not None:
+                tensors[f"{name} scores"] = torch.as_tensor(value.scores.copy())
+        tensors[name] = torch.tensor(known, dtype=torch.float64)
+    return tensors
+
+
+def verdict(evaluator: Evaluator, history: list[dict[str, float]]) -> Tensor:
+    """Return the words of a verdict as numbers; of none, nothing."""
+    told = evaluator.verdict(history)
+    text = "" if told is None else f"{told.outcome} {told.text}"
+    return words_of(text)
+
+
+def measured(case: Case, evaluator: Evaluator, modality: Modality) -> Numbers:
+    """Return the numbers of what an evaluator measures at two ends of a run."""
+    first = evaluator.run(case.encoders(), modality, Progress(step=0, total=10))
+    first |= evaluator.baselines(modality)
+    last = evaluator.run(case.encoders(), modality, Progress(step=10, total=10))
+    tensors = figures(first) | {f"later {name}": value for name, value in figures(last).items()}
+    better = {n: as_one_more(v) for n, v in last.items()}
+    for name, entries in {"verdict": last, "better": better}.items():
+        tensors[name] = verdict(evaluator, [{"step": 0.0, **first}, {"step": 10.0, **entries}])
+    return numbers_of(tensors)
+
+
+def as_one_more(value: float) -> float:
+    """Return a figure that is 11 above, with its scores."""
+    if not isinstance(value, Estimate):
+        return value + 11
+    scores = None if value.scores is None else value.scores + 11
+    return Estimate(value + 11, value.n, (value.low + 11, value.high + 11), scores, value.groups)
+
+
+def few(samples: list[Sample]) -> list[Sample]:
+    return samples[:7]
+
+
+def alone(samples: list[Sample]) -> list[Sample]:
+    return [replace(s, group=-1) for s in samples]
+
+
+def unlabeled(samples: list[Sample]) -> list[Sample]:
+    return [replace(s, label=-1) if s.index % 3 else s for s in samples]
+
+
+def one_class(samples: list[Sample]) -> list[Sample]:
+    return [replace(s, label=0) for s in samples]
+
+
+def data(name: str, case: Case) -> Iterator[tuple[str, Modality]]:
+    """Yield the data of a case and its relatives."""
+    modality = case.modality()
+    yield "as it is", modality
+    if isinstance(modality, Subject):
+        for change in (few, alone, unlabeled, one_class):
+            made: Any = case.modality()
+            made.change = change
+            yield change.__name__, made
+        if name == "few_labels":
+            yield "quantities", Quantities.Config(noise=0.5).build()
+    if isinstance(modality, Facts):
+        yield "captions of classes", Facts.Config(told=False).build()
+        yield "some lack their text", Facts.Config(without=(3, 8)).build()
+
+
+class Quantities(Subject, HasTargets):
+    """The label is a quantity: the first coordinate of a point."""
+
+    def targets(self, split: str) -> Tensor:
+        samples = self.dataset(split)
+        return torch.tensor([samples[i].data[0] for i in range(len(samples))])
+
+
+def cases(name: str) -> Cases:
+    case = CASES[name]
+    made = case.build(name).cfg.replace(**FEWER.get(name, {}))
+    every: Cases = {}
+    for label, modality in data(name, case):
+        some = [("as it is", made)]
+        if label in ("as it is", "quantities"):
+            some += turned(made, LEAVE)
+        for change, cfg in some:
+            try:
+                every[f"{label}, {change}"] = measured(case, cfg.build(), modality)
+            except ValueError:
+                continue
+    return every
+
+
+@pytest.mark.parametrize("name", registry.names("evaluators"))
+def test_the_figures_of_an_evaluator_are_those_of_before(name: str) -> None:
+    pytest.importorskip(CASES[name].needs)
+    check_known(f"figures_{name}", cases(name), LIMIT)
