@@ -85,6 +85,15 @@ def fine(verdict: Verdict | None) -> bool:
     return verdict is not None and verdict.text.startswith("cannot be told: not collapsed (RankMe")
 
 
+@pytest.mark.parametrize("name", ["std", "rankme"])
+def test_an_alarm_is_raised_below_its_limit_and_not_at_it(name: str) -> None:
+    evaluator = Collapse(Collapse.Config(min_std=0.25, min_rank=2.0))
+    healthy = {"step": 0.0, "std": 0.9, "rankme": 90.0, "cosine": 0.1, "width": 100.0}
+    limit = {"std": 0.25, "rankme": 3.0}[name]
+    assert fine(evaluator.verdict([healthy, {**healthy, name: limit}]))
+    assert not fine(evaluator.verdict([healthy, {**healthy, name: math.nextafter(limit, 0)}]))
+
+
 def test_samples_that_are_all_one_are_collapsed_from_the_start() -> None:
     """Black pictures: the untrained encoder cannot tell them apart either, so nothing relative raises the alarm."""
     black = figures(nn.Sequential(nn.Linear(2, 2, bias=False), Black()))

@@ -166,6 +166,30 @@ def test_an_untrained_model_guesses_uniformly(
     assert made.verdict([first]) is None
 
 
+@pytest.mark.parametrize("row", [0, 3, 7])
+def test_the_row_of_an_error_that_is_no_number_is_named(text: Text, row: int, said: list[str]) -> None:
+    running = text.running("val", 0)
+    ((whole,), (new,)) = running.views, running.first_seen
+    parts = [torch.arange(5), torch.arange(5, len(whole.x))]
+    evaluator = BitsPerCharacter(BitsPerCharacter.Config(count=0))
+    evaluator._running = replace(
+        running, views=[whole.samples(p) for p in parts], first_seen=[new[p] for p in parts]
+    )
+    seen = 0
+
+    def errors(views: Views) -> Tensor:
+        nonlocal seen
+        costs = torch.ones(len(views.x), views.x.shape[1] - 1)
+        if seen <= row < seen + len(costs):
+            costs[row - seen] = math.nan
+        seen += len(costs)
+        return costs
+
+    found = evaluator.run(answering(errors), text, START)
+    assert math.isnan(found["bits"])
+    assert said == [f"bits_per_character: not a number: row {row} of the running text of the val split"]
+
+
 def test_nothing_is_measured_without_the_objective(text: Text) -> None:
     for evaluator in (MaskedWord(MaskedWord.Config()), BitsPerCharacter(BitsPerCharacter.Config())):
         assert evaluator.run(frozen(), text, START) == {}

@@ -193,6 +193,14 @@ def test_groups_left_out_in_turn_choose_the_strength() -> None:
     assert choose_l2(x, y, (1e-4, 100.0), 2, groups=groups) == 100.0
 
 
+def test_ten_samples_choose_a_strength_and_nine_take_the_middle_one() -> None:
+    strengths = (1e-4, 1e-2, 1.0)
+    y = torch.arange(10) % 2
+    x = torch.stack([y * 2.0 - 1, torch.ones(10)], 1).double()
+    assert choose_l2(x[:9], y[:9], strengths, 2) == 1e-2
+    assert choose_l2(x, y, strengths, 2) == 1.0  # all are right: the strongest of equals
+
+
 def test_by_group_needs_groups() -> None:
     evaluator = LinearProbe(LinearProbe.Config(by_group=True))
     with pytest.raises(ValueError, match="by_group=True: the training samples are of fewer than 2 groups"):

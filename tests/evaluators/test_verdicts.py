@@ -16,7 +16,8 @@ from multissl.engine.judging import verdicts
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN, knn_accuracy
 from multissl.evaluators.linear_probe import LinearProbe, probe_accuracy, scaled
-from multissl.evaluators.verdicts import judged, learned, majority_accuracy
+from multissl.evaluators.verdicts import Scale, _missed, judged, learned, majority_accuracy
+from multissl.statistics import Gain
 
 
 def right(hits: np.ndarray) -> float:
@@ -66,6 +67,13 @@ def test_many_samples_exclude_what_would_matter() -> None:
     hits = rng.random(5000) < 0.5
     changed = hits ^ (rng.random(5000) < 0.02)
     assert told(right(changed), right(hits)).outcome == "not learned"
+
+
+@pytest.mark.parametrize(("high", "outcome"), [(2.0, "not learned"), (2.1, "cannot be told")])
+def test_a_gain_that_ends_at_the_margin_is_excluded(high: float, outcome: str) -> None:
+    gain = Gain(mean=1.0, low=0.0, high=high, p=0.5)
+    verdict = _missed("k-NN 50.0 %", {"raw": gain}, {"raw": "the raw input's"}, 9, 2.0, Scale(" %", 1))
+    assert verdict.outcome == outcome
 
 
 @pytest.mark.parametrize(("gate", "share"), [("raw", 1.0), ("raw", 398 / 400), ("majority", 1.0)])

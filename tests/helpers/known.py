@@ -47,7 +47,7 @@ def words_of(text: str) -> Tensor:
 
 
 def rounded(value: float) -> float:
-    return float(f"{value:.9g}")
+    return float(f"{value:.7g}")
 
 
 def differences(cases: Cases, known: Cases, limit: float) -> list[str]:

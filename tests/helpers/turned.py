@@ -10,16 +10,18 @@ from typing import Any
 from multissl.config import Config, alternatives, hints_of
 
 
-def turned(cfg: Config, leave: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def turned(cfg: Config, leave: tuple[str, ...] = (), numbers: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield, by what is changed, the config with each other value of a choice, each flag turned, each number moved.
 
     A number that is 0, which mostly switches a part off, is turned on. What the config itself refuses is left out, and
-    so are the options named in `leave`.
+    so are the options named in `leave`, and numbers where `numbers` is False.
     """
     for field in dataclasses.fields(cfg):
         if field.name in leave:
             continue
         for value in others(hints_of(type(cfg))[field.name], getattr(cfg, field.name)):
+            if not (numbers or isinstance(value, bool | str)):
+                continue
             try:
                 yield f"{field.name}={value}", cfg.replace(**{field.name: value})
             except ValueError:

@@ -15,6 +15,7 @@ from multissl.losses.nce import (
     MultiPos,
     Relations,
     accuracy,
+    constant_loss,
     masked_lse,
     mean_of,
     nce,
@@ -55,6 +56,19 @@ def test_the_kernel_is_its_definition_and_its_gradient_is_finite(
     found = nce(s, pos, neg, multi_pos, decoupled)
     torch.testing.assert_close(found, slow(s, pos, neg, multi_pos, decoupled))
     assert torch.autograd.grad(found.sum(), s)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_one_anchor_costs_what_each_of_many_does(decoupled: bool) -> None:
+    pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
+    s = torch.tensor([[2.0, 1.0, 0.0]])
+    many = [x.repeat(5, 1) for x in (s, pos, neg)]
+    for one, several in (
+        (constant_loss(pos, neg, decoupled), constant_loss(*many[1:], decoupled)),
+        (accuracy(s, pos, neg), accuracy(*many)),
+        (found_share(torch.tensor([True]), pos), found_share(torch.ones(5, dtype=torch.bool), many[1])),
+    ):
+        torch.testing.assert_close(one, several)
 
 
 def test_anchors_and_candidates_may_change_places() -> None:

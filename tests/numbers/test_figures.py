@@ -6,23 +6,24 @@ how numbers are written down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multissl import registry
 from multissl.contract.abilities import HasTargets
-from multissl.contract.data import Sample
+from multissl.contract.data import Sample, Views
 from multissl.contract.estimate import Estimate
-from multissl.contract.evaluator import Evaluator
-from multissl.contract.learning import Progress
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Features, Progress
 from multissl.contract.modality import Modality
-from tests.evaluators.every import CASES, Case, Subject
-from tests.evaluators.pairs import Facts
+from tests.evaluators.clusters import frozen
+from tests.evaluators.every import CASES, Case, Subject, seeing
+from tests.evaluators.pairs import Facts, Knows
 from tests.helpers.known import Cases, Numbers, check_known, numbers_of, words_of
 from tests.helpers.turned import turned
 
@@ -93,7 +94,7 @@ def data(name: str, case: Case) -> Iterator[tuple[str, Modality]]:
     """Yield the data of a case and its relatives."""
     modality = case.modality()
     yield "as it is", modality
-    if isinstance(modality, Subject):
+    if isinstance(modality, Subject) and case.encoders in (seeing, CASES[name].encoders):
         for change in (few, alone, unlabeled, one_class):
             made: Any = case.modality()
             made.change = change
@@ -113,17 +114,58 @@ class Quantities(Subject, HasTargets):
         return torch.tensor([samples[i].data[0] for i in range(len(samples))])
 
 
-def cases(name: str) -> Cases:
+class Confused(Knows):
+    """Takes some samples for others."""
+
+    def features(self, v: Views) -> Features:
+        values = super().features(v)
+        z = (
+            values.pooled
+            + 0.4 * values.pooled.roll(1, 1) * (1 + torch.cos(torch.arange(len(v.x)) * 1.0))[:, None]
+        )
+        return replace(values, pooled=z, tokens=z[:, None], embedding=z)
+
+
+def wide(width: int) -> Callable[[], FrozenEncoders]:
+    """Return encoders of so many features."""
+
+    def encoders() -> FrozenEncoders:
+        torch.manual_seed(0)
+        return frozen(nn.Sequential(nn.Linear(2, width), nn.Tanh()))
+
+    return encoders
+
+
+def relatives(name: str) -> Iterator[tuple[str, Case]]:
+    """Yield a case with encoders of its own, and with others."""
     case = CASES[name]
+    yield "as it is", case
+    if case.encoders is Knows:
+        yield "confused", replace(case, encoders=Confused)
+    if case.encoders is seeing and name not in ("few_labels", "bits_per_character"):
+        yield "narrow", replace(case, encoders=wide(4))
+        yield "wide", replace(case, encoders=wide(48))
+
+
+def cases(name: str) -> Cases:
+    every: Cases = {}
+    for label, case in relatives(name):
+        every |= {f"{label}, {where}": numbers for where, numbers in cases_of(name, label, case).items()}
+    return every
+
+
+def cases_of(name: str, label: str, case: Case) -> Cases:
     made = case.build(name).cfg.replace(**FEWER.get(name, {}))
     every: Cases = {}
-    for label, modality in data(name, case):
+    for where, modality in data(name, case):
+        if where != "as it is" and label in ("narrow", "wide"):
+            continue
         some = [("as it is", made)]
-        if label in ("as it is", "quantities"):
+        if where in ("as it is", "quantities") and label in ("as it is", "confused"):
             some += turned(made, LEAVE)
         for change, cfg in some:
             try:
-                every[f"{label}, {change}"] = measured(case, cfg.build(), modality)
+                every[f"{where}, {change}"] = measured(case, cfg.build(), modality)
             except ValueError:
                 continue
     return every

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multissl import registry
+from multissl.config import Config
 from multissl.contract.data import Batch, Views
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
@@ -112,11 +113,18 @@ def options(name: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def nested(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the config with one option of its teacher turned."""
+    """Yield the config with one choice or flag of a teacher, head or decoder turned."""
     for field in dataclasses.fields(cfg):
-        if field.name == "teacher":
-            for change, teacher in turned(cfg.teacher):
-                yield f"teacher.{change}", cfg.replace(teacher=teacher)
+        part = getattr(cfg, field.name)
+        if isinstance(part, Config):
+            for change, other in turned(part, numbers=field.name == "teacher"):
+                yield f"{field.name}.{change}", cfg.replace(**{field.name: other})
+
+
+def takes_another_path(change: str) -> bool:
+    """Return whether an option's value is a choice or a flag of the objective's own, and no number."""
+    option, _, value = change.partition("=")
+    return "." not in option and not value.replace(".", "").isdigit()
 
 
 def cases(name: str, texts: str) -> Cases:
@@ -130,7 +138,7 @@ def cases(name: str, texts: str) -> Cases:
             learner, batch = rows.learner_and_batch(modality(where, texts), cfg)
             plain = "as it is" in label
             for kind, each in batches(learner.objective, batch):
-                if plain or kind in ("as it is", "holes"):
+                if plain or kind == "as it is" or (kind == "holes" and takes_another_path(change)):
                     every[f"{label}, {kind}"] = steps(learner, each)
         except (ValueError, NotImplementedError):
             continue

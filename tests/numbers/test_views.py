@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from multissl import registry
+from multissl.contract.abilities import HasText
 from multissl.contract.modality import Modality
 from multissl.contract.plans import ViewPlan
 from multissl.engine.batches import StepBatches
@@ -48,6 +50,40 @@ LEAVE: dict[str, tuple[str, ...]] = {
     "rl": ("background", "seed"),
 }
 """Options whose other values change the data that is read."""
+
+
+MORE: dict[str, list[dict[str, Any]]] = {
+    "image": [
+        {"mask": "random", "mask_patch": 8}, {"channels": 1}, {"measure": True, "flip": 1.0},
+        {"mask_reference": True, "mask_smallest": 2}, {"patch": 2},
+    ],
+    "video": [
+        {"frames": 8, "union": 2, "union_time": (0.25, 0.75), "mask": "block"},
+        {"frames": 8, "union": 3, "context_time": 0.5, "mask": "block"},
+        {"frames": 8, "union": 2, "union_time": (0.5, 0.5), "context_keep": 0.5, "mask": "block"},
+        {"frames": 8, "local_frames": 4, "tubelet": 4, "clips": "apart"}, {"stride": 2, "mask": "block"},
+        {"seconds": 0.5, "flip": 0.5}, {"clean": "frame", "clean_zoom": 1.2, "tubelet": 1},
+    ],
+    "audio": [
+        {"stretch": (0.7, 1.4), "dynamics": 3.0}, {"equalize": 6.0, "mixup": 0.4, "roll": 1.0},
+        {"stride": (4, 4), "patch": (8, 8)}, {"frames": 128, "short": "repeat"}, {"frames": 128, "short": "fit"},
+        {"frames": 128}, {"trim": 20.0, "center": True, "spans": 3}, {"mask": "time", "mels": 16}, {"rate": 8000},
+    ],
+    "rl": [
+        {"stack": 1, "channels": 3}, {"stack": 4, "gap": 2, "burst": 4, "pace": 2}, {"actions": False, "mask": "block"},
+        {"subtract": "episode", "intensity": 0.2}, {"shift": 0, "shift_chance": 0.5}, {"frame": 40, "size": 24},
+    ],
+    "text": [
+        {"pack": False, "mask": "span", "crop": (0.3, 0.7)}, {"pack": False, "mask": "word", "local_length": 5},
+        {"span_words": 2, "span_p": 0.4}, {"infill": 0.4}, {"replacement": (0.3, 0.5)}, {"lower": True},
+    ],
+    "tabular": [
+        {"corrupt_by": "subset", "subset_noise": 0.3}, {"corruption": (0.9, 0.3)}, {"corrupt_by": "donor", "rare": 9},
+        {"corrupt_by": "hide", "corruption": (0.5, 0.5)}, {"max_levels": 3, "local_columns": 0.3},
+    ],
+    "paired": [{"join": "row"}],
+}  # fmt: skip
+"""Options that only matter together."""
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +147,28 @@ def views(modality: Modality, plan: ViewPlan) -> Numbers:
 def cases(name: str, texts: str) -> Cases:
     made = config(name, texts)
     every: Cases = {}
-    for change, cfg in [("as it is", made), *turned(made, LEAVE.get(name, ()))]:
+    together = [(str(options), made.replace(**options)) for options in MORE.get(name, [])]
+    for change, cfg in [("as it is", made), *turned(made, LEAVE.get(name, ())), *together]:
         modality: Modality | None = None
         for asked, plan in plans():
             try:
                 modality = modality or cfg.build().fit()
                 every[f"{change}, {asked}"] = views(modality, plan)
+                if isinstance(modality, HasText) and asked == "few views":
+                    every[f"{change}, probes"] = probes(modality)
             except (ValueError, NotImplementedError):
                 continue
     return every
+
+
+def probes(modality: HasText) -> Numbers:
+    """Return the numbers of what is asked of a model of language."""
+    words, running = modality.hidden_words("val", 5), modality.running("val", 3)
+    tensors = {f"word {n}": torch.from_numpy(paid) for n, paid in words.nats.items()}
+    for name, some in {"words": words.views, "running": running.views}.items():
+        tensors |= {f"{name} {i} {n}": t for i, v in enumerate(some) for n, t in by_name(v).items()}
+    known = [running.documents, running.symbols, running.characters, running.baseline]
+    return numbers_of(tensors | {"running": torch.tensor(known, dtype=torch.float64)})
 
 
 @pytest.mark.parametrize("name", registry.names("modalities"))

@@ -242,6 +242,14 @@ def test_states_belong_to_their_frames() -> None:
     assert {data[i].label for i in range(len(data))} <= {*range(16)}
 
 
+def test_frames_of_which_nothing_is_known_have_states_of_no_values(tmp_path: Any) -> None:
+    modality = from_file(counted(tmp_path))
+    for split in ("train", "val"):
+        values, names = modality.states(split)
+        assert values.shape == (len(modality.dataset(split)), 0)
+        assert names == ()
+
+
 def test_new_data_is_read_as_the_training_data_was(tmp_path: Any) -> None:
     trained = from_file(counted(tmp_path))
     other = from_file(counted(tmp_path))
