@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from torch import Tensor
 from multissl.contract.data import Batch
 from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
-from multissl.contract.learning import Figure, Losses, Progress
-from multissl.contract.logger import Kind, Logger, Session
+from multissl.contract.learning import Losses, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import StreamSpec
 from multissl.engine import checkpoint, trainer
@@ -364,35 +363,6 @@ def test_samples_a_second_leave_out_the_time_of_evaluation(monkeypatch: pytest.M
     window.paused += 2.0
     _, counts = window.summary()
     assert counts == {"lr": 0.1, "samples_per_s": 15.0, "waiting_percent": 37.5}
-
-
-class Drawn(Logger):
-    """Notes which figures it is given, and at which step."""
-
-    @dataclass(kw_only=True, slots=True)
-    class Config(Logger.Config):
-        pass
-
-    def __init__(self, cfg: Config, session: Session) -> None:
-        del cfg, session
-
-    def log(self, kind: Kind, step: int, metrics: Mapping[str, Any]) -> None:
-        LOGGED.append((kind, step))
-
-    def draw(self, step: int, figures: Sequence[Figure]) -> None:
-        DRAWN.append((step, len(figures)))
-
-
-LOGGED: list[tuple[str, int]] = []
-DRAWN: list[tuple[int, int]] = []
-
-
-def test_loggers_are_given_the_figures_of_the_report(tmp_path: Path) -> None:
-    LOGGED.clear()
-    DRAWN.clear()
-    run.train(made().replace(loggers={"mine": Drawn.Config()}), tmp_path)
-    assert [step for kind, step in LOGGED if kind == "train"] == [1, 2, 3]
-    assert [step for step, _ in DRAWN] == [3]
 
 
 # ------------------------------------------------------------------------------ signs of the data

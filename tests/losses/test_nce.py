@@ -62,11 +62,11 @@ def test_the_kernel_is_its_definition_and_its_gradient_is_finite(
 def test_one_anchor_costs_what_each_of_many_does(decoupled: bool) -> None:
     pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
     s = torch.tensor([[2.0, 1.0, 0.0]])
-    many = [x.repeat(5, 1) for x in (s, pos, neg)]
+    several_scores, near, far = (x.repeat(5, 1) for x in (s, pos, neg))
     for one, several in (
-        (constant_loss(pos, neg, decoupled), constant_loss(*many[1:], decoupled)),
-        (accuracy(s, pos, neg), accuracy(*many)),
-        (found_share(torch.tensor([True]), pos), found_share(torch.ones(5, dtype=torch.bool), many[1])),
+        (constant_loss(pos, neg, decoupled), constant_loss(near, far, decoupled)),
+        (accuracy(s, pos, neg), accuracy(several_scores, near, far)),
+        (found_share(torch.tensor([True]), pos), found_share(torch.ones(5, dtype=torch.bool), near)),
     ):
         torch.testing.assert_close(one, several)
 
@@ -96,7 +96,7 @@ def test_a_masked_log_sum_without_members_is_finite_and_has_no_gradient() -> Non
     assert not grad[1].any()
 
 
-def test_scores_are_cosines_or_bilinear() -> None:
+def test_several_scoresare_cosines_or_bilinear() -> None:
     q, k, w = torch.randn(3, 5), torch.randn(4, 5), torch.randn(5, 5)
     expected = F.cosine_similarity(q[:, None], k[None], dim=2) / 0.2
     torch.testing.assert_close(scores(q, k, 0.2), expected)

@@ -124,7 +124,7 @@ def nested(cfg: Any) -> Iterator[tuple[str, Any]]:
 def takes_another_path(change: str) -> bool:
     """Return whether an option's value is a choice or a flag of the objective's own, and no number."""
     option, _, value = change.partition("=")
-    return "." not in option and not value.replace(".", "").isdigit()
+    return "." not in option and not value[:1].isdigit() and not value.startswith(("(", "-"))
 
 
 def cases(name: str, texts: str) -> Cases:

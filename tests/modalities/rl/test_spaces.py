@@ -16,7 +16,6 @@ from multissl.contract.plans import CLEAN
 from multissl.modalities.rl.actions import action_at, draw_actions, encode_actions
 from multissl.modalities.rl.adapter import RL
 from multissl.modalities.rl.envs import rollout
-from multissl.modalities.rl.pixels import as_bytes, layout_of
 from multissl.modalities.rl.replay import from_arrays, read_replay
 from multissl.random import RowRandom
 
@@ -245,25 +244,6 @@ def test_pixels_beyond_their_space_are_refused() -> None:
         frames_of(environment(200 * painted("hw").round().astype(np.float32), space))
     with pytest.raises(ValueError, match=r"has shape \(40, 40, 1\), its space says \(40, 40\)"):
         frames_of(environment(painted("hwc").astype(np.float32), space))
-
-
-@pytest.mark.parametrize(("beyond", "refused"), [(0.0, False), (0.8e-3, False), (1.4e-3, True)])
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-2.0, 6.0)])
-def test_pixels_a_thousandth_beyond_their_space_are_rounding(
-    low: float, high: float, beyond: float, refused: bool
-) -> None:
-    slack = beyond * (high - low)
-    for values in ([low - slack, high], [low, high + slack]):
-        array = np.array(values, np.float64)
-        if refused:
-            with pytest.raises(ValueError, match="mend its bounds"):
-                as_bytes(array, low, high)
-        else:
-            assert as_bytes(array, low, high).tolist() == [0, 255]
-
-
-def test_an_axis_of_up_to_four_is_no_side_of_a_picture_however_small() -> None:
-    assert layout_of((9, 3, 4), rgba=True) == layout_of((9, 8, 4), rgba=True) == "hwc"
 
 
 # -------------------------------------------------------------------------------------------- actions
