@@ -15,7 +15,7 @@ State: none; numbers come from torch's generator of the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -96,3 +96,51 @@ def _rows(place: Tensor, draw: Tensor, share: int) -> tuple[Tensor, Tensor]:
     order = flags.int().argsort(dim=2, descending=True, stable=True)[:, :, :most]
     view = torch.arange(draw.shape[1], device=place.device)[:, None] * samples
     return (view + order).flatten(1), flags.gather(2, order).flatten(1)
+
+
+# No token is in a subset twice, so what torch would add up with atomic operations is written once.
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.rows = len(x)
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (tokens,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.rows, grads[0].shape[1]).index_copy_(0, tokens, grads[0]), None
+
+
+class _AddTo(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, part: Tensor, out: Tensor, tokens: Tensor, kept: Tensor, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(tokens, kept)
+        ctx.scale = scale
+        weighted = out * kept[:, None].to(
+            out.dtype
+        )  # by 1 or 0; the scale would be rounded to half precision
+        return x.index_copy(0, tokens, torch.add(part, weighted, alpha=scale))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None, None, None]:
+        tokens, kept = ctx.saved_tensors
+        mine = grads[0].index_select(0, tokens) * kept[:, None].to(grads[0].dtype)
+        return grads[0], None, mine * ctx.scale, None, None, None
+
+
+def take(x: Tensor, tokens: Tensor) -> Tensor:
+    """Return the tokens [S, D] of a subset, int64 [S] without repeats, of packed tokens [T, D]."""
+    return cast(Tensor, _Take.apply(x, tokens))
+
+
+def add_to(x: Tensor, part: Tensor, out: Tensor, subset: Subset) -> Tensor:
+    """Return packed tokens x [T, D] with a branch's output [S, D] added to those of a subset, scaled.
+
+    `part` is what `take` gave of x, so that sums are written where they belong without reading x again.
+    """
+    return cast(Tensor, _AddTo.apply(x, part.detach(), out, subset.tokens, subset.kept, subset.scale))

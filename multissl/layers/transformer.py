@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.layers.attention import Attention
-from multissl.layers.drop_path import Subset, draw_subsets, rows_of_groups
+from multissl.layers.drop_path import Subset, add_to, draw_subsets, rows_of_groups, take
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import Layout, kernel, layout
 
@@ -105,8 +105,8 @@ def _add(
     """x plus a branch of it; of a subset of rows only, scaled so that the sum stays right on average."""
     if subset is None:
         return x + branch(x, layout)
-    out = branch(x.index_select(0, subset.tokens), subset.layout)  # [S, D]
-    return x.index_add(0, subset.tokens, out * subset.kept.to(out.dtype)[:, None], alpha=subset.scale)
+    part = take(x, subset.tokens)
+    return add_to(x, part, branch(part, subset.layout), subset)
 
 
 class Trunk(nn.Module):
