@@ -1,4 +1,4 @@
-"""What a learner becomes on several devices: precision, activation checkpoints, compilation and FSDP2, by block."""
+"""What a learner becomes on its devices: precision, activation checkpoints, compilation, copies or shards, by block."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from multissl.contract.abilities import Shardable
 from multissl.contract.encoder import Encoder
 from multissl.parallel.compiling import choose, compiles
 from multissl.parallel.ranks import _group_of_one, world
+from multissl.parallel.replicas import cast_inputs, replicate
+
+KEPT = 2_000_000_000
+"""Trainable parameters below which blocks stay gathered from forward to backward pass: memory for half the messages."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,8 +26,8 @@ class Parallel(Config):
     """How a run spreads over devices."""
 
     shard: int = 1
-    """Ranks over which parameters, gradients and teacher are sharded (FSDP2); 1 is plain data parallel. Ranks beyond
-    it hold copies: 8 ranks with shard 4 are 2 copies."""
+    """Ranks over which parameters, gradients and teacher are sharded (FSDP2); 1 is plain data parallel, where every
+    rank holds them whole. Ranks beyond it hold copies: 8 ranks with shard 4 are 2 copies."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward and backward pass; master weights, reductions and losses stay fp32. Auto: bf16 on CUDA."""
     checkpoint_activations: bool = False
@@ -32,7 +36,7 @@ class Parallel(Config):
     """torch.compile of training steps: blocks one by one, and losses over prototypes. None: on CUDA, where a compiler
     works; evaluation runs everything as it is written."""
     fully_shard: Literal["auto", "always"] = "auto"
-    """Auto leaves FSDP2 out on a single CPU rank, where it only costs time."""
+    """Auto leaves FSDP2 out where nothing is sharded, as it only costs time there; always is for comparison."""
 
     def __post_init__(self) -> None:
         if self.shard < 1:
@@ -40,7 +44,7 @@ class Parallel(Config):
 
 
 def parallelize(learner: Shardable, cfg: Parallel, device: torch.device) -> None:
-    """Move a learner to its device; then activation checkpointing, compile and FSDP2, in that order, block by block.
+    """Move a learner to its device; then activation checkpointing and compile, block by block, and copies or shards.
 
     On CUDA ranks torch's batch norms become SyncBatchNorm; on CPU ranks, which have none, each normalizes by its own
     rows. Batch norm cannot run on sharded bf16 parameters: a learner that holds one keeps them in fp32, and its
@@ -67,8 +71,14 @@ def parallelize(learner: Shardable, cfg: Parallel, device: torch.device) -> None
     if compiles(device):
         for unit in units:
             unit.compile(dynamic=False)
-    if world() > 1 or half or cfg.fully_shard == "always":
+    if cfg.shard > 1 or cfg.fully_shard == "always":
         _fully_shard(learner, units, cfg.shard, device, half)
+        return
+    dtype = torch.bfloat16 if half else None
+    exempt = [p for module in _learned_scalars(learner) for p in module.parameters(recurse=False)]
+    for unit in units if dtype else ():
+        cast_inputs(unit, torch.bfloat16)
+    replicate(learner, learner.entry_points(), dtype, exempt)
 
 
 def _fully_shard(
@@ -85,17 +95,29 @@ def _fully_shard(
     blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed)
     # torch 2.10 would cast a batch's float targets along with the inputs, so the root leaves its inputs alone.
     root = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
-    # A learned temperature or bias is one number that bf16 would round away: it computes in fp32.
-    for module in learner.modules():
-        own = list(module.parameters(recurse=False))
-        if half and own and all(p.numel() == 1 for p in own):
-            fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=True)
+    for module in _learned_scalars(learner) if half else ():
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=True)
+    small = sum(p.numel() for p in learner.parameters() if p.requires_grad) < KEPT
     for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=blocks, reshard_after_forward=True)
+        kept = small and any(p.requires_grad for p in unit.parameters())
+        fully_shard(unit, mesh=mesh, mp_policy=blocks, reshard_after_forward=not kept)
+        if kept:  # no backward pass will come to free what a pass without gradient gathers
+            unit.register_forward_hook(_reshard_without_gradient)
     # The root is resharded too: between steps every parameter is a shard, so EMA and checkpoints see only shards.
     fully_shard(learner, mesh=mesh, mp_policy=root, reshard_after_forward=True)
     for name in learner.entry_points():
         register_fsdp_forward_method(learner, name)
+
+
+def _reshard_without_gradient(unit: nn.Module, *_: object) -> None:
+    if not torch.is_grad_enabled():
+        cast(Any, unit).reshard()
+
+
+def _learned_scalars(learner: nn.Module) -> list[nn.Module]:
+    """Return modules of a learned temperature or bias: one number, which bf16 would round away, computes in fp32."""
+    owned = ((module, list(module.parameters(recurse=False))) for module in learner.modules())
+    return [module for module, own in owned if own and all(p.numel() == 1 for p in own)]
 
 
 def local(tensor: Tensor) -> Tensor:
