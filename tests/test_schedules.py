@@ -31,6 +31,14 @@ def test_a_ramp_stays_at_its_end() -> None:
     assert [s.at(i, 100) for i in (0, 3, 4, 50, 100)] == [0.04, 0.07, 0.07, 0.07, 0.07]
 
 
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("total", [1, 9, 20])
+def test_the_final_value_is_that_of_the_last_step_and_of_later_ones(shape: Any, total: int) -> None:
+    s = Schedule(base=1.0, final=0.1, shape=shape)
+    assert s.at(total - 1, total) > 0.1
+    assert [s.at(total + more, total) for more in (0, 1, 5)] == [0.1] * 3
+
+
 def test_frozen_steps_come_first() -> None:
     s = Schedule(base=1.0, final=0.0, freeze=3)
     assert [s.at(i, 10) for i in (0, 2, 3)] == [0.0, 0.0, 1.0]

@@ -59,6 +59,7 @@ UNSEEN = {
     "verdict",
     "alarm",
     "nearest_pairs",
+    "framed",
 }
 """Functions that check options, draw, or speak."""
 

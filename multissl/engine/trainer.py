@@ -185,7 +185,8 @@ class Trainer:
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 self.learner.train()
                 self.buffers.keep()
-                with memory_advice(cfg.chunk or cfg.batch_size // world(), self.learner.trains_batch_norm):
+                samples = cfg.chunk or cfg.batch_size // world()
+                with memory_advice(samples=samples, batch_norm=self.learner.trains_batch_norm):
                     losses: Losses = self.learner(fetched.batch, progress)
                     self.learner.backward(losses)
                 norms = clip_gradients(self.groups, cfg.clip)

@@ -13,7 +13,7 @@ from multissl.contract.abilities import HasTargets
 from multissl.contract.data import Samples
 from multissl.contract.estimate import Estimate
 from multissl.contract.learning import Progress
-from multissl.evaluators.few_labels import FewLabels, area, linear, score
+from multissl.evaluators.few_labels import FewLabels, area, linear, score, trees
 from tests.evaluators.clusters import START, Clusters, Constant, frozen
 from tests.helpers.stubs import Listed
 
@@ -51,6 +51,19 @@ def test_good_features_beat_poor_ones_and_draws_are_paired() -> None:
     first, second = evaluator._draws(y), evaluator._draws(y)
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
     assert all(len(set(d)) == 8 and set(y[d]) == {0, 1, 2, 3} for d in first)
+
+
+def test_every_classical_model_scores_the_queries_by_what_it_learned_of_the_rows() -> None:
+    """Of one row a class nothing can be left out, so that each model takes its middle settings and is quick."""
+    pytest.importorskip("sklearn")
+    x, y = np.array([[-1.0], [0.0], [1.0], [1.1]]), np.array([0, 1, 2, 2])
+    queries = np.array([[1.0], [1.05], [-1.0], [0.0], [1.1], [-1.1]])
+    for name, fit in {"linear": linear(y), **trees(y)}.items():
+        scores = fit(x, y, queries)
+        assert scores.shape == (6, 3), name
+        if name == "forest":  # leaves of three rows tell nothing of four
+            continue
+        assert scores[0, 2] > scores[2, 2] or name == "boosting", name
 
 
 @pytest.mark.slow

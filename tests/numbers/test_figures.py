@@ -6,6 +6,7 @@ how numbers are written down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 
 from multissl import registry
 from multissl.contract.abilities import HasTargets
-from multissl.contract.data import Sample, Views
+from multissl.contract.data import Sample, Samples, Views
 from multissl.contract.estimate import Estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Features, Progress
 from multissl.contract.modality import Modality
 from tests.evaluators.clusters import frozen
-from tests.evaluators.every import CASES, Case, Subject, seeing
+from tests.evaluators.every import CASES, Case, Subject, broken, seeing
 from tests.evaluators.pairs import Facts, Knows
 from tests.helpers.known import Cases, Numbers, check_known, numbers_of, words_of
+from tests.helpers.stubs import Listed
 from tests.helpers.turned import turned
 
 LIMIT = 2e-3
@@ -38,12 +40,16 @@ def figures(metrics: dict[str, float]) -> dict[str, Tensor]:
     """Return every figure with what is known of it."""
     tensors: dict[str, Tensor] = {}
     for name, value in metrics.items():
-        known = [float(value)]
+        known = {name: float(value)}
         if isinstance(value, Estimate):
-            known += [value.n, value.low, value.high]
+            known |= {
+                f"{name} n": value.n,
+                f"{name} below": value - value.low,
+                f"{name} above": value.high - value,
+            }
             if value.scores is not None:
                 tensors[f"{name} scores"] = torch.as_tensor(value.scores.copy())
-        tensors[name] = torch.tensor(known, dtype=torch.float64)
+        tensors |= {n: torch.tensor(v, dtype=torch.float64) for n, v in known.items()}
     return tensors
 
 
@@ -78,6 +84,10 @@ def few(samples: list[Sample]) -> list[Sample]:
     return samples[:7]
 
 
+def without_labels(samples: list[Sample]) -> list[Sample]:
+    return [replace(s, label=-1) for s in samples]
+
+
 def alone(samples: list[Sample]) -> list[Sample]:
     return [replace(s, group=-1) for s in samples]
 
@@ -95,10 +105,11 @@ def data(name: str, case: Case) -> Iterator[tuple[str, Modality]]:
     modality = case.modality()
     yield "as it is", modality
     if isinstance(modality, Subject) and case.encoders in (seeing, CASES[name].encoders):
-        for change in (few, alone, unlabeled, one_class):
+        for change in (few, alone, unlabeled, without_labels, one_class):
             made: Any = case.modality()
             made.change = change
             yield change.__name__, made
+        yield "untaught", Untaught.Config(noise=0.5).build()
         if name == "few_labels":
             yield "quantities", Quantities.Config(noise=0.5).build()
     if isinstance(modality, Facts):
@@ -112,6 +123,24 @@ class Quantities(Subject, HasTargets):
     def targets(self, split: str) -> Tensor:
         samples = self.dataset(split)
         return torch.tensor([samples[i].data[0] for i in range(len(samples))])
+
+
+class Untaught(Subject):
+    """No training sample has a label."""
+
+    def dataset(self, split: str) -> Samples:
+        data = super().dataset(split)
+        return Listed([replace(data[i], label=-1) for i in range(len(data))]) if split == "train" else data
+
+
+def warnings(case: Case, evaluator: Evaluator, said: list[str]) -> Numbers:
+    """Return the words of what is said of rows that are no numbers."""
+    texts: dict[str, Tensor] = {}
+    for row in (0, 2, 5):
+        said.clear()
+        evaluator.run(broken(case.encoders(), math.nan, row), case.modality(), Progress(step=0, total=10))
+        texts[f"row {row}"] = words_of("; ".join(said))
+    return numbers_of(texts)
 
 
 class Confused(Knows):
@@ -147,10 +176,11 @@ def relatives(name: str) -> Iterator[tuple[str, Case]]:
         yield "wide", replace(case, encoders=wide(48))
 
 
-def cases(name: str) -> Cases:
+def cases(name: str, said: list[str]) -> Cases:
     every: Cases = {}
     for label, case in relatives(name):
         every |= {f"{label}, {where}": numbers for where, numbers in cases_of(name, label, case).items()}
+    every["broken"] = warnings(CASES[name], CASES[name].build(name), said)
     return every
 
 
@@ -172,6 +202,6 @@ def cases_of(name: str, label: str, case: Case) -> Cases:
 
 
 @pytest.mark.parametrize("name", registry.names("evaluators"))
-def test_the_figures_of_an_evaluator_are_those_of_before(name: str) -> None:
+def test_the_figures_of_an_evaluator_are_those_of_before(name: str, said: list[str]) -> None:
     pytest.importorskip(CASES[name].needs)
-    check_known(f"figures_{name}", cases(name), LIMIT)
+    check_known(f"figures_{name}", cases(name, said), LIMIT)

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multissl.contract.learning import Figure
+import pytest
+import torch
+
+from multissl.contract.learning import Figure, Losses
 from multissl.contract.logger import Kind, Logger, Session
+from multissl.engine import trainer
 from multissl.run import train as run
 from tests.helpers.stubs import recipe
 
@@ -40,3 +44,12 @@ def test_loggers_are_given_the_figures_of_the_report(tmp_path: Path) -> None:
     run.train(recipe().replace(steps=3, log_every=1, loggers={"mine": Drawn.Config()}), tmp_path)
     assert [step for kind, step in LOGGED if kind == "train"] == [1, 2, 3]
     assert [step for step, _ in DRAWN] == [3]
+
+
+@pytest.mark.parametrize(("groups", "listed"), [(1, 1), (15, 15), (16, 0), (40, 0)])
+def test_norms_of_fewer_than_16_groups_are_listed(groups: int, listed: int) -> None:
+    window = trainer.Window()
+    norms = {f"group_{i}": torch.tensor(float(i)) for i in range(groups)}
+    window.add(Losses(total=torch.tensor(1.0), terms={}), norms, lr=0.1, waited=0.0, samples=4)
+    means, _ = window.summary()
+    assert sum(name.startswith("gradient_norm/") for name in means) == listed
