@@ -32,7 +32,10 @@ from tests.helpers.turned import turned
 LIMIT = 2e-3
 """Solvers end where they do; a figure in percent moves by more."""
 LEAVE = ("stream", "split", "every", "classical", "fine_tune_lr")
-FEWER: dict[str, dict[str, Any]] = {"linear_probe": {"l2": (1e-3, 1e-1)}}
+FEWER: dict[str, dict[str, Any]] = {
+    "linear_probe": {"l2": (1e-2, 1.0), "max_steps": 20},
+    "few_labels": {"labels": 8},
+}
 """What is enough where an option takes long."""
 
 

@@ -107,6 +107,12 @@ def options(name: str) -> Iterator[tuple[str, str, Any]]:
     for modality in fitting(name):
         yield f"{modality}, as it is", modality, made
     more = [(f"{change}", made.replace(**change)) for change in VARIANTS.get(name, [])]
+    if name == "dino":  # heads in which rows see one another
+        head = made.head.replace(norm="batch")
+        more += [
+            (f"batch norm, tied {t}", made.replace(head=head, ibot_head=head, tied_heads=t))
+            for t in (False, True)
+        ]
     for change, cfg in [*turned(made), *more, *nested(made)]:
         for modality in fitting(name):
             yield f"{change}, {modality}", modality, cfg

@@ -57,6 +57,16 @@ def test_mlm_is_the_mean_over_hidden_tokens() -> None:
     torch.testing.assert_close(found.stats["constant"], -(counts * counts.clamp(min=1e-9).log()).sum())
 
 
+def test_places_in_a_long_stretch_are_the_last_there_is() -> None:
+    _, objective = both(MLM.Config(boundary_weight=1.0))
+    hidden = torch.ones(1, 40, dtype=torch.bool)
+    hidden[0, 0] = False
+    around = objective.around(torch.randn(1, 40, 16), hidden)
+    places = len(objective.place.weight)
+    for token in range(1, 40):
+        torch.testing.assert_close(around[token, 32:], objective.place.weight[min(token, places) - 1])
+
+
 def test_boundary_reads_the_neighbors_and_nothing_between() -> None:
     encoders, objective = both(MLM.Config(boundary_weight=1.0))
     mask = masked().mask

@@ -77,6 +77,16 @@ def test_rows_of_every_kind_of_file_are_the_same(kind: str, tmp_path: Path) -> N
     assert [len(every(made, s)) for s in ("train", "val")] == [18, 2]
 
 
+def test_a_split_is_a_word_of_a_column(tmp_path: Path) -> None:
+    words = ["train", "Validation", "test", "train", "dev", "train"]
+    lines = [{"image": f"{n % 10}.png", "text": f"row {n}", "split": word} for n, word in enumerate(words)]
+    for n in range(6):
+        (tmp_path / f"{n}.png").write_bytes(png(20 * n))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = pairs(str(tmp_path / "a.jsonl"))
+    assert [len(every(made, split)) for split in ("train", "val", "test")] == [3, 2, 1]
+
+
 def test_a_split_is_a_word_of_the_shard_or_every_tenth_group(tmp_path: Path) -> None:
     data = shard(tmp_path / "pairs-train.tar", rows(20))
     shard(tmp_path / "pairs-test.tar", rows(5))
