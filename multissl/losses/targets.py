@@ -44,11 +44,11 @@ def _log_sum_columns(logits: Tensor, sharpness: Tensor, b: Tensor) -> Tensor:
 
 
 def _sum_rows(logits: Tensor, sharpness: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return (at_least_fp32(logits) * sharpness - a - b[:, None]).exp().sum(1)
+    return (at_least_fp32(logits) * sharpness - (a + b[:, None])).exp().sum(1)
 
 
 def _sum_columns(logits: Tensor, sharpness: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return (at_least_fp32(logits) * sharpness - a - b[:, None]).exp().sum(0)
+    return (at_least_fp32(logits) * sharpness - (a + b[:, None])).exp().sum(0)
 
 
 def _weighted(weights: Tensor, logits: Tensor) -> Tensor:
