@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from multissl.contract.data import Raw, Sample, Unreadable, Views
 from multissl.contract.encoder import EncodeFunction
@@ -19,6 +18,7 @@ from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.modality import Modality
 from multissl.contract.plans import CLEAN
+from multissl.devices import copied
 from multissl.random import RowRandom
 from multissl.registry import suggest
 
@@ -205,8 +205,7 @@ def views_of(
 ) -> dict[str, Views]:
     """The clean views of so many samples, by stream, from what a worker made of them."""
     rng = RowRandom((0, 0), 0, count, count).to(device)
-    raw = tree_map_only(Tensor, lambda t: t.to(device), raw)
-    batch = modality.views(raw, dict.fromkeys(streams, CLEAN), rng)
+    batch = modality.views(copied(raw, device), dict.fromkeys(streams, CLEAN), rng)
     return {v.stream: v for v in batch if v.role == "clean"}
 
 

@@ -12,7 +12,8 @@ from tests.helpers import laws
 
 PACKAGE = Path(__file__).parents[1] / "multissl"
 FOUNDATION = (
-    "contract", "config", "registry", "schedules", "random", "parallel", "precision", "files", "statistics",
+    "contract", "config", "registry", "schedules", "random", "parallel", "precision", "devices", "files",
+    "statistics",
 )  # fmt: skip
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
@@ -22,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "random": (),
     "parallel": FOUNDATION,
     "precision": (),
+    "devices": (),
     "statistics": (),
     "files": (),
     "losses": FOUNDATION,

@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -29,6 +28,7 @@ from multissl.config import Config
 from multissl.contract.data import Batch, Raw, Sample, Unreadable
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Plans
+from multissl.devices import copied
 from multissl.random import RowRandom
 
 WORKER, DEVICE = 0, 1
@@ -175,11 +175,7 @@ def _batches(
             before = time.perf_counter()
             raw, skipped = next(batches)
             waited = time.perf_counter() - before
-            if steps.final:
-                batch = raw.to(device)
-            else:
-                raw = tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), raw)
-                batch = steps.views(raw, step, device)
+            batch = raw.to(device) if steps.final else steps.views(copied(raw, device), step, device)
             yield Fetched(batch, skipped, waited)
     finally:
         _end_workers(batches)

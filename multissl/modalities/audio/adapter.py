@@ -29,11 +29,12 @@ from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, View
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan, tokens_along
+from multissl.devices import copied
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
 from multissl.modalities.audio.resampling import FASTEST, SLOWEST
-from multissl.modalities.audio.views import centers, silence, spectrograms, uniform
+from multissl.modalities.audio.views import centers, draw_changes, silence, spectrograms
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.bands import Band
 from multissl.modalities.views import Payloads, build_views, ids_of, rand_rows, roles, with_masks
@@ -282,14 +283,20 @@ class Audio(HasRecordings):
         return ((frames + step - patch // 2 - 1) // step).clamp(1, columns)
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        """Spectrograms of the segments, on their device."""
+        """Spectrograms of the segments, on their device; what is drawn on the host goes there in one copy."""
         given, plan = raw["audio"], plans["audio"]
+        counts = dict(roles(plan, given))
+        changes = {
+            role: draw_changes(self.cfg, count, rng.fork(role).to("cpu"))
+            for role, count in counts.items()
+            if role != "clean"
+        }
+        changes = copied(changes, given["sample_id"].device)
         batch: list[Views] = []
-        for role, count in roles(plan, given):
+        for role in counts:
             other = given.get("other") if role == "global" else None
-            draw = None if role == "clean" else uniform(rng.fork(role), count)
             x, real, box = spectrograms(
-                self.cfg, self.statistics(), given[role], given[f"{role}_real"], draw, other
+                self.cfg, self.statistics(), given[role], given[f"{role}_real"], changes.get(role), other
             )
             grid = self.cfg.grid(x.shape[1])
             views = build_views(x[:, None], "audio", role, given)

@@ -9,13 +9,14 @@ All randomness comes in as uniform draws. Shapes: R rows, S samples, T frames, F
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from multissl.devices import made_once
 
 EPSILON = float(torch.finfo(torch.float32).eps)
 SILENCE = math.log(EPSILON)
@@ -48,16 +49,19 @@ def fbank(wave: Tensor, mels: int, rate: int, low: float = 20.0) -> Tensor:
     frames = (wave if wave.dtype == torch.float64 else wave.float()).unfold(-1, size, hop)  # [R, T, size]
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], -1).mul_(EMPHASIS)
-    window = torch.hann_window(size, periodic=False, dtype=frames.dtype, device=wave.device)
+    window = made_once(_window, (size, frames.dtype), frames.device, frames.dtype)
     frames = frames.sub_(before).mul_(window)
     padded = 1 << (size - 1).bit_length()
     spectrum = torch.fft.rfft(frames, n=padded)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # [R, T, padded/2 + 1]
-    bank = mel_bank(mels, padded, rate, low).to(power)  # [padded/2 + 1, F]
+    bank = made_once(mel_bank, (mels, padded, rate, low), power.device, power.dtype)  # [padded/2 + 1, F]
     return (power @ bank).clamp_(min=EPSILON).log_()
 
 
-@functools.cache
+def _window(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.hann_window(size, periodic=False, dtype=dtype)
+
+
 def mel_bank(mels: int, padded: int, rate: int, low: float) -> Tensor:
     """Kaldi's triangles, evenly spaced in mel from `low` Hz to half the rate: [padded/2 + 1, mels].
 

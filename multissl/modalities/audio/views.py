@@ -8,31 +8,33 @@ Shapes: R = V*B rows stacked view-major, S samples of sound, T frames, F mel bin
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multissl.devices import constant, made_once
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.views import rand_rows
 from multissl.random import RowRandom
 
 KNOTS = 6
 """Places along the bands at which `equalize` draws."""
-Draw = Callable[..., Tensor]
-"""From a tag and sizes to uniform numbers [R, *sizes]; what another tag draws does not change them."""
 
 
-def uniform(rng: RowRandom, views: int) -> Draw:
-    """Return what draws uniform numbers for the rows of so many views, view-major."""
-
-    def draw(tag: str, *shape: int) -> Tensor:
-        return rand_rows(rng.fork(tag), views, *shape)
-
-    return draw
+def draw_changes(cfg: Any, views: int, rng: RowRandom) -> dict[str, Tensor]:
+    """Return uniform numbers on the host for what may change so many views, tensors [R, ...] by name."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "equalize": (KNOTS,),
+        "warp": (4,),
+        "stretch": (4,),
+        "time mask": (cfg.spans, 2),
+        "frequency mask": (cfg.spans, 2),
+        **dict.fromkeys(("roll", "roll chance", "gain", "noise", "noise chance", "snr", "mixup"), ()),
+    }
+    return {tag: rand_rows(rng.fork(tag), views, *shape) for tag, shape in shapes.items()}
 
 
 def spectrograms(
@@ -40,29 +42,30 @@ def spectrograms(
     statistics: tuple[float, float],
     wave: Tensor,
     real: Tensor,
-    draw: Draw | None,
+    drawn: Mapping[str, Tensor] | None,
     other: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sound [R, S] as [R, T, F], its real samples [R], and the boxes cut from it with their turn [R, 5].
 
-    Without `draw` views are clean. `other` [R, S] is mixed in; `statistics` are mean and deviation of the data.
+    Views are changed by `drawn`, as `draw_changes` returns it, and clean without. `other` [R, S] is mixed in;
+    `statistics` are mean and deviation of the data.
     """
     turn = torch.zeros_like(wave[:, 0])
-    if draw is not None:
-        wave, turn = _sound(cfg, wave, real, draw)
+    if drawn is not None:
+        wave, turn = _sound(cfg, wave, real, drawn)
     x = ops.fbank(wave, cfg.mels, cfg.rate)  # [R, T, F]
-    if draw is not None and other is not None:
-        x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * draw("mixup"))
-    if draw is not None and cfg.equalize:
-        x = ops.equalize(x, cfg.equalize * (2 * draw("equalize", KNOTS) - 1))
+    if drawn is not None and other is not None:
+        x = ops.mix(x, ops.fbank(other, cfg.mels, cfg.rate), cfg.mixup * drawn["mixup"])
+    if drawn is not None and cfg.equalize:
+        x = ops.equalize(x, cfg.equalize * (2 * drawn["equalize"] - 1))
     x = ops.relative(x, cfg.dynamics) if cfg.dynamics else x
     mean, std = statistics
     x = (x.masked_fill(_past(cfg.rate, real, x)[:, :, None], silence(cfg.dynamics)) - mean) / (2 * std)
-    box, moved = torch.tensor([0.0, 1.0, 0.0, 1.0], device=x.device).repeat(len(x), 1), cfg.short == "fit"
-    if draw is not None and cfg.warp:
-        box, moved = ops.warp_box(draw("warp", 4), cfg.warp), True
-    elif draw is not None and cfg.stretch != (1.0, 1.0):
-        box, moved = ops.stretch_box(draw("stretch", 4), cfg.stretch), True
+    box, moved = constant((0.0, 1.0, 0.0, 1.0), x.device).repeat(len(x), 1), cfg.short == "fit"
+    if drawn is not None and cfg.warp:
+        box, moved = ops.warp_box(drawn["warp"], cfg.warp), True
+    elif drawn is not None and cfg.stretch != (1.0, 1.0):
+        box, moved = ops.stretch_box(drawn["stretch"], cfg.stretch), True
     if cfg.short == "fit":
         size, hop = ops.window_of(cfg.rate)
         sound = (((real - size) // hop + 1) / x.shape[1]).clamp(
@@ -76,10 +79,10 @@ def spectrograms(
     real = torch.full_like(real, wave.shape[1]) if cfg.short == "fit" else real
     if cfg.center:
         x = ops.center(x, ~_past(cfg.rate, real, x))
-    if draw is not None and (cfg.time_mask or cfg.frequency_mask):
+    if drawn is not None and (cfg.time_mask or cfg.frequency_mask):
         frames, mels = x.shape[1:]
-        hit = ops.spans(frames, cfg.time_mask * frames, draw("time mask", cfg.spans, 2))[:, :, None]
-        hit = hit | ops.spans(mels, cfg.frequency_mask * mels, draw("frequency mask", cfg.spans, 2))[:, None]
+        hit = ops.spans(frames, cfg.time_mask * frames, drawn["time mask"])[:, :, None]
+        hit = hit | ops.spans(mels, cfg.frequency_mask * mels, drawn["frequency mask"])[:, None]
         x = x.masked_fill(hit, 0.0)  # the mean of the data
     return x, real, torch.cat([box, turn[:, None]], 1)
 
@@ -89,17 +92,17 @@ def silence(dynamics: float) -> float:
     return -dynamics * math.log(10) / 10 if dynamics else ops.SILENCE
 
 
-def _sound(cfg: Any, wave: Tensor, real: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+def _sound(cfg: Any, wave: Tensor, real: Tensor, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Sound [R, S] turned, louder or softer and with noise, and the share that it was turned by [R]."""
-    turn = draw("roll") * (draw("roll chance") < cfg.roll) if cfg.roll else torch.zeros_like(wave[:, 0])
+    turn = drawn["roll"] * (drawn["roll chance"] < cfg.roll) if cfg.roll else torch.zeros_like(wave[:, 0])
     wave = ops.roll(wave, real, turn) if cfg.roll else wave
-    decibels = cfg.gain * (2 * draw("gain") - 1)
+    decibels = cfg.gain * (2 * drawn["gain"] - 1)
     wave = wave * 10 ** (decibels[:, None] / 20)
     if cfg.noise:
-        tape = _noise(wave.device).unfold(0, wave.shape[1], 1)
+        tape = made_once(_noise, (), wave.device, torch.float32).unfold(0, wave.shape[1], 1)
         low, high = cfg.snr
-        noise = tape[(draw("noise") * len(tape)).long()] * (draw("noise chance") < cfg.noise)[:, None]
-        wave = ops.add_noise(wave, noise, low + (high - low) * draw("snr"))
+        noise = tape[(drawn["noise"] * len(tape)).long()] * (drawn["noise chance"] < cfg.noise)[:, None]
+        wave = ops.add_noise(wave, noise, low + (high - low) * drawn["snr"])
     return wave, turn
 
 
@@ -126,7 +129,6 @@ def centers(middles: tuple[Tensor, Tensor], box: Tensor, cut: Tensor) -> Tensor:
     return torch.stack(pairs, -1).flatten(1, 2)
 
 
-@functools.lru_cache(maxsize=4)
-def _noise(device: torch.device) -> Tensor:
+def _noise() -> Tensor:
     """A minute and more of white noise of power 1, always the same one; views take a random place of it."""
-    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(16_000)).to(device)
+    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(16_000))

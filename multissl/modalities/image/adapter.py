@@ -26,6 +26,7 @@ from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unr
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.devices import constant, copied
 from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
 from multissl.modalities.image.crops import (
@@ -37,11 +38,12 @@ from multissl.modalities.image.crops import (
     share_of,
     token_centers,
 )
+from multissl.modalities.image.draws import draw_blur, draw_changes
 from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
-from multissl.modalities.views import Payloads, build_views, ids_of, rand_rows, roles, with_masks
+from multissl.modalities.views import Payloads, build_views, ids_of, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
@@ -259,52 +261,38 @@ class Image(Modality):
         return {"image": raw | ids_of(samples)}
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        """Everything photometric, on the device of the crops."""
-        given, plan = raw["image"], plans["image"]
-        mean, std = self.statistics()
+        """Everything photometric, on the device of the crops; what is drawn on the host goes there in one copy."""
+        crops, plan = raw["image"], plans["image"]
+        device = crops["sample_id"].device
+        mean, std = (constant(values, device) for values in self.statistics())
+        counts = dict(roles(plan, crops))
+        drawn = {role: self._draw(role, count, rng.fork(role).to("cpu")) for role, count in counts.items()}
+        drawn = copied(drawn, device)
         batch: list[Views] = []
-        for role, count in roles(plan, given):
-            x = torch.div(given[role].contiguous(), 255)  # [R, C, S, S]
-            flipped = torch.zeros(len(x), dtype=torch.bool)
-            if role != "clean":
-                x, flipped = self._recolor(x, role, count, rng.fork(role).to("cpu"))
-            x = ops.normalize(x, mean, std)
-            views = build_views(x, "image", role, given)
+        for role in counts:
+            if role == "clean":
+                x = ops.normalize(torch.div(crops[role].contiguous(), 255), mean, std)
+            else:
+                x = ops.photometric(crops[role], drawn[role], mean, std, self.cfg.blur_kernel)
+            views = build_views(x, "image", role, crops)
             if plan.coords and role != "clean":
                 side = x.shape[-1] // self.cfg.patch
-                views.coords = token_centers(given[f"{role}_box"], side, flipped.to(x.device))
+                views.coords = token_centers(crops[f"{role}_box"], side, drawn[role]["flip"])
             if plan.target and role == "global":
                 views.target = patchify(x, self.cfg.patch)
             batch.append(views)
         return Batch(batch)
 
-    def _recolor(self, x: Tensor, role: Role, count: int, rng: RowRandom) -> tuple[Tensor, Tensor]:
-        """Flip, jitter, grayscale, blur and solarize, each by its own probability; x [V*B, C, S, S] is written into.
-
-        Returns it with which rows were flipped, bool [V*B].
-        """
-        cfg = self.cfg
-
-        def draw(tag: str, *shape: int) -> Tensor:  # uniform, [V*B, *shape]
-            return rand_rows(rng.fork(tag), count, *shape)
-
-        def hit(tag: str, *chances: float) -> Tensor:  # a chance for each view, bool [V*B]
-            return draw(tag) < torch.tensor(chances).repeat_interleave(len(x) // count)
-
-        one, two, local = BLUR[cfg.blur]
-        blurred = [local] * count if role == "local" else [(one, two)[v % 2] for v in range(count)]
-        solarized = [cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)]
-        flipped = hit("flip", *[cfg.flip] * count)
-        x = ops.apply_to(x, flipped, ops.flip)
-        widths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
-        order = draw("jitter order", 4).argsort(1)
-        strength = ops.jitter_factors(draw("jitter strength", 4), widths)
-        x = ops.jitter(x, hit("jitter", *[cfg.jitter] * count), order, strength)
-        x = ops.apply_to(x, hit("grayscale", *[cfg.grayscale] * count), ops.grayscale)
-        low_sigma, high_sigma = ops.BLUR_SIGMA
-        sigma = low_sigma + (high_sigma - low_sigma) * draw("blur sigma")
-        x = ops.apply_to(x, hit("blur", *blurred), functools.partial(ops.blur, kernel=cfg.blur_kernel), sigma)
-        return ops.apply_to(x, hit("solarize", *solarized), ops.solarize), flipped
+    def _draw(self, role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
+        """Return what changes so many views of a role, tensors [V*B, ...] by name; clean views stay."""
+        if role == "clean":
+            return {}
+        changes = draw_changes(self.cfg, role, count, rng)
+        if self.cfg.blur == "none":
+            return changes
+        one, two, local = BLUR[self.cfg.blur]
+        chances = [local] * count if role == "local" else [(one, two)[v % 2] for v in range(count)]
+        return changes | draw_blur(chances, rng)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel, values 0 to 1; measured once where they are not given."""

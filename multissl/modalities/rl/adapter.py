@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.abilities import HasStates
-from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.data import Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec
+from multissl.devices import copied
 from multissl.modalities.image.crops import patchify, token_centers
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
@@ -35,7 +36,8 @@ from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack
 from multissl.modalities.rl.figures import gray, stack_panel
 from multissl.modalities.rl.pixels import check_layout
 from multissl.modalities.rl.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
-from multissl.modalities.views import build_views, ids_of, roles, view_major, with_masks
+from multissl.modalities.rl.views import cut, draw_moves, still
+from multissl.modalities.views import build_views, ids_of, roles, with_masks
 from multissl.random import RowRandom
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
@@ -301,39 +303,37 @@ class RL(HasStates):
         return Moment(replay, episode, min(t, have - 1 - span))
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        """Shift, crop, intensity and normalization, on the device of the stacks."""
+        """Shift, crop, intensity and normalization, on the device of the stacks; draws go there in one copy."""
         given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
+        counts = dict(roles(plan, given))
+        drawn = {r: self._draw(r, given[r], count, rng.fork(r).to("cpu")) for r, count in counts.items()}
+        drawn = copied(drawn, given["sample_id"].device)
         batch: list[Views] = []
-        for role, count in roles(plan, given):
-            stacks = given[role]
-            size = cfg.local_size if role == "local" else cfg.size
-            middle = (stacks.shape[-1] - size) // 2
-            # top and left of a crop, less than 0 outside
-            place = torch.full((len(stacks), 2), middle, device=stacks.device)
-            factor = torch.ones(len(stacks), device=stacks.device)
-            if role != "clean":
-                lines = rng.fork(role)
-                reach = stacks.shape[-1] - size + 2 * cfg.shift + 1
-                drawn = (view_major(lines.fork("shift").rand(count, 2)) * reach).long().clamp(
-                    max=reach - 1
-                ) - cfg.shift
-                moved = view_major(lines.fork("shift chance").hit(cfg.shift_chance, count))
-                place = torch.where(moved[:, None], drawn, place)
-                factor = 1 + cfg.intensity * view_major(lines.fork("intensity").randn(count)).clamp(-2, 2)
+        for role in counts:
+            stacks, size = given[role], self._side(role)
+            place, factor = drawn[role]["place"], drawn[role]["factor"]
             x = cut(stacks, place, size, cfg.shift).float() / 255
             x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
             views = build_views(x, "rl", role, given)
             if plan.coords and role != "clean":
                 side = torch.full_like(place, size)
                 boxes = torch.cat([place, side], 1) / stacks.shape[-1]
-                views.coords = token_centers(
-                    boxes, size // cfg.patch, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-                )
+                flipped = torch.zeros_like(factor, dtype=torch.bool)
+                views.coords = token_centers(boxes, size // cfg.patch, flipped)
             if role == "global":
                 views.condition = given.get("condition")
                 views.target = patchify(x, cfg.patch) if plan.target else None
             batch.append(views)
         return Batch(batch)
+
+    def _draw(self, role: Role, stacks: Tensor, count: int, rng: RowRandom) -> dict[str, Tensor]:
+        """Return where so many views of a role are cut from stacks, and how bright they become."""
+        room = stacks.shape[-1] - self._side(role)
+        return still(len(stacks), room) if role == "clean" else draw_moves(self.cfg, count, room, rng)
+
+    def _side(self, role: Role) -> int:
+        """Return the side of a role's views in pixels."""
+        return self.cfg.local_size if role == "local" else self.cfg.size
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the whole stack, averaged down."""
@@ -379,16 +379,3 @@ def near(moments: list[tuple[int, int]], gap: int, span: int) -> Tensor:
     reach = gap + span
     windows = torch.stack([t, t + reach], 1) // (2 * reach)  # [B, 2]
     return episode[:, None] * 2**32 + windows
-
-
-def cut(stacks: Tensor, place: Tensor, size: int, pad: int) -> Tensor:
-    """A crop of each of the stacks [R, C, F, F], uint8 [R, C, size, size]; place int64 [R, 2] is its top and left.
-
-    Up to `pad` pixels outside the edges are repeated.
-    """
-    steps = torch.arange(size, device=stacks.device)
-    last = stacks.shape[-1] - 1
-    rows, columns = ((place[:, i, None].clamp(min=-pad) + steps).clamp(0, last) for i in (0, 1))  # [R, size]
-    r, c = len(stacks), stacks.shape[1]
-    picked = stacks.gather(2, rows[:, None, :, None].expand(r, c, size, stacks.shape[-1]))
-    return picked.gather(3, columns[:, None, None].expand(r, c, size, size))

@@ -25,8 +25,10 @@ from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Vie
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec
+from multissl.devices import constant, copied
 from multissl.modalities.image import ops
 from multissl.modalities.image.crops import TRIES, crop_box, share_of
+from multissl.modalities.image.draws import draw_changes
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.unions import Lasting
 from multissl.modalities.video.baselines import clip_floor, flow_floor, frame_floor
@@ -40,7 +42,7 @@ from multissl.modalities.video.clips import (
 )
 from multissl.modalities.video.figures import clip_panel, pixels
 from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
-from multissl.modalities.views import build_views, ids_of, rand_rows, roles, with_masks
+from multissl.modalities.views import build_views, ids_of, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import describe_file
 from multissl.sources.splits import SplitSamples
@@ -296,52 +298,40 @@ class Video(Modality):
         return crop_box(height, width, draw[:TRIES].tolist(), scale, cfg.ratio)
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
-        """Everything photometric, on the device of the clips."""
-        given, plan = raw["video"], plans["video"]
-        mean, std = self._statistics
+        """Everything photometric, on the device of the clips; what is drawn on the host goes there in one copy."""
+        clips, plan = raw["video"], plans["video"]
+        device = clips["sample_id"].device
+        mean, std = (constant(values, device) for values in self._statistics)
+        counts = dict(roles(plan, clips))
+        drawn = {
+            role: self._draw(role, count, len(clips[role][0]), rng.fork(role))
+            for role, count in counts.items()
+        }
+        drawn = copied(drawn, device)
         batch: list[Views] = []
-        for role, count in roles(plan, given):
-            frames = given[role].shape[1]
-            x = torch.div(given[role], 255).flatten(0, 1)  # [R*T, 3, S, S]
-            flipped = torch.zeros(len(given[role]), dtype=torch.bool)
-            if role != "clean":
-                x, flipped = self._recolor(x, frames, role, count, rng.fork(role).to("cpu"))
-            x = (
-                ops.normalize(x, mean, std).unflatten(0, (-1, frames)).transpose(1, 2).contiguous()
-            )  # [R, 3, T, S, S]
-            views = build_views(x, "video", role, given)
+        for role in counts:
+            frames = clips[role].shape[1]
+            x = clips[role].flatten(0, 1)  # [R*T, 3, S, S]
+            if role == "clean":
+                x = ops.normalize(torch.div(x, 255), mean, std)
+            else:
+                x = ops.photometric(x, drawn[role], mean, std)
+            x = x.unflatten(0, (-1, frames)).transpose(1, 2).contiguous()  # [R, 3, T, S, S]
+            views = build_views(x, "video", role, clips)
             if plan.coords and role != "clean":
                 grid = [n // p for n, p in zip(x.shape[2:], self.patch, strict=True)]
-                views.coords = tubelet_centers(given[f"{role}_box"], grid, flipped.to(x.device))
+                views.coords = tubelet_centers(clips[f"{role}_box"], grid, drawn[role]["flip"][::frames])
             if plan.target and role == "global":
                 views.target = tubelets(x, self.patch)
             batch.append(views)
         return Batch(batch)
 
-    def _recolor(
-        self, x: Tensor, frames: int, role: Role, count: int, rng: RowRandom
-    ) -> tuple[Tensor, Tensor]:
-        """Flip, jitter, grayscale and solarize with one draw per clip; x [V*B*T, 3, S, S] is written into.
-
-        Returns it with which clips were flipped, bool [V*B].
-        """
-        cfg = self.cfg
-
-        def draw(
-            tag: str, *shape: int
-        ) -> Tensor:  # uniform, [V*B*T, *shape], one draw for all frames of a clip
-            return rand_rows(rng.fork(tag), count, *shape).repeat_interleave(frames, 0)
-
-        flipped = draw("flip") < cfg.flip
-        x = ops.apply_to(x, flipped, ops.flip)
-        widths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
-        order = draw("jitter order", 4).argsort(1)
-        strength = ops.jitter_factors(draw("jitter strength", 4), widths)
-        x = ops.jitter(x, draw("jitter") < cfg.jitter, order, strength)
-        x = ops.apply_to(x, draw("grayscale") < cfg.grayscale, ops.grayscale)
-        chance = torch.tensor([cfg.solarize if role == "global" and v % 2 else 0.0 for v in range(count)])
-        x = ops.apply_to(x, draw("solarize") < chance.repeat_interleave(len(x) // count), ops.solarize)
-        return x, flipped[::frames]
+    def _draw(self, role: Role, count: int, frames: int, rng: RowRandom) -> dict[str, Tensor]:
+        """Return what changes the frames of a role, [V*B*T, ...] by name, a draw for each clip; clean ones stay."""
+        if role == "clean":
+            return {}
+        drawn = draw_changes(self.cfg, role, count, rng.to("cpu"))
+        return {name: values.repeat_interleave(frames, 0) for name, values in drawn.items()}
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the clip, of one frame, and how patches move."""

@@ -1,0 +1,137 @@
+"""What keeps a device from waiting: small tensors copied together, constants copied once, functions compiled.
+
+State: the constants and compiled functions of the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+log = logging.getLogger("multissl")
+SMALL = 1 << 20
+"""Bytes from which on a tensor is copied by itself."""
+ALIGNED = 16
+"""Bytes at whose multiples tensors begin in a common buffer, as vectorized reads want it."""
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def copied(tree: T, device: torch.device | str) -> T:
+    """Return nested tensors of the host on a device, without a wait; all small ones in one copy.
+
+    The small ones lie in one buffer, page-locked where a GPU reads it, and come back as views of its copy.
+    """
+    device = torch.device(device)
+    leaves, spec = tree_flatten(tree)
+    here = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.device != device]
+    small = [i for i in here if leaves[i].device.type == "cpu" and leaves[i].nbytes < SMALL]
+    if small:
+        tensors = [leaves[i] for i in small]
+        buffer = packed(tensors)
+        if device.type == "cuda":
+            buffer = buffer.pin_memory()
+        parts = unpacked(buffer.to(device, non_blocking=True), tensors)
+        for i, part in zip(small, parts, strict=True):
+            leaves[i] = part
+    for i in here:
+        leaves[i] = leaves[i].to(device, non_blocking=True)
+    return tree_unflatten(leaves, spec)
+
+
+def packed(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the bytes of tensors in one buffer, uint8, each at a multiple of `ALIGNED`."""
+    buffer = torch.zeros(sum(_room(tensor) for tensor in tensors), dtype=torch.uint8)
+    start = 0
+    for tensor in tensors:
+        buffer[start : start + tensor.nbytes] = tensor.contiguous().flatten().view(torch.uint8)
+        start += _room(tensor)
+    return buffer
+
+
+def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors that `packed` made a buffer of, as views of a copy of it."""
+    parts, start = [], 0
+    for tensor in tensors:
+        parts.append(buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+        start += _room(tensor)
+    return parts
+
+
+def _room(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNED) * ALIGNED
+
+
+@functools.lru_cache(maxsize=256)
+def made_once(
+    make: Callable[..., Tensor], args: tuple[Any, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return what a function makes on the host of plain values, on a device; made and copied once in a process.
+
+    Nobody writes into it.
+    """
+    with torch.inference_mode(False):
+        return make(*args).to(device, dtype)
+
+
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return numbers as a tensor [n] on a device, copied there once in a process. Nobody writes into it."""
+    return made_once(_numbers, (values,), device, dtype)
+
+
+def _numbers(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class Compiled(Generic[P]):
+    """A function of tensors that is one compiled graph on CUDA, and runs as it is written everywhere else.
+
+    Where no compiler works it runs as written on CUDA too, which is said once.
+    """
+
+    def __init__(self, function: Callable[P, Tensor], options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.options = function, options
+        self._compiled: Callable[P, Tensor] | None = None
+        self._fails = self._said = False
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        """Return what the function makes of its arguments."""
+        if self._fails or not self.compiles_for((args, kwargs)):
+            return self.function(*args, **kwargs)
+        from torch._dynamo import exc  # takes seconds to import
+
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(
+                    self.function, fullgraph=True, dynamic=False, options=self.options
+                )
+            return self._compiled(*args, **kwargs)
+        except exc.FailOnRecompileLimitHit as error:  # the variants there are stay
+            self._say_once(error)
+        except exc.TorchDynamoException as error:
+            self._fails = True
+            self._say_once(error)
+        return self.function(*args, **kwargs)
+
+    def _say_once(self, error: Exception) -> None:
+        if not self._said:
+            reason = " ".join(str(error).split("\n")[:2])
+            log.warning("%s runs uncompiled, and slower for it: %s", self.function.__name__, reason)
+        self._said = True
+
+    def compiles_for(self, arguments: Any) -> bool:
+        """Return whether a call with these arguments is compiled: where a tensor lies on CUDA."""
+        on_cuda = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(arguments))
+        return on_cuda and not torch.compiler.is_compiling()
+
+
+def compiled(**options: Any) -> Callable[[Callable[P, Tensor]], Compiled[P]]:
+    """Return what makes a function `Compiled`; `options` are inductor's. It may not depend on its tensors' values."""
+    return lambda function: Compiled(function, options)

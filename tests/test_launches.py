@@ -1,0 +1,79 @@
+"""Kernels and copies of a step, counted without a GPU: the rule, and the stored table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import launches
+from benchmarks.launches import DEVICE, Launches, beyond, count
+from multissl.devices import compiled, constant
+
+
+def test_kernels_are_operations_on_the_device_and_lists_count_once() -> None:
+    def part() -> None:
+        x = torch.empty(4, 8, device=DEVICE)
+        y = (x.t() + 1).mul_(2)  # two kernels of 32 numbers each in and out
+        torch.ops.aten._foreach_add_.Scalar([x, y], 1.0)
+        torch.zeros(3).add_(1)  # the host's
+
+    assert count(part) == Launches(kernels=3, copies=0, blocking=0, bytes=2 * 2 * 128 + 2 * 2 * 128)
+
+
+def test_copies_block_unless_their_source_is_page_locked_and_nobody_waits() -> None:
+    def copies(part: Any) -> tuple[int, int]:
+        counted = count(part)
+        assert counted.kernels == 0
+        return counted.copies, counted.blocking
+
+    assert copies(lambda: torch.zeros(3).pin_memory().to(DEVICE, non_blocking=True)) == (1, 0)
+    assert copies(lambda: torch.zeros(3).pin_memory().to(DEVICE)) == (1, 1)
+    assert copies(lambda: torch.zeros(3).to(DEVICE, non_blocking=True)) == (1, 1)
+    assert copies(lambda: torch.tensor([1.0, 2.0], device=DEVICE)) == (1, 1)
+    assert copies(lambda: constant((1.0, 2.0), DEVICE)) == (0, 0)
+
+
+def test_a_compiled_function_counts_as_the_kernels_that_are_left_of_it() -> None:
+    @compiled()
+    def softened(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2 + 1).tanh().clamp_(0, 1).bfloat16()
+
+    counted = count(lambda: softened(torch.empty(100, 100, device=DEVICE)))
+    assert counted == Launches(kernels=1, copies=0, blocking=0, bytes=10_000 * (4 + 2))
+    assert count(lambda: softened.function(torch.empty(100, 100, device=DEVICE))).kernels == 5
+
+
+def test_a_count_above_its_limit_is_named() -> None:
+    rows = {"views": {"kernels": 21, "copies": 2, "blocking": 0}, "batch": {"copies": 3, "blocking": 1}}
+    assert beyond(rows) == [
+        "views: 21 kernels, at most 20 are allowed",
+        "batch: 1 blocking, at most 0 are allowed",
+    ]
+
+
+def test_views_copy_what_is_drawn_at_once_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles: list[Any] = []
+    monkeypatch.setattr(launches, "lowered", lambda function, *_call: (roles.append(function), (1, 0))[1])
+    counted = count(launches.views)
+    assert [function.function.__name__ for function in roles[-2:]] == ["photometric"] * 2
+    assert counted == Launches(kernels=2, copies=1, blocking=0, bytes=0), "all else is in the two graphs"
+    batch = count(launches.batch_to_device)
+    assert (batch.kernels, batch.copies, batch.blocking) == (0, 3, 0)
+
+
+@pytest.mark.slow
+def test_the_stored_table_is_what_is_counted() -> None:
+    stored = json.loads(launches.STORED.read_text())
+    counted = launches.table()
+    assert beyond(counted["rows"]) == []
+    if counted["torch"] == stored["torch"]:
+        assert counted["rows"] == stored["rows"]
+
+
+def test_the_stored_table_keeps_its_limits() -> None:
+    stored = json.loads(launches.STORED.read_text())
+    assert stored["rows"].keys() == launches.ROWS.keys()
+    assert beyond(stored["rows"]) == []
