@@ -42,6 +42,8 @@ from multissl.configs.image import dino
 from multissl.contract.data import Mask
 from multissl.contract.plans import ViewPlan
 from multissl.modalities.image.adapter import Image
+from multissl.parallel import compiling
+from multissl.parallel.compiling import Whole
 from multissl.random import RowRandom
 
 STORED = Path(__file__).with_suffix(".json")
@@ -113,14 +115,13 @@ class Counter(TorchDispatchMode):
         self.kernels += 1
         self.bytes += sum(t.nbytes for t in (outputs if name in PICKING else inputs) + outputs)
 
-    def call(self, function: devices.Compiled[Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, whole: Whole[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for a call of a compiled function: count its kernels, and return what it does."""
         self.paused = True
         try:
-            if function.compiles_for((args, kwargs)):
-                kernels, size = lowered(function, args, kwargs)
-                self.kernels, self.bytes = self.kernels + kernels, self.bytes + size
-            return function.function(*args, **kwargs)
+            kernels, size = lowered(whole, args, kwargs)
+            self.kernels, self.bytes = self.kernels + kernels, self.bytes + size
+            return whole.function(*args, **kwargs)
         finally:
             self.paused = False
 
@@ -142,10 +143,14 @@ def count(function: Callable[[], Any]) -> Launches:
 def _run(function: Callable[[], Any]) -> Counter:
     counter = Counter()
 
-    def call(compiled: devices.Compiled[Any], *args: Any, **kwargs: Any) -> Any:
-        return counter.call(compiled, *args, **kwargs)
+    def call(whole: Whole[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return counter.call(whole, *args, **kwargs)
 
-    with mock.patch.object(devices.Compiled, "__call__", call), counter:
+    with (
+        mock.patch.object(Whole, "__call__", call),
+        mock.patch.object(compiling, "trouble", return_value=""),
+        counter,
+    ):
         function()
     return counter
 
@@ -154,7 +159,7 @@ class _LoweredError(BaseException):
     """Ends a compilation after its kernels are known, before any is built."""
 
 
-def lowered(function: devices.Compiled[Any], args: Any, kwargs: Any) -> tuple[int, int]:
+def lowered(whole: Whole[..., Any], args: Any, kwargs: Any) -> tuple[int, int]:
     """Return how many kernels inductor makes of a call of a compiled function, and the bytes that they move."""
     from torch._guards import TracingContext, detect_fake_mode, tracing
     from torch._inductor import config
@@ -174,7 +179,7 @@ def lowered(function: devices.Compiled[Any], args: Any, kwargs: Any) -> tuple[in
         for i, tensor in zip(places, tensors, strict=True):
             filled[i] = tensor
         args, kwargs = tree_unflatten(filled, spec)
-        return (*tree_leaves(function.function(*args, **kwargs)),)
+        return (*tree_leaves(whole.function(*args, **kwargs)),)
 
     graph = make_fx(torch.func.functionalize(run), select_decomp_table(), _allow_non_fake_inputs=True)(
         *tensors
@@ -192,7 +197,7 @@ def lowered(function: devices.Compiled[Any], args: Any, kwargs: Any) -> tuple[in
     with (
         pretended_gpu(),
         mock.patch.object(GraphLowering, "compile_to_module", stop),
-        config.patch(fx_graph_cache=False, **function.options),
+        config.patch(fx_graph_cache=False, **whole.options),
         tracing(TracingContext(fake)),
         V.set_fake_mode(fake),
         suppress(_LoweredError),

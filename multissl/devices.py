@@ -1,26 +1,23 @@
-"""What keeps a device from waiting: small tensors copied together, constants copied once, functions compiled.
+"""What keeps a device from waiting for the host: small tensors that travel together, constants that travel once.
 
-State: the constants and compiled functions of the process.
+State: the constants of the process.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-log = logging.getLogger("multissl")
 SMALL = 1 << 20
 """Bytes from which on a tensor is copied by itself."""
 ALIGNED = 16
 """Bytes at whose multiples tensors begin in a common buffer, as vectorized reads want it."""
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 def copied(tree: T, device: torch.device | str) -> T:
@@ -87,51 +84,3 @@ def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype
 
 def _numbers(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-class Compiled(Generic[P]):
-    """A function of tensors that is one compiled graph on CUDA, and runs as it is written everywhere else.
-
-    Where no compiler works it runs as written on CUDA too, which is said once.
-    """
-
-    def __init__(self, function: Callable[P, Tensor], options: dict[str, Any]) -> None:
-        functools.update_wrapper(self, function)
-        self.function, self.options = function, options
-        self._compiled: Callable[P, Tensor] | None = None
-        self._fails = self._said = False
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        """Return what the function makes of its arguments."""
-        if self._fails or not self.compiles_for((args, kwargs)):
-            return self.function(*args, **kwargs)
-        from torch._dynamo import exc  # takes seconds to import
-
-        try:
-            if self._compiled is None:
-                self._compiled = torch.compile(
-                    self.function, fullgraph=True, dynamic=False, options=self.options
-                )
-            return self._compiled(*args, **kwargs)
-        except exc.FailOnRecompileLimitHit as error:  # the variants there are stay
-            self._say_once(error)
-        except exc.TorchDynamoException as error:
-            self._fails = True
-            self._say_once(error)
-        return self.function(*args, **kwargs)
-
-    def _say_once(self, error: Exception) -> None:
-        if not self._said:
-            reason = " ".join(str(error).split("\n")[:2])
-            log.warning("%s runs uncompiled, and slower for it: %s", self.function.__name__, reason)
-        self._said = True
-
-    def compiles_for(self, arguments: Any) -> bool:
-        """Return whether a call with these arguments is compiled: where a tensor lies on CUDA."""
-        on_cuda = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(arguments))
-        return on_cuda and not torch.compiler.is_compiling()
-
-
-def compiled(**options: Any) -> Callable[[Callable[P, Tensor]], Compiled[P]]:
-    """Return what makes a function `Compiled`; `options` are inductor's. It may not depend on its tensors' values."""
-    return lambda function: Compiled(function, options)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.dinov2_step import stepper, toy
 from multissl.build import Parts, build
@@ -152,3 +152,21 @@ def test_a_model_that_is_not_trained_is_not_compiled() -> None:
     for rows in (2, 3):
         model.encode(torch.zeros(rows, 3, 56, 56, dtype=torch.uint8))
     assert graphs() == 0
+
+
+def test_beyond_dynamo_s_variants_a_whole_runs_as_written_and_known_ones_stay_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(compiling.log, "warning", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(Whole, "_compiled", traced_functions())
+
+    def is_compiled(x: Tensor) -> Tensor:
+        return x + 1 if torch.compiler.is_compiling() else x
+
+    whole = Whole(is_compiled)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        values = [float(whole(torch.zeros(rows))[0]) for rows in (1, 2, 3, 4, 2)]
+    assert values == [1, 1, 0, 0, 1]
+    assert len(said) == 1
+    assert "is_compiled" in said[0]

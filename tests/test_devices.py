@@ -1,16 +1,13 @@
-"""Tensors that travel together, constants that are made once, functions that are compiled where that works."""
+"""Tensors that travel together, and constants that are made once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 import torch
 from torch import Tensor
 
 from multissl import devices
 from multissl.contract.data import Mask
-from multissl.devices import Compiled, compiled, constant, copied, made_once, packed, unpacked
+from multissl.devices import constant, copied, made_once, packed, unpacked
 
 
 def test_tensors_of_every_type_come_back_out_of_one_buffer() -> None:
@@ -86,72 +83,3 @@ def test_a_constant_of_an_evaluation_serves_training() -> None:
     (weight * constant((0.25, 8.0), torch.device("cpu"))).sum().backward()
     assert weight.grad is not None
     assert weight.grad.tolist() == [0.25, 8.0]
-
-
-class Anywhere(Compiled[[Tensor]]):
-    """Compiles on a processor too."""
-
-    def compiles_for(self, arguments: object) -> bool:
-        return True
-
-
-@pytest.fixture
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def test_a_function_runs_as_written_on_a_processor() -> None:
-    @compiled()
-    def plus_one(x: Tensor) -> Tensor:
-        assert not torch.compiler.is_compiling()
-        return x + 1
-
-    assert plus_one(torch.zeros(2)).tolist() == [1, 1]
-    assert not plus_one.compiles_for(((torch.zeros(2),), {}))
-    assert not plus_one.compiles_for(((torch.zeros(2, device="meta"),), {}))
-
-
-def test_where_no_compiler_works_a_function_runs_as_written_and_says_so_once(
-    fresh: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(devices.log, "warning", lambda text, *args: said.append(text % args))
-    runs: list[bool] = []
-
-    def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
-        runs.append(True)
-        raise OSError("no compiler here")
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, options, **rest: compile_(f, backend=broken, **rest))
-
-    def twice(x: Tensor) -> Tensor:
-        return 2 * x
-
-    function = Anywhere(twice, {})
-    for _ in range(3):
-        assert function(torch.ones(2)).tolist() == [2, 2]
-    assert runs == [True], "it is tried once"
-    (line,) = said
-    assert "twice" in line
-    assert "no compiler here" in line
-
-
-def test_beyond_dynamo_s_variants_a_function_runs_as_written_and_known_ones_stay_compiled(
-    fresh: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(devices.log, "warning", lambda text, *args: said.append(text % args))
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, options, **rest: compile_(f, backend="eager", **rest))
-
-    def is_compiled(x: Tensor) -> Tensor:
-        return x + 1 if torch.compiler.is_compiling() else x
-
-    function = Anywhere(is_compiled, {})
-    with torch._dynamo.config.patch(recompile_limit=2):
-        values = [float(function(torch.zeros(rows))[0]) for rows in (1, 2, 3, 4, 2)]
-    assert values == [1, 1, 0, 0, 1]
-    assert len(said) == 1

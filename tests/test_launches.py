@@ -10,7 +10,9 @@ import torch
 
 from benchmarks import launches
 from benchmarks.launches import DEVICE, Launches, beyond, count
-from multissl.devices import compiled, constant
+from multissl.devices import constant
+from multissl.modalities.image.ops import WHOLE
+from multissl.parallel.compiling import Whole
 
 
 def test_kernels_are_operations_on_the_device_and_lists_count_once() -> None:
@@ -37,13 +39,13 @@ def test_copies_block_unless_their_source_is_page_locked_and_nobody_waits() -> N
 
 
 def test_a_compiled_function_counts_as_the_kernels_that_are_left_of_it() -> None:
-    @compiled()
     def softened(x: torch.Tensor) -> torch.Tensor:
         return (x * 2 + 1).tanh().clamp_(0, 1).bfloat16()
 
-    counted = count(lambda: softened(torch.empty(100, 100, device=DEVICE)))
+    whole = Whole(softened)
+    counted = count(lambda: whole(torch.empty(100, 100, device=DEVICE)))
     assert counted == Launches(kernels=1, copies=0, blocking=0, bytes=10_000 * (4 + 2))
-    assert count(lambda: softened.function(torch.empty(100, 100, device=DEVICE))).kernels == 5
+    assert count(lambda: softened(torch.empty(100, 100, device=DEVICE))).kernels == 5
 
 
 def test_a_count_above_its_limit_is_named() -> None:
@@ -58,7 +60,7 @@ def test_views_copy_what_is_drawn_at_once_and_wait_for_nothing(monkeypatch: pyte
     roles: list[Any] = []
     monkeypatch.setattr(launches, "lowered", lambda function, *_call: (roles.append(function), (1, 0))[1])
     counted = count(launches.views)
-    assert [function.function.__name__ for function in roles[-2:]] == ["photometric"] * 2
+    assert roles[-2:] == [WHOLE] * 2
     assert counted == Launches(kernels=2, copies=1, blocking=0, bytes=0), "all else is in the two graphs"
     batch = count(launches.batch_to_device)
     assert (batch.kernels, batch.copies, batch.blocking) == (0, 3, 0)

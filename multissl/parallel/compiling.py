@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
+log = logging.getLogger("multissl")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -59,22 +61,34 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 class Whole(Generic[P, R]):
     """A function of tensors that compiles as one graph; numbers that change between steps come as tensors, too.
 
-    A call runs compiled; whoever calls it has asked `compiles` first, and has a form for where that says no.
+    A call runs compiled; whoever calls it has asked `compiles` first, and has a form for where that says no. `options`
+    are inductor's.
     """
 
-    def __init__(self, function: Callable[P, R]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[P, R], **options: Any) -> None:
+        self.function, self.options = function, options
+        self._full = False
 
     @functools.cached_property
     def _compiled(self) -> Callable[P, R]:
         compiled: Any = torch.compile(
-            self.function, fullgraph=True, dynamic=False
+            self.function, fullgraph=True, dynamic=False, options=self.options or None
         )  # imports dynamo: a second
         return compiled
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run compiled."""
-        return self._compiled(*args, **kwargs)
+        """Run compiled; as written where dynamo, which keeps 8 variants of a function, has no place for one more."""
+        compiled = self._compiled
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        try:
+            return compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            if not self._full:
+                name, limit = self.function.__name__, "torch._dynamo.config.recompile_limit"
+                log.warning("%s runs uncompiled for further shapes: it has had as many as %s", name, limit)
+            self._full = True
+            return self.function(*args, **kwargs)
 
 
 def uncompiled() -> contextlib.AbstractContextManager[None]:

@@ -1,9 +1,9 @@
 """Photometric augmentation of whole batches on their device: flip, jitter, grayscale, blur, solarize, normalize.
 
-Each operation is torchvision's (float images, values 0 to 1) with parameters of its own for every row. It takes images
-in two forms. As a tensor [R, C, H, W] only the rows that an operation changes are computed, which suits a processor.
-As their channels apart, a tuple of C tensors [R, 1, H, W], all rows are computed and the changed ones chosen: nothing
-depends on the data, so a compiler makes a few kernels of the whole chain, and a GPU is never waited for.
+Each operation is torchvision's (float images, values 0 to 1) with parameters of its own for every row. On a processor
+the rows that an operation changes are computed alone. Elsewhere, and where it is compiled, all rows are computed and
+the changed ones chosen, so nothing depends on the data and a GPU is never waited for; what mixes colors then takes the
+channels apart, as tensors [R, 1, H, W], since a compiler joins a chain of such operations to one kernel.
 Grayscale, saturation and hue are about RGB: images of another number of channels pass through them unchanged.
 Shapes: R rows, C channels, H, W pixels.  State: none.
 """
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.devices import compiled, constant
+from multissl.devices import constant
+from multissl.parallel.compiling import Whole, compiles
 
 GRAY = (0.2989, 0.587, 0.114)
 SOLARIZED_FROM = 128 / 255
@@ -30,22 +31,34 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 Channels = tuple[Tensor, ...]
 Images = TypeVar("Images", Tensor, Channels)
-"""Images in one of the two forms."""
+"""Images [R, C, H, W], or their channels apart."""
 
 
-@compiled(realize_opcount_threshold=200)  # else flags of rows become kernels of their own
 def photometric(x: Tensor, drawn: Mapping[str, Tensor], mean: Tensor, std: Tensor, kernel: int = 9) -> Tensor:
     """Return images, bytes or floats of 0 to 255, changed as drawn and normalized by channel: float [R, C, H, W].
 
     `drawn` holds for each row whether to flip, jitter, make gray, blur and solarize it, the order and the strength of
-    the jitter, as `jitter` takes them, and the blur's sigma; without "blur" none is blurred.
+    the jitter, as `jitter` takes them, and the blur's sigma; without "blur" none is blurred. On a GPU this is one
+    compiled function; a processor, which is the slower for every row it computes, never compiles it.
     """
+    compiled = x.is_cuda and compiles(x.device)
+    return (WHOLE if compiled else photometric_as_written)(x, drawn, mean, std, kernel)
+
+
+def photometric_as_written(
+    x: Tensor, drawn: Mapping[str, Tensor], mean: Tensor, std: Tensor, kernel: int
+) -> Tensor:
+    """Return what `photometric` does, uncompiled."""
     x = apply_to(torch.div(x.contiguous(), 255), drawn["flip"], flip)
     x = recolor(x, drawn) if by_rows(x) else torch.cat(recolor(x.split(1, 1), drawn), 1)
     if "blur" in drawn:
         x = apply_to(x, drawn["blur"], functools.partial(blur, kernel=kernel), drawn["blur sigma"])
     x = apply_to(x, drawn["solarize"], solarize)
     return normalize(x, mean, std)
+
+
+WHOLE = Whole(photometric_as_written, realize_opcount_threshold=200)
+"""The whole chain compiled. Under inductor's own threshold, flags of rows would become kernels of their own."""
 
 
 def recolor(x: Images, drawn: Mapping[str, Tensor]) -> Images:

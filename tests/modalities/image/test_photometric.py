@@ -78,8 +78,8 @@ def test_crops_with_channels_last_are_read_as_they_lie() -> None:
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiler_takes_the_whole_chain(backend: str) -> None:
     torch._dynamo.reset()
-    function = torch.compile(ops.photometric.function, backend=backend, fullgraph=True, dynamic=False)
+    function = torch.compile(ops.photometric_as_written, backend=backend, fullgraph=True, dynamic=False)
     changes = drawn()
     expected = ops.photometric(BYTES, changes, MEAN, STD)
-    torch.testing.assert_close(function(BYTES, changes, MEAN, STD), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(function(BYTES, changes, MEAN, STD, 9), expected, atol=2e-5, rtol=0)
     torch._dynamo.reset()
