@@ -37,7 +37,10 @@ RECIPES = (
     "image/default", "video/default", "audio/default", "text/default", "tabular/default", "rl/default",
     "image_text", "image/simclr_cifar", "text/masked", "audio/byol_a",
 )  # fmt: skip
-MEASURED = {"samples_per_s", "waiting_percent", "memory_gib"}
+MEASURED = {
+    "samples_per_s", "waiting_percent", "memory_gib", "tflops", "nominal_tflops", "utilization_percent",
+    "nominal_utilization_percent", "watts", "joules_per_sample",
+}  # fmt: skip
 """Figures of `metrics.jsonl` that are measured times and sizes, and differ between two runs of the same code."""
 
 

@@ -10,6 +10,7 @@ from multissl.check import check, check_batch_norm, check_trainable, maskings_of
 from multissl.contract.encoder import build_encoders
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
+from multissl.engine.flops import Blueprint
 from multissl.engine.learner import Learner
 from multissl.engine.optim.base import Optimizer
 from multissl.parallel.sharding import parallelize
@@ -25,6 +26,7 @@ class Parts:
     learner: Learner
     optimizer: Optimizer
     evaluators: dict[str, Evaluator]
+    blueprint: Blueprint
 
 
 def build(recipe: Recipe, device: torch.device) -> Parts:
@@ -50,9 +52,12 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     if recipe.locked:
         check_trainable(recipe, encoders, objective)
     learner = Learner(encoders, objective, recipe.chunk, recipe.chunk_norm)
+    blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(
         learner, [*objective.param_rules(), *recipe.rules(encoders)], recipe.batch_size
     )
     evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
-    return Parts(modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators)
+    return Parts(
+        modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators, blueprint=blueprint
+    )

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.same_numbers import MEASURED
 from multissl import registry
 from multissl.build import Parts, build
 from multissl.config import to_dict
@@ -241,8 +242,7 @@ def test_a_loop_of_ones_own_gives_the_same_numbers(objective: str, folder: Path)
 
 def figures(run: Path) -> list[dict[str, Any]]:
     """The logged figures under ordinary names, without what a clock measures."""
-    timed = {"samples_per_s", "waiting_percent", "memory_gib"}
-    lines = [{plain(n): v for n, v in x.items() if n not in timed} for x in RunFolder(run).read_metrics()]
+    lines = [{plain(n): v for n, v in x.items() if n not in MEASURED} for x in RunFolder(run).read_metrics()]
     return [x for x in lines if x["kind"] in ("train", "eval")]
 
 

@@ -12,7 +12,6 @@ import math
 import re
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -32,12 +31,14 @@ from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
 from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
+from multissl.engine.flops import Blueprint
 from multissl.engine.judging import alarm_of, alarms
 from multissl.engine.learner import ChunkNorm, Learner
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
+from multissl.engine.window import Rates, Window
 from multissl.files import read_json_lines
 from multissl.parallel.collectives import all_true, mean_ranks
 from multissl.parallel.gradients import clip_gradients, largest_gradient
@@ -104,6 +105,7 @@ class Trainer:
         evaluators: Mapping[str, Evaluator],
         places: Places,
         device: torch.device,
+        blueprint: Blueprint | None = None,
     ) -> None:
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
         self.evaluators, self.places, self.device = evaluators, places, device
@@ -120,6 +122,7 @@ class Trainer:
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
         self.buffers = Buffers(learner)
         self.display = Display(self.main)
+        self.rates = Rates(blueprint, cfg.batch_size, device)
         self.metrics: Metrics | None = None
         check_loggers(cfg.loggers, places)
         self.skipped: dict[int, str] = {}
@@ -182,6 +185,8 @@ class Trainer:
                 progress = Progress(
                     step=step, total=cfg.steps, epoch_steps=self.epoch_steps, described=logged
                 )
+                if step == start and (problem := self.rates.count(fetched.batch, progress)):
+                    self.display.say(problem)
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 self.learner.train()
                 self.buffers.keep()
@@ -260,10 +265,11 @@ class Trainer:
         means, counts = window.summary()
         metrics = {n: v.item() for n, v in mean_ranks(means).items()}
         metrics |= counts | {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
-        if self.device.type == "cuda":
-            metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        metrics |= self.rates.metrics(step, counts["samples_per_s"])
         self._write("train", step, metrics)
         text = "loss {loss:.4f}  {samples_per_s:.0f} samples/s  {waiting_percent:.0f} % waiting for data"
+        if "utilization_percent" in metrics:
+            text += "  {utilization_percent:.0f} % of the device's peak"
         self.display.step(step, self.cfg.steps, text.format(**metrics))
         if self.main:
             self.history.append({"step": step, **metrics})
@@ -354,37 +360,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class Window:
-    """Means over the steps since the last log line that have a value; stays on the device until it is read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = defaultdict(int)
-        self.steps, self.lr, self.waited, self.samples = 0, 0.0, 0.0, 0
-        self.since, self.paused = time.perf_counter(), 0.0
-
-    def add(
-        self, losses: Losses, norms: Mapping[str, Tensor], *, lr: float, waited: float, samples: int
-    ) -> None:
-        """Add one finished step."""
-        values = {"loss": losses.total.detach()}
-        values |= {f"terms/{n}": v for n, v in losses.terms.items()}
-        values |= {f"stats/{n}": v for n, v in losses.stats.items()}
-        values |= {f"gradient_norm/{n}": v for n, v in norms.items()} if len(norms) < 16 else {}
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
-            self.counts[name] += 1
-        self.steps, self.samples = self.steps + 1, self.samples + samples
-        self.lr, self.waited = lr, self.waited + waited
-
-    def summary(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Return means as tensors, and what is known without the device."""
-        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
-        counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
-        counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
-        return {n: v / self.counts[n] for n, v in self.sums.items()}, counts
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:

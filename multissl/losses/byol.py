@@ -28,8 +28,8 @@ def byol_loss(p: Tensor, z: Tensor, pairs: Tensor, reduction: Literal["mean", "s
         a, b = (F.normalize(at_least_fp32(x), dim=-1, eps=1e-12) for x in (p, z))
         away = 2 - 2 * torch.einsum("vbp,ubp->vub", a, b)  # [V, U, B]
         if pairs.ndim == 2:
-            each = away.mean(-1)[pairs]
-            return each.mean() if reduction == "mean" else each.sum()
+            total = away.mean(-1).masked_fill(~pairs, 0).sum()
+            return total / pairs.sum() if reduction == "mean" else total
         # A rank may have more samples of a pair than another: its share of all, times W for the mean over ranks.
         count = sum_ranks(pairs.sum(-1, dtype=away.dtype))  # [V, U]
         total = ((away * pairs).sum(-1) * world() / count.clamp(min=1)).sum()

@@ -11,5 +11,6 @@ from torch import Tensor
 
 def constant(asked: Tensor, real: Tensor, symbols: int) -> Tensor:
     """The loss of the best constant prediction on this rank: the entropy of the symbols asked for."""
-    share = torch.bincount(asked, weights=real.float(), minlength=symbols) / real.sum().clamp(min=1)
+    counts = torch.zeros(symbols, device=asked.device).index_add_(0, asked, real.float())
+    share = counts / real.sum().clamp(min=1)
     return torch.special.entr(share).sum()

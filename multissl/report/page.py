@@ -21,7 +21,11 @@ Line = dict[str, Any]
 """A line of a run's record: its kind, its step and values by name."""
 TITLES = {
     "lr": "learning rate", "samples_per_s": "samples per second", "waiting_percent": "waiting for data, % of time",
-    "gradient_max": "largest entry of the gradient", "memory_gib": "memory, GiB",
+    "gradient_max": "largest entry of the gradient", "memory_gib": "memory, GiB", "samples": "samples seen",
+    "tflops": "operations that ran, TFLOP/s", "nominal_tflops": "operations of the whole architecture, TFLOP/s",
+    "utilization_percent": "operations that ran, % of the device's peak",
+    "nominal_utilization_percent": "operations of the whole architecture, % of the device's peak",
+    "watts": "power of the first device, W", "joules_per_sample": "energy of a sample, J",
 }  # fmt: skip
 """Of the loop's own metrics; evaluators bring theirs."""
 EXPORTED = (

@@ -60,7 +60,14 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
         began = time.time()
         parts = build(recipe, device)
         trainer = Trainer(
-            recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device
+            recipe,
+            parts.modality,
+            parts.learner,
+            parts.optimizer,
+            parts.evaluators,
+            run,
+            device,
+            parts.blueprint,
         )
         with contextlib.closing(trainer):
             if broadcast_object(is_main() and has_finished(run, recipe.steps)):
