@@ -23,6 +23,7 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.evaluators.hidden_text import BitsPerCharacter, MaskedWord
 from multissl.modalities.text.adapter import Text
+from multissl.modalities.views import pack_masks
 from multissl.objectives.language import MLM, NextToken
 from tests.evaluators.clusters import Clusters, frozen
 
@@ -188,6 +189,30 @@ def test_the_row_of_an_error_that_is_no_number_is_named(text: Text, row: int, sa
     found = evaluator.run(answering(errors), text, START)
     assert math.isnan(found["bits"])
     assert said == [f"bits_per_character: not a number: row {row} of the running text of the val split"]
+
+
+@pytest.mark.parametrize("word", [0, 2, 5, 11])
+def test_the_word_of_an_error_that_is_no_number_is_named(text: Text, word: int, said: list[str]) -> None:
+    """Words are counted over all views; some have several pieces, any of which may be at fault."""
+    hidden = text.hidden_words("val", 12)
+    (whole,) = hidden.views
+    evaluator = MaskedWord(MaskedWord.Config(count=12))
+    parts = [whole.samples(torch.arange(low, low + 4)) for low in (0, 4, 8)]
+    evaluator._words = replace(
+        hidden, views=[p.with_mask(pack_masks(p.mask.hidden)) for p in parts if p.mask]
+    )
+    seen = 0
+
+    def errors(views: Views) -> Tensor:
+        nonlocal seen
+        assert views.mask is not None
+        rows = views.mask.index // views.x.shape[1]
+        seen += len(views.x)
+        return torch.where(rows == word - (seen - len(views.x)), math.nan, 1.0)
+
+    found = evaluator.run(answering(errors), text, START)
+    assert math.isnan(found["nats"])
+    assert said == [f"masked_word: not a number: hidden word {word} of the val split"]
 
 
 def test_nothing_is_measured_without_the_objective(text: Text) -> None:

@@ -106,6 +106,28 @@ def test_every_ordered_pair_of_three_streams_is_told() -> None:
     assert found["p"] == 0.01
 
 
+@pytest.mark.parametrize("noise", [0.3, 1.0, 2.0])
+def test_the_figures_of_every_direction_are_those_of_a_plain_loop(noise: float) -> None:
+    """Of embeddings that find some of their partners; pairs 0 to 19 are told thrice, so that three are right."""
+    found = drawn_pairs(noise)
+    found.ids.append(torch.arange(60) % 20)
+    figures = retrieval_figures(found, (1, 4), shuffles=99)
+    for a, b in permutations("ab"):
+        precisions, firsts = [], []
+        for query in range(60):
+            order = (found.z[b] @ found.z[a][query]).argsort(descending=True).tolist()
+            places = [n for n, answer in enumerate(order) if answer % 20 == query % 20]
+            precisions.append(np.mean([(k + 1) / (place + 1) for k, place in enumerate(places)]))
+            firsts.append(places[0])
+        assert 5 < figures[f"{a}_to_{b}_map"] < 99
+        assert figures[f"{a}_to_{b}_map"] == pytest.approx(100 * np.mean(precisions))
+        for k in (1, 4):
+            assert figures[f"{a}_to_{b}_r{k}"] == pytest.approx(100 * np.mean(np.array(firsts) < k))
+    r1 = [figures[f"{a}_to_{b}_r1"] for a, b in permutations("ab")]
+    assert figures["r1"] == pytest.approx(np.mean(r1))
+    assert (figures["candidates"], figures["distinct"]) == (60, 20)
+
+
 def test_the_gap_is_the_distance_of_the_centers() -> None:
     moved = drawn_pairs(0.0)
     moved.z["b"] = moved.z["b"] + 2.0
