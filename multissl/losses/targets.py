@@ -18,7 +18,7 @@ from torch import Tensor
 from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.compiling import Whole, compiles
 from multissl.parallel.ranks import world
-from multissl.precision import at_least_fp32
+from multissl.precision import at_least_fp32, wide_dtype
 
 CHUNK = 2**23
 """Logits widened to fp32 at a time where nothing is compiled: 32 MiB."""
@@ -32,7 +32,7 @@ def chunks(rows: int, width: int) -> Iterator[slice]:
 
 def inverse(temperature: float, like: Tensor) -> Tensor:
     """Return 1 / T as a tensor [], in fp32 at least: a temperature that changes between steps compiles nothing anew."""
-    return torch.full((), 1 / temperature, dtype=at_least_fp32(like[:0]).dtype, device=like.device)
+    return torch.full((), 1 / temperature, dtype=wide_dtype(like), device=like.device)
 
 
 def _log_sum_rows(logits: Tensor, sharpness: Tensor, a: Tensor) -> Tensor:
