@@ -22,15 +22,15 @@ Line = dict[str, Any]
 TITLES = {
     "lr": "learning rate", "samples_per_s": "samples per second", "waiting_percent": "waiting for data, % of time",
     "gradient_max": "largest entry of the gradient", "memory_gib": "memory, GiB", "samples": "samples seen",
-    "tflops": "operations that ran, TFLOP/s", "nominal_tflops": "operations of the whole architecture, TFLOP/s",
-    "utilization_percent": "operations that ran, % of the device's peak",
-    "nominal_utilization_percent": "operations of the whole architecture, % of the device's peak",
+    "tflops": "operations, TFLOP/s", "utilization_percent": "operations, % of the device's peak",
     "watts": "power of the first device, W", "joules_per_sample": "energy of a sample, J",
 }  # fmt: skip
 """Of the loop's own metrics; evaluators bring theirs."""
 EXPORTED = (
     '<p class="soft">"exported" is the encoder that the run ships: the teacher, where there is one.</p>'
 )
+NOMINAL = "nominal_"
+"""Before the name of a figure of the whole architecture, without what a step leaves out."""
 MOST_NOTES = 30
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """It forbids the browser to load anything, so a page that needs the network would show it at once."""
@@ -60,6 +60,7 @@ def page(
     if summary.get("outcome") == "cannot be told":
         mood = ""
     facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
+    facts |= {TITLES["samples"]: f"{train[-1]['samples']:,}"} if train and "samples" in train[-1] else {}
     changes = "\n".join(summary.get("difference", ())) or "nothing"
     sections = {
         "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
@@ -106,7 +107,12 @@ def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]
         # encoders.image and objective.dino_head are known by their last part
         title, line = (group, part.rpartition(".")[2]) if group == "gradient_norm" else (name, "")
         charts.setdefault(title, {})[line] = points
+    for name in [n for n in charts if n.startswith(NOMINAL)]:
+        nominal, ran = charts.pop(name)[""], charts[name.removeprefix(NOMINAL)]
+        if nominal != ran[""]:
+            ran |= {"what ran": ran.pop(""), "the whole architecture": nominal}
     charts.pop("unreadable", None)  # the notes say which
+    charts.pop("samples", None)  # a straight line; their number is among the facts
     for title, lines in charts.items():
         yield chart(_title(title, titles), lines if len(lines) > 1 else {"": next(iter(lines.values()))})
 

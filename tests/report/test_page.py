@@ -122,6 +122,21 @@ def test_gradient_norms_share_a_chart_and_terms_have_their_own(tmp_path: Path) -
     assert {"head 0.8", "encoder 2"} <= set(texts(charts["gradient norm"]))
 
 
+def test_operations_that_ran_stand_beside_those_of_the_architecture(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "train", "step": s, "samples": 8 * s, "tflops": 1.0 * s, "nominal_tflops": 2.0 * s}
+        for s in (1, 2)
+    ]
+    page = write_report(run_folder(tmp_path, lines, SUMMARY)).read_text()
+    assert set(svgs(page)) == {"operations, TFLOP/s"}
+    assert {"what ran 2", "the whole architecture 4"} <= set(texts(svgs(page)["operations, TFLOP/s"]))
+    assert re.search(r"samples seen</td>\s*<td[^>]*>16<", page)
+    same = [{**x, "nominal_tflops": x["tflops"]} for x in lines]
+    page = write_report(run_folder(tmp_path, same, SUMMARY)).read_text()
+    assert set(svgs(page)) == {"operations, TFLOP/s"}
+    assert "the whole architecture" not in page
+
+
 def test_what_the_run_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     summary = {**SUMMARY, "verdict": "<script>alert(1)</script>"}
     figure = Figure('"><script>', np.zeros((2, 2, 3), np.uint8), "<i>")
