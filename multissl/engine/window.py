@@ -21,7 +21,7 @@ class Window:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = defaultdict(int)
-        self.steps, self.lr, self.waited, self.samples = 0, 0.0, 0.0, 0
+        self.lr, self.waited, self.samples = 0.0, 0.0, 0
         self.since, self.paused = time.perf_counter(), 0.0
 
     def add(
@@ -35,8 +35,7 @@ class Window:
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
             self.counts[name] += 1
-        self.steps, self.samples = self.steps + 1, self.samples + samples
-        self.lr, self.waited = lr, self.waited + waited
+        self.lr, self.waited, self.samples = lr, self.waited + waited, self.samples + samples
 
     def summary(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return means as tensors, and what is known without the device."""

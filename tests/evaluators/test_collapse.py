@@ -129,16 +129,24 @@ def test_every_figure_has_an_interval_that_holds_it_and_narrows_with_more_sample
         assert (value.n, more.n) == (100, 4000)
         assert value.low < value < value.high
         assert more.high - more.low < 0.5 * (value.high - value.low), name
-    tiny = jackknifed(described, x[:5])["rankme"]
-    assert isinstance(tiny, Estimate)
-    assert math.isnan(tiny.low)
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+@pytest.mark.parametrize(("samples", "told"), [(5, False), (19, False), (20, True)])
+def test_an_interval_wants_two_samples_for_each_of_its_ten_parts(samples: int, told: bool) -> None:
+    x = torch.randn(samples, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for value in jackknifed(described, x).values():
+        assert isinstance(value, Estimate)
+        assert value.n == samples
+        assert math.isfinite(value.low) == math.isfinite(value.high) == told
+
+
+def test_the_jackknife_of_a_mean_is_the_standard_error_of_the_means_of_its_parts() -> None:
     x = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean = jackknifed(lambda x: {"mean": float(x.mean())}, x)["mean"]
     assert isinstance(mean, Estimate)
-    assert (mean.high - mean.low) / 2 == pytest.approx(2.262 / 2000**0.5, rel=0.5)
+    half = 2.262157 * float(x.view(200, 10).mean(0).std()) / 10**0.5  # Student's t of 9 degrees of freedom
+    assert half == pytest.approx(2 / 2000**0.5, rel=0.5)
+    assert (mean.low, mean.high) == pytest.approx((float(x.mean()) - half, float(x.mean()) + half), rel=1e-5)
 
 
 def test_a_collapse_that_passed_is_forgiven() -> None:

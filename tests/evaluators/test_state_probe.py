@@ -166,6 +166,28 @@ def test_of_one_group_the_last_tenth_chooses(groups: torch.Tensor) -> None:
         torch.testing.assert_close(chosen, r2_of(x, states, groups, queries, truth[:, :1], (strength,)))
 
 
+@pytest.mark.parametrize(("rows", "strength"), [(10, 100.0), (19, 100.0), (20, 1e-6)])
+def test_one_sample_left_out_of_one_group_cannot_choose(rows: int, strength: float) -> None:
+    """Of a single sample nothing varies: the strongest is taken. A tenth of twenty are two, which choose."""
+    (x, y), (queries, truth) = data(rows), data(seed=1)
+    groups = torch.zeros(rows)
+    chosen = r2_of(x, y[:, :1], groups, queries, truth[:, :1], (1e-6, 100.0))
+    torch.testing.assert_close(chosen, r2_of(x, y[:, :1], groups, queries, truth[:, :1], (strength,)))
+
+
+@pytest.mark.parametrize(
+    ("offset", "spread", "read"), [(1e6, 0.1, False), (1e3, 0.1, True), (0.0, 1e-5, True)]
+)
+def test_a_feature_whose_spread_is_the_rounding_of_its_mean_tells_nothing(
+    offset: float, spread: float, read: bool
+) -> None:
+    """Singles have seven digits: a spread below a millionth of the mean may be rounding, whatever it follows."""
+    (x, y), (queries, truth) = data(), data(seed=1)
+    x, queries = (offset + spread * states[:, 1:] for states in (y, truth))
+    (found,) = r2_of(x, y[:, 1:], torch.arange(400) // 10, queries, truth[:, 1:], (1e-6,))
+    assert found > 0.999 if read else abs(found) < 0.05
+
+
 def test_constant_values_and_a_single_group_are_named(said: list[str]) -> None:
     modality: Any = Subject.Config().build()
     modality.change_states = lambda states: torch.cat([states[:, :1], 0 * states[:, 1:] + 2], 1)

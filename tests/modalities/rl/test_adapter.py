@@ -250,6 +250,17 @@ def test_frames_of_which_nothing_is_known_have_states_of_no_values(tmp_path: Any
         assert names == ()
 
 
+@pytest.mark.parametrize("horizon", [0, 1, 2, 3])
+def test_the_stream_promises_as_many_numbers_of_actions_as_views_have(tmp_path: Any, horizon: int) -> None:
+    """An action of three numbers for each step from one view to the next; one of nothing where there is no step."""
+    modality = from_file(counted(tmp_path), horizon=horizon)
+    (views,) = batch_of(modality, "train", [0, 1], PAIR)
+    width = modality.streams()["rl"].condition_dim
+    assert width == 3 * max(horizon, 1)
+    assert views.condition is not None
+    assert views.condition.shape == (4, width)
+
+
 def test_new_data_is_read_as_the_training_data_was(tmp_path: Any) -> None:
     trained = from_file(counted(tmp_path))
     other = from_file(counted(tmp_path))
