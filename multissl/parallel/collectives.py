@@ -12,36 +12,40 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from multissl.parallel.ranks import rank, world
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Return the sum over ranks; a tensor without numbers, of which operations are counted, is sent nowhere."""
+    total = x.contiguous().clone()
+    if not isinstance(x, FakeTensor):
+        dist.all_reduce(total)
+    return total
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(world())]
-        dist.all_gather(parts, x.contiguous())
+        if not isinstance(x, FakeTensor):
+            dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(world())[rank()]
+        return _sum(grads[0]).chunk(world())[rank()]
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _sum(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _sum(grads[0])
 
 
 def gather(x: Tensor) -> Tensor:

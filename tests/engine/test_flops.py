@@ -22,6 +22,7 @@ from multissl.engine.flops import Blueprint, StepFlops
 from multissl.engine.window import Rates
 from multissl.recipe import Recipe
 from multissl.run.folder import RunFolder
+from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import Spread, recipe
 
 CPU = torch.device("cpu")
@@ -133,3 +134,14 @@ def test_the_record_of_a_run_holds_them(tmp_path: Path) -> None:
     lines = [x for x in RunFolder(tmp_path).read_metrics() if x["kind"] == "train"]
     assert [x["samples"] for x in lines] == [80, 160]
     assert all(x["tflops"] > 0 for x in lines)
+
+
+def on_ranks(_rank: int) -> float:
+    return counted(toy(4))[0].executed
+
+
+@pytest.mark.ranks
+def test_ranks_send_nothing_while_they_count() -> None:
+    one = counted(toy(4))[0].executed
+    for executed in run_ranks(2, on_ranks):
+        assert executed == pytest.approx(one, rel=0.01)  # features of both ranks are compared
