@@ -112,6 +112,13 @@ class DeclaresParameters:
         return ()
 
 
+class DropsRows:
+    """A module that leaves some rows out of its residual branches while it trains."""
+
+    drop_path: float
+    """The share that is left out."""
+
+
 class Shardable(nn.Module, ABC):
     """A module that tells how it is cut into blocks: to be checkpointed, compiled and sharded one by one."""
 

@@ -18,10 +18,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from multissl.contract.abilities import DropsRows
 from multissl.contract.data import Batch
 from multissl.contract.learning import Progress
 from multissl.engine.learner import Learner
-from multissl.layers.transformer import Trunk
 
 PEAKS = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,
@@ -87,11 +87,11 @@ class Blueprint:
             assert self.problem
             raise self.problem
         executed = self._step(self.learner, batch, progress)
-        trunks = [m for m in self.learner.modules() if isinstance(m, Trunk) and m.drop_path]
-        if not trunks and not self.learner.chunk:
+        dropping = [m for m in self.learner.modules() if isinstance(m, DropsRows) and m.drop_path]
+        if not dropping and not self.learner.chunk:
             return StepFlops(executed, executed)
-        for trunk in trunks:
-            trunk.drop_path = 0.0
+        for module in dropping:
+            module.drop_path = 0.0
         self.learner.chunk = 0
         return StepFlops(executed, self._step(self.learner, batch, progress))
 

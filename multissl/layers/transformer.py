@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.contract.abilities import DropsRows
 from multissl.layers.attention import Attention
 from multissl.layers.drop_path import Subset, add_to, draw_subsets, rows_of_groups, take
 from multissl.layers.init import init_linear
@@ -109,7 +110,7 @@ def _add(
     return add_to(x, part, branch(part, subset.layout), subset)
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, DropsRows):
     """Blocks and a final norm for groups of rows of different lengths in one packed pass."""
 
     def __init__(
