@@ -2,6 +2,8 @@
 
     python benchmarks/dinov2_step.py                         # toy size on a CPU; S, B and L on a GPU
     python benchmarks/dinov2_step.py --sizes l --batch 64 --attention sdpa varlen --seconds 60
+    python -m benchmarks.dinov2_step --sizes s --trainer 200     # through the trainer, from JPEGs
+    python -m benchmarks.dinov2_step --sizes s --profile
 
 A step is everything after the worker: crops in bytes to views, student and teacher, heads, Sinkhorn, losses, backward,
 clipping, AdamW, teacher. Utilization is given twice: of the operations that ran (rows that drop path left out are not
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -185,6 +188,61 @@ def measure(name: str, recipe: Recipe, device: torch.device, seconds: float, pea
     )
 
 
+def through_trainer(name: str, recipe: Recipe, steps: int, pictures: int) -> None:
+    """Print what the trainer logs of a run on JPEGs: decoding, copies, logging and checkpoints included."""
+    import tempfile
+
+    import multissl
+    from benchmarks.loader import photographs
+    from multissl.engine.checkpoint import Save
+    from multissl.run.folder import RunFolder
+
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        (folder / "data").mkdir()
+        files = photographs(48)
+        for i in range(max(pictures, recipe.batch_size)):
+            (folder / "data" / f"{i}.jpg").write_bytes(files[i % len(files)])
+        modality: Any = recipe.modality
+        recipe = recipe.replace(
+            modality=modality.replace(data=str(folder / "data")), steps=steps, log_every=max(1, steps // 10), evals={},
+            loggers={}, save=Save(every=steps),
+        )  # fmt: skip
+        multissl.train(recipe, folder / "run")
+        lines = [x for x in RunFolder(folder / "run").read_metrics() if x["kind"] == "train"]
+    later = lines[len(lines) // 2 :]  # compilation and first reads are over
+    figures = (
+        "samples_per_s",
+        "waiting_percent",
+        "tflops",
+        "nominal_tflops",
+        "memory_gib",
+        "joules_per_sample",
+    )
+    cells = [f"{n} {median(x[n] for x in later):.3g}" for n in figures if all(n in x for x in later)]
+    print(
+        f"{name}, batch {recipe.batch_size}, {steps} steps through the trainer: {', '.join(cells)}",
+        flush=True,
+    )
+
+
+def profiled(recipe: Recipe, device: torch.device) -> None:
+    """Print what three steps spend their time on, by operation."""
+    from torch.profiler import ProfilerActivity, profile
+
+    parts = build(recipe, device)
+    step = stepper(parts, recipe, device)
+    for i in range(5):
+        step(i)
+    with profile(
+        activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
+    ) as seen:
+        for i in range(3):
+            timed(lambda i=i: step(5 + i), device)
+    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(seen.key_averages().table(sort_by=order, row_limit=40), flush=True)
+
+
 def toy(batch: int) -> Recipe:
     """Two blocks and small heads: for the script itself, on a processor."""
     made = recipes.dinov2_vits14()
@@ -216,8 +274,27 @@ def main() -> None:
     parser.add_argument(
         "--compile", nargs="+", choices=["yes", "no"], default=["no", "yes"] if cuda else ["no"]
     )
+    parser.add_argument(
+        "--trainer", type=int, metavar="STEPS", help="so many steps through the trainer, on JPEGs"
+    )
+    parser.add_argument("--pictures", type=int, default=2048, help="JPEGs for --trainer")
+    parser.add_argument("--profile", action="store_true", help="a table of three steps by operation instead")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring for a row")
     options = parser.parse_args()
+    if options.trainer or options.profile:
+        made = {
+            size: toy(options.batch)
+            if size == "toy"
+            else full(size, options.batch, options.attention[0], cuda)
+            for size in options.sizes
+        }
+        for size, recipe in made.items():
+            if options.trainer:
+                through_trainer(size, recipe, options.trainer, options.pictures)
+                continue
+            with process_group() as device:
+                profiled(recipe, device)
+        return
     with process_group() as device:
         peak = peak_rate(device, torch.bfloat16 if cuda else torch.float32)
         name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
