@@ -8,8 +8,16 @@ import torch
 
 from multissl.contract.data import Batch, Raw, Views
 from multissl.contract.plans import Plans
-from multissl.inference import drawn, featurize_places, featurize_split, labeled_split
+from multissl.inference import (
+    clean_streams,
+    clean_views,
+    drawn,
+    featurize_places,
+    featurize_split,
+    labeled_split,
+)
 from multissl.random import RowRandom
+from tests.evaluators.pairs import Facts
 from tests.helpers.stubs import Points
 
 
@@ -63,3 +71,18 @@ def test_a_split_without_its_unlabeled_samples() -> None:
     assert len(x) == len(y) == 20
     known = labeled_split(first_column, modality, "train", 20)
     assert torch.equal(known[0], x)
+
+
+def test_clean_views_are_made_of_the_streams_that_are_asked_for() -> None:
+    modality = Facts.Config(without=(3,)).build()
+    data = modality.dataset("val")
+    samples = [data[i] for i in (4, 3, 9)]
+    both = clean_streams(modality, samples, ["text", "numbers"])
+    assert both.keys() == {"text", "numbers"}
+    assert both["text"].present is not None
+    assert both["text"].present.tolist() == [True, False, True]
+    assert both["numbers"].x.argmax(1).tolist() == [0, 3, 1]  # the class comes before the number
+    assert both["numbers"].x[:, 4:].argmax(1).tolist() == [4, 3, 9]
+    for stream in ("text", "numbers"):
+        assert clean_streams(modality, samples, [stream]).keys() == {stream}
+        assert torch.equal(clean_views(modality, samples, stream).x, both[stream].x)

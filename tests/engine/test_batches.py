@@ -118,3 +118,24 @@ def test_no_two_draws_of_a_run_are_made_from_one_key() -> None:
         made.views(made[step][0], step)
     assert Keyed.keys == [(5, step, line) for step in range(8) for line in (0, 1)]
     assert len(set(Keyed.keys)) == 16
+
+
+def test_the_wait_for_a_batch_is_that_of_reading_it_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading takes a second of a clock that nothing else moves, and what is done with a batch takes a minute."""
+    now = 100.0
+    inner = StepBatches.__getitem__
+
+    def slow(self: StepBatches, step: int) -> Any:
+        nonlocal now
+        now += 1.0
+        return inner(self, step)
+
+    monkeypatch.setattr(StepBatches, "__getitem__", slow)
+    monkeypatch.setattr("multissl.engine.batches.time.perf_counter", lambda: now)
+    waits = []
+    for fetched in batches_of(steps(), 0, 3, Data(workers=0), 1, CPU):
+        waits.append(fetched.waited)
+        now += 60.0
+    assert waits == [1.0, 1.0, 1.0]

@@ -18,7 +18,7 @@ from multissl.contract.learning import Features, Progress
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.engine import checkpoint
 from multissl.engine.batches import StepBatches
-from multissl.engine.buffers import Buffers
+from multissl.engine.buffers import Buffers, grouped
 from multissl.engine.checkpoint import NonFinite
 from multissl.engine.learner import Learner
 from multissl.layers.heads import RankBatchNorm
@@ -261,3 +261,13 @@ def test_the_learner_ships_what_its_objective_exports() -> None:
     parts = build(made(), CPU)
     learner: Learner = parts.learner
     assert learner.shipped() is learner.encoders
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 5), (2, 1)])
+def test_buffers_that_show_one_number_in_several_places_are_not_written(shape: tuple[int, ...]) -> None:
+    whole, expanded = torch.zeros(shape), torch.zeros(()).expand(shape)
+    lone = torch.zeros(()).expand(1, 1)  # one place, however it is told
+    ((buffers, copies),) = grouped([whole, expanded, lone])
+    assert [b is whole for b in buffers] == [True, False]
+    assert buffers[1] is lone
+    assert [c.shape for c in copies] == [b.shape for b in buffers]

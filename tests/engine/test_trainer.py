@@ -48,6 +48,16 @@ def test_a_loss_that_stays_not_finite_stops_the_run_and_keeps_what_was_saved(tmp
     assert checkpoint.step_of(checkpoint.find(RunFolder(tmp_path).checkpoints)[-1]) == 20
 
 
+@pytest.mark.parametrize(("spoilt_steps", "last"), [((0, 1, 2), 2), ((0, 1, 3, 4, 6, 7, 8, 9), 8)])
+def test_a_run_stops_after_as_many_steps_in_a_row_as_it_has_patience(
+    tmp_path: Path, spoilt_steps: tuple[int, ...], last: int
+) -> None:
+    """Counted from the run's first step on, and anew after every good one."""
+    with pytest.raises(NonFinite, match=f"3 steps in a row, up to step {last} "):
+        run.train(spoilt(spoilt_steps, patience=3), tmp_path)
+    run.train(spoilt(spoilt_steps[:2], patience=3), tmp_path / "patient")
+
+
 def one_rank_spoils(rank: int, folder: str) -> list[float]:
     run.train(spoilt((3,) if rank == 1 else ()), folder)
     return [x["loss"] for x in RunFolder(Path(folder)).read_metrics() if x["kind"] == "train"]

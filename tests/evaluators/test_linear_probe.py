@@ -160,6 +160,24 @@ def test_classical_features_keep_their_proportions_and_wide_ones_become_componen
     torch.testing.assert_close(left @ left.T, centered @ centered.T, rtol=1e-3, atol=1e-2)
 
 
+def test_features_up_to_the_widest_stay_as_they_are() -> None:
+    x = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    for widest, width in ((13, 12), (12, 12), (11, 4)):
+        left, right = narrowed(x, x[:5], widest, 4)
+        assert left.shape == (30, width)
+        assert torch.equal(left, x) == torch.equal(right, x[:5]) == (width == 12)
+
+
+@pytest.mark.parametrize(("classes", "measured"), [(1, False), (2, True), (3, True)])
+def test_two_classes_are_enough_to_measure(classes: int, measured: bool, said: list[str]) -> None:
+    modality = Clusters(Clusters.Config(classes=classes))
+    figures = LinearProbe(LinearProbe.Config()).run(frozen(), modality, START)
+    assert (figures.keys() == {"top1"}) == measured
+    assert said == [
+        "linear_probe: 120 labeled training samples of 1 classes and 60 of the split, nothing to measure"
+    ] * (not measured)
+
+
 def test_data_without_labels_gives_no_figure() -> None:
     evaluator = LinearProbe(LinearProbe.Config(classical=True))
     modality = Clusters(Clusters.Config(labels=False))

@@ -18,6 +18,7 @@ from multissl.evaluators.retrieval import (
     rank,
     retrieval_figures,
     shuffled_recalls,
+    side_by_side,
 )
 from multissl.evaluators.shared_space import Embedded, permutation_p
 from tests.evaluators.pairs import Facts, Knows
@@ -190,6 +191,21 @@ def test_the_verdict_tells_candidates_chance_and_p() -> None:
     assert by_chance is not None
     assert by_chance.outcome == "not learned"
     assert "no better than with shuffled answers (p 0.3)" in by_chance.text
+
+
+def test_tiles_of_any_sizes_stand_side_by_side_at_the_top_on_white() -> None:
+    tiles = [
+        np.full((high, wide, 3), shade, np.uint8)
+        for high, wide, shade in ((2, 3, 10), (4, 1, 20), (1, 2, 30))
+    ]
+    row = side_by_side(tiles)
+    assert row.shape == (4, 6, 3)
+    assert row[:, :, 0].tolist() == [
+        [10, 10, 10, 20, 30, 30],
+        [10, 10, 10, 20, 255, 255],
+        [255, 255, 255, 20, 255, 255],
+        [255, 255, 255, 20, 255, 255],
+    ]
 
 
 def test_both_directions_have_a_figure() -> None:

@@ -57,6 +57,33 @@ def test_a_context_keeps_what_independent_targets_leave_of_the_smallest() -> Non
     assert largest_target(PLAN, "random", (1, 3)) == 1
 
 
+@pytest.mark.parametrize("kind", ["block", "random"])
+@pytest.mark.parametrize(("grid", "largest"), [((1, 2), 1), ((2, 1), 1), ((2, 2), 3)])
+def test_a_target_leaves_something_of_the_smallest_grids(kind: Kind, grid: Grid, largest: int) -> None:
+    plan = replace(PLAN, mask_ratio=(0.9, 0.9), num_masks=1)
+    assert largest_target(plan, kind, grid) == largest
+    contexts, targets = draw_multiblock(plan, kind, grid, rows(0, 4, 4))
+    assert contexts.shape[2] >= 1
+    assert targets.shape[2] <= largest
+
+
+@pytest.mark.parametrize("num_masks", [1, 4])
+@pytest.mark.parametrize("kind", ["block", "random"])
+def test_where_no_place_of_targets_leaves_enough_all_of_them_have_one(
+    kind: Kind, num_masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many tries, here one, all else than that place is context."""
+    monkeypatch.setattr("multissl.modalities.masks.multiblock.TRIES", 1)
+    plan = replace(PLAN, num_masks=num_masks, num_contexts=2, mask_ratio=(0.5, 0.5), context_ratio=(0.5, 0.5))
+    monkeypatch.setattr("multissl.modalities.masks.multiblock.context_size", lambda *_: 7)
+    contexts, targets = draw_multiblock(plan, kind, (4, 4), rows(0, 8, 8))
+    assert contexts.shape == (2, 16, 7)
+    for row in range(16):
+        assert (targets[:, row] == targets[0, row]).all()
+        for context in contexts[:, row]:
+            assert not set(context.tolist()) & set(targets[0, row].tolist())
+
+
 def test_each_of_several_contexts_holds_no_target_and_is_a_block_of_its_own() -> None:
     plan = replace(PLAN, num_contexts=3)
     assert plan.all_masks == 7

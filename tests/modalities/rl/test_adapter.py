@@ -56,6 +56,13 @@ def test_a_stack_repeats_the_first_frame_of_its_own_episode(tmp_path: Any) -> No
     assert pixels(modality, views.x).tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("stack", "names"), [(1, ("t",)), (2, ("t-1", "t")), (4, ("t-3", "t-2", "t-1", "t"))]
+)
+def test_channels_are_called_by_the_age_of_their_frame(stack: int, names: tuple[str, ...]) -> None:
+    assert tiny(stack=stack).streams()["rl"].channels == names
+
+
 def test_positives_and_actions_stay_in_the_episode(tmp_path: Any) -> None:
     modality = from_file(counted(tmp_path), horizon=3)
     count = len(modality.dataset("all"))
