@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,6 +17,8 @@ from torch import Tensor, nn
 from benchmarks.dinov2_step import stepper, toy
 from multissl.build import Parts, build
 from multissl.contract.data import Views
+from multissl.contract.learning import Progress
+from multissl.engine.batches import Data, StepBatches, batches_of
 from multissl.engine.learner import Learner
 from multissl.layers.transformer import MLP
 from multissl.parallel import compiling
@@ -99,6 +105,52 @@ def test_an_evaluation_adds_no_graph_and_takes_none_from_the_steps(sharded: str,
         for number in range(2, 4):
             step(number)
         assert graphs() == known
+
+
+@pytest.mark.slow
+def test_random_masks_and_crops_add_no_graph_over_200_steps() -> None:
+    with process_group() as device:
+        made = compiled()
+        parts = build(made, device)
+        plans = parts.learner.objective.plans()
+        steps = StepBatches(parts.modality, plans, made.batch_size, 0, 0, 1, False)
+        seen: list[int] = []
+        with contextlib.closing(batches_of(steps, 0, 200, Data(workers=0), 1, device)) as batches:
+            for step, fetched in enumerate(batches):
+                progress = Progress(step=step, total=200, described=step % 10 == 9)
+                parts.learner.train()
+                losses = parts.learner(fetched.batch, progress)
+                parts.learner.backward(losses)
+                parts.optimizer.step(progress)
+                parts.learner.objective.after_step(parts.learner.encoders, progress)
+                parts.optimizer.zero_grad()
+                seen.append(graphs())
+        assert len(seen) == 200
+        assert seen[-1] == seen[1] > 0
+
+
+def resident() -> int:
+    """Memory of this process, bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_flat_over_2000_steps(precision: Any) -> None:
+    with process_group() as device:
+        made = toy(2)
+        made.parallel = Parallel(precision=precision)
+        parts = build(made, device)
+        step = stepper(parts, made, device)
+        sizes: list[int] = []
+        for number in range(2000):
+            step(number)
+            if number in (199, 1999):
+                gc.collect()
+                sizes.append(resident())
+        assert sizes[1] - sizes[0] < 4 << 20, sizes
 
 
 def steps_and_evaluation(_rank: int) -> tuple[int, int]:
