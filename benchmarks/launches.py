@@ -3,19 +3,25 @@
     python -m benchmarks.launches            # prints the table and what differs from the stored one
     python -m benchmarks.launches --write    # stores it in benchmarks/launches.json, which a test compares
 
-The rule. A part runs once on fake tensors of the sizes of a real step, which have a device (CUDA) and no content.
+The rule. A part runs once on tensors of the sizes of a real step, which have a device and no content.
 
 - A kernel is an operation that runs eagerly on the device and makes or changes a tensor (views and allocations are
-  none), one call for a list of tensors (`torch._foreach_*`), or a kernel that inductor makes of a compiled function:
-  the nodes that its scheduler has after fusing for an H100. An operation that is several kernels inside is one here.
+  none), one call for a list of tensors (`torch._foreach_*`, fused AdamW of a group), or a kernel that inductor makes of
+  what is compiled: the nodes that its scheduler has after fusing for an H100, with one for each matrix product and
+  attention that it leaves to a library. Whatever is several kernels inside is one here, as attention's backward is.
+- Compiled are functions (`Whole`), and on CUDA every block and head by itself, forward and backward: the two graphs
+  that inductor is handed, with what it keeps from the one for the other. Between them operations are eager.
 - A copy goes from host to device. It blocks where it is not `non_blocking`, or its source is not page-locked: so does
-  `torch.tensor(..., device=)`.
-- Bytes are those that kernels read and write, by the sizes of their tensors; of a compiled function, by inductor's own
+  `torch.tensor(..., device=)`. What the host reads is not counted.
+- Bytes are those that kernels read and write, by the sizes of their tensors; of what is compiled, by inductor's own
   account of the buffers that are left after fusing. What an index picks is counted, not what it picks from.
 
-Constants that are copied once in a process are there already: the part runs once before it is counted. Rows:
-"batch" is a raw batch on its way to the device (two pixel tensors, everything else in one copy), "views" what is made
-of it there, both of 64 images of DINOv2's ViT-S/14 (2 x 224 and 8 x 98 pixels). Limits of the counts, whatever the
+Constants that are copied once in a process and the optimizer's state are there already: the part runs once before it is
+counted. Rows, all of 64 images of DINOv2's ViT-S/14 (2 x 224 and 8 x 98 pixels): "batch" is a raw batch on its way to
+the device (two pixel tensors, everything else in one copy), "views" what is made of it there. "step" is all that the
+trainer does with the views: the buffers' copies, forward and backward pass of teacher, student and losses in bf16,
+clipping, the check for finite numbers, AdamW, the teacher's move, sums for the log; one process, no collectives.
+"logged step" is one of those, every `log_every`, that describe their targets. Limits of the counts, whatever the
 machine, are `LIMITS`.
 """
 
@@ -24,19 +30,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from benchmarks.lowering import GPU as DEVICE
+from benchmarks.lowering import META, Units, lowered
+from benchmarks.whole_step import prepared, step, without_content
 from multissl import devices
 from multissl.configs.image import dino
 from multissl.contract.data import Mask
@@ -44,12 +52,17 @@ from multissl.contract.plans import ViewPlan
 from multissl.modalities.image.adapter import Image
 from multissl.parallel import compiling
 from multissl.parallel.compiling import Whole
+from multissl.parallel.sharding import Parallel
 from multissl.random import RowRandom
 
 STORED = Path(__file__).with_suffix(".json")
-DEVICE = torch.device("cuda", 0)
 BATCH = 64
-LIMITS = {"views": {"kernels": 20, "copies": 2, "blocking": 0}, "batch": {"copies": 3, "blocking": 0}}
+LIMITS = {
+    "batch": {"copies": 3, "blocking": 0},
+    "views": {"kernels": 20, "copies": 2, "blocking": 0},
+    "step": {"kernels": 1500, "copies": 0, "blocking": 0},
+    "logged step": {"kernels": 1500, "copies": 0, "blocking": 0},
+}
 """The most that a row may have."""
 ALLOCATIONS = {
     "empty",
@@ -61,11 +74,6 @@ ALLOCATIONS = {
     "detach",
 }
 PICKING = {"index", "index_select", "gather", "embedding"}
-H100 = SimpleNamespace(
-    name="H100", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, warp_size=32,
-    max_threads_per_multi_processor=2048, max_threads_per_block=1024, regs_per_multiprocessor=65536,
-    shared_memory_per_block=48 << 10, shared_memory_per_block_optin=227 << 10, L2_cache_size=50 << 20,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,11 @@ class Launches:
     copies: int
     blocking: int
     bytes: int
+
+
+def _there(tensor: Tensor) -> bool:
+    """Return whether a tensor stands for one on the GPU."""
+    return tensor.device.type != "cpu"
 
 
 class Counter(TorchDispatchMode):
@@ -101,13 +114,14 @@ class Counter(TorchDispatchMode):
         return made
 
     def _note(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], made: Any) -> None:
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        read = {option: value for option, value in kwargs.items() if option != "out"}
+        inputs = [t for t in tree_leaves((args, read)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
         if not outputs and func._schema.is_mutable:  # a list of tensors that is changed in place
             outputs = inputs
-        if func.is_view or name in ALLOCATIONS or not any(t.is_cuda for t in outputs):
+        if func.is_view or name in ALLOCATIONS or not any(_there(t) for t in outputs):
             return
-        if name in ("to_copy", "copy_") and not inputs[-1].is_cuda:
+        if name in ("to_copy", "copy_") and not _there(inputs[-1]):
             self.copies += 1
             asynchronous = kwargs.get("non_blocking", False) or (name == "copy_" and args[2:] == (True,))
             self.blocking += not (asynchronous and any(inputs[-1] is t for t in self._pinned))
@@ -115,119 +129,81 @@ class Counter(TorchDispatchMode):
         self.kernels += 1
         self.bytes += sum(t.nbytes for t in (outputs if name in PICKING else inputs) + outputs)
 
-    def call(self, whole: Whole[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Stand in for a call of a compiled function: count its kernels, and return what it does."""
-        self.paused = True
+    def add(self, kernels: int, size: int) -> None:
+        """Count kernels that no operation shows."""
+        self.kernels, self.bytes = self.kernels + kernels, self.bytes + size
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Count no operation, for a `with`."""
+        before, self.paused = self.paused, True
         try:
-            kernels, size = lowered(whole, args, kwargs)
-            self.kernels, self.bytes = self.kernels + kernels, self.bytes + size
-            return whole.function(*args, **kwargs)
+            yield
         finally:
-            self.paused = False
+            self.paused = before
 
     def launches(self) -> Launches:
-        """Return what was counted."""
-        return Launches(self.kernels, self.copies, self.blocking, self.bytes)
+        """Return what was counted since this was asked last."""
+        counted = Launches(self.kernels, self.copies, self.blocking, self.bytes)
+        self.kernels = self.copies = self.blocking = self.bytes = 0
+        return counted
 
 
-def count(function: Callable[[], Any]) -> Launches:
-    """Return what the second run of a function asks of a device; it makes its tensors itself, on `DEVICE`."""
-    try:
-        with FakeTensorMode():
-            _run(function)  # copies the constants
-            return _run(function).launches()
-    finally:
-        devices.made_once.cache_clear()  # it holds fake tensors
+def count(function: Callable[[], Any], backward: bool = False) -> Launches:
+    """Return what the second run of a function asks of a device; it makes its tensors itself.
 
+    They lie on `DEVICE`, or with `backward` on `META`.
+    """
 
-def _run(function: Callable[[], Any]) -> Counter:
-    counter = Counter()
-
-    def call(whole: Whole[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return counter.call(whole, *args, **kwargs)
-
-    with (
-        mock.patch.object(Whole, "__call__", call),
-        mock.patch.object(compiling, "trouble", return_value=""),
-        counter,
-    ):
+    def all_of_it() -> Iterator[str]:
         function()
-    return counter
+        yield "all"
+
+    if backward:
+        return count_parts(lambda: all_of_it)["all"]
+    with FakeTensorMode():
+        return count_parts(lambda: all_of_it)["all"]
 
 
-class _LoweredError(BaseException):
-    """Ends a compilation after its kernels are known, before any is built."""
+def count_parts(prepare: Callable[[], Callable[[], Iterator[str]]]) -> dict[str, Launches]:
+    """Return what each part of a second run asks of a device, by the name that is yielded after it.
 
-
-def lowered(whole: Whole[..., Any], args: Any, kwargs: Any) -> tuple[int, int]:
-    """Return how many kernels inductor makes of a call of a compiled function, and the bytes that they move."""
-    from torch._guards import TracingContext, detect_fake_mode, tracing
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._inductor.graph import GraphLowering
-    from torch._inductor.scheduler import NopKernelSchedulerNode
-    from torch._inductor.virtualized import V
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    leaves, spec = tree_flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    tensors = [leaves[i] for i in places]
-
-    def run(*tensors: Tensor) -> tuple[Any, ...]:
-        filled = [*leaves]
-        for i, tensor in zip(places, tensors, strict=True):
-            filled[i] = tensor
-        args, kwargs = tree_unflatten(filled, spec)
-        return (*tree_leaves(whole.function(*args, **kwargs)),)
-
-    graph = make_fx(torch.func.functionalize(run), select_decomp_table(), _allow_non_fake_inputs=True)(
-        *tensors
-    )
-    counts: list[int] = []
-
-    def stop(lowering: GraphLowering) -> None:
-        lowering._update_scheduler()
-        nodes = [n for n in lowering.scheduler.nodes if not isinstance(n, NopKernelSchedulerNode)]
-        counts.extend([len(nodes), lowering.count_bytes()[0]])
-        raise _LoweredError
-
-    fake = detect_fake_mode(tensors)
-    assert fake
-    with (
-        pretended_gpu(),
-        mock.patch.object(GraphLowering, "compile_to_module", stop),
-        config.patch(fx_graph_cache=False, **whole.options),
-        tracing(TracingContext(fake)),
-        V.set_fake_mode(fake),
-        suppress(_LoweredError),
-    ):
-        compile_fx_inner(graph, tensors)
-    return counts[0], counts[1]
+    `prepare` returns what runs, and is not counted itself.
+    """
+    counter = Counter()
+    parts: dict[str, Launches] = {}
+    try:
+        with _told(counter):
+            with counter:
+                run = prepare()
+            for _ in range(2):  # the first one copies constants and makes the optimizer's state
+                counter.launches()
+                with counter:
+                    parts = {name: counter.launches() for name in run()}
+    finally:
+        devices.made_once.cache_clear()  # it holds tensors without content
+    return parts
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[None]:
-    """Let inductor plan for an H100 that is not there; nothing can run on it."""
-    answers = {
-        "torch.cuda.is_available": True,
-        "torch.cuda.device_count": 1,
-        "torch.cuda.current_device": 0,
-        "torch.cuda.get_device_capability": (H100.major, H100.minor),
-        "torch.cuda.get_device_properties": H100,
-        "torch.cuda.get_rng_state": torch.zeros(0),
-        "torch.cuda.set_rng_state": None,
-        "torch.cuda.synchronize": None,
-        "torch.cuda._lazy_init": None,
-        "torch.cuda._exchange_device": 0,
-        "torch.cuda._maybe_exchange_device": 0,
-        "torch._inductor.scheduler.has_triton": True,
-        "torch._dynamo.device_interface.CudaInterface.get_device_properties": H100,
-        "torch._dynamo.device_interface.CudaInterface.Worker.get_device_properties": H100,
-    }
-    with ExitStack() as stack:
-        for name, answer in answers.items():
-            stack.enter_context(mock.patch(name, lambda *_args, answer=answer, **_options: answer))
+def _told(counter: Counter) -> Iterator[None]:
+    """Let a compiler be there, and what it compiles tell a counter what it costs."""
+    units = Units(counter.add, counter.silent)
+
+    def call(whole: Whole[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with counter.silent():
+            counter.add(*lowered(whole, args, kwargs))
+            return whole.function(*args, **kwargs)
+
+    def wants(device: torch.device) -> bool:
+        return device.type != "cpu" and compiling._Choice.wanted is not False
+
+    with (
+        mock.patch.object(Whole, "__call__", call),
+        mock.patch.object(nn.Module, "compile", lambda module, **_options: units.compile(module)),
+        mock.patch.object(compiling, "wants", wants),
+        mock.patch.object(compiling, "trouble", return_value=""),
+    ):
         yield
 
 
@@ -252,34 +228,59 @@ def batch_to_device() -> dict[str, Any]:
     return devices.copied(raw_batch(), DEVICE)
 
 
+def raw_batch_on(device: torch.device) -> dict[str, Any]:
+    """Return a raw batch that has arrived on a device."""
+    return tree_map_only(
+        Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device), raw_batch()
+    )
+
+
 def views() -> None:
     """Make the views of a step."""
     recipe = dino.dinov2_vits14()
     modality = recipe.modality.build()
     assert isinstance(modality, Image)
     plan = ViewPlan(num_global=2, num_local=8, mask_ratio=(0.1, 0.5), mask_share=0.5)
-    raw = tree_map_only(
-        Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=DEVICE), raw_batch()
-    )
-    modality.views(raw, {"image": plan}, RowRandom((0, 0), 0, BATCH, BATCH, DEVICE))
+    modality.views(raw_batch_on(DEVICE), {"image": plan}, RowRandom((0, 0), 0, BATCH, BATCH, DEVICE))
+
+
+def step_parts(logged: bool) -> dict[str, Launches]:
+    """Return the counts of the parts of a step after the views."""
+
+    def prepare() -> Callable[[], Iterator[str]]:
+        recipe = dino.dinov2_vits14().replace(batch_size=BATCH, evals={}, parallel=Parallel(precision="bf16"))
+        it = prepared(recipe, raw_batch_on(META), RowRandom((0, 0), 0, BATCH, BATCH, META), META)
+        return lambda: step(it, logged)
+
+    with without_content():
+        return count_parts(prepare)
 
 
 ROWS: dict[str, Callable[[], Any]] = {"batch": batch_to_device, "views": views}
+STEPS = {"step": False, "logged step": True}
 
 
 def table() -> dict[str, Any]:
-    """Return the counts of all rows, with the release of torch that they hold for."""
+    """Return the counts of all rows and of the parts of steps, with the release of torch that they hold for."""
     release = ".".join(torch.__version__.split(".")[:2])
-    return {"torch": release, "rows": {name: asdict(count(function)) for name, function in ROWS.items()}}
+    rows = {name: asdict(count(function)) for name, function in ROWS.items()}
+    parts: dict[str, dict[str, int]] = {}
+    for name, logged in STEPS.items():
+        counted = step_parts(logged)
+        parts[name] = {part: each.kernels for part, each in counted.items()}
+        rows[name] = {
+            what.name: sum(getattr(each, what.name) for each in counted.values()) for what in fields(Launches)
+        }
+    return {"torch": release, "rows": rows, "kernels of parts": parts}
 
 
 def beyond(rows: dict[str, dict[str, int]]) -> list[str]:
     """Return a line for every count above its limit."""
     return [
-        f"{name}: {rows[name][what]} {what}, at most {limit} are allowed"
-        for name, limits in LIMITS.items()
-        for what, limit in limits.items()
-        if rows[name][what] > limit
+        f"{name}: {row[what]} {what}, at most {limit} are allowed"
+        for name, row in rows.items()
+        for what, limit in LIMITS[name].items()
+        if row[what] > limit
     ]
 
 
@@ -292,6 +293,8 @@ def main() -> None:
     print(f"torch {counted['torch']}")
     for name, row in counted["rows"].items():
         print(f"{name}: " + ", ".join(f"{number} {what}" for what, number in row.items()))
+    for name, parts in counted["kernels of parts"].items():
+        print(f"kernels of {name}: " + ", ".join(f"{part} {number}" for part, number in parts.items()))
     print("\n".join(beyond(counted["rows"])))
     if options.write:
         STORED.write_text(json.dumps(counted, indent=1) + "\n")

@@ -5,7 +5,8 @@
 
 Three forms of Sinkhorn's targets and of the cross entropy with its gradient: the matrix form as it is printed (the
 targets are a matrix, the loss a log softmax times it), ours compiled, and ours as written, which a CPU trains with.
-Bytes are counted by the rule of `counting`. Times are medians of five calls on the machine at hand, side by side.
+Bytes are counted by the rule of `launches`, which needs no GPU. Times are medians of five calls on the machine at hand,
+side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.counting import Count
+from benchmarks.launches import count
+from benchmarks.lowering import META
 from multissl.losses.sinkhorn import sinkhorn
 from multissl.losses.targets import Targets, cross_entropy
 from multissl.parallel.compiling import choose
@@ -86,7 +88,7 @@ class Case:
     def loss(self, targets: Targets) -> Tensor:
         """Return the gradient of ours."""
         student = self.student.detach().requires_grad_()
-        rows = torch.arange(len(student))[:, None]
+        rows = torch.arange(len(student), device=student.device)[:, None]
         cross_entropy(student, targets, rows, STUDENT).mean().backward()
         assert student.grad is not None
         return student.grad
@@ -99,13 +101,10 @@ class Case:
         return student.grad
 
 
-def measure(rows: int, prototypes: int, timed: bool = True) -> dict[str, Cost]:
-    """Return the cost of each form by its name."""
-    noise = torch.Generator().manual_seed(0)
-    sides = [torch.randn(rows, prototypes, generator=noise).bfloat16() for _ in range(2)]
-    case, logits = Case(*sides), rows * prototypes
-    targets, q = case.targets(), matrix_targets(sides[0]).contiguous()
-    forms: dict[str, tuple[bool, Callable[[], Any]]] = {
+def forms(case: Case) -> dict[str, tuple[bool, Callable[[], Any]]]:
+    """Return whether each form is compiled, and a call of it, by its name."""
+    targets, q = case.targets(), matrix_targets(case.teacher).contiguous()
+    return {
         "targets, matrix form": (False, lambda: matrix_targets(case.teacher)),
         "targets, compiled": (True, case.targets),
         "targets, as written": (False, case.targets),
@@ -113,12 +112,19 @@ def measure(rows: int, prototypes: int, timed: bool = True) -> dict[str, Cost]:
         "loss and gradient, compiled": (True, lambda: case.loss(targets)),
         "loss and gradient, as written": (False, lambda: case.loss(targets)),
     }
+
+
+def measure(rows: int, prototypes: int, timed: bool = True) -> dict[str, Cost]:
+    """Return the cost of each form by its name."""
+    noise = torch.Generator().manual_seed(0)
+    here = Case(*(torch.randn(rows, prototypes, generator=noise).bfloat16() for _ in range(2)))
+    there = Case(*(torch.empty(rows, prototypes, dtype=torch.bfloat16, device=META) for _ in range(2)))
+    works = forms(here)
     costs: dict[str, Cost] = {}
-    for name, (on, work) in forms.items():
+    for name, (on, counted) in forms(there).items():
         with compiled(on):
-            with Count() as count:
-                work()
-            costs[name] = Cost(count.total.bytes / logits, seconds(work) if timed else 0.0)
+            size = count(counted, backward=True).bytes
+            costs[name] = Cost(size / (rows * prototypes), seconds(works[name][1]) if timed else 0.0)
     return costs
 
 

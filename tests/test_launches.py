@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import launches
-from benchmarks.launches import DEVICE, Launches, beyond, count
+from benchmarks import launches, lowering
+from benchmarks.launches import DEVICE, META, Launches, beyond, count, count_parts
+from benchmarks.whole_step import without_content
 from multissl.devices import constant
 from multissl.modalities.image.ops import WHOLE
 from multissl.parallel.compiling import Whole
@@ -48,6 +51,64 @@ def test_a_compiled_function_counts_as_the_kernels_that_are_left_of_it() -> None
     assert count(lambda: softened(torch.empty(100, 100, device=DEVICE))).kernels == 5
 
 
+def test_what_an_operation_writes_into_is_not_read() -> None:
+    def part() -> None:
+        x = torch.empty(100, device=DEVICE)
+        torch.mul(x, 2.0, out=torch.empty_like(x))
+
+    assert count(part) == Launches(kernels=1, copies=0, blocking=0, bytes=2 * 400)
+
+
+def test_a_backward_pass_is_counted_on_the_stand_in() -> None:
+    def part() -> None:
+        x = torch.empty(100, device=META, requires_grad=True)
+        (x * 2).sum().backward()
+
+    kernels = 2 + 2  # the product and the sum; their gradients, the first of which is 1
+    assert count(part, backward=True).kernels == kernels
+
+
+def test_a_compiled_module_counts_as_its_two_graphs_and_equals_are_lowered_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handed: list[int] = []
+    kernels_of = lowering.kernels_of
+
+    def noted(graph: Any, tensors: Any, options: Any) -> tuple[int, int]:
+        handed.append(len(tensors))
+        return kernels_of(graph, tensors, options)
+
+    monkeypatch.setattr(lowering, "kernels_of", noted)
+
+    def prepare(compiled: bool) -> Any:
+        blocks = [nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Tanh()).to(META) for _ in range(2)]
+        for block in blocks if compiled else ():
+            block.compile()
+
+        def run() -> Iterator[str]:
+            out = blocks[1](blocks[0](torch.empty(128, 64, device=META, requires_grad=True)))
+            yield "forward"
+            out.backward(torch.empty_like(out))
+            yield "backward"
+
+        return run
+
+    parts = count_parts(lambda: prepare(True))
+    assert parts["forward"].kernels == 2 * 2, "a product with its bias, and what follows it"
+    assert parts["backward"].kernels == 2 * 4, "of what follows, two products, the sum of the bias's gradient"
+    assert len(handed) == 2
+    written = count_parts(lambda: prepare(False))
+    assert written["forward"].kernels == 2 * 3
+    assert written["backward"].bytes > parts["backward"].bytes
+    assert len(handed) == 2
+
+
+def test_a_step_takes_tensors_of_the_host_for_copies() -> None:
+    with without_content():
+        counted = count(lambda: torch.tensor([1.0], device=META), backward=True)
+    assert (counted.kernels, counted.copies, counted.blocking) == (0, 1, 1)
+
+
 def test_a_count_above_its_limit_is_named() -> None:
     rows = {"views": {"kernels": 21, "copies": 2, "blocking": 0}, "batch": {"copies": 3, "blocking": 1}}
     assert beyond(rows) == [
@@ -72,10 +133,10 @@ def test_the_stored_table_is_what_is_counted() -> None:
     counted = launches.table()
     assert beyond(counted["rows"]) == []
     if counted["torch"] == stored["torch"]:
-        assert counted["rows"] == stored["rows"]
+        assert counted == stored
 
 
 def test_the_stored_table_keeps_its_limits() -> None:
     stored = json.loads(launches.STORED.read_text())
-    assert stored["rows"].keys() == launches.ROWS.keys()
+    assert stored["rows"].keys() == {*launches.ROWS, *launches.STEPS} == launches.LIMITS.keys()
     assert beyond(stored["rows"]) == []

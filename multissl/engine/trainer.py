@@ -231,7 +231,9 @@ class Trainer:
         fine = torch.isfinite(
             torch.stack([losses.total.detach().float(), *(n.float() for n in norms.values())])
         )
-        going = torch.tensor(not self.stop, device=self.device)
+        going = torch.full(
+            (), not self.stop, device=self.device
+        )  # a copy from the host would wait for the device
         flags = all_true(torch.stack([fine.all(), going]))
         finite, going_on = flags.tolist()  # the one wait for the device in a step
         return finite, not going_on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,8 @@ def clip_gradients(groups: dict[str, list[nn.Parameter]], limit: float) -> dict[
 
 def largest_gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the L-infinity norm of the gradient, over all ranks."""
-    peaks = [local(p.grad).abs().max() for p in parameters if p.grad is not None and local(p.grad).numel()]
+    grads = [local(p.grad) for p in parameters if p.grad is not None and local(p.grad).numel()]
+    peaks = torch._foreach_norm(grads, math.inf) if grads else ()  # pyright: ignore[reportPrivateImportUsage]
     peak = torch.stack(peaks).max() if peaks else torch.zeros(())
     if world() > 1:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multissl.engine.optim.sgd import SGD
-from multissl.parallel.gradients import clip_gradients
+from multissl.parallel.gradients import clip_gradients, largest_gradient
 from multissl.run import train as run
 from tests.helpers.stubs import recipe
 
@@ -34,6 +34,14 @@ def test_a_limit_of_zero_clips_nothing() -> None:
     assert clip_gradients({"all": [p]}, 0.0)["all"] == 50
     assert p.grad is not None
     assert p.grad.tolist() == [30.0, 40.0]
+
+
+def test_the_largest_gradient_is_that_of_all_parameters_and_shows_what_is_not_finite() -> None:
+    some = [make_parameter(0.5, -3.25), make_parameter(), make_parameter(2.0)]
+    assert largest_gradient(some) == 3.25
+    assert largest_gradient([nn.Parameter(torch.zeros(2)), make_parameter()]) == 0
+    assert largest_gradient([*some, make_parameter(1.0, float("-inf"))]) == float("inf")
+    assert largest_gradient([make_parameter(1.0, float("nan")), *some]).isnan()
 
 
 def train_a_step(folder: Path, clip: float) -> Tensor:
