@@ -7,6 +7,7 @@ folded between the forward and the backward graph, as that would run them.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
@@ -218,7 +219,9 @@ def pretended_gpu() -> Iterator[None]:
         "torch._dynamo.device_interface.CudaInterface.get_device_properties": H100,
         "torch._dynamo.device_interface.CudaInterface.Worker.get_device_properties": H100,
     }
-    with ExitStack() as stack:
+    with ExitStack() as stack, warnings.catch_warnings():
+        for advice in ("TensorFloat32", r"\s*Online softmax"):  # on speed, and nothing runs
+            warnings.filterwarnings("ignore", message=advice)
         for name, answer in answers.items():
             stack.enter_context(mock.patch(name, lambda *_args, answer=answer, **_options: answer))
         yield

@@ -231,9 +231,7 @@ class Trainer:
         fine = torch.isfinite(
             torch.stack([losses.total.detach().float(), *(n.float() for n in norms.values())])
         )
-        going = torch.full(
-            (), not self.stop, device=self.device
-        )  # a copy from the host would wait for the device
+        going = torch.full((), not self.stop, device=self.device)  # without a copy, which would wait
         flags = all_true(torch.stack([fine.all(), going]))
         finite, going_on = flags.tolist()  # the one wait for the device in a step
         return finite, not going_on

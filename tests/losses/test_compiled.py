@@ -81,4 +81,4 @@ def test_inductor_gives_the_same_numbers_and_reads_few_bytes() -> None:
     torch.testing.assert_close(found[:-1], written[:-1], atol=1e-5, rtol=1e-5)
     costs = measure(512, 4096, timed=False)
     assert costs["targets, compiled"].bytes <= 0.2 * costs["targets, matrix form"].bytes
-    assert costs["loss and gradient, compiled"].bytes <= 10.2  # potentials are read beside 4,096 logits
+    assert costs["loss and gradient, compiled"].bytes <= 10.05  # potentials are read beside 4,096 logits
