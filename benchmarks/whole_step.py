@@ -16,7 +16,8 @@ from multissl.build import Parts, build
 from multissl.contract.data import Batch
 from multissl.contract.learning import Progress
 from multissl.engine.buffers import Buffers
-from multissl.engine.trainer import Trainer, Window
+from multissl.engine.trainer import Trainer
+from multissl.engine.window import Window
 from multissl.parallel.gradients import clip_gradients, largest_gradient
 from multissl.recipe import Recipe
 
@@ -98,5 +99,6 @@ def step(it: Prepared, logged: bool) -> Iterator[str]:
     it.window.add(losses, norms, lr=rate, waited=0.0, samples=len(it.batch))
     if logged:
         largest_gradient(it.trainable)
+        it.window.summary()
     it.parts.optimizer.zero_grad()
     yield "sums"

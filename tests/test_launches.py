@@ -131,6 +131,9 @@ def test_views_copy_what_is_drawn_at_once_and_wait_for_nothing(monkeypatch: pyte
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # of what enters a block
 def test_the_stored_table_is_what_is_counted() -> None:
     stored = json.loads(launches.STORED.read_text())
     counted = launches.table()
