@@ -101,7 +101,7 @@ def _rows(place: Tensor, draw: Tensor, share: int) -> tuple[Tensor, Tensor]:
 # No token is in a subset twice, so what torch would add up with atomic operations is written once.
 
 
-class _Take(torch.autograd.Function):
+class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tokens: Tensor) -> Tensor:
         ctx.save_for_backward(tokens)
@@ -133,14 +133,14 @@ class _AddTo(torch.autograd.Function):
         return grads[0], None, mine * ctx.scale, None, None, None
 
 
-def take(x: Tensor, tokens: Tensor) -> Tensor:
+def select(x: Tensor, tokens: Tensor) -> Tensor:
     """Return the tokens [S, D] of a subset, int64 [S] without repeats, of packed tokens [T, D]."""
-    return cast(Tensor, _Take.apply(x, tokens))
+    return cast(Tensor, _Select.apply(x, tokens))
 
 
 def add_to(x: Tensor, part: Tensor, out: Tensor, subset: Subset) -> Tensor:
     """Return packed tokens x [T, D] with a branch's output [S, D] added to those of a subset, scaled.
 
-    `part` is what `take` gave of x, so that sums are written where they belong without reading x again.
+    `part` is what `select` gave of x, so that sums are written where they belong without reading x again.
     """
     return cast(Tensor, _AddTo.apply(x, part.detach(), out, subset.tokens, subset.kept, subset.scale))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multissl.contract.abilities import DropsRows
 from multissl.layers.attention import Attention
-from multissl.layers.drop_path import Subset, add_to, draw_subsets, rows_of_groups, take
+from multissl.layers.drop_path import Subset, add_to, draw_subsets, rows_of_groups, select
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import Layout, kernel, layout
 
@@ -106,7 +106,7 @@ def _add(
     """x plus a branch of it; of a subset of rows only, scaled so that the sum stays right on average."""
     if subset is None:
         return x + branch(x, layout)
-    part = take(x, subset.tokens)
+    part = select(x, subset.tokens)
     return add_to(x, part, branch(part, subset.layout), subset)
 
 
