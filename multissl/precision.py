@@ -8,7 +8,7 @@ from torch import Tensor
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return x in fp32 at least: half precision is widened, fp64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(wide_dtype(x))
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

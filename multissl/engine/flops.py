@@ -72,10 +72,10 @@ class Blueprint:
         self.problem: Exception | None = None
         try:
             self.learner = copy.deepcopy(learner, memo)
-        except (
-            Exception
-        ) as error:  # a model may hold what cannot be copied; its training is not the worse for it
-            self.problem = error
+        except Exception as error:
+            self.problem = (
+                error  # a model may hold what cannot be copied; its training is not the worse for it
+            )
 
     def count(self, batch: Batch, progress: Progress) -> StepFlops:
         """Return the operations of the step that a batch of this rank takes.

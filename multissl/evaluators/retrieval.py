@@ -135,9 +135,9 @@ class Retrieval(Evaluator):
         return distinct(found) if found is not None and self.cfg.distinct else found
 
 
-def distinct(found: Embedded) -> Embedded:
+def distinct(embedded: Embedded) -> Embedded:
     """Return the first of the samples that are the same thing, each of them once."""
-    return selected(found, found.same().int().argmax(1) == torch.arange(len(found.samples)))
+    return selected(embedded, embedded.same().int().argmax(1) == torch.arange(len(embedded.samples)))
 
 
 def selected(found: Embedded, keep: Tensor) -> Embedded:

@@ -173,8 +173,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        found = torch.empty_like(gradient)  # half precision is multiplied in fp32 without a wide copy
-        return torch.mul(gradient, grads[0][:, None], out=found), None, None, None
+        scaled = torch.empty_like(gradient)  # half precision is multiplied in fp32 without a wide copy
+        return torch.mul(gradient, grads[0][:, None], out=scaled), None, None, None
 
 
 def cross_entropy(student: Tensor, targets: Targets, rows: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,7 @@ State: none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from multissl.contract.data import ROLES, Mask, Raw, Role, Sample, Samples, Views
 from multissl.contract.plans import ViewPlan
+from multissl.devices import copied
 from multissl.random import RowRandom
 
 
@@ -35,6 +36,22 @@ def roles(plan: ViewPlan, raw: Mapping[str, Any] | None = None) -> Iterator[tupl
     for role in ROLES:
         if plan.count(role) and (raw is None or role in raw):
             yield role, plan.count(role)
+
+
+def draw_roles(
+    plan: ViewPlan,
+    raw: Mapping[str, Any],
+    rng: RowRandom,
+    draw: Callable[[Role, int, RowRandom], dict[str, Tensor]],
+) -> dict[Role, dict[str, Tensor]]:
+    """Return what is drawn on the host for each role of a raw batch, on the batch's device, where it goes in one copy.
+
+    `draw` gets a role, its number of views and random numbers of the role's own on the CPU.
+    """
+    drawn: dict[Role, dict[str, Tensor]] = {
+        role: draw(role, count, rng.fork(role).to("cpu")) for role, count in roles(plan, raw)
+    }
+    return copied(drawn, raw["sample_id"].device)
 
 
 def ids_of(samples: Sequence[Sample]) -> dict[str, Tensor]:

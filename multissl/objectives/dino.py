@@ -199,35 +199,42 @@ class DINO(Objective):
         heads = {"dino_head": self.dino_head, "ibot_head": self.ibot_head}
         logits = self.score(heads, pooled, hidden, rows, None if mask is None else mask.weight > 0)
         terms: dict[str, Tensor] = {}
-        stats: dict[str, Tensor] = {}
+        ces: dict[str, Tensor] = {}  # cross entropies by term, [M] of hidden tokens and [2*B] of global views
         if "ibot" in targets and mask is not None:
             each = torch.arange(len(mask.index), device=pooled.device)[:, None]  # [M, 1]
-            ce = cross_entropy(logits["ibot"], targets["ibot"], each, cfg.student_temperature)  # [M]
+            ces["ibot"] = ce = cross_entropy(logits["ibot"], targets["ibot"], each, cfg.student_temperature)
             views = len(features[0].pooled) if present is None else 2 * kept(present, ce.dtype)
             terms["ibot"] = (ce * mask.weight).sum() / views
-            if progress.described:
-                few = slice(None, None, max(1, len(ce) // len(features[0].pooled)))  # about a token per view
-                stats = describe(targets["ibot"].part(few), ce[few])
         if "dino" in targets:
             counts = [v.num_views for v in sides]  # [2] or [2, L]
             options = (cfg.student_temperature, cfg.reference_counts, present)
-            new, ce = dino_terms(logits["dino"], targets["dino"], counts, *options)
+            new, ces["dino"] = dino_terms(logits["dino"], targets["dino"], counts, *options)
             terms = {**new, **terms}
-            if progress.described:
-                stats = {
-                    **describe(targets["dino"], ce),
-                    **{f"ibot_{n}": value for n, value in stats.items()},
-                }
         if cfg.koleo_weight:
             first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbors
             parts = [grouped_koleo(x, cfg.koleo_group, present=present) for x in (first, second)]
             terms["koleo"] = parts[0] + parts[1]
+        stats: dict[str, Tensor] = {}
         if progress.described:
+            stats = self.statistics(targets, ces, features[0].pooled)
             stats["std"] = embedding_std(features[0].pooled.unflatten(0, (2, -1)), present)
             if cfg.teacher_temperature_steps:
                 stats["teacher_temperature"] = stats["std"].new_full((), temperature)
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
         return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
+
+    def statistics(
+        self, targets: Mapping[str, Targets], ces: Mapping[str, Tensor], pooled: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what targets and cross entropies of views and hidden tokens say, with global views pooled [2*B, D]."""
+        stats: dict[str, Tensor] = {}
+        if "ibot" in ces:
+            few = slice(None, None, max(1, len(ces["ibot"]) // len(pooled)))  # about a token per view
+            stats = describe(targets["ibot"].part(few), ces["ibot"][few])
+        if "dino" in ces:
+            stats = {f"ibot_{name}": value for name, value in stats.items()}
+            stats = {**describe(targets["dino"], ces["dino"]), **stats}
+        return stats
 
     def sides(self, batch: Batch) -> list[Views]:
         """The global views, and the local ones where there are any; without their mask where iBOT is off.

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multissl.parallel.ranks import world
-from multissl.parallel.sharding import local
+from multissl.parallel.sharding import full, local
 
 
 def clip_gradients(groups: dict[str, list[nn.Parameter]], limit: float) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def clip_gradients(groups: dict[str, list[nn.Parameter]], limit: float) -> dict[
     for name, parameters in groups.items():
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = get_total_norm(grads)
-        norms[name] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
+        norms[name] = full(norm)
         if limit > 0 and grads:
             clip_grads_with_norm_(parameters, limit, norms[name])
     return norms

@@ -74,11 +74,11 @@ def parallelize(learner: Shardable, cfg: Parallel, device: torch.device) -> None
     if cfg.shard > 1 or cfg.fully_shard == "always":
         _fully_shard(learner, units, cfg.shard, device, half)
         return
-    dtype = torch.bfloat16 if half else None
+    if half:
+        for unit in units:
+            cast_inputs(unit, torch.bfloat16)
     exempt = [p for module in _learned_scalars(learner) for p in module.parameters(recurse=False)]
-    for unit in units if dtype else ():
-        cast_inputs(unit, torch.bfloat16)
-    replicate(learner, learner.entry_points(), dtype, exempt)
+    replicate(learner, learner.entry_points(), torch.bfloat16 if half else None, exempt)
 
 
 def _fully_shard(

@@ -123,10 +123,10 @@ def test_rates_are_those_of_all_samples_beside_the_peak(monkeypatch: pytest.Monk
     rates = Rates(Known(), 16, CPU)
     assert rates.metrics(2, 100.0) == {"samples": 32, "watts": 300.0, "joules_per_sample": 3.0}
     assert rates.count(Batch([]), START) == ""
-    found = rates.metrics(2, 100.0)
-    assert found["tflops"] == pytest.approx(0.1)
-    assert found["utilization_percent"] == pytest.approx(10)
-    assert found["nominal_utilization_percent"] == pytest.approx(20)
+    metrics = rates.metrics(2, 100.0)
+    assert metrics["tflops"] == pytest.approx(0.1)
+    assert metrics["utilization_percent"] == pytest.approx(10)
+    assert metrics["nominal_utilization_percent"] == pytest.approx(20)
 
 
 def test_the_record_of_a_run_holds_them(tmp_path: Path) -> None:

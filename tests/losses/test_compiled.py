@@ -76,9 +76,9 @@ def test_no_rows_need_no_graph(graphs: list[str]) -> None:
 def test_inductor_gives_the_same_numbers_and_reads_few_bytes() -> None:
     written = everything(0.05, *sides(torch.bfloat16))
     with compiled(True):
-        found = everything(0.05, *sides(torch.bfloat16))
-    torch.testing.assert_close(found, written, atol=1e-5, rtol=1e-2)  # the gradient is bf16
-    torch.testing.assert_close(found[:-1], written[:-1], atol=1e-5, rtol=1e-5)
+        numbers = everything(0.05, *sides(torch.bfloat16))
+    torch.testing.assert_close(numbers, written, atol=1e-5, rtol=1e-2)  # the gradient is bf16
+    torch.testing.assert_close(numbers[:-1], written[:-1], atol=1e-5, rtol=1e-5)
     costs = measure(512, 4096, timed=False)
     assert costs["targets, compiled"].bytes <= 0.2 * costs["targets, matrix form"].bytes
     assert costs["loss and gradient, compiled"].bytes <= 10.05  # potentials are read beside 4,096 logits

@@ -114,11 +114,11 @@ def trained(parallel: Parallel) -> dict[str, Tensor]:
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_half_precision_trains_as_sharded_parameters_do(checkpointed: bool) -> None:
     options: dict[str, Any] = {"precision": "bf16", "checkpoint_activations": checkpointed}
-    found = trained(Parallel(**options))
+    ours = trained(Parallel(**options))
     right = trained(Parallel(**options, fully_shard="always"))
-    assert found.keys() == right.keys()
+    assert ours.keys() == right.keys()
     for name, value in right.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(ours[name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def gradient_of(_rank: int, half: torch.dtype | None) -> tuple[Tensor, bool]:

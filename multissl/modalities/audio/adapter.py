@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 
 from multissl.contract.abilities import HasRecordings
-from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
+from multissl.contract.data import Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan, tokens_along
-from multissl.devices import copied
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
@@ -37,7 +36,7 @@ from multissl.modalities.audio.resampling import FASTEST, SLOWEST
 from multissl.modalities.audio.views import centers, draw_changes, silence, spectrograms
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.bands import Band
-from multissl.modalities.views import Payloads, build_views, ids_of, rand_rows, roles, with_masks
+from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, rand_rows, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
@@ -285,18 +284,11 @@ class Audio(HasRecordings):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Spectrograms of the segments, on their device; what is drawn on the host goes there in one copy."""
         given, plan = raw["audio"], plans["audio"]
-        counts = dict(roles(plan, given))
-        changes = {
-            role: draw_changes(self.cfg, count, rng.fork(role).to("cpu"))
-            for role, count in counts.items()
-            if role != "clean"
-        }
-        changes = copied(changes, given["sample_id"].device)
         batch: list[Views] = []
-        for role in counts:
+        for role, changes in draw_roles(plan, given, rng, self._draw).items():
             other = given.get("other") if role == "global" else None
             x, real, box = spectrograms(
-                self.cfg, self.statistics(), given[role], given[f"{role}_real"], changes.get(role), other
+                self.cfg, self.statistics(), given[role], given[f"{role}_real"], changes or None, other
             )
             grid = self.cfg.grid(x.shape[1])
             views = build_views(x[:, None], "audio", role, given)
@@ -309,6 +301,10 @@ class Audio(HasRecordings):
                 views.target = ops.patchify(x, self.cfg.patch, self.cfg.steps())
             batch.append(views)
         return Batch(batch)
+
+    def _draw(self, role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
+        """Return what changes so many views of a role, tensors [V*B, ...] by name; clean views stay."""
+        return {} if role == "clean" else draw_changes(self.cfg, count, rng)
 
     def _middles(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Where the middles of columns and of rows of tokens lie in spectrograms [R, T, F], in shares of them."""

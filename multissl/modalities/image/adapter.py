@@ -26,7 +26,7 @@ from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unr
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.devices import constant, copied
+from multissl.devices import constant
 from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
 from multissl.modalities.image.crops import (
@@ -43,7 +43,7 @@ from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
-from multissl.modalities.views import Payloads, build_views, ids_of, roles, with_masks
+from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import describe_file
@@ -265,19 +265,16 @@ class Image(Modality):
         crops, plan = raw["image"], plans["image"]
         device = crops["sample_id"].device
         mean, std = (constant(values, device) for values in self.statistics())
-        counts = dict(roles(plan, crops))
-        drawn = {role: self._draw(role, count, rng.fork(role).to("cpu")) for role, count in counts.items()}
-        drawn = copied(drawn, device)
         batch: list[Views] = []
-        for role in counts:
+        for role, drawn in draw_roles(plan, crops, rng, self._draw).items():
             if role == "clean":
                 x = ops.normalize(torch.div(crops[role].contiguous(), 255), mean, std)
             else:
-                x = ops.photometric(crops[role], drawn[role], mean, std, self.cfg.blur_kernel)
+                x = ops.photometric(crops[role], drawn, mean, std, self.cfg.blur_kernel)
             views = build_views(x, "image", role, crops)
             if plan.coords and role != "clean":
                 side = x.shape[-1] // self.cfg.patch
-                views.coords = token_centers(crops[f"{role}_box"], side, drawn[role]["flip"])
+                views.coords = token_centers(crops[f"{role}_box"], side, drawn["flip"])
             if plan.target and role == "global":
                 views.target = patchify(x, self.cfg.patch)
             batch.append(views)

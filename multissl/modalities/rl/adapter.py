@@ -28,7 +28,6 @@ from multissl.contract.data import Batch, Raw, Role, Sample, Samples, Unreadable
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec
-from multissl.devices import copied
 from multissl.modalities.image.crops import patchify, token_centers
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
@@ -37,7 +36,7 @@ from multissl.modalities.rl.figures import gray, stack_panel
 from multissl.modalities.rl.pixels import check_layout
 from multissl.modalities.rl.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
 from multissl.modalities.rl.views import cut, draw_moves, still
-from multissl.modalities.views import build_views, ids_of, roles, with_masks
+from multissl.modalities.views import build_views, draw_roles, ids_of, roles, with_masks
 from multissl.random import RowRandom
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
@@ -305,13 +304,16 @@ class RL(HasStates):
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Shift, crop, intensity and normalization, on the device of the stacks; draws go there in one copy."""
         given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
-        counts = dict(roles(plan, given))
-        drawn = {r: self._draw(r, given[r], count, rng.fork(r).to("cpu")) for r, count in counts.items()}
-        drawn = copied(drawn, given["sample_id"].device)
+
+        def draw(role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
+            """Where so many views of a role are cut from their stacks, and how bright they become."""
+            rows, room = len(given[role]), given[role].shape[-1] - self._side(role)
+            return still(rows, room) if role == "clean" else draw_moves(cfg, count, room, rng)
+
         batch: list[Views] = []
-        for role in counts:
+        for role, drawn in draw_roles(plan, given, rng, draw).items():
             stacks, size = given[role], self._side(role)
-            place, factor = drawn[role]["place"], drawn[role]["factor"]
+            place, factor = drawn["place"], drawn["factor"]
             x = cut(stacks, place, size, cfg.shift).float() / 255
             x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
             views = build_views(x, "rl", role, given)
@@ -325,11 +327,6 @@ class RL(HasStates):
                 views.target = patchify(x, cfg.patch) if plan.target else None
             batch.append(views)
         return Batch(batch)
-
-    def _draw(self, role: Role, stacks: Tensor, count: int, rng: RowRandom) -> dict[str, Tensor]:
-        """Return where so many views of a role are cut from stacks, and how bright they become."""
-        room = stacks.shape[-1] - self._side(role)
-        return still(len(stacks), room) if role == "clean" else draw_moves(self.cfg, count, room, rng)
 
     def _side(self, role: Role) -> int:
         """Return the side of a role's views in pixels."""

@@ -25,7 +25,7 @@ from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Vie
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec
-from multissl.devices import constant, copied
+from multissl.devices import constant
 from multissl.modalities.image import ops
 from multissl.modalities.image.crops import TRIES, crop_box, share_of
 from multissl.modalities.image.draws import draw_changes
@@ -42,7 +42,7 @@ from multissl.modalities.video.clips import (
 )
 from multissl.modalities.video.figures import clip_panel, pixels
 from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
-from multissl.modalities.views import build_views, ids_of, roles, with_masks
+from multissl.modalities.views import build_views, draw_roles, ids_of, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import describe_file
 from multissl.sources.splits import SplitSamples
@@ -302,36 +302,27 @@ class Video(Modality):
         clips, plan = raw["video"], plans["video"]
         device = clips["sample_id"].device
         mean, std = (constant(values, device) for values in self._statistics)
-        counts = dict(roles(plan, clips))
-        drawn = {
-            role: self._draw(role, count, len(clips[role][0]), rng.fork(role))
-            for role, count in counts.items()
-        }
-        drawn = copied(drawn, device)
         batch: list[Views] = []
-        for role in counts:
+        for role, changes in draw_roles(plan, clips, rng, self._draw).items():
             frames = clips[role].shape[1]
+            # a draw for each clip, the same for all its frames
+            drawn = {name: values.repeat_interleave(frames, 0) for name, values in changes.items()}
             x = clips[role].flatten(0, 1)  # [R*T, 3, S, S]
-            if role == "clean":
-                x = ops.normalize(torch.div(x, 255), mean, std)
-            else:
-                x = ops.photometric(x, drawn[role], mean, std)
+            clean = role == "clean"
+            x = ops.normalize(torch.div(x, 255), mean, std) if clean else ops.photometric(x, drawn, mean, std)
             x = x.unflatten(0, (-1, frames)).transpose(1, 2).contiguous()  # [R, 3, T, S, S]
             views = build_views(x, "video", role, clips)
             if plan.coords and role != "clean":
                 grid = [n // p for n, p in zip(x.shape[2:], self.patch, strict=True)]
-                views.coords = tubelet_centers(clips[f"{role}_box"], grid, drawn[role]["flip"][::frames])
+                views.coords = tubelet_centers(clips[f"{role}_box"], grid, changes["flip"])
             if plan.target and role == "global":
                 views.target = tubelets(x, self.patch)
             batch.append(views)
         return Batch(batch)
 
-    def _draw(self, role: Role, count: int, frames: int, rng: RowRandom) -> dict[str, Tensor]:
-        """Return what changes the frames of a role, [V*B*T, ...] by name, a draw for each clip; clean ones stay."""
-        if role == "clean":
-            return {}
-        drawn = draw_changes(self.cfg, role, count, rng.to("cpu"))
-        return {name: values.repeat_interleave(frames, 0) for name, values in drawn.items()}
+    def _draw(self, role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
+        """Return what changes so many clips of a role, tensors [V*B, ...] by name; clean ones stay."""
+        return {} if role == "clean" else draw_changes(self.cfg, role, count, rng)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the clip, of one frame, and how patches move."""
