@@ -30,11 +30,11 @@ from multissl.build import Parts, build
 from multissl.configs.image import dino as recipes
 from multissl.contract.learning import Progress
 from multissl.encoders.transformer import TransformerEncoder, vit
+from multissl.engine.step import Step
 from multissl.engine.trainer import hash_of
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.transformer import ffn_width
 from multissl.modalities.image.adapter import Image
-from multissl.parallel.gradients import clip_gradients
 from multissl.parallel.ranks import process_group
 from multissl.parallel.sharding import Parallel
 from multissl.random import RowRandom
@@ -115,25 +115,18 @@ def raw_batch(parts: Parts, recipe: Recipe, device: torch.device) -> tuple[Any, 
 
 def stepper(parts: Parts, recipe: Recipe, device: torch.device) -> Callable[..., torch.Tensor]:
     """A function that makes the training step of a number as the trainer does, with `count` entered after the views."""
-    learner, objective = parts.learner, parts.learner.objective
     raw, rng = raw_batch(parts, recipe, device)
-    plans, groups = objective.plans(), learner.clip_groups(recipe.clip_per)
-    learner.train()
+    plans = parts.learner.objective.plans()
+    make_step = Step(parts.learner, parts.optimizer, recipe.clip, recipe.clip_per)
 
     def step(number: int, count: AbstractContextManager[Any] | None = None) -> torch.Tensor:
         torch.manual_seed(hash_of(0, number, 0))
         progress = Progress(step=number + 1, total=1000)
         batch = parts.modality.views(raw, plans, rng)
         with count or nullcontext():
-            losses = learner(batch, progress)
-            learner.backward(losses)
-            norms = clip_gradients(groups, recipe.clip)
-            finite = torch.isfinite(torch.stack([losses.total.detach().float(), *norms.values()])).all()
-            if finite:  # the one wait for the device in a step
-                parts.optimizer.step(progress)
-                objective.after_step(learner.encoders, progress)
+            taken = make_step(batch, progress)
             parts.optimizer.zero_grad()
-        return losses.total.detach()
+        return taken.losses.total.detach()
 
     return step
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from multissl.build import Parts, build
 from multissl.contract.data import Batch
 from multissl.contract.learning import Progress
-from multissl.engine.buffers import Buffers
-from multissl.engine.trainer import Trainer
+from multissl.engine.step import Step
 from multissl.engine.window import Window
 from multissl.parallel.gradients import clip_gradients, largest_gradient
 from multissl.recipe import Recipe
@@ -28,11 +26,8 @@ class Prepared:
 
     parts: Parts
     batch: Batch
-    groups: dict[str, list[nn.Parameter]]
-    clip: float
-    buffers: Buffers
+    step: Step
     window: Window
-    device: torch.device
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -54,12 +49,17 @@ def without_content() -> Iterator[None]:
         mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", return_value=kinds),
         mock.patch.object(torch, "autocast", return_value=nullcontext()),
         mock.patch.object(torch, "tensor", copied),
-        mock.patch.object(Tensor, "tolist", lambda tensor: [True] * len(tensor)),  # of the trainer's check
+        mock.patch.object(torch, "_fused_sgd_", averaged),
     )
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         yield
+
+
+def averaged(tensors: list[Tensor], targets: list[Tensor], *_: Any, lr: float, **__: Any) -> None:
+    """Move the teacher in one kernel over lists, as torch's fused SGD does, which knows no tensors without content."""
+    torch._foreach_lerp_(tensors, targets, -lr)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def flash(
@@ -75,30 +75,36 @@ def prepared(recipe: Recipe, raw: Any, rng: Any, device: torch.device) -> Prepar
     parts = build(recipe, device)
     learner = parts.learner.train()
     batch = parts.modality.views(raw, learner.objective.plans(), rng)
-    groups = learner.clip_groups(recipe.clip_per)
-    return Prepared(parts, batch, groups, recipe.clip, Buffers(learner), Window(), device)
+    step = Step(learner, parts.optimizer, recipe.clip, recipe.clip_per)
+    return Prepared(parts, batch, step, Window())
 
 
 def step(it: Prepared, logged: bool) -> Iterator[str]:
     """Make a step as the trainer does, and yield the name of every part after it."""
     learner, progress = it.parts.learner, Progress(step=1000, total=10_000, described=logged)
-    it.buffers.keep()
+    it.step.buffers.keep()
     yield "buffers"
     losses = learner(it.batch, progress)
     yield "forward"
     learner.backward(losses)
     yield "backward"
-    norms = clip_gradients(it.groups, it.clip)
+    norms = clip_gradients(it.step.groups, it.step.clip)
     yield "clipping"
-    Trainer._agree(cast(Any, SimpleNamespace(stop=False, device=it.device)), losses, norms)
+    checks = it.step.check(losses, norms, stop=False)
+    progress = replace(progress, counted=checks[0])
     yield "check"
     rate = it.parts.optimizer.step(progress)
     yield "optimizer"
     learner.objective.after_step(learner.encoders, progress)
     yield "teacher"
-    it.window.add(losses, norms, lr=rate, waited=0.0, samples=len(it.batch))
+    it.step.buffers.settle(checks[0])
+    checks.clone()  # stands for its copy to the host, which tensors without content cannot make
+    yield "settling"
+    it.window.add(losses, norms, lr=rate, waited=0.0, samples=len(it.batch), counted=checks[0])
     if logged:
         largest_gradient(it.trainable)
-        it.window.summary()
+        torch.cat(
+            [*it.window.sums.values()]
+        )  # is then read: numbers that tensors without content do not have
     it.parts.optimizer.zero_grad()
     yield "sums"

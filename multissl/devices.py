@@ -1,4 +1,5 @@
-"""What keeps a device from waiting for the host: small tensors that travel together, constants that travel once.
+"""What keeps host and device from waiting for each other: small tensors that travel together, constants that travel
+once, and answers that are read when they have arrived.
 
 State: the constants of the process.
 """
@@ -63,6 +64,22 @@ def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _room(tensor: Tensor) -> int:
     return -(-tensor.nbytes // ALIGNED) * ALIGNED
+
+
+class ToHost:
+    """A tensor on its way to the host, behind the work that the device has been given so far."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=True)  # page-locked where it comes from a GPU
+        self._arrived = torch.cuda.Event() if tensor.device.type == "cuda" else None
+        if self._arrived:
+            self._arrived.record()
+
+    def read(self) -> Tensor:
+        """Return it on the host, once it has arrived."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._copy
 
 
 @functools.lru_cache(maxsize=256)

@@ -70,11 +70,18 @@ class Progress:
     """Steps in which every sample is drawn once, on average."""
     described: bool = True
     """Whether somebody reads the statistics of this step; an objective leaves out those that cost something if not."""
+    counted: Tensor | None = None
+    """Whether the step just made counts, bool [] that only the device knows: where it does not, as loss or gradient
+    are not finite, nothing may move. None: it does."""
 
     @property
     def epoch(self) -> int:
         """Return how many full passes over the data were made so far."""
         return int(self.step / self.epoch_steps)
+
+    def moved(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return what becomes of `old`: `new` where the step counts; nothing waits for the device."""
+        return new if self.counted is None else torch.where(self.counted, new, old)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

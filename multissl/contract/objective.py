@@ -77,7 +77,11 @@ class Objective(Component, nn.Module, ABC):
         """Raise a ValueError where there are too few training samples; called before the first step."""
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
-        """Move the slow state, once after every optimizer step. `progress` is that of the step just made."""
+        """Move the slow state, once after every optimizer step. `progress` is that of the step just made.
+
+        Parameters moved here go through `progress.moved`, for a step that does not count; buffers are put back by the
+        trainer.
+        """
 
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Return what has gone wrong in training, its cause and the option to change; None where nothing has.

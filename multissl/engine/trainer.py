@@ -12,6 +12,7 @@ import math
 import re
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -22,13 +23,12 @@ from torch import Tensor
 from multissl.config import Config, to_dict
 from multissl.contract.estimate import Estimate, described
 from multissl.contract.evaluator import Evaluator
-from multissl.contract.learning import Figure, Losses, Progress
+from multissl.contract.learning import Figure, Progress
 from multissl.contract.logger import Kind, Logger
 from multissl.contract.modality import Modality
 from multissl.contract.places import Places
 from multissl.engine import checkpoint
 from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
-from multissl.engine.buffers import Buffers
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
 from multissl.engine.flops import Blueprint
@@ -38,10 +38,10 @@ from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
+from multissl.engine.step import Step, Taken
 from multissl.engine.window import Rates, Window
 from multissl.files import read_json_lines
-from multissl.parallel.collectives import all_true, mean_ranks
-from multissl.parallel.gradients import clip_gradients, largest_gradient
+from multissl.parallel.gradients import largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
 from multissl.parallel.sharding import Parallel
 
@@ -118,9 +118,8 @@ class Trainer:
         samples = len(self.steps.samples)
         learner.objective.check_dataset_size(samples)
         self.epoch_steps = samples / cfg.batch_size
-        self.groups = learner.clip_groups(cfg.clip_per)
+        self.make_step = Step(learner, optimizer, cfg.clip, cfg.clip_per)
         self.trainable = [p for p in learner.parameters() if p.requires_grad]
-        self.buffers = Buffers(learner)
         self.display = Display(self.main)
         self.rates = Rates(blueprint, cfg.batch_size, device)
         self.metrics: Metrics | None = None
@@ -132,6 +131,7 @@ class Trainer:
         """What evaluators find wrong as of the last evaluation."""
         self.alarmed = ""
         self.stop = False
+        self.bad_in_a_row = 0
 
     def fit(self, notes: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Train from the newest checkpoint, or from the start, to the last step; return the lines of the record.
@@ -176,8 +176,8 @@ class Trainer:
             self.metrics.log(kind, step, metrics)
 
     def _loop(self, start: int) -> None:
-        cfg, bad_in_a_row = self.cfg, 0
-        window = Window()
+        cfg, window = self.cfg, Window()
+        unread: deque[Taken] = deque()
         batches = batches_of(self.steps, start, cfg.steps, cfg.data, world(), self.device)
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
@@ -188,30 +188,31 @@ class Trainer:
                 if step == start and (problem := self.rates.count(fetched.batch, progress)):
                     self.display.say(problem)
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
-                self.learner.train()
-                self.buffers.keep()
                 samples = cfg.chunk or cfg.batch_size // world()
                 with memory_advice(samples=samples, batch_norm=self.learner.trains_batch_norm):
-                    losses: Losses = self.learner(fetched.batch, progress)
-                    self.learner.backward(losses)
-                norms = clip_gradients(self.groups, cfg.clip)
-                finite, interrupted = self._agree(losses, norms)
-                if finite:
-                    lr = self.optimizer.step(progress)
-                    self.learner.objective.after_step(self.learner.encoders, progress)
-                    window.add(losses, norms, lr=lr, waited=fetched.waited, samples=cfg.batch_size)
-                self._note_skipped(step, fetched.skipped)
-                bad_in_a_row = 0 if finite else bad_in_a_row + 1
-                if not finite:
-                    self.buffers.restore()
-                    self._dump(step, losses, norms, bad_in_a_row)
-                elif logged:
-                    self._log(step + 1, window, largest_gradient(self.trainable))
-                    window = Window()
+                    taken = self.make_step(fetched.batch, progress, lambda: self.stop)
+                window.add(
+                    taken.losses, taken.norms, lr=taken.lr, waited=fetched.waited, samples=cfg.batch_size,
+                    counted=taken.counted,
+                )  # fmt: skip
+                largest = largest_gradient(self.trainable) if logged else None
                 self.optimizer.zero_grad()
-                self.display.step(step + 1, cfg.steps)
+                self._note_skipped(step, fetched.skipped)
+                unread.append(taken)
                 last = step + 1 == cfg.steps
-                saving = last or interrupted or (step + 1) % cfg.save.every == 0
+                saving = last or (step + 1) % cfg.save.every == 0
+                # while this step is under way, the host reads how the one before went
+                waiting = (
+                    logged or saving or bool(self._due(step + 1, last=last)) or (self.stop and world() == 1)
+                )
+                interrupted = self._read(unread, 0 if waiting else 1)
+                if interrupted:
+                    self._read(unread, 0)
+                    saving = True
+                if largest is not None and self.bad_in_a_row == 0:
+                    self._log(step + 1, window, largest)
+                    window = Window()
+                self.display.step(step + 1, cfg.steps)
                 if saving:  # of weights that are not finite none is written: the newest one is always good
                     checkpoint.check_finite(self.learner.shipped(), self.places.checkpoints)
                 if last or not interrupted:
@@ -226,20 +227,24 @@ class Trainer:
                         "repeat the command to go on from there"
                     )
 
-    def _agree(self, losses: Losses, norms: Mapping[str, Tensor]) -> tuple[bool, bool]:
-        """Return whether every rank's loss and gradient are finite, and whether a signal reached some rank."""
-        fine = torch.isfinite(
-            torch.stack([losses.total.detach().float(), *(n.float() for n in norms.values())])
-        )
-        going = torch.full((), not self.stop, device=self.device)  # without a copy, which would wait
-        flags = all_true(torch.stack([fine.all(), going]))
-        finite, going_on = flags.tolist()  # the one wait for the device in a step
-        return finite, not going_on
+    def _read(self, unread: deque[Taken], left: int) -> bool:
+        """Read how steps went, all but the last `left`; return whether a signal had reached some rank by then."""
+        interrupted = False
+        while len(unread) > left:
+            taken = unread.popleft()
+            counted, going = taken.answer.read().tolist()
+            interrupted |= not going
+            self.bad_in_a_row = 0 if counted else self.bad_in_a_row + 1
+            if not counted:
+                self._dump(taken)
+        return interrupted
 
-    def _dump(self, step: int, losses: Losses, norms: Mapping[str, Tensor], in_a_row: int) -> None:
-        terms = {n: v.item() for n, v in losses.terms.items()}
+    def _dump(self, taken: Taken) -> None:
+        """Describe a step that was skipped; raise `NonFinite` after too many in a row."""
+        step, in_a_row = taken.step, self.bad_in_a_row
+        terms = {n: v.item() for n, v in taken.losses.terms.items()}
         culprits = [n for n, v in terms.items() if not math.isfinite(v)]
-        culprits += [f"gradient of {n}" for n, v in norms.items() if not math.isfinite(v.item())]
+        culprits += [f"gradient of {n}" for n, v in taken.norms.items() if not math.isfinite(v.item())]
         samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
         record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
         path = self.places.nonfinite(step, rank())
@@ -262,10 +267,9 @@ class Trainer:
                 self._write("note", step + 1, {"text": f"unreadable sample {index}: {reason}"})
 
     def _log(self, step: int, window: Window, largest: Tensor) -> None:
-        means, counts = window.summary()
-        metrics = {n: v.item() for n, v in mean_ranks(means).items()}
-        metrics |= counts | {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
-        metrics |= self.rates.metrics(step, counts["samples_per_s"])
+        metrics = window.summary()
+        metrics |= {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
+        metrics |= self.rates.metrics(step, metrics["samples_per_s"])
         self._write("train", step, metrics)
         text = "loss {loss:.4f}  {samples_per_s:.0f} samples/s  {waiting_percent:.0f} % waiting for data"
         if "utilization_percent" in metrics:
@@ -293,14 +297,18 @@ class Trainer:
             self._write("alarm", step, {"text": text})
             self.alarmed = text
 
+    def _due(self, step: int, first: bool = False, last: bool = False) -> dict[str, Evaluator]:
+        """Return the evaluators that measure after `step` steps."""
+        return {
+            name: e for name, e in self.evaluators.items()
+            if first or last or (e.cfg.every and step % e.cfg.every == 0)
+        }  # fmt: skip
+
     def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
         """Run the evaluators that are due; return the seconds it took."""
         began = time.perf_counter()
         progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
-        due = {
-            name: e for name, e in self.evaluators.items()
-            if first or last or (e.cfg.every and step % e.cfg.every == 0)
-        }  # fmt: skip
+        due = self._due(step, first=first, last=last)
         if not due:
             return 0.0
         self.learner.eval()

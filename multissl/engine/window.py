@@ -12,6 +12,7 @@ from torch import Tensor
 from multissl.contract.data import Batch
 from multissl.contract.learning import Losses, Progress
 from multissl.engine.flops import Blueprint, StepFlops, peak, power
+from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import world
 
 
@@ -19,30 +20,47 @@ class Window:
     """Means over the steps since the last log line that have a value; stays on the device until it is read."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = defaultdict(int)
+        self.sums: dict[tuple[str, ...], Tensor] = {}
+        """By the names of the metrics that some steps have: their sums over the steps that counted, and how many."""
         self.lr, self.waited, self.samples = 0.0, 0.0, 0
         self.since, self.paused = time.perf_counter(), 0.0
 
     def add(
-        self, losses: Losses, norms: Mapping[str, Tensor], *, lr: float, waited: float, samples: int
+        self,
+        losses: Losses,
+        norms: Mapping[str, Tensor],
+        *,
+        lr: float,
+        waited: float,
+        samples: int,
+        counted: Tensor | None = None,
     ) -> None:
-        """Add one finished step."""
+        """Add a step; its metrics only where it counted, bool []."""
         values = {"loss": losses.total.detach()}
         values |= {f"terms/{n}": v for n, v in losses.terms.items()}
         values |= {f"stats/{n}": v for n, v in losses.stats.items()}
         values |= {f"gradient_norm/{n}": v for n, v in norms.items()} if len(norms) < 16 else {}
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
-            self.counts[name] += 1
+        numbers = torch.stack([v.detach().float() for v in (*values.values(), torch.ones_like(losses.total))])
+        if counted is not None:
+            numbers = torch.where(counted, numbers, 0.0)
+        names = tuple(values)
+        self.sums[names] = self.sums[names] + numbers if names in self.sums else numbers
         self.lr, self.waited, self.samples = lr, self.waited + waited, self.samples + samples
 
-    def summary(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Return means as tensors, and what is known without the device."""
+    def summary(self) -> dict[str, float]:
+        """Return the means over steps and ranks, and what the steps cost; waits for the device. Every rank calls it."""
+        totals: dict[str, float] = defaultdict(float)
+        steps: dict[str, float] = defaultdict(float)
+        summed = sum_ranks(torch.cat([*self.sums.values()])).tolist() if self.sums else []
+        for names, numbers in self.sums.items():
+            mine, summed = summed[: len(numbers)], summed[len(numbers) :]
+            for name, value in zip(names, mine, strict=False):  # the last one counts the steps
+                totals[name] += value
+                steps[name] += mine[-1]
         seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
-        counts = {"lr": self.lr, "samples_per_s": self.samples / seconds}
-        counts["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
-        return {n: v / self.counts[n] for n, v in self.sums.items()}, counts
+        costs = {"lr": self.lr, "samples_per_s": self.samples / seconds}
+        costs["waiting_percent"] = 100 * min(1.0, self.waited / seconds)
+        return {name: total / steps[name] for name, total in totals.items() if steps[name]} | costs
 
 
 class Rates:

@@ -117,7 +117,10 @@ class Readout(nn.Module):
         for column, levels in enumerate(self.levels, start=n):
             truth, part = target[:, column].long(), slice(start, start + levels)
             logits = at_least_fp32(F.linear(dense[:, column], weight[part], bias[part]))  # [R, levels]
-            share = (F.one_hot(truth, levels) * hidden[:, column, None]).sum(0) / count[column]  # [levels]
+            ones = truth[:, None] == torch.arange(
+                levels, device=truth.device
+            )  # F.one_hot reads truth on a CPU
+            share = (ones * hidden[:, column, None]).sum(0) / count[column]  # [levels]
             errors.append(F.cross_entropy(logits, truth, reduction="none")[:, None])
             constants.append(-at_least_fp32(share).clamp(min=1e-12).log()[truth][:, None])
             start += levels

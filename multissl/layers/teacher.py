@@ -1,7 +1,7 @@
 """Teachers: copies of the student that follow it without gradient.
 
-The rules are those of DINO, section 5.2 (Caron et al. 2021, arXiv 2104.14294). Every move is one foreach call on this
-rank's shards, in fp32: near the end of a run 1 - m is too small for half precision.
+The rules are those of DINO, section 5.2 (Caron et al. 2021, arXiv 2104.14294). Every move is one kernel over
+this rank's shards, in fp32: near the end of a run 1 - m is too small for half precision.
 State: the copies; for the rule previous_step one more copy.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
@@ -102,15 +102,15 @@ class Teacher(Component, nn.Module):
         match self.cfg.rule:
             case "ema":
                 total = round(progress.total * self.cfg.stretch)
-                self._follow(self.now, students, 1 - self.momentum.at(progress.step, total))
+                self._follow(self.now, students, 1 - self.momentum.at(progress.step, total), progress)
             case "copy":
-                self._follow(self.now, students, 1.0)
+                self._follow(self.now, students, 1.0, progress)
             case "previous_step":
-                self._follow(self.now, self.next, 1.0)
-                self._follow(self.next, students, 1.0)
+                self._follow(self.now, self.next, 1.0, progress)
+                self._follow(self.next, students, 1.0, progress)
             case "previous_epoch":
                 if replace(progress, step=progress.step + 1).epoch > progress.epoch:
-                    self._follow(self.now, students, 1.0)
+                    self._follow(self.now, students, 1.0, progress)
             case "frozen":
                 pass
 
@@ -119,15 +119,50 @@ class Teacher(Component, nn.Module):
         copies: PerStream[nn.Module],
         students: Mapping[str, nn.Module] | PerStream[nn.Module],
         share: float,
+        progress: Progress,
     ) -> None:
-        """Move `share` of the way from the copies to the students."""
+        """Move `share` of the way from the copies to the students, if the step counts.
+
+        The trainer puts back buffers that moved in a step that does not.
+        """
         pairs = [(copy_, students[name]) for name, copy_ in copies.items()]
         ours, theirs = (
             [local(p.detach()) for m in side for p in m.parameters()] for side in zip(*pairs, strict=True)
         )
-        torch._foreach_lerp_(ours, theirs, share)  # pyright: ignore[reportPrivateImportUsage]
+        move(ours, theirs, share, progress.counted)
         for buffer, other in [b for c, s in pairs for b in zip(c.buffers(), s.buffers(), strict=True)]:
             if self.cfg.buffers == "ema" and buffer.is_floating_point():
                 buffer.lerp_(other, share)
             elif self.cfg.buffers != "keep":
                 buffer.copy_(other)
+
+
+def move(tensors: list[Tensor], targets: list[Tensor], share: float, counted: Tensor | None = None) -> None:
+    """Move tensors `share` of the way to their targets, in place, if a step counts: bool [], None: it does.
+
+    Half the way and more is a plain interpolation that ends at its targets exactly.
+    """
+    if share < 0.5 and all(t.is_floating_point() for t in tensors):
+        _average(tensors, targets, share, counted)
+    elif counted is None:
+        torch._foreach_lerp_(tensors, targets, share)  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        for tensor, target in zip(tensors, targets, strict=True):
+            tensor.copy_(torch.where(counted, tensor.lerp(target, share), tensor))
+
+
+def _average(tensors: list[Tensor], targets: list[Tensor], share: float, counted: Tensor | None) -> None:
+    """Move by torch's fused SGD, the one kernel over lists that reads on the device whether a step counts.
+
+    With a weight decay of -1 it descends along target - tensor, at a rate of -share.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for tensor, target in zip(tensors, targets, strict=True):
+        ours, theirs = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
+        ours.append(tensor)
+        theirs.append(target)
+    for ours, theirs in kinds.values():
+        torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
+            ours, theirs, [], weight_decay=-1.0, momentum=0.0, lr=-share, dampening=0.0, nesterov=False,
+            maximize=False, is_first_step=False, found_inf=None if counted is None else (~counted).float(),
+        )  # fmt: skip

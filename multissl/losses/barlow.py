@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from multissl.parallel.collectives import sum_ranks
+from multissl.parallel.ranks import world
 from multissl.precision import at_least_fp32
 
 
@@ -27,7 +28,7 @@ def cross_correlation(
         a, b = at_least_fp32(a), at_least_fp32(b)
         here = a.new_ones(len(a), 1) if present is None else present.to(a.dtype)[:, None]  # [B, 1]
         count = sum_ranks(here.sum())
-        if present is None and count < 2:
+        if present is None and len(a) * world() < 2:
             raise ValueError("barlow needs 2 or more samples per step, got 1: raise batch_size")
         count = count.clamp(min=1)
         mine = here.sum().clamp(min=1) if own_statistics else count

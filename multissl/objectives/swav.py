@@ -148,7 +148,7 @@ class SwAV(Objective):
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Prototypes become unit vectors again, the batch enters the queue."""
         rows = local(self.prototypes.weight)  # this rank's whole rows
-        rows.copy_(F.normalize(rows, dim=1))
+        rows.copy_(progress.moved(F.normalize(rows, dim=1), rows))
         if self.fresh is not None:
             newest = self.fresh.transpose(0, 1).to(self.queue.dtype)  # [A, W*B, P]
             self.queue.copy_(torch.cat([newest, self.queue], 1)[:, : self.cfg.queue])

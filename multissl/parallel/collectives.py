@@ -72,15 +72,6 @@ def all_true(flags: Tensor) -> Tensor:
     return lowest > 0.5
 
 
-def mean_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return scalars averaged over ranks in one message, for logs; every rank must hold the same names."""
-    if world() == 1 or not values:
-        return values
-    packed = torch.stack([v.detach().float().reshape(()) for v in values.values()])
-    dist.all_reduce(packed)
-    return dict(zip(values, packed / world(), strict=True))
-
-
 def broadcast_object(value: Any) -> Any:
     """Return, on every rank, a picklable value of rank 0."""
     box = [value]

@@ -51,5 +51,5 @@ def test_norms_of_fewer_than_16_groups_are_listed(groups: int, listed: int) -> N
     window = trainer.Window()
     norms = {f"group_{i}": torch.tensor(float(i)) for i in range(groups)}
     window.add(Losses(total=torch.tensor(1.0), terms={}), norms, lr=0.1, waited=0.0, samples=4)
-    means, _ = window.summary()
+    means = window.summary()
     assert sum(name.startswith("gradient_norm/") for name in means) == listed

@@ -267,7 +267,7 @@ def test_the_learner_ships_what_its_objective_exports() -> None:
 def test_buffers_that_show_one_number_in_several_places_are_not_written(shape: tuple[int, ...]) -> None:
     whole, expanded = torch.zeros(shape), torch.zeros(()).expand(shape)
     lone = torch.zeros(()).expand(1, 1)  # one place, however it is told
-    ((buffers, copies),) = grouped([whole, expanded, lone])
-    assert [b is whole for b in buffers] == [True, False]
-    assert buffers[1] is lone
-    assert [c.shape for c in copies] == [b.shape for b in buffers]
+    (group,) = grouped([whole, expanded, lone])
+    assert [b is whole for b in group.buffers] == [True, False]
+    assert group.buffers[1] is lone
+    assert [c.shape for c in group.parts(group.kept)] == [b.shape for b in group.buffers]

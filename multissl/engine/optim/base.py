@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
@@ -103,7 +104,7 @@ class Optimizer(Component, ABC):
         """Return the torch optimizer for these groups."""
 
     def step(self, progress: Progress) -> float:
-        """Update the parameters with the rates of this step; the learning rate before factors."""
+        """Update the parameters with the rates of this step, if it counts; return the learning rate before factors."""
         total = round(progress.total * self.cfg.stretch)
         lr = self.lr_schedule.at(progress.step, total)
         decay = self.decay_schedule.at(progress.step, total)
@@ -112,8 +113,22 @@ class Optimizer(Component, ABC):
             rate = self.lr if each.constant else lr
             group["lr"] = rate * each.lr if progress.step >= each.frozen_steps else 0.0
             group["weight_decay"] = decay * each.decay
-        self.torch.step()
+        self._move(progress.counted)
         return lr
+
+    def _move(self, counted: Tensor | None) -> None:
+        """Let torch's optimizer make its step where it counts, by the protocol of torch.amp.GradScaler.
+
+        One that can reads on the device whether the gradient is infinite; for any other the host waits.
+        """
+        if counted is None:
+            self.torch.step()
+        elif vars(self.torch).get("_step_supports_amp_scaling", False):
+            self.torch.found_inf = (~counted).float()  # type: ignore[attr-defined]
+            self.torch.step()
+            self.torch.found_inf = None  # type: ignore[attr-defined]
+        elif counted.item():
+            self.torch.step()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

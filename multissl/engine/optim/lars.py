@@ -68,6 +68,9 @@ class TorchLARS(torch.optim.Optimizer):
         exclude_vectors: bool = True,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+        self._step_supports_amp_scaling = True
+        self.found_inf: Tensor | None = None
+        """1 where the gradient is not finite and the step is to change nothing, as in torch's fused optimizers."""
         self.norms, self.clip, self.exclude_vectors = norms, clip, exclude_vectors
 
     @torch.no_grad()
@@ -83,8 +86,13 @@ class TorchLARS(torch.optim.Optimizer):
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].mul_(group["momentum"]).add_(update)
-                p.sub_(group["lr"] * state["momentum"])
+                momentum = state["momentum"] * group["momentum"] + update
+                moved = p - group["lr"] * momentum
+                state["momentum"].copy_(self._unless_skipped(momentum, state["momentum"]))
+                p.copy_(self._unless_skipped(moved, p))
+
+    def _unless_skipped(self, new: Tensor, old: Tensor) -> Tensor:
+        return new if self.found_inf is None else torch.where(self.found_inf == 0, new, old)
 
     def _adapted(self, p: Tensor, grad: Tensor, decay: float, trust: float, lr: float) -> Tensor:
         """Return the decayed gradient times the trust ratio."""

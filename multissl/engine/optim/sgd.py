@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from multissl.engine.optim.base import Optimizer
+from multissl.parallel.sharding import local
 
 
 class SGD(Optimizer):
@@ -25,5 +26,15 @@ class SGD(Optimizer):
     cfg: Config
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """torch's SGD."""
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.cfg.momentum, nesterov=self.cfg.nesterov)
+        """torch's SGD; fused, which takes no sharded parameters."""
+        parameters = [p for group in groups for p in group["params"]]
+        fused = all(local(p) is p for p in parameters)
+        made = torch.optim.SGD(
+            groups, lr=self.lr, momentum=self.cfg.momentum, nesterov=self.cfg.nesterov, fused=fused
+        )
+        if (
+            fused and self.cfg.momentum
+        ):  # torch would make them of the first gradient, even of one to be skipped
+            for parameter in parameters:
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
