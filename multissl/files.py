@@ -1,16 +1,32 @@
-"""Files that are whole at any moment: written beside their place, then renamed.
+"""Files that are whole at any moment, and the only place that writes into a run's folder.
 
-A process that is killed while it writes, or that fills the disk, leaves the file of before as it was.
+What is replaced is written beside its place, brought to the disk, renamed, and the folder brought to the disk: a
+process that is killed while it writes, a disk that fills up or a machine that loses power leaves the file of before as
+it was. What grows by lines is cut back by whoever goes on. The small functions at the end are all that touches the
+disk: tests let each of them fail.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEAL = "sha256"
+"""The key under which a sealed mapping holds the digest of its other values."""
+
+
+class Damaged(ValueError):
+    """A file is not what was written."""
 
 
 @contextlib.contextmanager
@@ -21,11 +37,13 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f"{path.name}.tmp")
     try:
+        aside.unlink(missing_ok=True)  # left by a process that was killed, maybe of another user
         aside.touch()
         mode = aside.stat().st_mode
         yield aside
         aside.chmod(mode)
-        aside.replace(path)
+        _sync(aside)
+        rename(aside, path)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -34,7 +52,69 @@ def replaced(path: Path) -> Iterator[Path]:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in one go."""
     with replaced(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        _write(aside, text.encode())
+
+
+def replace_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file in one go; its tensors are contiguous and lie on the CPU."""
+    with replaced(path) as aside:
+        _write_tensors(aside, tensors, metadata)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text file that must not exist yet. Raises a FileExistsError where it does."""
+    with path.open("xb") as file:
+        file.write(text.encode())
+
+
+class Lines:
+    """A file that grows by lines; nothing of a line is kept back, and `sync` brings them to the disk."""
+
+    def __init__(self, path: Path, keep: int | None = None) -> None:
+        """Open a file after its first `keep` bytes, of which there must be as many; None keeps them all."""
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        if keep is not None and keep < path.stat().st_size:
+            _truncate(self._file, keep)
+
+    def add(self, line: bytes) -> None:
+        """Write a line."""
+        _append(self._file, line)
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        _sync(self.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those around it, unless it is there."""
+    if not path.exists():  # what is no folder fails below, with the reason
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or folder another name, and bring the folder around it to the disk."""
+    _rename(path, target)
+    _sync(target.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all its files; one that is only half removed has another name."""
+    doomed = path.with_name(f"removing_{path.name}")
+    if path.exists():
+        if doomed.exists():
+            _remove(doomed)
+        _rename(path, doomed)
+    if doomed.exists():
+        _remove(doomed)
 
 
 def set_aside(path: Path) -> Path | None:
@@ -42,7 +122,9 @@ def set_aside(path: Path) -> Path | None:
     if not path.exists():
         return None
     number = next(i for i in range(1, 10_000) if not path.with_name(f"{path.name}.old{i}").exists())
-    return path.rename(path.with_name(f"{path.name}.old{number}"))
+    target = path.with_name(f"{path.name}.old{number}")
+    rename(path, target)
+    return target
 
 
 def digest(path: Path) -> str:
@@ -51,13 +133,94 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of JSON with the digest of them all, by which `read_sealed` sees that they were not changed."""
+    plain = json.loads(json.dumps({n: v for n, v in values.items() if n != SEAL}))
+    text = json.dumps(plain, sort_keys=True)
+    return {**plain, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: Path, unsealed: bool = False) -> dict[str, Any]:
+    """Return the values of a file that holds `sealed` ones, without the digest.
+
+    Raises a `Damaged` that names the file where they are not what was written. `unsealed` takes those that hold no
+    digest, as older versions wrote them.
+    """
+    return opened(path.read_bytes(), str(path), unsealed)
+
+
+def opened(data: bytes, name: str, unsealed: bool = False) -> dict[str, Any]:
+    """Return sealed values from their text, as `read_sealed` does; `name` is what messages call them."""
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise Damaged(f"{name} is damaged: it is no whole JSON ({error})") from None
+    if not isinstance(values, dict) or (SEAL not in values and not unsealed):
+        raise Damaged(f"{name} is damaged: it lacks the digest of its values")
+    if SEAL in values and values != sealed(values):
+        raise Damaged(f"{name} is damaged: its values have not the digest that was written with them")
+    values.pop(SEAL, None)
+    return values
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the values of a file that holds a line of JSON for each; nothing where there is no file."""
-    return [values for _, values in whole_json_lines(path.read_text())] if path.is_file() else []
+    if not path.is_file():
+        return []
+    return [values for _, values in whole_json_lines(path.read_text(errors="replace"))]
 
 
 def whole_json_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line that can be read, as it stands and as values: a last one cut short by a crash is left out."""
     for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            yield line, json.loads(line)
+            values = json.loads(line)
+            if isinstance(values, dict):
+                yield line, values
+
+
+# ------------------------------------------------------------------------- all that touches the disk
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:  # it hides the number of the error that the disk gave
+        full = "No space left" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def _append(file: IO[bytes], data: bytes) -> None:
+    while data:  # unbuffered, so a part may be written, which the caller cuts off when it goes on
+        data = data[file.write(data) :]
+
+
+def _truncate(file: IO[bytes], size: int) -> None:
+    file.truncate(size)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _rename(path: Path, target: Path) -> None:
+    path.replace(target)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from multissl.files import digest, replace_text, replaced, set_aside
+from multissl.files import Damaged, Lines, digest, read_sealed, replace_text, replaced, sealed, set_aside
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -67,3 +68,40 @@ def test_what_is_set_aside_takes_the_first_free_name(tmp_path: Path) -> None:
         assert set_aside(path) == old
         assert (old / "file").read_text() == str(number)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("values", [{"step": 3, "files": {"a": [1, 2.5, None]}}, {}])
+def test_sealed_values_are_read_back_and_a_changed_character_is_seen(
+    tmp_path: Path, values: dict[str, object]
+) -> None:
+    path = tmp_path / "file.json"
+    text = json.dumps(sealed(values))
+    path.write_text(text)
+    assert read_sealed(path) == values
+    for place in range(len(text)):
+        path.write_text(text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :])
+        with pytest.raises(Damaged, match=r"file.json is damaged"):
+            read_sealed(path)
+        path.write_text(text[:place])
+        with pytest.raises(Damaged, match=r"file.json is damaged"):
+            read_sealed(path)
+
+
+def test_values_of_before_there_was_a_digest_are_read_where_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text('{"step": 3}')
+    assert read_sealed(tmp_path / "file.json", unsealed=True) == {"step": 3}
+    with pytest.raises(Damaged, match="lacks the digest"):
+        read_sealed(tmp_path / "file.json")
+
+
+def test_lines_are_cut_off_where_one_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    lines = Lines(path)
+    lines.add(b"one\n")
+    lines.add(b"two\n")
+    lines.close()
+    lines = Lines(path, keep=4)
+    lines.add(b"three\n")
+    lines.sync()
+    lines.close()
+    assert path.read_bytes() == b"one\nthree\n"

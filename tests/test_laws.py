@@ -113,6 +113,14 @@ def run_files(package: Path) -> list[str]:
     return laws.run_files(package, "run.folder")
 
 
+WRITERS = {"run.encode": "a table of features, where the user wants it"}
+"""Where something is written to a disk by itself, and what; all else goes through `files`."""
+
+
+def writes(package: Path) -> list[str]:
+    return laws.writes(package, "files", WRITERS)
+
+
 PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "an objective imports a modality": (
         arrows, "objectives/deep/down.py", "from multissl.modalities.image.adapter import Image"
@@ -180,6 +188,15 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
         run_files, "cli.py", 'def f(run):\n    return open(f"{run}/metrics.jsonl")'
     ),
     "a folder of a run is spelt": (run_files, "run/sub/a.py", 'FOLDER = "checkpoints"'),
+    "the trainer writes a file by itself": (
+        writes, "engine/sub/a.py", "def f(run):\n    (run / 'dump').write_text('')"
+    ),
+    "a file is opened to be written": (writes, "run/sub/a.py", "def f(path):\n    return path.open('w', newline='')"),
+    "a file is opened to grow": (writes, "run/sub/a.py", "def f(path):\n    return open(path, mode='ab')"),
+    "weights are written by themselves": (
+        writes, "engine/a.py", "from safetensors.torch import save_file as save\ndef f(x, p):\n    save(x, p)"
+    ),
+    "a folder is removed by itself": (writes, "engine/a.py", "import shutil\nshutil.rmtree('run')"),
     "a modality draws from Python": (global_draws, "modalities/sub/a.py", "import random\nx = random.random()"),
 }  # fmt: skip
 """By what is wrong: the law that sees it, the file it is planted in, and the file's text."""

@@ -1,14 +1,18 @@
 """Checkpoints of one's own runs: written aside, renamed when whole, the last k and every n-th kept.
 
-A folder `step_00001000` among a run's checkpoints holds the state of learner and optimizer
-(torch.distributed.checkpoint, loads on any number of ranks) and `meta.json`. There is no loader state and no generator
-state: the step number is both.
+A folder `step_00001000` among a run's checkpoints holds the state of learner and optimizer (`parallel.state`: tensors
+as safetensors, the rest as JSON; loads on any number of ranks) and `meta.json`: format, step, size and digest of every
+file, how far the record of the run went, and a digest of all this. What is loaded has been compared with it; a damaged
+checkpoint is set aside, and the newest whole one takes its place. Nothing is unpickled. There is no loader state and
+no generator state: the step number is both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,25 @@ import torch
 from torch import nn
 
 from multissl.config import Config
-from multissl.parallel.collectives import all_true
-from multissl.parallel.ranks import barrier, is_main
+from multissl.files import Damaged, opened, remove_folder, rename, replace_text, sealed
+from multissl.parallel.collectives import all_true, broadcast_object
+from multissl.parallel.ranks import is_main
 from multissl.parallel.sharding import local
-from multissl.parallel.state import drop_unsaved, load_state, optimizer_state, restore_optimizer, save_state
+from multissl.parallel.state import (
+    described,
+    load_state,
+    optimizer_state,
+    read_index,
+    restore_optimizer,
+    save_state,
+)
 
-FORMAT = 2
-"""1: before random draws were named by tag; such a run cannot go on with the views it would have seen."""
+FORMAT = 3
+"""1: before random draws were named by tag; such a run cannot go on with the views it would have seen. 2: pickled."""
+META = "meta.json"
+NAME = re.compile(r"step_\d{8,}")
+UNFINISHED = ("writing_", "removing_")
+"""What the names of folders begin with that are not yet whole, or not any more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,46 +74,86 @@ def step_of(folder: Path) -> int:
 
 
 def find(folder: Path) -> list[Path]:
-    """Return the whole checkpoints in the folder of a run's checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if (p / "meta.json").is_file())
+    """Return the checkpoints in the folder of a run's checkpoints that were written to their end, oldest first."""
+    return sorted(
+        (p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and (p / META).is_file()), key=step_of
+    )
 
 
 def newest_step(folder: Path) -> int:
-    """Return the step of the newest whole checkpoint, 0 without one."""
+    """Return the step of the newest checkpoint, 0 without one."""
     return max(map(step_of, find(folder)), default=0)
 
 
-def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, cfg: Save) -> Path:
-    """Write the state after `step` steps among the checkpoints; called on every rank."""
+def save(
+    folder: Path,
+    step: int,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    cfg: Save,
+    modality: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the state after `step` steps among the checkpoints; called on every rank.
+
+    `modality` is what the modality was fitted to, `record` how far the record of the run went.
+    """
     target = folder / f"step_{step:08d}"
-    if (target / "meta.json").is_file():
+    if (target / META).is_file():
         return target
     aside = target.with_name(f"writing_{target.name}")
-    if is_main():
-        for leftover in target.parent.glob("writing_*"):  # of a process that was killed while it wrote
-            shutil.rmtree(leftover)
-    barrier()
     try:
-        save_state(_state(learner, optimizer), aside)
-        if is_main():
-            (aside / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step}))
-    except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        newest = find(folder)
-        kept = (
-            f"the checkpoint of step {step_of(newest[-1])} is intact" if newest else "there is no earlier one"
-        )
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {target.parent} ({_root(error)}); {kept}. "
-            "Free some space or give another --out, then repeat the command to resume"
-        ) from error
-    barrier()
-    if is_main():
-        shutil.rmtree(target, ignore_errors=True)  # what is there has no meta.json: it was never whole
-        aside.rename(target)
-        _thin_out(folder, cfg)
-    barrier()
+        _on_main(lambda: _remove_leftovers(folder))
+        files = save_state(_flat(learner, optimizer) | {"modality": dict(modality or {})}, aside)
+        meta = sealed({"format": FORMAT, "step": step, "files": files, "record": record})
+        _on_main(lambda: _finish(aside, target, meta, cfg))
+    except OSError as error:
+        raise _not_written(folder, step, error) from error
     return target
+
+
+def _on_main(action: Callable[[], None]) -> None:
+    """Do something on the first rank; an OSError of it is raised on all of them."""
+    problem = None
+    if is_main():
+        try:
+            action()
+        except OSError as error:
+            problem = error
+    problem = broadcast_object(problem)
+    if problem:
+        raise problem
+
+
+def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save) -> None:
+    """Make a checkpoint of a folder whose files are written, and remove those that are not to be kept."""
+    replace_text(aside / META, json.dumps(meta, indent=1))
+    if target.exists():  # it has no meta.json: it was never whole
+        remove_folder(target)
+    rename(aside, target)
+    for old in find(target.parent)[: -cfg.keep_last]:
+        if not cfg.keep_every or step_of(old) % cfg.keep_every:
+            remove_folder(old)
+
+
+def _not_written(folder: Path, step: int, problem: OSError) -> CheckpointError:
+    """Remove what was begun, and return what to say."""
+    if is_main():
+        with contextlib.suppress(OSError):  # else the next save tries again
+            _remove_leftovers(folder)
+    newest = find(folder)
+    kept = f"the checkpoint of step {step_of(newest[-1])} is intact" if newest else "there is no earlier one"
+    return CheckpointError(
+        f"the checkpoint of step {step} could not be written to {folder} ({problem.strerror or problem}); {kept}. "
+        "Free some space or give another --out, then repeat the command to resume"
+    )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote or removed a checkpoint."""
+    for beginning in UNFINISHED:
+        for leftover in folder.glob(f"{beginning}*"):
+            remove_folder(leftover)
 
 
 def check_finite(shipped: nn.Module, folder: Path) -> None:
@@ -122,38 +178,135 @@ def check_finite(shipped: nn.Module, folder: Path) -> None:
         )
 
 
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself.
+
+    Raises a `Damaged` where that is not what was written, and a ValueError where this version or this place is wrong.
+    """
+    path = folder / META
+    meta = opened(path.read_bytes(), str(path), unsealed=True)
+    known = meta.get("format")
+    if not isinstance(known, int) or isinstance(known, bool):
+        raise Damaged(f"{path} is damaged: it names no format")
+    if known > FORMAT:
+        raise ValueError(
+            f"{folder} has checkpoint format {known}, this version reads up to {FORMAT}: upgrade"
+        )
+    if known < FORMAT:
+        why = (
+            "since then the order of random draws changed, so the run would not go on with the views that it would "
+            "have seen"
+            if known == 1
+            else "it is pickled, and what is pickled can run any code when it is opened"
+        )
+        raise ValueError(
+            f"{folder} has checkpoint format {known}: {why}; --restart sets the run aside and begins anew, and encode "
+            "and eval read its encoder as before"
+        )
+    opened(path.read_bytes(), str(path))  # of this format none lacks a digest
+    if meta["step"] != step_of(folder):
+        raise ValueError(
+            f"{folder} holds the checkpoint of step {meta['step']}: give the folder its name back, or remove it"
+        )
+    return meta
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, if all its files are what was written; else raise a `Damaged`."""
+    meta = read_meta(folder)
+    for name, values in meta["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise Damaged(f"{file} is missing")
+        if file.stat().st_size != values["size"]:
+            raise Damaged(f"{file} is damaged: it has {file.stat().st_size:,} bytes of {values['size']:,}")
+        if described(file) != values:
+            raise Damaged(f"{file} is damaged: its content has not the digest that was written with it")
+    return meta
+
+
+def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint whose files are what was written, and what it says of itself; None without any.
+
+    Those that are damaged are said, and set aside once another one takes their place. Called on every rank. Raises a
+    ValueError where all of them are damaged.
+    """
+    result: tuple[Path, dict[str, Any]] | None = None
+    problem: Exception | None = None
+    if is_main():
+        try:
+            result = _newest_whole(folder, say)
+        except (ValueError, OSError) as error:
+            problem = error
+    result, problem = broadcast_object((result, problem))  # what stops the first rank stops all of them
+    if problem:
+        raise problem
+    return result
+
+
+def _newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    damaged: list[tuple[Path, Damaged]] = []
+    for each in reversed(find(folder)):
+        try:
+            meta = check(each)
+        except Damaged as error:
+            damaged.append((each, error))
+            continue
+        for bad, reason in damaged:
+            aside = _free_name(bad.with_name(f"damaged_{bad.name}"))
+            rename(bad, aside)
+            say(
+                f"{reason}; going on from the checkpoint of step {step_of(each)}, the damaged one is now {aside.name}"
+            )
+        return each, meta
+    if damaged:
+        raise ValueError(
+            "no checkpoint is whole:\n  " + "\n  ".join(str(reason) for _, reason in damaged) + "\n"
+            "put the files back from a copy, or --restart to set the run aside and begin anew"
+        )
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    """Return a name that is not taken: the one given, or with a number behind it."""
+    if not path.exists():
+        return path
+    return next(p for i in range(2, 10_000) if not (p := path.with_name(f"{path.name}_{i}")).exists())
+
+
 def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore learner and optimizer in place, on any number of ranks; return the step to go on from."""
-    meta = json.loads((folder / "meta.json").read_text())
-    if meta["format"] > FORMAT:
-        raise ValueError(
-            f"{folder} has checkpoint format {meta['format']}, this version reads up to {FORMAT}: upgrade"
-        )
-    if meta["format"] < FORMAT:
-        raise ValueError(
-            f"{folder} has checkpoint format {meta['format']}: since then the order of random draws changed, so the "
-            "run would not go on with the views that it would have seen; --restart sets it aside and begins anew, and "
-            "encode and eval read its encoder as before"
-        )
-    state = _state(learner, optimizer)
-    drop_unsaved(state["optimizer"], folder, "optimizer")
-    load_state(state, folder)
-    learner.load_state_dict(state["learner"])
-    restore_optimizer(learner, optimizer, state["optimizer"])
+    """Restore learner and optimizer in place, on any number of ranks; return the step to go on from.
+
+    Its files are those that `newest_whole` or `check` found whole.
+    """
+    meta = read_meta(folder)
+    saved = read_index(folder)
+    names = {*saved["tensors"], *saved["values"]}
+    state = _flat(learner, optimizer)
+    for name in [n for n in state if n.startswith(STATES) and n not in names]:
+        parameter = name.rpartition("/")[0]
+        if not any(n.startswith(f"{parameter}/") for n in names):  # it never had a gradient
+            del state[name]
+    state = load_state(state, folder)
+    restored = {n.removeprefix(LEARNER): v for n, v in state.items() if n.startswith(LEARNER)}
+    learner.load_state_dict(restored)
+    by_parameter: dict[str, dict[str, Any]] = {}
+    for name, value in state.items():
+        if name.startswith(STATES):
+            parameter, _, key = name.removeprefix(STATES).rpartition("/")
+            by_parameter.setdefault(parameter, {})[key] = value
+    restore_optimizer(learner, optimizer, {"state": by_parameter, "param_groups": state[GROUPS]})
     return meta["step"]
 
 
-def _state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"learner": learner.state_dict(), "optimizer": optimizer_state(learner, optimizer)}
+LEARNER, STATES, GROUPS = "learner/", "optimizer/state/", "optimizer/groups"
+"""What names in a checkpoint begin with: the learner's, those of a parameter's values in the optimizer, the rest."""
 
 
-def _thin_out(folder: Path, cfg: Save) -> None:
-    for old in find(folder)[: -cfg.keep_last]:
-        if not cfg.keep_every or step_of(old) % cfg.keep_every:
-            shutil.rmtree(old)
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _flat(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of learner and optimizer by name."""
+    optim = optimizer_state(learner, optimizer)
+    state = {f"{LEARNER}{name}": value for name, value in learner.state_dict().items()}
+    for parameter, values in optim["state"].items():
+        state |= {f"{STATES}{parameter}/{key}": value for key, value in values.items()}
+    return state | {GROUPS: optim["param_groups"]}

@@ -38,10 +38,13 @@ class Metrics:
         start: int,
         recipe: Mapping[str, Any],
         say: Callable[[str], None],
+        mark: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open the record, then every logger, at the step that is resumed."""
+        """Open the record, then every logger, at the step that is resumed; `mark` is where the record goes on."""
         self.say = say
-        self.record = Record(places.metrics, start)
+        self.record = Record(places.metrics, start, mark)
+        if self.record.lost:
+            say(f"{places.metrics} is gone: the record begins again at step {start}")
         self.loggers: dict[str, Logger] = {}
         for name, cfg in loggers.items():
             folder = places.logger(name)

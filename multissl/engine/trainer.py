@@ -40,7 +40,7 @@ from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
 from multissl.engine.step import Step, Taken
 from multissl.engine.window import Rates, Window
-from multissl.files import read_json_lines
+from multissl.files import make_folder, read_json_lines, replace_text
 from multissl.parallel.gradients import largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
 from multissl.parallel.sharding import Parallel
@@ -139,14 +139,16 @@ class Trainer:
         One of the last step or a later one is loaded, and nothing is trained. A new record begins with `notes`, which
         are said, too.
         """
-        checkpoints = checkpoint.find(self.places.checkpoints)
-        start = checkpoint.load(checkpoints[-1], self.learner, self.optimizer.torch) if checkpoints else 0
-        if start:
+        start, mark = 0, None
+        if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
+            start = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
+            mark = newest[1]["record"]
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         if self.main:
             self.metrics = Metrics(
-                self.cfg.loggers, self.places, start=start, recipe=to_dict(self.cfg), say=self.display.say
-            )
+                self.cfg.loggers, self.places,
+                start=start, recipe=to_dict(self.cfg), say=self.display.say, mark=mark,
+            )  # fmt: skip
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
@@ -218,14 +220,19 @@ class Trainer:
                 if last or not interrupted:
                     window.paused += self._evaluate(step + 1, last=last)
                 if saving:
-                    checkpoint.save(
-                        self.places.checkpoints, step + 1, self.learner, self.optimizer.torch, cfg.save
-                    )
+                    self._save(step + 1)
                 if interrupted and not last:
                     raise Interrupted(
                         f"interrupted: the checkpoint of step {step + 1} is in {self.places.path}; "
                         "repeat the command to go on from there"
                     )
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint, and in it how far the record went."""
+        checkpoint.save(
+            self.places.checkpoints, step, self.learner, self.optimizer.torch, self.cfg.save,
+            modality=self.modality.state(), record=self.metrics.record.mark() if self.metrics else None,
+        )  # fmt: skip
 
     def _read(self, unread: deque[Taken], left: int) -> bool:
         """Read how steps went, all but the last `left`; return whether a signal had reached some rank by then."""
@@ -248,8 +255,8 @@ class Trainer:
         samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
         record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
         path = self.places.nonfinite(step, rank())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**record, "samples": samples}, indent=1))
+        make_folder(path.parent)
+        replace_text(path, json.dumps({**record, "samples": samples}, indent=1))
         text = f"step {step} skipped: {', '.join(culprits) or 'another rank'} not finite; see {path}"
         self.display.say(text)
         self._write("note", step + 1, {"text": text})

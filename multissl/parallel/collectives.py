@@ -78,3 +78,12 @@ def broadcast_object(value: Any) -> Any:
     if world() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the picklable values of all ranks, in rank order, on every rank."""
+    values = [value]
+    if world() > 1:
+        values = [None] * world()
+        dist.all_gather_object(values, value)
+    return values

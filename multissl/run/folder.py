@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multissl.contract.places import Places
-from multissl.files import digest, read_json_lines, replace_text, replaced
+from multissl.files import digest, make_folder, read_json_lines, replace_tensors, replace_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,7 @@ class RunFolder(Places):
 
     def write_recipe(self, options: Mapping[str, Any]) -> None:
         """Write the options; the folder is made if need be. Raises an OSError where it cannot be."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         replace_text(self.recipe, json.dumps(options, indent=1))
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -115,13 +115,18 @@ class RunFolder(Places):
 
     def write_model(self, weights: Mapping[str, Tensor], modality: Mapping[str, Any]) -> None:
         """Write what the run ships: the encoder's weights, on the CPU, and what the modality was fitted to."""
-        from safetensors.torch import save_file
+        self.write_encoder(weights)
+        self.write_modality(modality)
 
-        text = json.dumps(modality)
+    def write_encoder(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights that the run ships, which lie on the CPU."""
         with self._writing():
-            with replaced(self.encoder) as aside:
-                save_file(dict(weights), aside)
-            replace_text(self.modality, text)
+            replace_tensors(self.encoder, weights)
+
+    def write_modality(self, state: Mapping[str, Any]) -> None:
+        """Write what the modality was fitted to."""
+        with self._writing():
+            replace_text(self.modality, json.dumps(state))
 
     def read_summary(self) -> dict[str, Any]:
         """Return how the run ended, {} without a summary."""
@@ -140,14 +145,11 @@ class RunFolder(Places):
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Say what to do where a file that a run ends with cannot be written."""
-        from safetensors import SafetensorError
-
         try:
             yield
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+        except OSError as error:
             raise NotWritten(
-                f"{self.path} could not be written to ({reason}); what was written before is intact. "
+                f"{self.path} could not be written to ({error.strerror}); what was written before is intact. "
                 "Free some space, then repeat the command"
             ) from error
 

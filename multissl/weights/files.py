@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from multissl.files import replaced
+from multissl.files import make_folder, replace_tensors
 from multissl.parallel.ranks import is_main
 from multissl.parallel.sharding import full
 from multissl.run.folder import RunFolder
@@ -49,11 +49,8 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
 
     Every rank calls it, as sharded tensors are put together; the first one writes.
     """
-    from safetensors.torch import save_file
-
     whole = {name: full(t).detach().cpu().contiguous() for name, t in state.items()}
     if is_main():
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as aside:
-            save_file(whole, aside, {"format": "pt"})
+        make_folder(path.parent)
+        replace_tensors(path, whole, {"format": "pt"})

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from multissl.engine import checkpoint
 from multissl.run import train as run
 from multissl.run.folder import NotWritten, RunFolder
 from tests.helpers.ranks import run_ranks
-from tests.helpers.stubs import Points, recipe
+from tests.helpers.stubs import recipe
 
 FEW, ALL = 20, 40
 """The steps of a finished run, and those it is given later."""
@@ -55,8 +56,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, short: Path) -> Path:
 
 
 MOMENTS = {
-    "encoder.safetensors": (safetensors.torch, "save_file"),
-    "modality.json": (Points, "state"),
+    "encoder.safetensors": (RunFolder, "write_encoder"),
+    "modality.json": (RunFolder, "write_modality"),
     "summary.json": (run, "summarize"),
     "report.html": (run, "write_report"),
     "the record that it has finished": (run, "record_finish"),
@@ -157,7 +158,11 @@ def test_a_disk_that_fills_up_after_the_last_checkpoint_leaves_the_older_files_a
     folder = tmp_path / "run"
     shutil.copytree(short, folder)
 
-    def full(_state: object, path: Path) -> None:
+    save = safetensors.torch.save_file
+
+    def full(state: dict[str, torch.Tensor], path: Path, metadata: None) -> None:
+        if not path.name.startswith("encoder"):
+            return save(state, path, metadata)
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -12,6 +12,7 @@ import pytest
 
 from multissl.engine.display import Display
 from multissl.engine.loggers.record import Record
+from multissl.files import Damaged
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
 from tests.helpers.stubs import recipe
@@ -139,3 +140,38 @@ def test_lines_that_nobody_can_read_any_more_end_no_run(
     display.say("one")
     display.say("two")
     assert display.console.quiet
+
+
+def test_a_record_goes_on_after_the_bytes_that_its_checkpoint_knows(tmp_path: Path) -> None:
+    path = RunFolder(tmp_path).metrics
+    first = Record(path, 0)
+    first.log("train", 5, {"loss": 2.0})
+    mark = first.mark()
+    first.log("note", 5, {"text": "after the checkpoint"})
+    first.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])  # its last line was cut short
+    again = Record(path, 5, mark)
+    assert path.read_bytes() == whole[: mark["bytes"]]
+    again.log("note", 5, {"text": "after the checkpoint"})
+    assert again.mark()["bytes"] == len(whole)
+    again.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_record_that_was_changed_before_its_mark_is_refused_by_name(tmp_path: Path) -> None:
+    path = RunFolder(tmp_path).metrics
+    first = Record(path, 0)
+    first.log("train", 5, {"loss": 2.0})
+    mark = first.mark()
+    first.close()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole.replace(b"2.0", b"3.0"), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(Damaged, match=r"metrics.jsonl is damaged: its first .* move it away"):
+            Record(path, 5, mark)
+        assert path.read_bytes() == damaged
+    path.unlink()
+    again = Record(path, 5, mark)
+    again.close()
+    assert again.lost

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -264,3 +265,60 @@ def run_files(package: Path, owner: str) -> list[str]:
             if Path(text).name in RUN_FILES and not any(letter.isspace() for letter in text):
                 broken.add(f"{module_of(path, package)}:{node.lineno} spells {text!r}")
     return sorted(broken)
+
+
+WRITES = {
+    "write_text",
+    "write_bytes",
+    "touch",
+    "unlink",
+    "rename",
+    "mkdir",
+    "rmdir",
+    "chmod",
+    "symlink_to",
+    "truncate",
+}
+"""Methods of paths that change what lies on a disk; `replace`, which strings have too, is left out."""
+WRITERS = {"safetensors.torch.save_file", "torch.save", "numpy.save", "numpy.savez", "numpy.savez_compressed"}
+"""Functions that write a file by themselves, beside some of `shutil` and `os`."""
+SHELL = {("shutil", f) for f in ("rmtree", "move", "copy", "copy2", "copyfile", "copyfileobj", "copytree")}
+OS_WRITES = {
+    "rename",
+    "replace",
+    "remove",
+    "unlink",
+    "mkdir",
+    "makedirs",
+    "rmdir",
+    "truncate",
+    "link",
+    "symlink",
+    "chmod",
+}
+
+
+def writes(package: Path, owner: str, allowed: Mapping[str, str]) -> list[str]:
+    """Return where something is written to a disk but by the file that may; `allowed` writes elsewhere than in runs."""
+    broken = set()
+    for path in files(package):
+        module, known = module_of(path, package), aliases(path)
+        if module == owner or module in allowed:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _is_write(node, known):
+                broken.add(f"{module}:{node.lineno} writes to the disk: {ast.unparse(node.func)}")
+    return sorted(broken)
+
+
+def _is_write(node: ast.Call, known: Mapping[str, str]) -> bool:
+    name = _written_out(dotted(node.func), known)
+    room, _, function = name.rpartition(".")
+    if name in WRITERS or (room, function) in SHELL or (room == "os" and function in OS_WRITES):
+        return True
+    if isinstance(node.func, ast.Attribute) and node.func.attr in WRITES:
+        return True
+    if not (name == "open" or (isinstance(node.func, ast.Attribute) and node.func.attr == "open")):
+        return False
+    words = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+    return any(isinstance(w, str) and re.fullmatch(r"[rbt]*[wax+][rbt+]*", w) for w in words)

@@ -50,7 +50,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: 
     run.write_model({"w": torch.zeros(2)}, {"mean": 1})
     before = run.digests()
 
-    def full(_state: object, path: Path) -> None:
+    def full(_state: object, path: Path, _metadata: None) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

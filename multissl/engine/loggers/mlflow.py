@@ -17,6 +17,7 @@ from typing import Any
 
 from multissl.contract.learning import Figure
 from multissl.contract.logger import Kind, Logger, Session
+from multissl.files import make_folder, replace_text
 from multissl.registry import require
 
 MOST_PARAMS = 100
@@ -44,7 +45,7 @@ class MLflow(Logger):
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
-        session.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(session.folder)
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=cfg.uri or (session.folder / "store").resolve().as_uri())
         identity = session.folder / "id.txt"
@@ -57,7 +58,7 @@ class MLflow(Logger):
                 experiment.experiment_id if experiment else self._client.create_experiment(cfg.experiment)
             )
             self._run = self._client.create_run(number, run_name=session.name).info.run_id
-            identity.write_text(self._run)
+            replace_text(identity, self._run)
             options = [Param(name, value) for name, value in flattened(session.recipe)]
             for first in range(0, len(options), MOST_PARAMS):
                 self._client.log_batch(self._run, params=options[first : first + MOST_PARAMS])

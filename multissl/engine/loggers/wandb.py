@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from multissl.contract.learning import Figure
 from multissl.contract.logger import Kind, Logger, Session
+from multissl.files import make_folder, replace_text
 from multissl.registry import require
 
 
@@ -35,11 +36,11 @@ class WandB(Logger):
 
     def __init__(self, cfg: Config, session: Session) -> None:
         wandb = require("wandb")
-        session.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(session.folder)
         identity = session.folder / "id.txt"
         fresh = not (session.start and identity.is_file())
         if fresh:
-            identity.write_text(uuid.uuid4().hex[:8])
+            replace_text(identity, uuid.uuid4().hex[:8])
         self._image = wandb.Image
         self._run = wandb.init(
             project=cfg.project,

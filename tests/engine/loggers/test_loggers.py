@@ -20,6 +20,7 @@ from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.loggers.wandb import WandB
 from multissl.engine.metrics import Metrics
 from multissl.engine.trainer import NonFinite
+from multissl.files import Lines
 from multissl.recipe import Recipe, read_recipe
 from multissl.run.folder import RunFolder
 from multissl.run.train import train
@@ -219,7 +220,7 @@ def test_a_run_that_finished_opens_no_logger_again(tmp_path: Path, seen: list[st
 def test_a_record_that_cannot_be_written_ends_the_run_with_a_way_out(tmp_path: Path) -> None:
     metrics = Metrics({}, RunFolder(tmp_path), start=0, recipe={}, say=print)
     metrics.record._file.close()
-    metrics.record._file = open("/dev/full", "w")  # noqa: SIM115
+    metrics.record._file = Lines(Path("/dev/full"))
     with pytest.raises(RecordNotWritten, match=r"No space left on device.*go on from the newest checkpoint"):
         metrics.log("train", 1, {"loss": 1.0})
     metrics.close()
