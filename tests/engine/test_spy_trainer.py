@@ -1,5 +1,6 @@
 """A spy in the training loop: what is called in a step, in which order, in which mode, with which encoder and seed."""
 
+# long file: all of it reads what the same spies saw of a run
 from __future__ import annotations
 
 import contextlib
