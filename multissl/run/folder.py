@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multissl.contract.places import Places
-from multissl.files import digest, make_folder, read_json_lines, replace_tensors, replace_text
+from multissl.files import (
+    Damaged,
+    digest,
+    make_folder,
+    read_json_lines,
+    read_sealed,
+    replace_tensors,
+    replace_text,
+    sealed,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,14 +96,36 @@ class RunFolder(Places):
         return self.encoder, self.modality
 
     def check_shipped(self) -> None:
-        """Raise a ValueError where a file is missing that `load` needs."""
+        """Raise a ValueError where a file that `load` needs is missing, or is not what the summary recorded.
+
+        Runs of before digests were recorded, and folders without a summary, are not compared.
+        """
         for file in (self.recipe, self.modality, self.encoder):
             if not file.is_file():
                 raise ValueError(f"{self.path} holds no {file.name}: give the folder of a finished run")
+        if changed := self.changed(self.finish()):
+            raise Damaged(
+                f"{self.path / changed} is not what the run recorded when it finished: it is damaged, or the run is "
+                "going on; put it back from a copy, or repeat the command of the run, which writes it from the last "
+                "checkpoint"
+            )
+
+    def finish(self) -> dict[str, Any]:
+        """Return the step at which the run finished and the digests of its files, {} where none is recorded."""
+        finish = self.read_summary().get("finished")
+        return finish if isinstance(finish, dict) and isinstance(finish.get("sha256"), dict) else {}
+
+    def changed(self, finish: Mapping[str, Any]) -> str:
+        """Return the first file that is missing or not what a finish recorded; "" where there is none."""
+        recorded = finish.get("sha256", {})
+        for file in (*self.shipped, self.recipe):
+            if file.name in recorded and not (file.is_file() and digest(file) == recorded[file.name]):
+                return file.name
+        return ""
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file that the run ships, by its name."""
-        return {file.name: digest(file) for file in self.shipped}
+        """Return the SHA-256 of the recipe and of each file that the run ships, by its name."""
+        return {file.name: digest(file) for file in (*self.shipped, self.recipe)}
 
     def read_recipe(self) -> dict[str, Any]:
         """Return the options as they were written, {} without any."""
@@ -129,13 +160,22 @@ class RunFolder(Places):
             replace_text(self.modality, json.dumps(state))
 
     def read_summary(self) -> dict[str, Any]:
-        """Return how the run ended, {} without a summary."""
-        return _read_json(self.summary)
+        """Return how the run ended, {} without a summary. Raises a `Damaged` where it is not what was written."""
+        if not self.summary.is_file():
+            return {}
+        summary = read_sealed(self.summary, unsealed=True)
+        finish = summary.get("finished")
+        recorded = finish.get("sha256") if isinstance(finish, dict) else None
+        if isinstance(recorded, dict) and self.recipe.name in recorded:
+            return read_sealed(
+                self.summary
+            )  # versions that record the recipe write a digest of the summary, too
+        return summary
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write how the run ended."""
         with self._writing():
-            replace_text(self.summary, json.dumps(values, indent=1))
+            replace_text(self.summary, json.dumps(sealed(values), indent=1))
 
     def write_report(self, page: str) -> None:
         """Write the page about the run."""

@@ -6,6 +6,7 @@ import contextlib
 import math
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from multissl.contract.verdict import Outcome, Verdict, whole_verdict
 from multissl.engine import checkpoint
 from multissl.engine.judging import alarm_of, measurements, verdicts
 from multissl.engine.trainer import Trainer
+from multissl.files import Damaged
 from multissl.migrate import FORMAT
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.compiling import trouble, wants
@@ -70,17 +72,20 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
             parts.blueprint,
         )
         with contextlib.closing(trainer):
-            if broadcast_object(is_main() and has_finished(run, recipe.steps)):
-                steps = checkpoint.newest_step(run.checkpoints)
-                trainer.display.say(f"{run.path} has finished its {steps} steps already")
+            told = broadcast_object(is_main() and has_finished(run, recipe.steps))
+            if told:
+                trainer.display.say(f"{run.path} has finished its {run.finish()['step']} steps already")
             else:
                 trainer.display.say(describe(recipe, parts, device))
                 lines = trainer.fit(first_notes(run, recipe, parts, device))
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))
-            result = summarize(run, recipe, default, said, lines, time.time() - began, device)
+            seconds = None if told else time.time() - began
+            result = summarize(run, recipe, default, said, lines, seconds, device)
             barrier()  # from here on the first rank is alone
-            if is_main():
+            if told:
+                trainer.display.say(result.verdict)
+            elif is_main():
                 finish(run, trainer, result)
     return result
 
@@ -90,9 +95,13 @@ def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
     options, problem = {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}, ""
     if is_main():
         try:
-            if run.recipe.is_file() and checkpoint.find(run.checkpoints):
+            finish = recorded_finish(run)
+            if run.recipe.is_file() and (finish or checkpoint.find(run.checkpoints)):
                 compare(saved_options(run), options, run.path)
-            run.write_recipe(options)
+            if finish:
+                check_finished(run, finish, saved_options(run), options)
+            if not has_finished(run, recipe.steps):
+                run.write_recipe(options)
         except OSError as error:
             problem = f"--out {run.path}: cannot be written ({error.strerror}); give another --out"
         except ValueError as error:
@@ -168,14 +177,55 @@ def first_notes(run: RunFolder, recipe: Recipe, parts: Parts, device: torch.devi
     return notes
 
 
-def has_finished(run: RunFolder, steps: int) -> bool:
-    """Return whether a run took its steps and ships, by its own record, what the last of them left."""
-    if checkpoint.newest_step(run.checkpoints) < steps:
-        return False
+def recorded_finish(run: RunFolder) -> dict[str, Any]:
+    """Return what the summary says of the run's finish; {} where it says nothing, or is damaged beside checkpoints."""
     try:
-        return run.read_summary()["finished"] == shipped(run)
+        return run.finish()
+    except Damaged:
+        if checkpoint.find(run.checkpoints):
+            return {}  # it is written again
+        raise
+
+
+def check_finished(
+    run: RunFolder, finish: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    """Stop where a command would change the record of a finished run, or go on without its checkpoints."""
+    newest, step = checkpoint.newest_step(run.checkpoints), finish["step"]
+    if not newest and (changed := run.changed(finish)):
+        raise ValueError(
+            f"{run.path} has finished, {changed} is not what it recorded then, and no checkpoint is left to write it "
+            "again from: put it back from a copy, or --restart to set the run aside"
+        )
+    if not newest and new["steps"] > step:
+        raise ValueError(
+            f"{run.path} has finished its {step} steps and its checkpoints are gone: it cannot take {new['steps']}; "
+            "give another --out"
+        )
+    if newest > step or new["steps"] > step or run.changed(finish):
+        return
+    parts = ("steps", "evals")
+    changed = difference({n: old.get(n) for n in parts}, {n: new[n] for n in parts})
+    if changed:
+        raise ValueError(
+            f"{run.path} has finished its {step} steps, and its record stays as it is; this command differs:\n  "
+            + "\n  ".join(changed)
+            + "\nrepeat its options to be told its result, give more --steps to go on, or another --out"
+        )
+
+
+def has_finished(run: RunFolder, steps: int) -> bool:
+    """Return whether a run took its steps and ships, by its own record, what the last of them left.
+
+    The checkpoints may have been removed since.
+    """
+    try:
+        finish = run.finish()
+        step = int(finish["step"])
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: then it is written again
         return False
+    newest = checkpoint.newest_step(run.checkpoints)
+    return steps <= step and newest in (0, step) and not run.changed(finish)
 
 
 def shipped(run: RunFolder) -> dict[str, Any]:
@@ -211,9 +261,12 @@ def write_model(run: RunFolder, parts: Parts) -> None:
 
 def summarize(
     run: RunFolder, recipe: Recipe, default: Recipe | None, said: list[Verdict],
-    lines: list[dict[str, Any]], seconds: float, device: torch.device,
+    lines: list[dict[str, Any]], seconds: float | None, device: torch.device,
 ) -> Result:  # fmt: skip
-    """Return how the run ended, and write the summary: verdict, environment, difference from the default."""
+    """Return how the run ended, and write the summary: verdict, environment, difference from the default.
+
+    Without `seconds` the run had finished before, and its summary stays as it is.
+    """
     steps = checkpoint.newest_step(
         run.checkpoints
     )  # of a run that is to take fewer than it took: those it took
@@ -230,10 +283,10 @@ def summarize(
     summary = {
         "verdict": whole.text, "alarm": alarm, "learned": whole.learned, "outcome": whole.outcome,
         "all_verdicts": [v.text for v in said],
-        "environment": environment, "difference": changes, "steps": steps, "seconds": round(seconds, 1),
+        "environment": environment, "difference": changes, "steps": steps, "seconds": round(seconds or 0, 1),
         "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
     }  # fmt: skip
-    if is_main():
+    if is_main() and seconds is not None:
         run.write_summary(summary)
     return Result(
         folder=run.path, learned=whole.learned, outcome=whole.outcome, verdict=whole.text, metrics=last

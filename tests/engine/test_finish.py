@@ -16,6 +16,7 @@ import torch
 from multissl.engine import checkpoint
 from multissl.run import train as run
 from multissl.run.folder import NotWritten, RunFolder
+from multissl.run.model import load
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import recipe
 
@@ -175,6 +176,39 @@ def test_a_disk_that_fills_up_after_the_last_checkpoint_leaves_the_older_files_a
     assert not list(folder.glob("*.tmp"))
     train(folder)
     assert shipped(folder) == shipped(whole)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    train(folder)
+    with pytest.raises(ValueError, match=r"(?s)finished its 40 steps.*steps: 40 -> 20.*another --out"):
+        train(folder, FEW)
+    shutil.rmtree(folder / "checkpoints")
+    train(folder)
+    other = recipe().replace(steps=ALL)
+    other.objective.pull = 2.0
+    with pytest.raises(ValueError, match=r"another recipe"):
+        run.train(other, folder)
+    with pytest.raises(ValueError, match=r"its checkpoints are gone: it cannot take 50"):
+        train(folder, 50)
+    assert files_of(folder) == files_of(whole)
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "modality.json", "recipe.json", "summary.json"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_of_a_finished_run_is_refused_by_name(
+    whole: Path, tmp_path: Path, name: str, part: float
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    data = bytearray((folder / name).read_bytes())
+    data[int(len(data) * part)] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=name):
+        load(folder)
 
 
 def on_ranks(_rank: int, folder: str) -> None:

@@ -47,6 +47,7 @@ def test_a_logger_cannot_take_the_place_of_something_else(name: str, tmp_path: P
 
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(tmp_path)
+    run.write_recipe({"steps": 1})
     run.write_model({"w": torch.zeros(2)}, {"mean": 1})
     before = run.digests()
 
