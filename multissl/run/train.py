@@ -86,13 +86,14 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
             if told:
                 trainer.display.say(result.verdict)
             elif is_main():
+                run.write_recipe(options_of(recipe))
                 finish(run, trainer, result)
     return result
 
 
 def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
     """Make the run's folder and write its recipe, or compare with the one there; return the record so far."""
-    options, problem = {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}, ""
+    options, problem = options_of(recipe), ""
     if is_main():
         try:
             finish = recorded_finish(run)
@@ -100,7 +101,7 @@ def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
                 compare(saved_options(run), options, run.path)
             if finish:
                 check_finished(run, finish, saved_options(run), options)
-            if not has_finished(run, recipe.steps):
+            if not finish:  # of a finished run it stays as it is recorded until the run has finished again
                 run.write_recipe(options)
         except OSError as error:
             problem = f"--out {run.path}: cannot be written ({error.strerror}); give another --out"
@@ -110,6 +111,11 @@ def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
     if problem:
         raise ValueError(problem)
     return run.read_metrics()
+
+
+def options_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what the file of a recipe holds."""
+    return {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}
 
 
 def saved_options(run: RunFolder) -> dict[str, Any]:
