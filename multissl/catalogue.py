@@ -9,7 +9,6 @@ import ast
 import difflib
 import functools
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from multissl import registry
 from multissl.registry import suggest
+from multissl.trust import NOTHING, Trust, import_named, run_file
 
 if TYPE_CHECKING:
     from multissl.recipe import Recipe
@@ -167,11 +167,14 @@ def _methods(name: str) -> list[str]:
     return [own, *own.split("_")]
 
 
-def find(name: str) -> Callable[[], Recipe]:
-    """Return what makes the recipe of a name or file; a wrong name is refused without importing torch."""
+def find(name: str, trust: Trust = NOTHING) -> Callable[[], Recipe]:
+    """Return what makes the recipe of a name or file; a wrong name is refused without importing torch.
+
+    `trust` says which code a .json or .yaml file may name; a .py file is the user's own, who typed its name.
+    """
     path, _, function = name.partition(":")
     if path.endswith((".json", ".yaml", ".yml")):
-        return functools.partial(_read, _existing(path))
+        return functools.partial(_read, _existing(path), trust)
     if path.endswith(".py"):
         return functools.partial(_run_file, _existing(path), function or "recipe")
     return functools.partial(_make, entry(name))
@@ -216,28 +219,19 @@ def _existing(path: str) -> Path:
 
 def _make(made: Entry) -> Recipe:
     if made.target:
-        return registry.load(made.target)()
+        return import_named(made.target)()
     return registry.installed_recipe(made.name)()
 
 
-def _read(path: Path) -> Recipe:
+def _read(path: Path, trust: Trust) -> Recipe:
     from multissl.recipe import read_recipe
 
-    return read_recipe(path)
+    return read_recipe(path, trust)
 
 
 def _run_file(path: Path, function: str) -> Recipe:
     """Run a Python file and call its function, which returns the recipe."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.parent.resolve()))  # so that worker processes find its classes
-    spec.loader.exec_module(module)
-    known = {n: value for n, value in vars(module).items() if not n.startswith("_")}
+    known = run_file(path)
     if function not in known:
         raise ValueError(f"{path} has no function {function!r}{suggest(function, known)}")
     return known[function]()

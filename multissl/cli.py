@@ -17,6 +17,7 @@ from multissl import catalogue, commands, completion, matrix, option_help, optio
 from multissl.files import set_aside
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
+from multissl.trust import Trust
 from multissl.version import __version__
 
 
@@ -93,15 +94,23 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     """Run `multissl train`."""
     name = named(words, "train")
     if words.help:
-        return print_options(name, rest)
-    recipe, default = options.open_recipe(name, rest, ("out", "restart"))
+        return print_options(words, rest)
+    recipe, default = options.open_recipe(
+        name, rest, ("out", "restart", "trust"), Trust(everything=words.trust)
+    )
     folder = Path(words.out or Path("runs") / folder_name(name))
     if words.restart and (old := set_aside(folder)):
         print(f"{folder} is now {old.name}")
     from multissl.run.train import train as run_recipe
 
-    run_recipe(recipe, folder, default)
+    run_recipe(recipe, folder, default, file=file_of(name))
     return 0
+
+
+def file_of(recipe: str) -> Path | None:
+    """Return the Python file that a recipe's name says, if it says one."""
+    path = recipe.partition(":")[0]
+    return Path(path) if path.endswith(".py") else None
 
 
 def folder_name(recipe: str) -> str:
@@ -112,10 +121,10 @@ def folder_name(recipe: str) -> str:
     return re.sub(r"[^\w.]+", "-", recipe).strip("-")
 
 
-def print_options(name: str, rest: list[str]) -> int:
+def print_options(words: argparse.Namespace, rest: list[str]) -> int:
     """Print the options of a recipe, as changed by those that were typed."""
-    recipe, _ = options.open_recipe(name, rest)
-    print(option_help.render(name, recipe))
+    recipe, _ = options.open_recipe(words.name, rest, trust=Trust(everything=words.trust))
+    print(option_help.render(words.name, recipe))
     return 0
 
 
@@ -134,10 +143,10 @@ def show(words: argparse.Namespace, rest: list[str]) -> int:
     """Run `multissl show`."""
     name = named(words, "show")
     if words.help:
-        return print_options(name, rest)
+        return print_options(words, rest)
     import json
 
-    recipe, _ = options.open_recipe(name, rest)
+    recipe, _ = options.open_recipe(name, rest, trust=Trust(everything=words.trust))
     from multissl.config import to_dict
 
     print(json.dumps(to_dict(recipe), indent=1))
@@ -150,7 +159,7 @@ def evaluate(words: argparse.Namespace, _rest: list[str]) -> int:
     from multissl.contract.estimate import described
     from multissl.run.evaluate import judge
 
-    found = judge(folder)
+    found = judge(folder, words.trust)
     for name, value in found.metrics.items():
         print(f"{name:<32} {described(value)}")
     print(found.verdict.text if found.metrics else "no evaluator gave a figure")
@@ -166,14 +175,14 @@ def encode(words: argparse.Namespace, rest: list[str]) -> int:
     if RunFolder(name).recipe.is_file():
         data = options.only_data(rest, "encode takes --out, --data, --split and --stream beside a run")
     else:
-        recipe = options.open_recipe(name, rest)[0]
+        recipe = options.open_recipe(name, rest, trust=Trust(everything=words.trust))[0]
     import torch
 
     from multissl.run import encode as features
     from multissl.run.model import load, untrained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(name, device, data) if recipe is None else untrained(recipe, device)
+    model = load(name, device, data, words.trust) if recipe is None else untrained(recipe, device)
     print(f"{words.out}: {features.encode(model, words.out, words.split, words.stream):,} lines")
     return 0
 
@@ -183,7 +192,7 @@ def report(words: argparse.Namespace, _rest: list[str]) -> int:
     folder = named(words, "report")
     from multissl.run.report import report as write
 
-    print(write(folder))
+    print(write(folder, trust=words.trust))
     return 0
 
 

@@ -26,6 +26,12 @@ bash   eval "$(multissl completion bash)"   in ~/.bashrc
 zsh    eval "$(multissl completion zsh)"    in ~/.zshrc
 fish   multissl completion fish > ~/.config/fish/completions/multissl.fish
 """
+TRUST = {
+    "--trust": {
+        "action": "store_true",
+        "help": "run code that a recipe file or a run names though you have not trained with it",
+    }
+}
 RECIPE = {"metavar": "NAME", "nargs": "?", "default": ""}
 FOLDER = {"metavar": "RUN", "nargs": "?", "default": "", "help": "folder of the run"}
 NAMES = "a name of `multissl list`, file.py[:function], .json or .yaml"
@@ -43,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
                 "action": "store_true",
                 "help": "set an old run in that folder aside and start again",
             },
+            **TRUST,
         },
     ),
     "list": (
@@ -60,9 +67,9 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "show": (
         "print a recipe with all its options as JSON",
         "NAME [options of the recipe]",
-        {"name": {**RECIPE, "help": NAMES}},
+        {"name": {**RECIPE, "help": NAMES}, **TRUST},
     ),
-    "eval": ("evaluate a finished run again", "RUN", {"name": FOLDER}),
+    "eval": ("evaluate a finished run again", "RUN", {"name": FOLDER, **TRUST}),
     "encode": (
         "write the features of all samples as a table, by the encoder of a run or of a recipe",
         "RUN|NAME --out FILE [--data PATH] [--split SPLIT] [--stream STREAM]",
@@ -75,9 +82,10 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "--out": {"metavar": "FILE", "default": "", "help": "the table, .parquet or .csv"},
             "--split": {"metavar": "SPLIT", "default": "", "help": "one split instead of all"},
             "--stream": {"metavar": "STREAM", "default": "", "help": "which stream, where a run has several"},
+            **TRUST,
         },
     ),
-    "report": ("write the report.html of a run again", "RUN", {"name": FOLDER}),
+    "report": ("write the report.html of a run again", "RUN", {"name": FOLDER, **TRUST}),
     "completion": (
         "print a script that completes commands, recipes and options in a shell",
         "bash|zsh|fish",

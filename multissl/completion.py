@@ -11,10 +11,10 @@ from multissl.options import LEADING
 from multissl.registry import suggest
 
 OWN = {
-    "train": ("--restart", "--help"),
-    "show": ("--help",),
+    "train": ("--restart", "--trust", "--help"),
+    "show": ("--trust", "--help"),
     "list": ("--matrix", "--help"),
-    "encode": ("--split", "--stream", "--help"),
+    "encode": ("--split", "--stream", "--trust", "--help"),
 }
 """Flags of commands beside the leading options of a recipe."""
 GROUPS = {"--objective": "objectives", "--modality": "modalities", "--optim": "optimizers"}

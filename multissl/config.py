@@ -19,8 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
-from multissl import registry
+from multissl import registry, trust
 from multissl.registry import suggest
+from multissl.trust import NOTHING, Trust
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +59,10 @@ class Config:
         if self.owner is None:
             raise TypeError(f"{type(self).__qualname__} describes no component")
         return self.owner(self, *args, **kwargs)
+
+    def code_names(self) -> Iterable[str]:
+        """Return what values of these options name code that is imported: texts `module:attribute`; by default none."""
+        return ()
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some options changed; limits are checked again."""
@@ -128,22 +133,36 @@ def to_dict(value: Any) -> Any:
     )
 
 
-def from_dict(cls: Any, data: Any, where: str = "recipe", *, old: bool = False) -> Any:
+def named_code(value: Any) -> list[str]:
+    """Return all code that a config names, at any depth: kinds `module:Class` and what its options import."""
+    if isinstance(value, Config):
+        kind = kind_of(type(value)) or ""
+        names = [*([kind] if ":" in kind else []), *value.code_names()]
+        return names + [name for f in fields(value) for name in named_code(getattr(value, f.name))]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [name for v in value for name in named_code(v)] if isinstance(value, list | tuple) else []
+
+
+def from_dict(
+    cls: Any, data: Any, where: str = "recipe", *, old: bool = False, trust: Trust = NOTHING
+) -> Any:
     """Return a config of type `cls` from JSON values; `where` is the path used in messages.
 
-    `old`: the values are of an earlier recipe format, whose options may bear the names of `Config.renamed`.
+    `old`: the values are of an earlier recipe format, whose options may bear the names of `Config.renamed`. `trust`
+    says which code the values may name; other code is refused before it is imported.
     """
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if len(alternatives(cls)) > 1:
-        return _first_fit(cls, data, lambda one: from_dict(one, data, where, old=old))
+        return _first_fit(cls, data, lambda one: from_dict(one, data, where, old=old, trust=trust))
     if origin is typing.Literal:
         if data not in args:
             raise ValueError(f"{where}={data!r}{suggest(str(data), map(str, args))}")
         return data
     if origin in (list, tuple, dict):
-        return _container(cls, data, where, old)
+        return _container(cls, data, where, functools.partial(from_dict, old=old, trust=trust))
     if is_dataclass(cls):
-        return _dataclass(cast(type, cls), data, where, old)
+        return _dataclass(cast(type, cls), data, where, old, trust)
     if cls is Any:
         return data
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
@@ -187,8 +206,7 @@ def _entries(
     return origin(read(a, v, f"{where}.{i}") for i, (a, v) in enumerate(zip(args, values, strict=True)))
 
 
-def _container(kind: Any, data: Any, where: str, old: bool) -> Any:
-    read = functools.partial(from_dict, old=old)
+def _container(kind: Any, data: Any, where: str, read: Callable[[Any, Any, str], Any]) -> Any:
     if typing.get_origin(kind) is dict:
         if not isinstance(data, dict):
             raise ValueError(f"{where}={data!r}: want a mapping")
@@ -198,14 +216,14 @@ def _container(kind: Any, data: Any, where: str, old: bool) -> Any:
     return _entries(kind, data, where, read, data)
 
 
-def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
+def _dataclass(cls: type[Config], data: Any, where: str, old: bool, trusted: Trust) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}={data!r}: want a mapping of options")
     data = dict(data)
     own = any(f.name == "kind" for f in fields(cls))  # an option that happens to be called so
     kind = None if own else data.pop("kind", None)
     if kind is not None:
-        found = registry.resolve(kind, group_of(cls)).Config
+        found = _component(kind, group_of(cls), f"{where}.kind", trusted).Config
         if not issubclass(found, cls):
             raise ValueError(f"{where}.kind={kind!r} is no {config_name(cls)}")
         cls = found
@@ -216,7 +234,31 @@ def _dataclass(cls: type[Config], data: Any, where: str, old: bool) -> Any:
     for name in data:
         if name not in known:
             raise ValueError(no_option(where, cls, name))
-    return cls(**{n: from_dict(hints[n], value, f"{where}.{n}", old=old) for n, value in data.items()})
+    values = {
+        n: from_dict(hints[n], value, f"{where}.{n}", old=old, trust=trusted) for n, value in data.items()
+    }
+    config = cls(**values)
+    for name in config.code_names():
+        trust.admit(name, where, trusted)
+    return config
+
+
+def _component(kind: Any, group: str | None, where: str, trusted: Trust) -> Any:
+    """Return the component of a kind that data names; code that is neither ours nor loaded has to be admitted."""
+    if not isinstance(kind, str):
+        raise ValueError(f"{where}={kind!r}: want the name of a component")
+    if ":" not in kind:
+        return registry.resolve(kind, group)
+    loaded = registry.loaded(kind)
+    if not (isinstance(loaded, type) and issubclass(loaded, Component)) and not kind.startswith("multissl."):
+        trust.admit(kind, where, trusted)
+    try:
+        component = registry.resolve(kind, group)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}={kind!r} cannot be imported ({error})") from None
+    if not (isinstance(component, type) and issubclass(component, Component)):
+        raise ValueError(f"{where}={kind!r} is no component")
+    return component
 
 
 def checked(wanted: Any, value: Any, option: str) -> Any:

@@ -51,8 +51,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in one go."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one go."""
     with replaced(path) as aside:
-        _write(aside, text.encode())
+        _write(aside, content)
 
 
 def replace_tensors(

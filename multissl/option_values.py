@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multissl.config import alternatives, from_dict
+from multissl.trust import TYPED
 
 
 def parsed(hint: Any, words: list[str], flag: str) -> Any:
@@ -63,7 +64,7 @@ def from_json(hint: Any, words: list[str], flag: str) -> Any:
         data = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{flag} {text}: want JSON, or values one after another ({error})") from None
-    return from_dict(hint, data, flag)
+    return from_dict(hint, data, flag, trust=TYPED)
 
 
 def _truth(text: str) -> bool:

@@ -20,6 +20,7 @@ from multissl import catalogue, registry
 from multissl.config import alternatives
 from multissl.option_values import from_json, parsed
 from multissl.registry import suggest
+from multissl.trust import NOTHING, Trust
 
 if TYPE_CHECKING:
     from multissl.config import Config
@@ -49,9 +50,14 @@ class Setting:
     below: dict[str, Setting] = field(default_factory=dict)
 
 
-def open_recipe(name: str, words: list[str], commands: tuple[str, ...] = ()) -> tuple[Recipe, Recipe]:
-    """Return the recipe of a name with options applied, and as it was; `commands` are options for suggestions alone."""
-    make = catalogue.find(name)
+def open_recipe(
+    name: str, words: list[str], commands: tuple[str, ...] = (), trust: Trust = NOTHING
+) -> tuple[Recipe, Recipe]:
+    """Return the recipe of a name with options applied, and as it was; `commands` are options for suggestions alone.
+
+    `trust` says which code a recipe file may name.
+    """
+    make = catalogue.find(name, trust)
     settings = read(words)
     default = make()
     epochs = settings.pop("epochs", None)

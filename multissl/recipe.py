@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
 from multissl.engine.trainer import Loop
 from multissl.migrate import FORMAT, migrate
+from multissl.plain_data import parse_json, parse_yaml
 from multissl.registry import suggest
+from multissl.trust import NOTHING, Trust, UntrustedError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,15 +60,14 @@ class Recipe(Loop):
         return [ParamRule(of=encoders[s], lr=factor) for s, factor in self.lr_by_stream.items()]
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Return the recipe of a JSON or YAML file."""
-    text = path.read_text()
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
-
-        data = yaml.safe_load(text)
-    else:
-        data = json.loads(text)
+def read_recipe(path: Path, trust: Trust = NOTHING) -> Recipe:
+    """Return the recipe of a JSON or YAML file; code that it names is refused unless `trust` admits it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text (byte {error.start})") from None
+    parse = parse_yaml if path.suffix in (".yaml", ".yml") else parse_json
+    data = parse(text, str(path))
     if not isinstance(data, dict):
         raise ValueError(f"{path}: want a mapping of options")
     # a file that somebody wrote says no format: it is checked as one of today
@@ -78,4 +78,9 @@ def read_recipe(path: Path) -> Recipe:
         )
     data.pop("multissl", None)
     old = written < FORMAT
-    return from_dict(Recipe, migrate(data) if old else data, old=old)
+    try:
+        return from_dict(Recipe, migrate(data) if old else data, old=old, trust=trust)
+    except UntrustedError as error:
+        raise UntrustedError(f"{path}: {error}") from None
+    except (ValueError, TypeError) as error:  # the latter of an option that is needed and missing
+        raise ValueError(f"{path}: {error}") from None

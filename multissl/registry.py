@@ -11,8 +11,12 @@ import functools
 import importlib
 import importlib.metadata
 import logging
+import sys
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
+
+from multissl.trust import import_named
 
 log = logging.getLogger("multissl")
 
@@ -152,10 +156,10 @@ def names(group: str) -> list[str]:
 def resolve(name: str, group: str | None = None) -> Any:
     """The class behind a short name of `group`, or behind `module:Class`."""
     if ":" in name:
-        return load(name)
+        return import_named(name)
     for each in [group] if group else GROUPS:
         if name in GROUPS[each]:
-            return load(GROUPS[each][name])
+            return import_named(GROUPS[each][name])
         if name in _entry_points(each):
             return _installed(_entry_points(each)[name])
     known = names(group) if group else [n for g in GROUPS for n in names(g)]
@@ -190,13 +194,14 @@ def name_of(cls: type | None) -> str | None:
 
 
 def require(module: str) -> Any:
-    """Import an optional package, or say which extra brings it."""
+    """Import an optional package, or say how to install it; a constant of the source, never a name out of data."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        extra = EXTRAS[module.partition(".")[0]]
+        package = module.partition(".")[0]
+        wanted = f"'multissl[{EXTRAS[package]}]'" if package in EXTRAS else package
         raise ImportError(
-            f"{module} could not be imported ({error}); install it with: pip install 'multissl[{extra}]'"
+            f"{module} could not be imported ({error}); install it with: pip install {wanted}"
         ) from error
 
 
@@ -210,13 +215,14 @@ def installed_recipe(name: str) -> Any:
     return _installed(recipe_entry_points()[name])
 
 
-def load(path: str) -> Any:
-    """What `module:name` points at."""
-    module, _, attribute = path.partition(":")
-    found: Any = importlib.import_module(module)
+def loaded(name: str) -> Any | None:
+    """Return what `module:name` points at where this process has imported it already, else None."""
+    module, _, attribute = name.partition(":")
+    value: Any = sys.modules.get(module)
     for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
+        # of what is there alone: a module may import more when it is asked
+        value = vars(value).get(part) if isinstance(value, ModuleType | type) else None
+    return value
 
 
 def _installed(entry: importlib.metadata.EntryPoint) -> Any:

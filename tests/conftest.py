@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Generator
 from typing import Any
 
@@ -11,6 +12,10 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes would fight for the cores
+
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(
+    prefix="multissl-tests-"
+)  # the user's list is not the tests'
 
 ALL_EXTRAS = "MULTISSL_ALL_EXTRAS"
 """With this variable set, as CI sets it, a test that is skipped because a package is missing fails."""

@@ -13,12 +13,15 @@ from tests.helpers import laws
 PACKAGE = Path(__file__).parents[1] / "multissl"
 FOUNDATION = (
     "contract", "config", "registry", "schedules", "random", "parallel", "precision", "devices", "files",
-    "statistics",
+    "statistics", "trust", "plain_data",
 )  # fmt: skip
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
     "config": FOUNDATION,
-    "registry": (),
+    "registry": ("trust",),
+    "trust": ("code_files", "files"),
+    "code_files": (),
+    "plain_data": (),
     "schedules": FOUNDATION,
     "random": (),
     "parallel": FOUNDATION,
@@ -54,10 +57,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run": ("*",),
     "run.folder": FOUNDATION,  # file names and nothing else, so that weights of a run can be found
     "report": FOUNDATION,
-    "catalogue": ("registry", "recipe"),
+    "catalogue": ("registry", "recipe", "trust"),
     "matrix": (),
-    "option_values": ("config",),
-    "options": ("option_values", "catalogue", "config", "registry", "recipe", "run"),
+    "option_values": ("config", "trust"),
+    "options": ("option_values", "catalogue", "config", "registry", "recipe", "run", "trust"),
     "option_help": ("options", "catalogue", "config", "registry", "recipe"),
     "commands": ("option_help", "registry"),
     "completion": ("commands", "options", "catalogue", "registry"),
@@ -79,6 +82,13 @@ GUESSES = {
     "modalities.text.tokenizer": "tokenizers of transformers",
 }
 """Where objects of other libraries are asked what they have, and of which."""
+
+
+RUNNERS = {
+    "registry.require": "optional packages by constants of the source, which the law checks",
+    "engine.metrics.check_loggers": "packages that the class of a logger declares",
+}
+"""Functions beside `trust` that import by a value, and of what."""
 
 
 def arrows(package: Path) -> list[str]:
@@ -107,6 +117,10 @@ def idle_guesses(package: Path) -> list[str]:
 
 def unchecked_casts(package: Path) -> list[str]:
     return laws.unchecked_casts(package, 6)
+
+
+def foreign_code(package: Path) -> list[str]:
+    return laws.foreign_code(package, "trust", RUNNERS)
 
 
 def run_files(package: Path) -> list[str]:
@@ -197,6 +211,27 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
         writes, "engine/a.py", "from safetensors.torch import save_file as save\ndef f(x, p):\n    save(x, p)"
     ),
     "a folder is removed by itself": (writes, "engine/a.py", "import shutil\nshutil.rmtree('run')"),
+    "a file imports by a name": (
+        foreign_code, "encoders/a.py", "import importlib\ndef f(x):\n    return importlib.import_module(x)"
+    ),
+    "a file imports by a name of another name": (
+        foreign_code, "encoders/a.py", "from importlib import import_module as fetch\nfetch('os')"
+    ),
+    "a file calls __import__": (foreign_code, "sources/a.py", "def f(x):\n    return __import__(x)"),
+    "a file runs a text": (foreign_code, "run/a.py", "def f(x):\n    exec(x)"),
+    "a file unpickles": (foreign_code, "sources/a.py", "import pickle\ndef f(x):\n    return pickle.loads(x)"),
+    "a file loads with torch": (foreign_code, "weights/a.py", "import torch\ndef f(x):\n    return torch.load(x)"),
+    "a file allows pickled arrays": (
+        foreign_code, "sources/a.py", "import numpy as np\ndef f(x, y):\n    return np.load(x, allow_pickle=y)"
+    ),
+    "a file trusts remote code": (foreign_code, "encoders/a.py", "def f(m, t):\n    return m(trust_remote_code=t)"),
+    "a file reads YAML with tags": (foreign_code, "run/a.py", "import yaml\ndef f(x):\n    return yaml.unsafe_load(x)"),
+    "a file requires what data says": (
+        foreign_code, "run/a.py", "from multissl import registry\ndef f(x):\n    return registry.require(x)"
+    ),
+    "a file imports an admitted name without asking": (
+        foreign_code, "layers/a.py", "from multissl.trust import import_named\ndef f(x):\n    return import_named(x)"
+    ),
     "a modality draws from Python": (global_draws, "modalities/sub/a.py", "import random\nx = random.random()"),
 }  # fmt: skip
 """By what is wrong: the law that sees it, the file it is planted in, and the file's text."""

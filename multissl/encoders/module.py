@@ -26,7 +26,7 @@ from multissl.contract.encoder import Encoder
 from multissl.contract.learning import Features
 from multissl.contract.plans import Masking, StreamSpec
 from multissl.encoders.wrapped import TOKENS, Wrapped, by_size, mean_of, tokens_of
-from multissl.registry import load
+from multissl.trust import import_named
 
 MEMORY: dict[str, nn.Module | Callable[[StreamSpec], nn.Module]] = {}
 """What this process was handed, by the name that stands for it in a recipe file."""
@@ -47,6 +47,10 @@ class ModuleEncoder(Wrapped):
         def __post_init__(self) -> None:
             if self.dim < 0:
                 raise ValueError(f"dim={self.dim}: want the width of the network, or 0 to have it found")
+
+        def code_names(self) -> Iterable[str]:
+            """Return the factory, unless it is a network in memory."""
+            return (self.factory,) if ":" in self.factory and not self.factory.startswith("memory:") else ()
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
@@ -127,7 +131,7 @@ def make(factory: str, spec: StreamSpec) -> nn.Module:
             f"factory={factory!r}: want package.module:function, or in Python holding(network) as the config"
         )
     try:
-        found: Any = load(factory)
+        found: Any = import_named(factory)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"factory={factory}: {error}; want package.module:function") from error
     made = found(spec)

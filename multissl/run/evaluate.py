@@ -20,17 +20,20 @@ class Evaluation:
     verdict: Verdict
 
 
-def evaluate(run: Path | str) -> dict[str, float]:
-    """Return the metrics of a finished run's evaluators, measured again, with their baselines."""
-    return judge(run).metrics
+def evaluate(run: Path | str, trust: bool = False) -> dict[str, float]:
+    """Return the metrics of a finished run's evaluators, measured again, with their baselines.
+
+    `trust`: run code that its recipe names even where the user has not trained with it.
+    """
+    return judge(run, trust).metrics
 
 
-def judge(run: Path | str) -> Evaluation:
+def judge(run: Path | str, trust: bool = False) -> Evaluation:
     """Return the metrics of a finished run's evaluators, measured again, and the verdict on them.
 
     The untrained encoder's figures are those of the run's record, as are those that a saved encoder cannot tell.
     """
-    model = load(run)
+    model = load(run, trust=trust)
     progress = Progress(step=model.recipe.steps, total=model.recipe.steps)
     metrics: dict[str, float] = {}
     again: dict[str, float] = {}

@@ -1,7 +1,8 @@
 """The folder of a run, and the only place that knows what the files in it are called.
 
 A run's folder holds `recipe.json`, `metrics.jsonl`, `checkpoints/`, `encoder.safetensors`, `modality.json`,
-`summary.json` and `report.html`, a folder for each logger that keeps files, and `nonfinite/` where steps were skipped.
+`summary.json` and `report.html`, a folder for each logger that keeps files, `recipe_code/` where the recipe comes from
+a Python file or names code that is no installed package's, and `nonfinite/` where steps were skipped.
 What lies inside a checkpoint is up to `engine.checkpoint`. Files are whole at any moment: see `multissl.files`.
 """
 
@@ -20,10 +21,12 @@ from multissl.files import (
     make_folder,
     read_json_lines,
     read_sealed,
+    replace_bytes,
     replace_tensors,
     replace_text,
     sealed,
 )
+from multissl.plain_data import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +77,11 @@ class RunFolder(Places):
         """Return the file of the page about the run."""
         return self.path / "report.html"
 
+    @property
+    def code(self) -> Path:
+        """Return the folder of copies of the source files that the recipe comes from or names."""
+        return self.path / "recipe_code"
+
     def nonfinite(self, step: int, rank: int) -> Path:
         """Return the file that describes a step which a rank skipped as not finite."""
         return self.path / "nonfinite" / f"step_{step}_rank_{rank}.json"
@@ -81,7 +89,14 @@ class RunFolder(Places):
     def logger(self, name: str) -> Path:
         """Return a folder for a logger's own files."""
         folder = self.path / name
-        reserved = (self.checkpoints, self.nonfinite(0, 0).parent, self.recipe, self.metrics, self.encoder)
+        reserved = (
+            self.checkpoints,
+            self.nonfinite(0, 0).parent,
+            self.code,
+            self.recipe,
+            self.metrics,
+            self.encoder,
+        )
         if (
             name != folder.name
             or name in ("", "..")
@@ -136,13 +151,20 @@ class RunFolder(Places):
         make_folder(self.path)
         replace_text(self.recipe, json.dumps(options, indent=1))
 
+    def write_code(self, sources: Mapping[str, bytes]) -> None:
+        """Write copies of source files, by their place below the folder of copies."""
+        for name, content in sources.items():
+            path = self.code / name
+            make_folder(path.parent)
+            replace_bytes(path, content)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all lines of the record; a last line cut short by a crash is left out."""
         return read_json_lines(self.metrics)
 
     def read_modality(self) -> dict[str, Any]:
         """Return what the modality was fitted to."""
-        return json.loads(self.modality.read_text())
+        return _read_json(self.modality)
 
     def write_model(self, weights: Mapping[str, Tensor], modality: Mapping[str, Any]) -> None:
         """Write what the run ships: the encoder's weights, on the CPU, and what the modality was fitted to."""
@@ -195,4 +217,9 @@ class RunFolder(Places):
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    values = parse_json(file.read_bytes(), str(file))
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: want a mapping")
+    return values

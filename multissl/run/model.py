@@ -21,6 +21,8 @@ from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, read_recipe
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
+from multissl.trust import Trust
+from multissl.weights.files import read_weights
 from multissl.weights.loading import tower_streams
 
 
@@ -68,31 +70,47 @@ class Model:
                 yield self.encoders.encode([views])[0]
 
 
-def load(run: Path | str, device: torch.device | str = "cpu", data: str = "") -> Model:
+def load(run: Path | str, device: torch.device | str = "cpu", data: str = "", trust: bool = False) -> Model:
     """Return a finished run, ready to encode; its modality reads other `data` where some is given.
 
-    Reads JSON and safetensors only; nothing is unpickled.
+    Reads JSON and safetensors only; nothing is unpickled. Code that its recipe names, such as the class of an
+    objective of one's own, runs if the user has trained with it, and else only where `trust` says so.
     """
-    from safetensors.torch import load_file
-
     folder = RunFolder(run)
     folder.check_shipped()
-    recipe = read_recipe(folder.recipe)
+    recipe = read_recipe(folder.recipe, Trust(everything=trust, copies=folder.code))
     if data:
         own = to_dict(recipe.modality).get("data")
         if own is None:
             raise ValueError(f"--data {data}: {config_name(type(recipe.modality))} reads no data")
         recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, list) else data)
     modality = recipe.modality.build()
-    modality.restore(folder.read_modality())
+    _restore(modality, folder)
     encoders = build_encoders(recipe.encoders, modality.streams())
-    state = load_file(folder.encoder)
+    state = read_weights(folder.encoder)
     if tower_streams(state, encoders):  # the heads of towers are the objective's; else it need not be built
         objective = recipe.objective.build(encoders, modality.streams())
         encoders = objective.exported(encoders)
-    encoders.load_state_dict(state)
+    try:
+        encoders.load_state_dict(state)
+    except RuntimeError as error:  # of several lines, one for each tensor
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder.encoder} does not fit the recipe beside it ({reason[:500]})") from None
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device))
+
+
+def _restore(modality: Modality, folder: RunFolder) -> None:
+    """Give the modality what it was fitted to."""
+    try:
+        modality.restore(folder.read_modality())
+    except (
+        Exception
+    ) as error:  # a file that is damaged, or not of this modality, makes it raise almost anything
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        raise ValueError(
+            f"{folder.modality} does not fit the modality of the recipe beside it ({reason})"
+        ) from None
 
 
 def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:

@@ -27,9 +27,12 @@ class Drawn:
     """What objective and evaluators call their metrics in the page, by the name in the record."""
 
 
-def report(run: Path | str, samples: int = 8) -> Path:
-    """Write the page of a finished run: its views, what its encoder sees, neighbors and curves; return its path."""
-    return write_report(run, draw(load(run), samples))
+def report(run: Path | str, samples: int = 8, trust: bool = False) -> Path:
+    """Write the page of a finished run: its views, what its encoder sees, neighbors and curves; return its path.
+
+    `trust`: run code that its recipe names even where the user has not trained with it.
+    """
+    return write_report(run, draw(load(run, trust=trust), samples))
 
 
 def draw(model: Model, samples: int = 8) -> Drawn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import platform
 import time
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 
+from multissl import trust
 from multissl.build import Parts, build
-from multissl.config import config_name, difference, to_dict
+from multissl.code_files import read_copies
+from multissl.config import config_name, difference, named_code, to_dict
 from multissl.contract.verdict import Outcome, Verdict, whole_verdict
 from multissl.engine import checkpoint
 from multissl.engine.judging import alarm_of, measurements, verdicts
@@ -32,6 +35,7 @@ from multissl.run.model import load
 from multissl.run.report import draw, write_report
 from multissl.version import __version__
 
+log = logging.getLogger("multissl")
 FREE = ("steps", "log_every", "loggers", "parallel", "data", "save", "evals", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
 
@@ -49,16 +53,20 @@ class Result:
     """The last evaluation."""
 
 
-def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> Result:
+def train(
+    recipe: Recipe, folder: Path | str, default: Recipe | None = None, *, file: Path | None = None
+) -> Result:
     """Run a recipe in a folder, from its newest checkpoint if there is one; a finished run tells its result again.
 
     A run has finished when its summary says so, which is the last thing that is written. One that ended between its
     last checkpoint and that moment writes what it ships from the checkpoint, without training.
-    `default` is the recipe whose differences the report shows.
+    `default` is the recipe whose differences the report shows, `file` the Python file that it comes from, if any: it
+    is copied into the run, as are files of code that the recipe names. Having trained with that code, the user can
+    read the run from anywhere.
     """
     run = RunFolder(folder)
     with process_group() as device:
-        lines = prepare(run, recipe)
+        lines = prepare(run, recipe, file)
         began = time.time()
         parts = build(recipe, device)
         trainer = Trainer(
@@ -91,8 +99,10 @@ def train(recipe: Recipe, folder: Path | str, default: Recipe | None = None) -> 
     return result
 
 
-def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
+def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> list[dict[str, Any]]:
     """Make the run's folder and write its recipe, or compare with the one there; return the record so far."""
+    names = named_code(recipe)
+    trust.use(names)
     options, problem = options_of(recipe), ""
     if is_main():
         try:
@@ -103,6 +113,7 @@ def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
                 check_finished(run, finish, saved_options(run), options)
             if not finish:  # of a finished run it stays as it is recorded until the run has finished again
                 run.write_recipe(options)
+                keep_code(run, names, file)
         except OSError as error:
             problem = f"--out {run.path}: cannot be written ({error.strerror}); give another --out"
         except ValueError as error:
@@ -116,6 +127,16 @@ def prepare(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
 def options_of(recipe: Recipe) -> dict[str, Any]:
     """Return what the file of a recipe holds."""
     return {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}
+
+
+def keep_code(run: RunFolder, names: list[str], file: Path | None) -> None:
+    """Copy the source files that a recipe comes from or names into the run, and note that the user trains with them."""
+    sources = trust.sources_of(names, file)
+    before = read_copies(run.code)
+    if changed := [name for name in before if name in sources and before[name] != sources[name]]:
+        log.warning("%s has changed since the run began, which goes on with the new code", changed[0])
+    run.write_code(sources)
+    trust.remember(names, read_copies(run.code))
 
 
 def saved_options(run: RunFolder) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from multissl.sources.folder import walk
 from multissl.sources.payloads import Items, Joined
 
 SCHEME = "torchvision:"
+UNPICKLES = ("LSUN",)
+"""Datasets that unpickle a file of their folder without comparing its digest: they would run whatever it says."""
 
 
 class TorchvisionSource(Source):
@@ -64,6 +66,11 @@ def _parse(path: str) -> tuple[type, dict[str, Any]]:
 
     name, _, query = path.removeprefix(SCHEME).partition("?")
     known = [each for each in datasets.__all__ if isinstance(getattr(datasets, each), type)]
+    if name in UNPICKLES:
+        raise ValueError(
+            f"torchvision's {name} reads a pickled index, which could run any code, and is not opened: give a folder, "
+            "tar shards or parquet"
+        )
     if name not in known:
         raise ValueError(f"torchvision has no dataset {name!r}{suggest(name, known)}")
     options = {key: int(text) if text.isdigit() else text for key, text in parse_qsl(query)}

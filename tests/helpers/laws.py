@@ -248,7 +248,7 @@ def _written_out(name: str, known: Mapping[str, str]) -> str:
 
 
 RUN_FILES = {"recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors", "modality.json",
-             "checkpoints", "nonfinite"}  # fmt: skip
+             "checkpoints", "nonfinite", "recipe_code"}  # fmt: skip
 """What the files and folders of a run are called."""
 
 
@@ -322,3 +322,53 @@ def _is_write(node: ast.Call, known: Mapping[str, str]) -> bool:
         return False
     words = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
     return any(isinstance(w, str) and re.fullmatch(r"[rbt]*[wax+][rbt+]*", w) for w in words)
+
+
+RUNS_CODE = (
+    "importlib.import_module", "importlib.__import__", "importlib.reload", "importlib.util.spec_from_file_location",
+    "importlib.util.module_from_spec", "imp", "runpy", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve",
+    "marshal", "torch.load", "torch.jit.load", "torch.hub.load", "torch.package", "pandas.read_pickle", "yaml.load",
+    "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "multissl.trust.import_named", "multissl.trust.run_file",
+    "__import__", "exec", "eval", "compile",
+)  # fmt: skip
+"""What runs code that a value names or holds; of a module all functions."""
+SWITCHES = {"allow_pickle": False, "trust_remote_code": False, "weights_only": True}
+"""Arguments that let other packages run code out of data, and the one value that they may have."""
+ASKS_FIRST = {
+    "registry.resolve": "of names: `config` admits what was read, options are typed",
+    "catalogue._make": "entries of the package's own recipes",
+    "catalogue._run_file": "a file whose name the user typed",
+    "encoders.module.make": "a factory, which its config declares in `code_names`",
+}
+"""Functions that call `trust` for a name that somebody has admitted before."""
+
+
+def foreign_code(package: Path, decides: str, allowed: Iterable[str]) -> list[str]:
+    """Return calls that run code by a name or from a value outside the module that decides, and switches left open."""
+    broken = []
+    for path in files(package):
+        module, names = module_of(path, package), aliases(path)
+        if module == decides or module == "code_files":
+            continue
+        for where, node in _calls(path):
+            place = f"{module}.{where}".strip(".")
+            if place in allowed or place in ASKS_FIRST:
+                continue
+            called = _written_out(dotted(node.func), names)
+            line = f"{path.name}:{node.lineno}"
+            if any(called == name or called.startswith(f"{name}.") for name in RUNS_CODE):
+                broken.append(f"{line} calls {called}: only multissl.trust may run what a value names")
+            if called.endswith("registry.require") and not isinstance(node.args[0], ast.Constant):
+                broken.append(f"{line} imports a package by a value, want a constant")
+            for keyword in node.keywords:
+                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+                if keyword.arg in SWITCHES and value is not SWITCHES[keyword.arg]:
+                    broken.append(f"{line} {keyword.arg}: want {SWITCHES[keyword.arg]}, written out")
+    return broken
+
+
+def _calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call of a file with the top-level function or class that it lies in, "" for none."""
+    for top in ast.parse(path.read_text()).body:
+        where = top.name if isinstance(top, ast.FunctionDef | ast.ClassDef) else ""
+        yield from ((where, node) for node in ast.walk(top) if isinstance(node, ast.Call))

@@ -21,7 +21,16 @@ def test_it_names_everything_that_a_run_leaves(tmp_path: Path) -> None:
     made.objective.spoil = (3,)
     train(made, tmp_path)
     run = RunFolder(tmp_path)
-    named = {run.recipe, run.metrics, run.checkpoints, run.encoder, run.modality, run.summary, run.report}
+    named = {
+        run.recipe,
+        run.metrics,
+        run.checkpoints,
+        run.encoder,
+        run.modality,
+        run.summary,
+        run.report,
+        run.code,
+    }
     assert {*tmp_path.iterdir()} == {*named, run.nonfinite(3, 0).parent}
     assert run.nonfinite(3, 0).is_file()
     assert {p.name for p in tmp_path.iterdir()} == RUN_FILES  # those that the law knows

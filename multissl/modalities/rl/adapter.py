@@ -13,7 +13,7 @@ State: mean and deviation of the pixels, width of an action, edges of the label'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, cast
@@ -106,6 +106,11 @@ class RL(HasStates):
         """Kind of mask: random tokens, or rectangular blocks."""
         mask_group: int = 32
         """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+
+        def code_names(self) -> Iterable[str]:
+            """Return the module that `gym:MODULE:NAME` has gymnasium import."""
+            name = self.data.removeprefix("gym:")
+            return (name,) if self.data.startswith("gym:") and ":" in name else ()
 
         def __post_init__(self) -> None:
             check_layout(self.layout)

@@ -12,7 +12,6 @@ State: none but what was read.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.rl.actions import encode_actions, num_choices
 from multissl.modalities.rl.pixels import RENDER, as_bytes, layout_of, newest, sight_of
 from multissl.random import RowRandom
-from multissl.registry import suggest
+from multissl.registry import require, suggest
 from multissl.sources.copies import IN_MEMORY, Copies, split_together
 
 NAMES = {
@@ -248,7 +247,7 @@ def _npz(path: str) -> dict[str, np.ndarray]:
 
 
 def _hdf5(path: str) -> dict[str, np.ndarray]:
-    with _package("h5py").File(path, "r") as file:
+    with require("h5py").File(path, "r") as file:
         return {k: np.asarray(v) for k, v in file.items() if hasattr(v, "shape")}
 
 
@@ -334,20 +333,10 @@ def _starts(found: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     return np.concatenate([[0], new, [count]]).astype(np.int64)
 
 
-def _package(name: str) -> Any:
-    """A package that no extra brings, or how to get it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} could not be imported ({error}); install it with: pip install {name}"
-        ) from error
-
-
 def _minari(name: str, layout: str, entry: str) -> Replay:
     """A Minari dataset that lies on this machine: episodes with one frame more than actions."""
     try:
-        data = _package("minari").load_dataset(name)
+        data = require("minari").load_dataset(name)
     except FileNotFoundError as error:
         raise ValueError(
             f"no such Minari dataset on this machine: minari download {name} fetches it"

@@ -361,7 +361,7 @@ def test_a_minari_dataset_is_read_by_its_spaces(monkeypatch: pytest.MonkeyPatch)
         iterate_episodes=lambda: iter([episode] * 3),
     )
     monkeypatch.setattr(
-        "multissl.modalities.rl.replay._package", lambda _: SimpleNamespace(load_dataset=lambda _: data)
+        "multissl.modalities.rl.replay.require", lambda _: SimpleNamespace(load_dataset=lambda _: data)
     )
     found = read_replay("minari:a/b-v0")
     assert arrives(found.frames[:, ::2, ::2])
