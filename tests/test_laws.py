@@ -13,7 +13,7 @@ from tests.helpers import laws
 PACKAGE = Path(__file__).parents[1] / "multissl"
 FOUNDATION = (
     "contract", "config", "registry", "schedules", "random", "parallel", "precision", "devices", "files",
-    "statistics", "trust", "plain_data",
+    "statistics", "trust", "plain_data", "limits",
 )  # fmt: skip
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
@@ -22,6 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trust": ("code_files", "files"),
     "code_files": (),
     "plain_data": (),
+    "limits": (),
     "schedules": FOUNDATION,
     "random": (),
     "parallel": FOUNDATION,
@@ -31,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "files": (),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),
-    "sources": ("contract", "registry"),
+    "sources": ("contract", "registry", "limits", "plain_data"),
     "modalities": ("sources", *FOUNDATION),
     "encoders": ("layers", *FOUNDATION),
     "objectives": ("losses", "layers", *FOUNDATION),

@@ -51,6 +51,7 @@ def page(
     """
     titles = {**TITLES, **(titles or {})}
     kinds = ("train", "eval", "estimates", "note", "alarm")
+    lines = [x for x in lines if isinstance(x.get("step"), int) and "kind" in x]  # others nobody of us wrote
     train, evals, estimates, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
     steps = max((x["step"] for x in lines), default=0)
     verdict = escape(
@@ -175,7 +176,9 @@ def _picture(figure: Figure) -> str:
 
 
 def _notes(notes: list[Line]) -> str:
-    shown = "".join(f"<li>step {n['step']}: {escape(str(n['text']))}</li>" for n in notes[:MOST_NOTES])
+    shown = "".join(
+        f"<li>step {escape(str(n['step']))}: {escape(str(n['text']))}</li>" for n in notes[:MOST_NOTES]
+    )
     rest = len(notes) - MOST_NOTES
     return f"<ul>{shown}</ul>" * bool(shown) + f'<p class="soft">and {rest} more in metrics.jsonl</p>' * (
         rest > 0

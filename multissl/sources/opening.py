@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 
 from multissl.sources.base import FileSource, Listing, Request, Source, known_sources, suffix_of
 from multissl.sources.copies import Copies
+from multissl.sources.reading import check_regular
 from multissl.sources.splits import SplitSamples, select_split
 
 KEPT = 8
@@ -42,6 +43,8 @@ def open_source(
 
 def list_source(request: Request) -> Listing:
     """Return the listing of what a request names, a kept one where nothing has changed since it was made."""
+    if os.path.exists(request.path) and not os.path.isdir(request.path):
+        check_regular(request.path)
     source = find_source(request)
     key, stamp = (type(source), request), source.stamp(request)
     if key not in _kept or _kept[key][0] != stamp:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from multissl import registry
 from multissl.sources.base import Label, Request
 from multissl.sources.names import LABELS, PATHS, pick_column
 from multissl.sources.payloads import cell_payload
+from multissl.sources.reading import file_errors, parquet_file
 from multissl.sources.shards import ShardSource
 
 CACHED = 256 << 20
@@ -31,12 +31,13 @@ class ParquetSource(ShardSource):
 
     def read_shard(self, path: str, request: Request) -> tuple[Sequence[Any], Sequence[Label]]:
         """Return the cells of the column that is called like the kind of sample, and the labels."""
-        file = registry.require("pyarrow.parquet").ParquetFile(path)
+        file = parquet_file(path)
         columns = file.schema_arrow.names
         kind = request.kind
         column = pick_column(columns, (kind, f"{kind}_bytes", "bytes", "img", *PATHS))
         label = pick_column(columns, LABELS, required=False)
-        labels = file.read([label])[label].to_pylist() if label else [None] * file.metadata.num_rows
+        with file_errors(path, "parquet"):
+            labels = file.read([label])[label].to_pylist() if label else [None] * file.metadata.num_rows
         counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         return ParquetRows(path, column, counts), labels
 
@@ -59,7 +60,7 @@ class ParquetRows(Sequence[Any]):
     def __getitem__(self, row: Any) -> Any:
         number = int(np.searchsorted(self.ends, row, side="right"))
         if number not in self.groups:
-            table = registry.require("pyarrow.parquet").ParquetFile(self.path)
+            table = parquet_file(self.path)
             self.groups[number] = table.read_row_group(number, columns=[self.column])[self.column]
             while len(self.groups) > 1 and sum(g.nbytes for g in self.groups.values()) > CACHED:
                 self.groups.popitem(last=False)

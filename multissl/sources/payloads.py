@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from multissl.sources.reading import read_part
+
 
 class Slice(NamedTuple):
     """A file inside a tar shard."""
@@ -26,9 +28,7 @@ class Slice(NamedTuple):
 
     def read(self) -> bytes:
         """Return its bytes."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return read_part(self.path, self.offset, self.size, self.name)
 
 
 class Paths(Sequence[str]):

@@ -6,9 +6,10 @@ State: none.
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from multissl.plain_data import parse_json
 
 
 class Bad(NamedTuple):
@@ -51,7 +52,7 @@ def json_rows(path: str) -> Rows:
 
 def _json_row(line: bytes, name: str) -> dict[str, Any] | Bad:
     try:
-        row = json.loads(line)
-    except ValueError as error:  # of JSON and of UTF-8
-        return Bad(f"{name} is no JSON ({error})")
+        row = parse_json(line, name)
+    except ValueError as error:
+        return Bad(str(error))
     return row if isinstance(row, dict) else Bad(f"{name} is no JSON object")

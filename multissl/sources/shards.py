@@ -24,6 +24,7 @@ from multissl.sources.base import (
 )  # fmt: skip
 from multissl.sources.names import expand_braces, find_test_file, split_in_name
 from multissl.sources.payloads import Joined
+from multissl.sources.reading import check_regular
 
 
 class ShardSource(FileSource):
@@ -77,6 +78,7 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
     for path in paths:
         if suffix_of(path) not in formats:
             raise ValueError(f"{path} is no shard; a pattern names {' or '.join(formats)} files")
+        check_regular(path)
         shard_data, shard_labels = formats[suffix_of(path)].read_shard(path, request)
         data.append(shard_data)
         labels += shard_labels

@@ -7,11 +7,12 @@ be compressed.  State: none.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Sequence
 from typing import Any
 
+from multissl.limits import LABEL_BYTES
+from multissl.plain_data import parse_json
 from multissl.sources.base import Label, Request
 from multissl.sources.names import LABELS, class_folders
 from multissl.sources.payloads import Slice
@@ -52,9 +53,10 @@ def _read_members(
                 continue
             key, suffix = f"{folder}/{stem}".lstrip("/"), f".{suffix.lower()}"
             if suffix in (".cls", ".json"):
+                LABEL_BYTES.check(member.size, f"{member.name} of {path} has")
                 file = tar.extractfile(member)
                 assert file is not None  # it is a file
-                label = _read_label(file.read(), suffix, member.name)
+                label = _read_label(file.read(), suffix, f"{member.name} of {path}")
                 if label is not None:
                     labels[key] = label
             elif suffix in suffixes:
@@ -66,11 +68,8 @@ def _read_members(
 def _read_label(content: bytes, suffix: str, name: str) -> str | None:
     """Return the class that a .cls or .json member names, or None."""
     if suffix == ".cls":
-        return content.decode().strip()
-    try:
-        fields = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{name} is no JSON ({error})") from None
+        return content.decode(errors="replace").strip()
+    fields = parse_json(content, name)
     label = fields
     if isinstance(fields, dict):
         label = next((fields[column] for column in LABELS if column in fields), None)

@@ -246,3 +246,26 @@ def test_labels_do_not_cover_each_other() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
+
+
+EVIL = "</pre><script>alert(1)</script><b onclick='x' \"&"
+
+
+def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
+    """Names of classes, captions, options, notes: whoever made the run or the data wrote them."""
+    lines: list[dict[str, Any]] = [
+        *({**line, f"terms/{EVIL}": 1.0, f"knn/{EVIL}": 2.0} for line in LINES),
+        {"kind": "note", "step": EVIL, "text": EVIL},
+        {"kind": "note", "step": 3, "text": EVIL},
+        {"kind": "alarm", "step": 4, "text": EVIL},
+    ]
+    summary = {**SUMMARY, "verdict": EVIL, "environment": {EVIL: EVIL}, "difference": [EVIL], "alarm": EVIL}
+    folder = tmp_path / "run <script>alert(1)<script>"
+    folder.mkdir()
+    run_folder(folder, lines, summary)
+    (folder / "recipe.json").write_text(json.dumps({EVIL: EVIL, "objective": {"kind": EVIL}}))
+    figure = Figure(EVIL, np.full((4, 6, 3), 200, np.uint8), EVIL)
+    page = write_report(folder, Drawn(figures=[figure], titles={f"knn/{EVIL}": EVIL})).read_text()
+    assert "<script" not in page
+    assert "onclick='x'" not in page
+    assert page.count("&lt;script") > 10

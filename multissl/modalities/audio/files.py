@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,13 @@ from torch import Tensor
 
 from multissl import registry
 from multissl.contract.data import Sample, Samples, Unreadable
+from multissl.limits import SOUND_VALUES
 from multissl.modalities.audio.resampling import check_rate, resample
 from multissl.modalities.audio.soundtrack import Track, is_film
 from multissl.modalities.audio.spectrogram import fbank, num_frames, relative, window_of
 from multissl.sources.base import Listing
 from multissl.sources.payloads import Slice
+from multissl.sources.reading import check_regular, unreadable_errors
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf")
 FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -92,22 +93,21 @@ class Clip:
     def _read(self, start: int, count: int) -> Tensor:
         self._file.seek(min(start * self.native // self.rate, self._file.frames))
         want = -(-count * self.native // self.rate)
+        SOUND_VALUES.check(
+            min(want, self._file.frames) * self._file.channels, f"{want:,} samples at once are"
+        )
         wave = torch.from_numpy(self._file.read(want, dtype="float32", always_2d=True)).mean(1)  # [S']
         return resample(wave, self.native, self.rate)[:count] if len(wave) else wave
 
     def _guarded(self, call: Any, *arguments: Any) -> Any:
-        try:
+        with unreadable_errors(self.index, self.name):
             return call(*arguments)
-        except (OSError, ValueError, RuntimeError, EOFError) as error:  # libsndfile's error is a RuntimeError
-            reason = (str(error) or "broken").splitlines()[0].rstrip(".")
-            message = reason if self.name in reason else f"{self.name}: {reason}"
-            raise Unreadable(self.index, message) from None
 
 
 def _open(data: Any) -> Any:
     if data is None:
         raise ValueError("the cell is empty")
-    if isinstance(data, str | Path) and not os.path.getsize(data):
+    if isinstance(data, str | Path) and not check_regular(data):
         raise ValueError("the file is empty")
     name = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
     if isinstance(data, Slice):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from multissl import registry
+from multissl.limits import SOUND_VALUES
 from multissl.modalities.audio.resampling import check_rate
 from multissl.modalities.video.clock import PAUSE, read_clock
 
@@ -43,13 +44,16 @@ class Track:
         with opened() as container:
             stream = container.streams.audio[0]
             check_rate(stream.rate)
-            parts = [
-                (f.time, f.to_ndarray(), f.format.is_planar, f.layout.nb_channels)
-                for f in _frames(av, stream)
-            ]
-            self.samplerate: int = stream.rate
+            parts, values = [], 0
+            for f in _frames(av, stream):
+                parts.append((f.time, f.to_ndarray(), f.format.is_planar, f.layout.nb_channels))
+                values += parts[-1][1].size
+                SOUND_VALUES.check(values, "its sound has at least")
+            self.samplerate, self.channels = int(stream.rate), 1
         if not parts:
             raise ValueError("its sound cannot be decoded")
+        if length is not None:
+            SOUND_VALUES.check(round(length * self.samplerate), "its pictures last")
         waves = [(a if planar else a.reshape(-1, n).T).mean(0) for _, a, planar, n in parts]
         counted = begin is None and length is not None
         begin = next((t for t, *_ in parts if t is not None), 0.0) if begin is None else begin

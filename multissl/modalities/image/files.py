@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from multissl.contract.data import Sample, Samples, Unreadable
+from multissl.modalities.image.headers import check_pixels, check_size
 from multissl.sources.payloads import Slice
+from multissl.sources.reading import read_array, read_file, unreadable_errors
 
 MEASURED = 1000
 """Images that channel statistics are taken from."""
@@ -36,16 +39,12 @@ def load(sample: Sample, channels: int) -> Tensor:
     data = sample.data
     file = isinstance(data, str | Path)
     name = str(data) if file else data.name if isinstance(data, Slice) else f"sample {sample.index}"
-    try:
+    with unreadable_errors(sample.index, name):
         if isinstance(data, Slice):
             data = data.read()
         elif file:
-            with open(data, "rb") as f:
-                data = f.read()
+            data = read_file(data)
         image = decode(data, channels)
-    except (OSError, ValueError, RuntimeError, EOFError, MemoryError) as error:
-        reason = (str(error) or "broken").splitlines()[0]
-        raise Unreadable(sample.index, f"{name}: {reason}") from None
     _, height, width = image.shape
     small, large = min(height, width), max(height, width)
     if small < SMALL or large > max(LARGE, 32 * small):
@@ -88,20 +87,33 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
     if not data:
         raise ValueError("the file is empty")
     if data.startswith(b"\x93NUMPY"):
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return read_array(data)
     if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
+        check_pixels(data)
         mode = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}.get(channels, ImageReadMode.UNCHANGED)
         image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
         return image[0] if image.dim() == 4 else image  # the first frame of a GIF
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _without_limit(Image), Image.open(io.BytesIO(data)) as image:
+            check_size(*image.size)
             return _pages(image)
     except UnidentifiedImageError:
         raise ValueError(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
         raise ValueError(str(error) or type(error).__name__) from None
+
+
+@contextlib.contextmanager
+def _without_limit(module: Any) -> Iterator[None]:
+    """Leave out Pillow's own limit of pixels, which no message says how to lift: ours is asked instead."""
+    before = module.MAX_IMAGE_PIXELS
+    module.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        module.MAX_IMAGE_PIXELS = before
 
 
 def _pages(image: Any) -> np.ndarray:
@@ -113,6 +125,8 @@ def _pages(image: Any) -> np.ndarray:
     pages = getattr(image, "n_frames", 1)
     if pages == 1 or image.format != "TIFF" or len(image.getbands()) > 1:
         return np.asarray(image)
+    width, height = image.size
+    check_size(width, height, pages)
     stack = []
     for page in range(pages):
         image.seek(page)

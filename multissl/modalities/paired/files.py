@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from multissl import registry
 from multissl.modalities.paired.keys import folder_members, keyed, tar_members
 from multissl.modalities.paired.parts import Options, Pairs, cells_of, joined, made, rows_with_values
 from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
+from multissl.sources.reading import check_regular, file_errors, parquet_file
 from multissl.sources.rows import Rows, csv_rows, json_rows
 
 TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
@@ -32,7 +32,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
     place = os.path.expanduser(path)
     if os.path.isdir(place):
         return keyed(folder_members(place), options)
-    files = [place, *find_test_file(place)] if os.path.isfile(place) else []
+    files = [place, *find_test_file(place)] if os.path.exists(place) else []
     files = files or sorted(p for part in expand_braces(place) for p in glob.glob(part))
     if not files:
         raise ValueError(
@@ -40,6 +40,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
         )
     found = []
     for file in files:
+        check_regular(file)
         suffix = Path(file).suffix.lower()
         if suffix not in FILES:
             raise ValueError(f"{file} is no source of pairs; known: a folder, {', '.join(FILES)}")
@@ -96,11 +97,12 @@ def _row(row: dict[str, Any], column_of: dict[str, str], root: str, options: Opt
 
 def parquet_rows(path: str, options: Options) -> Pairs:
     """Return the pairs of a parquet table: files stay in it and are read by row group, all else is held in memory."""
-    file = registry.require("pyarrow.parquet").ParquetFile(path)
+    file = parquet_file(path)
     known = file.schema_arrow.names
     column_of = _columns_of_streams(options, known)
     files = {column_of[s]: s for s, w in options.streams.items() if w.form == "file" and column_of[s]}
-    table = file.read([c for c in known if c not in files]).to_pylist()
+    with file_errors(path, "parquet"):
+        table = file.read([c for c in known if c not in files]).to_pylist()
     if not known or not (table or file.metadata.num_rows):
         raise ValueError("the table holds no rows")
     table = table or [{} for _ in range(file.metadata.num_rows)]

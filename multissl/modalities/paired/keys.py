@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import tarfile
 from collections import Counter
@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from multissl.limits import LABEL_BYTES
 from multissl.modalities.paired.parts import Options, Pairs, cells_of, made
+from multissl.plain_data import parse_json
 from multissl.sources.folder import walk
 from multissl.sources.names import read_folders
 from multissl.sources.payloads import Slice
+from multissl.sources.reading import check_regular, first_line, read_file
 from multissl.sources.rows import Bad
 
 
@@ -31,10 +34,13 @@ class Member(NamedTuple):
 
 def tar_members(path: str) -> Iterator[Member]:
     """The files of a plain tar, which are read where they lie."""
+    check_regular(path)
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isfile():
+                    if member.name.endswith((".json", ".cls")):
+                        LABEL_BYTES.check(member.size, f"{member.name} of {path} has")
                     found = Slice(path, member.offset_data, member.size, member.name)
                     yield Member(member.name.removeprefix("./"), found, found.read)
     except tarfile.TarError as error:
@@ -45,7 +51,7 @@ def folder_members(root: str) -> Iterator[Member]:
     """The files below a folder, in order of their names."""
     for name in sorted(walk(root)):
         path = Path(root, name)
-        yield Member(name.replace(os.sep, "/"), str(path), path.read_bytes)
+        yield Member(name.replace(os.sep, "/"), str(path), functools.partial(read_file, path))
 
 
 def keyed(members: Iterator[Member], options: Options) -> Pairs:
@@ -75,9 +81,9 @@ def _fields(found: dict[str, Member]) -> dict[str, Any] | Bad:
         record["label"] = found[".cls"].read().decode(errors="replace").strip()
     if ".json" in found:
         try:
-            given = json.loads(found[".json"].read())
-        except ValueError as error:
-            return Bad(f"{found['.json'].name} is no JSON ({error})")
+            given = parse_json(found[".json"].read(), found[".json"].name)
+        except (OSError, ValueError) as error:
+            return Bad(first_line(error))
         if not isinstance(given, dict):
             return Bad(f"{found['.json'].name} is no JSON object")
         record |= given

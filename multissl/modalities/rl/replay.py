@@ -12,8 +12,9 @@ State: none but what was read.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multissl.contract.data import Sample, Samples, Unreadable
+from multissl.limits import check_unpacked
 from multissl.modalities.rl.actions import encode_actions, num_choices
 from multissl.modalities.rl.pixels import RENDER, as_bytes, layout_of, newest, sight_of
 from multissl.random import RowRandom
@@ -225,8 +227,8 @@ def read_replay(path: str, layout: str = "", entry: str = "") -> Replay:
             "no such file; give .npz, .h5, gym:NAME, minari:NAME, or nothing for the built-in game"
         )
     try:
-        arrays = _hdf5(path) if path.endswith((".h5", ".hdf5")) else _npz(path)
-        return from_arrays(arrays, layout, entry)
+        with _open(path) as arrays:
+            return from_arrays(arrays, layout, entry)
     except ValueError as error:
         if "pickle" not in str(error):
             raise
@@ -240,15 +242,37 @@ def read_replay(path: str, layout: str = "", entry: str = "") -> Replay:
         raise ValueError(f"cannot be read as {kind} ({error}): is the file whole?") from error
 
 
-def _npz(path: str) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the arrays of a file by name; what is read of them is checked against the limits first."""
+    if path.endswith((".h5", ".hdf5")):
+        with require("h5py").File(path, "r") as file:
+            arrays = {name: member for name, member in file.items() if hasattr(member, "shape")}
+            yield Arrays(arrays, lambda name: (arrays[name].id.get_storage_size(), arrays[name].nbytes))
+        return
     # numpy leaves a file that it opened itself open where the archive turns out to be broken
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-        return {k: file[k] for k in file.files}
+        members = {info.filename.removesuffix(".npy"): info for info in file.zip.infolist()}
+        yield Arrays(file, lambda name: (members[name].compress_size, members[name].file_size))
 
 
-def _hdf5(path: str) -> dict[str, np.ndarray]:
-    with require("h5py").File(path, "r") as file:
-        return {k: np.asarray(v) for k, v in file.items() if hasattr(v, "shape")}
+class Arrays(Mapping[str, np.ndarray]):
+    """Arrays of an open file, each read when it is asked for."""
+
+    def __init__(self, file: Mapping[str, Any], sizes: Callable[[str], tuple[int, int]]) -> None:
+        """Take what says of a name how many bytes its array has in the file, and in memory."""
+        self.file, self.sizes = file, sizes
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        packed, unpacked = self.sizes(name)
+        check_unpacked(packed, unpacked, f"array {name!r}")
+        return np.asarray(self.file[name])
 
 
 def from_arrays(given: Mapping[str, Any], layout: str = "", entry: str = "") -> Replay:

@@ -27,6 +27,7 @@ import numpy as np
 
 from multissl import registry
 from multissl.sources.names import find_test_file
+from multissl.sources.reading import check_regular, file_errors, parquet_file
 
 MISSING = {"", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL"}
 """What stands in a cell of a csv file that is missing."""
@@ -113,15 +114,19 @@ def _open(data: str) -> Table:
             raise ValueError("a table in the memory of a Python program: only that program can read it")
         return _frame(MEMORY[data])
     path = Path(data).expanduser()
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     if not path.is_file():
         raise ValueError("no such file; give a .csv, .tsv, .parquet or .feather file, sklearn:NAME, or demo")
     match path.suffix.lower():
         case ".csv" | ".tsv" | ".txt":
             return _csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
         case ".parquet" | ".pq":
-            return _arrow(registry.require("pyarrow.parquet").read_table(path))
+            with file_errors(path, "parquet"):
+                return _arrow(parquet_file(path).read())
         case ".feather" | ".arrow":
-            return _arrow(registry.require("pyarrow.feather").read_table(path))
+            with file_errors(path, "feather"):
+                return _arrow(registry.require("pyarrow.feather").read_table(path))
     raise ValueError(f"a {path.suffix or 'nameless'} file is no table; known: .csv, .tsv, .parquet, .feather")
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multissl import registry
 from multissl.contract.data import Sample, Samples
 from multissl.modalities.text.tokenizer import Tokens
 from multissl.sources.base import Label, Listing
@@ -24,6 +23,7 @@ from multissl.sources.copies import IN_MEMORY, Copies, digest_of
 from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_name
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
+from multissl.sources.reading import check_regular, file_errors, first_line, parquet_file, read_file
 from multissl.sources.rows import Bad, Rows, csv_rows, json_rows
 from multissl.sources.splits import classes_of, split_rows
 
@@ -93,12 +93,15 @@ def _file(data: Any) -> str | Bad:
     name = data.name if isinstance(data, Slice) else data if isinstance(data, str) else "a cell"
     try:
         if isinstance(data, str) and not os.path.isfile(data):
+            if os.path.exists(data) and not os.path.isdir(data):
+                check_regular(data)
             return data  # a cell that is text
         if isinstance(data, str):
-            return _decoded(Path(data).read_bytes(), name)
+            return _decoded(read_file(data), name)
         return _decoded(data.read() if isinstance(data, Slice) else data, name)
-    except OSError as error:
-        return Bad(f"{name}: {error.strerror or error}")
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        return Bad(reason if name in reason else f"{name}: {reason}")
 
 
 def _decoded(content: bytes, name: str) -> str | Bad:
@@ -137,13 +140,14 @@ def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | B
         texts = list(_documents(Path(path).read_bytes(), Path(path).name))
         return texts, [None] * len(texts), [""] * len(texts)
     if suffix == ".parquet":
-        file = registry.require("pyarrow.parquet").ParquetFile(path)
+        file = parquet_file(path)
         known = [*file.schema_arrow.names]
         wanted, where = _columns(known, column, label)
         used: list[str] = [
             *dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])
         ]
-        table = file.read(used).to_pydict()
+        with file_errors(path, "parquet"):
+            table = file.read(used).to_pydict()
         rows: Rows = [dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)]
     elif suffix in (".csv", ".tsv"):
         rows, known = csv_rows(path, "\t" if suffix == ".tsv" else ",")

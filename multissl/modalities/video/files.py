@@ -22,12 +22,14 @@ from torch import Tensor
 from multissl import registry
 from multissl.contract.data import Sample, Unreadable
 from multissl.modalities.image.files import decode
+from multissl.modalities.image.headers import check_size
 from multissl.modalities.video.clips import Clip
 from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
 from multissl.sources.base import Listing
 from multissl.sources.names import natural_key, read_folders
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Paths, Slice
+from multissl.sources.reading import check_regular, first_line, read_array, read_file
 from multissl.sources.shards import shard_formats
 from multissl.sources.splits import SplitSamples, select_split
 
@@ -77,10 +79,9 @@ def unreadable(sample: Sample, error: Exception) -> Unreadable:
     """Return an error as `Unreadable`, in one line that names the file."""
     data = sample.data
     named = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
-    lines = (str(error) or type(error).__name__).strip().splitlines()
     if isinstance(error, ImportError):  # no fault of the file: say it and stop
         raise error
-    return Unreadable(sample.index, f"{named or f'sample {sample.index}'}: {lines[0]}")
+    return Unreadable(sample.index, f"{named or f'sample {sample.index}'}: {first_line(error)}")
 
 
 def open_clip(data: Any) -> Clip:
@@ -95,15 +96,32 @@ def open_clip(data: Any) -> Clip:
     if isinstance(data, str | Path):
         if os.path.isdir(data):
             return Folder(str(data))
-        if os.path.getsize(data) == 0:
+        if check_regular(data) == 0:
             raise ValueError("the file is empty")
     elif not data:
         raise ValueError("the file is empty")
     if name.endswith(".npy") or (isinstance(data, bytes) and data.startswith(b"\x93NUMPY")):
-        return Array(np.load(io.BytesIO(data) if isinstance(data, bytes) else data, allow_pickle=False))
+        return Array(read_array(data if isinstance(data, bytes) else read_file(data)))
+    _check_frame(data)
     with contextlib.suppress(Exception):  # PyAV says what is wrong, or reads it
         return Decord(data)
     return PyAV(data)
+
+
+def _check_frame(data: Any) -> None:
+    """Raise a ValueError where a frame has more pixels than the limit, by what the file's header says."""
+    size = None
+    # what is wrong with the file is said by who decodes it
+    with contextlib.suppress(Exception), registry.require("av").open(_source(data)) as container:
+        context = container.streams.video[0].codec_context
+        size = context.width, context.height
+    if size:
+        check_size(*size)
+
+
+def _source(data: Any) -> Any:
+    """Return what decoders open: the path of a file, or its bytes as a file."""
+    return io.BytesIO(data) if isinstance(data, bytes) else str(data)
 
 
 class Decord(Clip):
@@ -113,8 +131,7 @@ class Decord(Clip):
         if _is_mpeg(data):
             raise ValueError("an MPEG stream has no index, by which decord finds its frames")
         decord = _decord()
-        source = io.BytesIO(data) if isinstance(data, bytes) else str(data)
-        self.data, self.reader = data, decord.VideoReader(source, num_threads=1)
+        self.data, self.reader = data, decord.VideoReader(_source(data), num_threads=1)
         self.times = self.reader.get_frame_timestamp(list(range(len(self.reader))))[:, 0].astype(np.float64)
         if not runs_well(self.times):
             raise ValueError("its clock cannot be believed")
@@ -172,8 +189,7 @@ class PyAV(Clip):
             raise ValueError("no frames in it")
 
     def _open(self) -> Any:
-        av = registry.require("av")
-        return av.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data))
+        return registry.require("av").open(_source(self.data))
 
     def read(self, index: Sequence[int]) -> np.ndarray:
         """Return some frames: uint8 [T, H, W, 3]."""
@@ -232,7 +248,7 @@ class Folder(Clip):
         """Return some frames: uint8 [T, H, W, 3]."""
         frames = []
         for i in index:
-            pixels = decode(Path(self.paths[i]).read_bytes(), 3)
+            pixels = decode(read_file(self.paths[i]), 3)
             if pixels.dtype != torch.uint8:
                 raise ValueError(f"{os.path.basename(self.paths[i])} has 16 bits per color: want 8")
             if frames and pixels.shape[1:] != frames[0].shape[:2]:
