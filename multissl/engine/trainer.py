@@ -177,6 +177,7 @@ class Trainer:
         if self.metrics:
             self.metrics.log(kind, step, metrics)
 
+    # long: the order of what happens in a step is told in one place
     def _loop(self, start: int) -> None:
         cfg, window = self.cfg, Window()
         unread: deque[Taken] = deque()
