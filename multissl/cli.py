@@ -96,14 +96,14 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     if words.help:
         return print_options(words, rest)
     recipe, default = options.open_recipe(
-        name, rest, ("out", "restart", "trust"), Trust(everything=words.trust)
+        name, rest, ("out", "restart", "trust", "accept_data"), Trust(everything=words.trust)
     )
     folder = Path(words.out or Path("runs") / folder_name(name))
     if words.restart and (old := set_aside(folder)):
         print(f"{folder} is now {old.name}")
     from multissl.run.train import train as run_recipe
 
-    run_recipe(recipe, folder, default, file=file_of(name))
+    run_recipe(recipe, folder, default, file=file_of(name), accept_data=words.accept_data)
     return 0
 
 

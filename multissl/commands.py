@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
                 "action": "store_true",
                 "help": "set an old run in that folder aside and start again",
             },
+            "--accept-data": {
+                "action": "store_true",
+                "help": "resume though the data is not what the run was trained on so far",
+            },
             **TRUST,
         },
     ),

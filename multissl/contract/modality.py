@@ -129,6 +129,15 @@ class Modality(Component, ABC):
         """
         return [DataOf(self.dataset(split))]
 
+    def known_by(self, split: str) -> list[Sequence[Any]]:
+        """Return columns that tell a split's samples from others, by which a run knows its data again.
+
+        Each has an entry for every sample: a path, a part of a file, a text, a number. Files are known by name and
+        size. By default what the samples hold, and their labels; no columns: data that is drawn from the options alone.
+        """
+        samples = self.dataset(split)
+        return [DataOf(samples), samples.class_numbers()] if self.contents(split) else []
+
     def thumbnail(self, sample: Sample) -> np.ndarray | None:
         """Return a sample as a picture of 8 x 8 pixels, float32 [8, 8, C], by which near-duplicates are counted.
 

@@ -16,7 +16,9 @@ def measurements(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the evaluations of a run's record, each figure an `Estimate` where the record knows more of it."""
     known = {line["step"]: line for line in lines if line["kind"] == "estimates"}
     found = []
-    for line in (x for x in lines if x["kind"] == "eval"):
+    evals = [x for x in lines if x["kind"] == "eval"]
+    floors = [x for x in evals if not x["step"]][-1:]  # measured again where the data changed
+    for line in [*floors, *(x for x in evals if x["step"])]:
         more = known.get(line["step"], {})
         figures = {
             k: restored(v, more[k]) if k in more and k not in ("kind", "step") and v is not None else v

@@ -133,14 +133,15 @@ class Trainer:
         self.stop = False
         self.bad_in_a_row = 0
 
-    def fit(self, notes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def fit(self, notes: Sequence[str] = (), *, floors_again: bool = False) -> list[dict[str, Any]]:
         """Train from the newest checkpoint, or from the start, to the last step; return the lines of the record.
 
         One of the last step or a later one is loaded, and nothing is trained. A new record begins with `notes`, which
-        are said, too.
+        are said, too. `floors_again`: measure the untrained encoder and the baselines before a resume, too.
         """
-        start, mark = 0, None
+        start, mark, untrained = 0, None, dict[str, float]()
         if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
+            untrained = self._measured(0, first=True) if floors_again else {}
             start = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
             mark = newest[1]["record"]
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
@@ -158,6 +159,8 @@ class Trainer:
                     self.display.say(text)
                     self._write("note", 0, {"text": text})
                 self._evaluate(0, first=True)
+            if untrained:
+                self._write_evaluation(0, untrained, first=True)
             if start < self.cfg.steps:
                 self._loop(start)
         return read_json_lines(self.places.metrics)
@@ -315,10 +318,16 @@ class Trainer:
     def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
         """Run the evaluators that are due; return the seconds it took."""
         began = time.perf_counter()
+        if metrics := self._measured(step, first=first, last=last):
+            self._write_evaluation(step, metrics, first=first, last=last)
+        return time.perf_counter() - began
+
+    def _measured(self, step: int, first: bool = False, last: bool = False) -> dict[str, float]:
+        """Return what the evaluators that are due measure."""
         progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         due = self._due(step, first=first, last=last)
         if not due:
-            return 0.0
+            return {}
         self.learner.eval()
         metrics: dict[str, float] = {}
         idle: list[str] = []
@@ -336,19 +345,23 @@ class Trainer:
         if idle:
             flags = " ".join(f"--evals.{name} none" for name in idle)
             self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
-        if metrics:
-            self.evaluations.append({"step": step, **{n: float(v) for n, v in metrics.items()}})
-            self.worries = alarms(self.evaluators, self.evaluations)
-            self._write("eval", step, metrics)
-            # scores are compared between the untrained and the last encoder alone
-            known = {
-                n: v.to_json(with_scores=first or last) for n, v in metrics.items() if isinstance(v, Estimate)
-            }
-            if known and self.metrics:
-                self.metrics.record.log("estimates", step, known)
-            when = "step 0, before training" if first else f"step {step}"
-            self.display.say(f"{when}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
-        return time.perf_counter() - began
+        return metrics
+
+    def _write_evaluation(
+        self, step: int, metrics: Mapping[str, float], first: bool = False, last: bool = False
+    ) -> None:
+        """Record what was measured, say it, and see what is wrong with it."""
+        self.evaluations.append({"step": step, **{n: float(v) for n, v in metrics.items()}})
+        self.worries = alarms(self.evaluators, self.evaluations)
+        self._write("eval", step, metrics)
+        # scores are compared between the untrained and the last encoder alone
+        known = {
+            n: v.to_json(with_scores=first or last) for n, v in metrics.items() if isinstance(v, Estimate)
+        }
+        if known and self.metrics:
+            self.metrics.record.log("estimates", step, known)
+        when = "step 0, before training" if first else f"step {step}"
+        self.display.say(f"{when}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

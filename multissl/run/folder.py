@@ -1,8 +1,8 @@
 """The folder of a run, and the only place that knows what the files in it are called.
 
-A run's folder holds `recipe.json`, `metrics.jsonl`, `checkpoints/`, `encoder.safetensors`, `modality.json`,
-`summary.json` and `report.html`, a folder for each logger that keeps files, `recipe_code/` where the recipe comes from
-a Python file or names code that is no installed package's, and `nonfinite/` where steps were skipped.
+A run's folder holds `recipe.json`, `data.json`, `metrics.jsonl`, `checkpoints/`, `encoder.safetensors`,
+`modality.json`, `summary.json` and `report.html`, a folder for each logger that keeps files, `recipe_code/` where the
+recipe comes from a Python file or names code that is no installed package's, and `nonfinite/` where steps were skipped.
 What lies inside a checkpoint is up to `engine.checkpoint`. Files are whole at any moment: see `multissl.files`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,11 @@ class RunFolder(Places):
         return self.path / "report.html"
 
     @property
+    def data(self) -> Path:
+        """Return the file of what the run's data is known by, and from which step on."""
+        return self.path / "data.json"
+
+    @property
     def code(self) -> Path:
         """Return the folder of copies of the source files that the recipe comes from or names."""
         return self.path / "recipe_code"
@@ -93,6 +98,7 @@ class RunFolder(Places):
             self.checkpoints,
             self.nonfinite(0, 0).parent,
             self.code,
+            self.data,
             self.recipe,
             self.metrics,
             self.encoder,
@@ -150,6 +156,16 @@ class RunFolder(Places):
         """Write the options; the folder is made if need be. Raises an OSError where it cannot be."""
         make_folder(self.path)
         replace_text(self.recipe, json.dumps(options, indent=1))
+
+    def read_data(self) -> list[dict[str, Any]]:
+        """Return what the data was known by, each entry from a step on; none where nothing was written down."""
+        values = _read_json(self.data)
+        return list(values.get("entries", []))
+
+    def write_data(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the data is known by."""
+        with self._writing():
+            replace_text(self.data, json.dumps({"format": 1, "entries": [*entries]}, indent=1))
 
     def write_code(self, sources: Mapping[str, bytes]) -> None:
         """Write copies of source files, by their place below the folder of copies."""

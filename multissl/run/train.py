@@ -31,6 +31,7 @@ from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, read_recipe
 from multissl.run.copies import describe_copies
 from multissl.run.folder import RunFolder
+from multissl.run.identity import DataChangedError, check_data, identity_of
 from multissl.run.model import load
 from multissl.run.report import draw, write_report
 from multissl.version import __version__
@@ -54,7 +55,12 @@ class Result:
 
 
 def train(
-    recipe: Recipe, folder: Path | str, default: Recipe | None = None, *, file: Path | None = None
+    recipe: Recipe,
+    folder: Path | str,
+    default: Recipe | None = None,
+    *,
+    file: Path | None = None,
+    accept_data: bool = False,
 ) -> Result:
     """Run a recipe in a folder, from its newest checkpoint if there is one; a finished run tells its result again.
 
@@ -62,7 +68,7 @@ def train(
     last checkpoint and that moment writes what it ships from the checkpoint, without training.
     `default` is the recipe whose differences the report shows, `file` the Python file that it comes from, if any: it
     is copied into the run, as are files of code that the recipe names. Having trained with that code, the user can
-    read the run from anywhere.
+    read the run from anywhere. `accept_data`: go on though the data is not what the run was trained on so far.
     """
     run = RunFolder(folder)
     with process_group() as device:
@@ -85,7 +91,8 @@ def train(
                 trainer.display.say(f"{run.path} has finished its {run.finish()['step']} steps already")
             else:
                 trainer.display.say(describe(recipe, parts, device))
-                lines = trainer.fit(first_notes(run, recipe, parts, device))
+                other_data = data_changed(run, parts, accept_data)
+                lines = trainer.fit(first_notes(run, recipe, parts, device), floors_again=other_data)
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))
             seconds = None if told else time.time() - began
@@ -127,6 +134,22 @@ def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> list[di
 def options_of(recipe: Recipe) -> dict[str, Any]:
     """Return what the file of a recipe holds."""
     return {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}
+
+
+def data_changed(run: RunFolder, parts: Parts, accept: bool) -> bool:
+    """Return whether the run goes on with other data; raise a `DataChangedError` where that was not accepted."""
+    problem, changed = "", False
+    if is_main():
+        identity = identity_of(parts.modality, with_validation=bool(parts.evaluators))
+        step = checkpoint.newest_step(run.checkpoints)
+        try:
+            changed = check_data(run, identity, step=step, accept=accept, plural=parts.modality.plural)
+        except DataChangedError as error:
+            problem = str(error)
+    problem, changed = broadcast_object((problem, changed))
+    if problem:
+        raise DataChangedError(problem)
+    return changed
 
 
 def keep_code(run: RunFolder, names: list[str], file: Path | None) -> None:

@@ -61,7 +61,7 @@ class Joined(Sequence[Any]):
 class Some(Sequence[Any]):
     """Some items of a sequence."""
 
-    def __init__(self, data: Sequence[Any], rows: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, data: Sequence[Any] | np.ndarray, rows: Sequence[int] | np.ndarray) -> None:
         self.data, self.rows = data, np.asarray(rows, dtype=np.int64)
 
     def __len__(self) -> int:

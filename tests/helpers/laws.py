@@ -248,7 +248,7 @@ def _written_out(name: str, known: Mapping[str, str]) -> str:
 
 
 RUN_FILES = {"recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors", "modality.json",
-             "checkpoints", "nonfinite", "recipe_code"}  # fmt: skip
+             "checkpoints", "nonfinite", "recipe_code", "data.json"}  # fmt: skip
 """What the files and folders of a run are called."""
 
 

@@ -204,6 +204,14 @@ class Paired(Modality):
             return self.members[source.first].contents(split)
         return source.contents(split) if self.cfg.data else []
 
+    def known_by(self, split: str) -> list[Sequence[Any]]:
+        """Return what every stream of a row is; of join=label what the first member's samples are."""
+        self._learn()
+        source = self.pairs()
+        if isinstance(source, Same):
+            return self.members[source.first].known_by(split)
+        return source.known_by(split) if self.cfg.data else []
+
     def thumbnail(self, sample: Sample) -> np.ndarray | None:
         """Return the thumbnail of the first stream that has one."""
         if not isinstance(sample.data, Record):

@@ -162,6 +162,11 @@ class Rows:
         """What two rows have in common where one is a copy of the other."""
         return self._contents(np.concatenate(self.places(split)))
 
+    def known_by(self, split: str) -> list[Sequence[Any]]:
+        """Return the payloads of every stream that is read."""
+        rows = np.concatenate(self.places(split))
+        return [Some(self.parts[name], rows) for name in self.forms if name not in self.cfg.prompts]
+
     def _contents(self, rows: np.ndarray) -> list[Sequence[Any]]:
         """The files of some rows, any of which may make them copies; without files all that a row holds."""
         read = [name for name in self.forms if name not in self.cfg.prompts]

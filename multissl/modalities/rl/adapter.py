@@ -34,10 +34,19 @@ from multissl.modalities.masks.rows import Kind
 from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack_alone
 from multissl.modalities.rl.figures import gray, stack_panel
 from multissl.modalities.rl.pixels import check_layout
-from multissl.modalities.rl.replay import Moment, Moments, Replay, bursts, read_replay, split_episodes
+from multissl.modalities.rl.replay import (
+    Episodes,
+    Moment,
+    Moments,
+    Replay,
+    bursts,
+    read_replay,
+    split_episodes,
+)
 from multissl.modalities.rl.views import cut, draw_moves, still
 from multissl.modalities.views import build_views, draw_roles, ids_of, roles, with_masks
 from multissl.random import RowRandom
+from multissl.sources.payloads import Some
 
 LEAST = {"size": 1, "local_size": 1, "patch": 1, "frame": 0, "stack": 1, "episodes": 3, "steps": 2, "shift": 0,
          "horizon": 0, "gap": -1, "burst": 1, "pace": 1, "mask_group": 1, "intensity": 0}  # fmt: skip
@@ -233,6 +242,12 @@ class RL(HasStates):
         everyone = np.arange(len(self.replay().start) - 1)
         sets = self.replay().copies.among(everyone).sets
         return [sets[self._episodes(split)].tolist()]
+
+    def known_by(self, split: str) -> list[Sequence[Any]]:
+        """Return frames and actions of every episode; nothing of those that are made, which the options tell."""
+        if not self.cfg.data or self.cfg.data.startswith("gym:"):
+            return []
+        return [Some(Episodes(self.replay()), self._episodes(split))]
 
     def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
         """What is known of the world behind a split's frames: values [S, n], NaN where unknown, and their names."""

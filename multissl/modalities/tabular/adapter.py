@@ -35,6 +35,7 @@ from multissl.modalities.tabular.schema import Scaling, Schema
 from multissl.modalities.tabular.source import UNNAMED, TableSource, as_column, read_source, source_of
 from multissl.modalities.tabular.tables import Table
 from multissl.random import RowRandom
+from multissl.sources.payloads import Some
 
 log = logging.getLogger("multissl")
 STREAM = "tabular"
@@ -208,6 +209,13 @@ class Tabular(HasTargets):
         """Return numbers that are equal for rows whose columns, without the label, are equal."""
         rows = self.fit().rows()
         return [[None if row in rows.broken else rows.copies[row] for row in rows.splits[split].tolist()]]
+
+    def known_by(self, split: str) -> list[Sequence[Any]]:
+        """Return the columns of the table as they were read, that of the label among them."""
+        rows = self.fit().rows().splits[split]
+        source = self._source or read_source(self.cfg)
+        label = [] if source.label is None else [source.label]
+        return [Some(column, rows) for column in (*source.table.columns.values(), *label)]
 
     def targets(self, split: str) -> Tensor | None:
         """The numbers to predict, float32 [S of the split], NaN where unknown; None where the label is a class."""

@@ -196,6 +196,11 @@ class Text(HasText):
         """Return what is equal for equal documents."""
         return [self._documents(split).contents]
 
+    def known_by(self, split: str) -> list[Sequence[Any]]:
+        """Return a digest of every document, and its label."""
+        documents = self._documents(split)
+        return [documents.contents, documents.class_numbers()]
+
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Windows of every role, int64 [V*B, L], which ids are real, masks, targets, and who the samples are."""
         plan, cfg = plans["text"], self.cfg
