@@ -7,6 +7,7 @@ torch imports none: help, the list of recipes and a mistyped name answer at once
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -33,11 +34,30 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads us has seen enough: multissl list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return fail(RuntimeError(described(error)), 1)
     except RuntimeError as error:
         # Ours say what to do; anything else is a bug, and a bug keeps its traceback.
         if type(error).__module__.startswith("multissl"):
             return fail(error, 130 if type(error).__name__ == "Interrupted" else 1)
         raise
+
+
+def described(error: OSError) -> str:
+    """Return an error of the system in one line, with a way out where there is one."""
+    reason = error.strerror or str(error) or type(error).__name__
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    ways = {
+        errno.ENOSPC: "; free some space, then repeat the command",
+        errno.EDQUOT: "; free some space, then repeat the command",
+        errno.EROFS: "; name a place that can be written to",
+        errno.EACCES: "; look at whom it belongs to, or name another place",
+        errno.EMFILE: "; raise the limit with ulimit -n, or give fewer --data.workers",
+    }
+    way = ways.get(error.errno or 0, "")
+    if "temporary directory" in reason:
+        way = "; set TMPDIR to a folder that can be written to"
+    return f"{name}{reason}{way}"
 
 
 def fail(error: Exception, code: int) -> int:

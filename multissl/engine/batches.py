@@ -29,6 +29,7 @@ from multissl.contract.data import Batch, Raw, Sample, Unreadable
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Plans
 from multissl.devices import copied
+from multissl.engine.deaths import named_deaths
 from multissl.random import RowRandom
 
 WORKER, DEVICE = 0, 1
@@ -173,7 +174,8 @@ def _batches(
     try:
         for step in range(start, stop):
             before = time.perf_counter()
-            raw, skipped = next(batches)
+            with named_deaths(batches):
+                raw, skipped = next(batches)
             waited = time.perf_counter() - before
             batch = raw.to(device) if steps.final else steps.views(copied(raw, device), step, device)
             yield Fetched(batch, skipped, waited)
