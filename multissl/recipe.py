@@ -44,6 +44,11 @@ class Recipe(Loop):
 
     def __post_init__(self) -> None:
         super(Recipe, self).__post_init__()
+        if self.optim.warmup + self.optim.cooldown > self.steps and self.optim.cooldown:
+            raise ValueError(
+                f"optim.cooldown={self.optim.cooldown} and optim.warmup={self.optim.warmup} are more than "
+                f"steps={self.steps}: want steps for both"
+            )
         for option, names in (("locked", self.locked), ("lr_by_stream", self.lr_by_stream)):
             for stream in (s for s in names if s not in self.encoders):
                 raise ValueError(f"{option} names {stream!r}, no stream{suggest(stream, self.encoders)}")

@@ -28,6 +28,8 @@ class Schedule:
     drops: tuple[int, ...] = ()
     """Of shape steps: from each of these steps on the value is `factor` times what it was; `final` is not read."""
     factor: float = 0.1
+    cooldown: int = 0
+    """Of shape constant: so many steps before `total` it begins to fall, on a line, to `final` at `total`."""
 
     def at(self, step: int, total: int) -> float:
         """The value at `step` of a run of `total` steps."""
@@ -48,6 +50,8 @@ class Schedule:
                 return self.final + (self.base - self.final) * (1 + math.cos(math.pi * share)) / 2
             case "linear":
                 return self.base + (self.final - self.base) * share
+            case _ if step > total - self.cooldown:
+                return self.final + (self.base - self.final) * (total - step) / self.cooldown
             case _:
                 return self.base
 

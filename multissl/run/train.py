@@ -30,6 +30,7 @@ from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, read_recipe
 from multissl.run.copies import describe_copies
+from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, check_data, identity_of
 from multissl.run.model import load
@@ -72,6 +73,7 @@ def train(
     """
     run = RunFolder(folder)
     with process_group() as device:
+        before = run.read_recipe().get("steps", recipe.steps)
         lines = prepare(run, recipe, file)
         began = time.time()
         parts = build(recipe, device)
@@ -92,6 +94,8 @@ def train(
             else:
                 trainer.display.say(describe(recipe, parts, device))
                 other_data = data_changed(run, parts, accept_data)
+                if extended := describe_extension(recipe, parts, run, before):
+                    trainer.display.say(extended)
                 lines = trainer.fit(first_notes(run, recipe, parts, device), floors_again=other_data)
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))

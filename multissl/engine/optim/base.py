@@ -38,8 +38,11 @@ class Optimizer(Component, ABC):
         """Learning rate of the first step of the warm-up; never scaled (I-JEPA: 2e-4)."""
         final_lr: float = 1e-6
         """Learning rate at the end of the run; never scaled."""
-        lr_shape: Literal["cosine", "steps"] = "cosine"
-        """After the warm-up: cosine down to final_lr, or a tenth from each step of `lr_drops` on (SimMIM)."""
+        lr_shape: Literal["cosine", "steps", "constant"] = "cosine"
+        """After the warm-up: cosine down to final_lr, a tenth from each step of `lr_drops` on (SimMIM), or constant up
+        to the last `cooldown` steps, which more --steps extend exactly."""
+        cooldown: int = 0
+        """Steps at the end of the run in which a constant learning rate falls to final_lr, on a line."""
         lr_drops: tuple[int, ...] = ()
         """Steps from which on the learning rate is a tenth of what it was; only with lr_shape=steps."""
         stretch: float = 1.0
@@ -62,7 +65,7 @@ class Optimizer(Component, ABC):
         """Factor on the learning rate of biases, norms and other vectors (Barlow Twins: 0.024)."""
 
         def __post_init__(self) -> None:
-            for name in ("lr", "final_lr", "weight_decay", "warmup", "warmup_lr", "vector_lr"):
+            for name in ("lr", "final_lr", "weight_decay", "warmup", "warmup_lr", "vector_lr", "cooldown"):
                 if getattr(self, name) < 0:
                     raise ValueError(f"optim.{name}={getattr(self, name)}: want 0 or more")
             if self.stretch < 1:
@@ -71,6 +74,15 @@ class Optimizer(Component, ABC):
                 raise ValueError(
                     f"optim.lr_drops={self.lr_drops} with optim.lr_shape={self.lr_shape}: want steps of the run and "
                     "lr_shape=steps, or neither"
+                )
+            if self.lr_shape != "constant" and self.cooldown:
+                raise ValueError(
+                    f"optim.cooldown={self.cooldown} with optim.lr_shape={self.lr_shape}: want lr_shape=constant, or 0"
+                )
+            if self.lr_shape == "constant" and self.stretch != 1:
+                raise ValueError(
+                    f"optim.stretch={self.stretch} with optim.lr_shape=constant: the run would end before its "
+                    "cool-down; want 1"
                 )
             if not 0 < self.layer_decay <= 1:
                 raise ValueError(f"optim.layer_decay={self.layer_decay}: want more than 0 and at most 1")
@@ -90,6 +102,7 @@ class Optimizer(Component, ABC):
             start=cfg.warmup_lr,
             shape=cfg.lr_shape,
             drops=cfg.lr_drops,
+            cooldown=cfg.cooldown,
         )
         self.decay_schedule = Schedule(base=cfg.weight_decay, final=final_decay)
         groups = groups_of(learner, cfg, rules)
