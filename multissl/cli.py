@@ -10,6 +10,7 @@ import argparse
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,11 @@ from multissl.registry import suggest
 from multissl.run.folder import RunFolder
 from multissl.trust import Trust
 from multissl.version import __version__
+
+AGAIN = 75
+"""Exit code of a run that asks to be run again: EX_TEMPFAIL of sysexits.h."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals after which a training saves and ends, as the engine has them; named here so that a word costs no torch."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,15 +122,34 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     if words.help:
         return print_options(words, rest)
     recipe, default = options.open_recipe(
-        name, rest, ("out", "restart", "trust", "accept_data"), Trust(everything=words.trust)
+        name,
+        rest,
+        ("out", "restart", "trust", "accept_data", "requeue_signal"),
+        Trust(everything=words.trust),
     )
+    again = signal_of(words.requeue_signal)
     folder = Path(words.out or Path("runs") / folder_name(name))
     if words.restart and (old := set_aside(folder)):
         print(f"{folder} is now {old.name}")
+    from multissl.engine.trainer import Interrupted
     from multissl.run.train import train as run_recipe
 
-    run_recipe(recipe, folder, default, file=file_of(name), accept_data=words.accept_data)
+    try:
+        run_recipe(recipe, folder, default, file=file_of(name), accept_data=words.accept_data)
+    except Interrupted as error:
+        return fail(error, AGAIN if error.number == again else 128 + error.number)
     return 0
+
+
+def signal_of(name: str) -> int:
+    """Return the number of a signal by its name, with or without SIG, or of its digits; 0 for no name."""
+    if not name:
+        return 0
+    known = {s.name.removeprefix("SIG"): int(s) for s in ENDING}
+    number = int(name) if name.isdigit() else known.get(name.upper().removeprefix("SIG"), -1)
+    if number not in known.values():
+        raise ValueError(f"--requeue-signal {name}: want one of {', '.join(known)}, after which a run saves")
+    return number
 
 
 def file_of(recipe: str) -> Path | None:

@@ -49,6 +49,12 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
                 "action": "store_true",
                 "help": "set an old run in that folder aside and start again",
             },
+            "--requeue-signal": {
+                "metavar": "SIGNAL",
+                "default": "",
+                "help": "a run that this signal (USR1, TERM, ...) ended after a checkpoint exits with 75, "
+                "which asks a scheduler to run the command again; others exit with 128 + their number",
+            },
             "--accept-data": {
                 "action": "store_true",
                 "help": "resume though the data is not what the run was trained on so far",

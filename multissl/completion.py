@@ -11,7 +11,7 @@ from multissl.options import LEADING
 from multissl.registry import suggest
 
 OWN = {
-    "train": ("--restart", "--accept-data", "--trust", "--help"),
+    "train": ("--restart", "--accept-data", "--requeue-signal", "--trust", "--help"),
     "show": ("--trust", "--help"),
     "list": ("--matrix", "--help"),
     "encode": ("--split", "--stream", "--trust", "--help"),

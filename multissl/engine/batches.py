@@ -34,7 +34,7 @@ from multissl.random import RowRandom
 
 WORKER, DEVICE = 0, 1
 """The lines of random numbers of a step: what workers draw, and what is drawn on the device."""
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to end; they often reach its workers, too."""
 PATIENCE = 1000
 """Unreadable samples in a row after which the data is taken to be broken."""

@@ -13,7 +13,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from multissl.contract.logger import Kind, Logger
 from multissl.contract.modality import Modality
 from multissl.contract.places import Places
 from multissl.engine import checkpoint
-from multissl.engine.batches import ENDING, Data, StepBatches, batches_of
+from multissl.engine.batches import Data, StepBatches, batches_of
 from multissl.engine.checkpoint import NonFinite, Save
 from multissl.engine.display import Display
 from multissl.engine.flops import Blueprint
@@ -38,6 +38,7 @@ from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
+from multissl.engine.signals import EndRequest
 from multissl.engine.step import Step, Taken
 from multissl.engine.window import Rates, Window
 from multissl.files import make_folder, read_json_lines, replace_text
@@ -92,6 +93,11 @@ class Loop(Config):
 class Interrupted(RuntimeError):
     """A signal ended the run early; its checkpoint is written."""
 
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+        """The signal that reached this rank, SIGINT where it was another one's."""
+
 
 class Trainer:
     """Everything a run needs, and the loop over its steps."""
@@ -130,7 +136,7 @@ class Trainer:
         self.worries: list[str] = []
         """What evaluators find wrong as of the last evaluation."""
         self.alarmed = ""
-        self.stop = False
+        self.ending = EndRequest(self.display.say)
         self.bad_in_a_row = 0
 
     def fit(self, notes: Sequence[str] = (), *, floors_again: bool = False) -> list[dict[str, Any]]:
@@ -153,7 +159,7 @@ class Trainer:
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
-        with self._signals():
+        with self.ending.heard():
             if start == 0:
                 for text in notes:
                     self.display.say(text)
@@ -196,7 +202,7 @@ class Trainer:
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 samples = cfg.chunk or cfg.batch_size // world()
                 with memory_advice(samples=samples, batch_norm=self.learner.trains_batch_norm):
-                    taken = self.make_step(fetched.batch, progress, lambda: self.stop)
+                    taken = self.make_step(fetched.batch, progress, lambda: self.ending.came)
                 window.add(
                     taken.losses, taken.norms, lr=taken.lr, waited=fetched.waited, samples=cfg.batch_size,
                     counted=taken.counted,
@@ -209,7 +215,10 @@ class Trainer:
                 saving = last or (step + 1) % cfg.save.every == 0
                 # while this step is under way, the host reads how the one before went
                 waiting = (
-                    logged or saving or bool(self._due(step + 1, last=last)) or (self.stop and world() == 1)
+                    logged
+                    or saving
+                    or bool(self._due(step + 1, last=last))
+                    or (self.ending.came and world() == 1)
                 )
                 interrupted = self._read(unread, 0 if waiting else 1)
                 if interrupted:
@@ -228,7 +237,8 @@ class Trainer:
                 if interrupted and not last:
                     raise Interrupted(
                         f"interrupted: the checkpoint of step {step + 1} is in {self.places.path}; "
-                        "repeat the command to go on from there"
+                        "repeat the command to go on from there",
+                        self.ending.number,
                     )
 
     def _save(self, step: int) -> None:
@@ -362,33 +372,6 @@ class Trainer:
             self.metrics.record.log("estimates", step, known)
         when = "step 0, before training" if first else f"step {step}"
         self.display.say(f"{when}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C, SIGTERM and SIGHUP end the run after the step at hand; a second Ctrl-C ends it at once.
-
-        Other signals may come twice, as torchrun and SLURM both pass them on.
-        """
-
-        def ask(number: int, _frame: object) -> None:
-            if self.stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            if not self.stop:
-                self.stop = True
-                with contextlib.suppress(RuntimeError):  # it came in the middle of another line
-                    self.display.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
-
-        # under nohup a closed terminal is nothing to a run
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-        try:
-            before = {s: signal.signal(s, ask) for s in ENDING if s not in ignored}
-        except ValueError:  # not in the main thread: the host program handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:

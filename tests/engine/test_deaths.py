@@ -39,7 +39,7 @@ class Dying(Dataset[Any]):
         ),
         (signal.SIGBUS, "ended by SIGBUS, as where the shared memory of /dev/shm is full"),
         (signal.SIGSEGV, "ended by SIGSEGV, inside a library that decodes: --data.workers 0"),
-        (signal.SIGUSR1, "ended by SIGUSR1, by whoever sent it; repeat the command"),
+        (signal.SIGALRM, "ended by SIGALRM, by whoever sent it; repeat the command"),
     ],
 )
 def test_what_ended_a_worker_is_said(number: signal.Signals, said: str) -> None:

@@ -98,7 +98,7 @@ def resume(command: list[str], folder: Path) -> str:
 def test_a_signal_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     code, lines = interrupt(TRAIN, tmp_path, os.killpg, number)
     assert f"{number.name}: saving a checkpoint after this step" in lines
-    assert (code, checkpoint.newest_step(RunFolder(tmp_path).checkpoints)) == (130, PAUSE + 1), lines
+    assert (code, checkpoint.newest_step(RunFolder(tmp_path).checkpoints)) == (128 + number, PAUSE + 1), lines
     assert f"resuming at step {PAUSE + 1} of 40" in resume(TRAIN, tmp_path)
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from multissl import cli
 from multissl.engine import checkpoint
+from multissl.engine.batches import ENDING
 from multissl.engine.checkpoint import CheckpointError, Save
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.trainer import Interrupted, NonFinite
@@ -111,7 +113,7 @@ def test_a_run_from_before_the_draws_changed_is_not_resumed(tmp_path: Path) -> N
     load(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,3 +202,42 @@ def test_loading_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
 def test_a_limit_names_option_value_and_what_is_wanted(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{option}={value}: want"):
         recipe().replace(**{option: value})
+
+
+def test_a_second_signal_that_no_launcher_passed_on_ends_a_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.helpers import stubs
+
+    monkeypatch.setattr("multissl.engine.signals.PASSED_ON", -1.0)
+    monkeypatch.setattr(stubs, "pause", stopped_by(signal.SIGUSR1, signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run.train(recipe(), tmp_path)
+    assert checkpoint.newest_step(RunFolder(tmp_path).checkpoints) == 10
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "code"),
+    [
+        (signal.SIGUSR1, ["--requeue-signal", "USR1"], 75),
+        (signal.SIGTERM, ["--requeue-signal", "SIGUSR1"], 143),
+        (signal.SIGUSR2, [], 140),
+        (signal.SIGINT, [], 130),
+    ],
+)
+def test_the_exit_code_says_which_signal_and_whether_to_run_again(
+    number: signal.Signals, words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def ended(*_: Any, **__: Any) -> None:
+        raise Interrupted("interrupted: the checkpoint is there", number)
+
+    monkeypatch.setattr("multissl.run.train.train", ended)
+    assert cli.main(["train", "tabular", "--out", str(tmp_path / "run"), *words]) == code
+    assert capsys.readouterr().err == "error: interrupted: the checkpoint is there\n"
+
+
+def test_a_signal_that_saves_nothing_cannot_ask_for_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "tabular", "--requeue-signal", "KILL"]) == 2
+    assert "--requeue-signal KILL: want one of INT, TERM, HUP, USR1, USR2" in capsys.readouterr().err
+    assert set(cli.ENDING) == set(ENDING)
