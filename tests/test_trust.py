@@ -199,7 +199,7 @@ def test_no_command_runs_the_code_of_a_hostile_run(
     spoil: Callable[[Path, Json, Path], None], trained: Path, canary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = canary.parent / "received"
-    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("recipe_code"))
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("recipe_code", "summary.json"))
     original = json.loads((run / "recipe.json").read_text())
     (canary.parent / "own.json").write_text(json.dumps(original))
     recipe = json.loads((run / "recipe.json").read_text())
@@ -228,7 +228,7 @@ def test_the_canary_sings_where_the_user_trusts_the_run(
     trained: Path, canary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = canary.parent / "received"
-    shutil.copytree(trained, run)
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("summary.json"))
     recipe = json.loads((run / "recipe.json").read_text())
     as_objective(run, recipe, canary)
     (run / "recipe.json").write_text(json.dumps(recipe))
@@ -449,7 +449,7 @@ def test_a_list_that_cannot_be_read_or_written_trusts_nothing_and_stops_nothing(
 
 def test_copies_of_another_module_of_the_same_name_are_not_mixed(canary: Path, trained: Path) -> None:
     run = canary.parent / "received"
-    shutil.copytree(trained, run)
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("summary.json"))
     (canary.parent / "mine.py").write_text("LETTER = 'mine'\n")
     __import__("mine")
     (run / "recipe_code").mkdir(exist_ok=True)

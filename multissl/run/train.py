@@ -55,6 +55,7 @@ class Result:
     """The last evaluation."""
 
 
+# long: what a run does from its start to its end, in order
 def train(
     recipe: Recipe,
     folder: Path | str,
