@@ -241,6 +241,13 @@ def report(words: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
+def verify(words: argparse.Namespace, _rest: list[str]) -> int:
+    """Run `multissl verify`."""
+    from multissl.verify.table import verify as compare
+
+    return compare(words.objectives, words.processes, words.folder)
+
+
 def complete(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl completion`."""
     print(completion.script(words.shell))
@@ -253,6 +260,7 @@ CALLS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "show": show,
     "eval": evaluate,
     "encode": encode,
+    "verify": verify,
     "report": report,
     "completion": complete,
 }

@@ -95,6 +95,24 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             **TRUST,
         },
     ),
+    "verify": (
+        "compare short runs on several processes, in chunks, resumed with one process, for every objective",
+        "[OBJECTIVE ...] [--processes N] [--folder PATH]",
+        {
+            "objectives": {"metavar": "OBJECTIVE", "nargs": "*", "help": "some objectives instead of all"},
+            "--processes": {
+                "metavar": "N",
+                "type": int,
+                "default": 2,
+                "help": "1, 2, 4 or 8 on this machine; under torchrun or SLURM those that it started (default 2)",
+            },
+            "--folder": {
+                "metavar": "PATH",
+                "default": "",
+                "help": "where checkpoints of the comparison go; several nodes have to see it",
+            },
+        },
+    ),
     "report": ("write the report.html of a run again", "RUN", {"name": FOLDER, **TRUST}),
     "completion": (
         "print a script that completes commands, recipes and options in a shell",

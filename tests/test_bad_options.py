@@ -26,7 +26,7 @@ from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.text.adapter import Text
 from multissl.recipe import Recipe
-from tests.helpers.small import shrunk
+from multissl.verify.small import shrunk
 from tests.helpers.toys import Pairs
 
 NAMES = registry.names("objectives")

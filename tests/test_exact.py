@@ -44,8 +44,8 @@ from multissl.parallel.collectives import sum_ranks
 from multissl.parallel.ranks import rank, world
 from multissl.parallel.sharding import Parallel, full, local, parallelize
 from multissl.recipe import Recipe
+from multissl.verify.small import shrunk
 from tests.helpers.ranks import run_ranks
-from tests.helpers.small import shrunk
 from tests.helpers.toys import Pairs
 
 BATCH, STEPS, CHUNK, SHARDS = 16, 2, 3, 2

@@ -38,8 +38,8 @@ from multissl.modalities.text.adapter import Text
 from multissl.modalities.video.adapter import Video
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe
+from multissl.verify.small import shrunk
 from tests.helpers import toys
-from tests.helpers.small import shrunk
 
 BATCH, STEPS = 4, 3
 MODALITIES: dict[str, Modality.Config] = {

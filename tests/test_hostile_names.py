@@ -41,9 +41,9 @@ from multissl.run.folder import RunFolder
 from multissl.run.model import load
 from multissl.run.report import report
 from multissl.run.train import train
+from multissl.verify.small import shrunk
 from multissl.weights.loading import load_weights
 from tests.helpers.paired_data import IMAGE, TEXT, WORDS, png
-from tests.helpers.small import shrunk
 
 HOSTILE = ("normal", "gamma", "last_layer", "bias", "blocks.0", "projectors")
 """Pictures at even places, texts at odd ones."""

@@ -19,9 +19,9 @@ from multissl.engine.learner import Learner
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.tabular.adapter import Tabular
+from multissl.verify.small import shrunk
 from tests.helpers import paired_data, rows
 from tests.helpers.rows import Careless, differences
-from tests.helpers.small import shrunk
 from tests.test_exact import MODALITIES, VARIANTS
 
 NAMES = ("text", "sounds", "hidden_cells", "runs_of_cells", "two_sounds")

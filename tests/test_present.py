@@ -26,10 +26,10 @@ from multissl.objectives.clip import CLIP
 from multissl.objectives.infonce import InfoNCE
 from multissl.objectives.weighted import Weighted
 from multissl.recipe import Recipe
+from multissl.verify.small import shrunk
 from tests.helpers import paired_data, rows
 from tests.helpers.ranks import run_ranks
 from tests.helpers.rows import BATCH, Careless, Found, differences
-from tests.helpers.small import shrunk
 from tests.test_exact import MODALITIES, VARIANTS, cases
 
 SOME = torch.tensor([i not in (1, 4, 5, 6, 10) for i in range(BATCH)])

@@ -41,9 +41,9 @@ from multissl.recipe import Recipe
 from multissl.run.evaluate import evaluate
 from multissl.run.model import load
 from multissl.run.train import train
+from multissl.verify.small import shrunk
 from multissl.weights.loading import load_weights
 from tests.evaluators.pairs import NAMES, Facts
-from tests.helpers.small import shrunk
 from tests.helpers.stubs import Net, Points
 
 HEAD = MLPHead.Config(out=16, layers=1, norm="none")

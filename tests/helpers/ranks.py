@@ -26,7 +26,7 @@ def run_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]
         multiprocessing.set_forkserver_preload(
             ["torch.distributed.fsdp", "torch._dynamo", "multissl.parallel.ranks"]
         )
-        work = (count, _free_port(), folder, function, args)
+        work = (count, free_port(), folder, function, args)
         start_processes(_one, work, nprocs=count, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
@@ -42,7 +42,7 @@ def _one(
         barrier()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -24,10 +24,10 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.engine.learner import Learner
+from multissl.verify.small import shrunk
 from tests.helpers import rows
 from tests.helpers.known import Cases, Numbers, check_known, numbers_of
 from tests.helpers.rows import BATCH
-from tests.helpers.small import shrunk
 from tests.helpers.turned import turned
 from tests.numbers.test_views import text_folder
 from tests.test_exact import ALWAYS, MODALITIES, VARIANTS, fitting
