@@ -10,7 +10,6 @@ registered. One spawn serves all objectives of a number of ranks.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import sys
@@ -25,14 +24,11 @@ from torch import Tensor
 
 from multissl import registry
 from multissl.check import check, maskings_of
-from multissl.contract.data import Batch
 from multissl.contract.encoder import build_encoders
-from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.batches import StepBatches
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.modalities.image.adapter import Image
@@ -40,11 +36,12 @@ from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.text.adapter import Text
 from multissl.parallel import collectives
-from multissl.parallel.collectives import sum_ranks
-from multissl.parallel.ranks import rank, world
-from multissl.parallel.sharding import Parallel, full, local, parallelize
+from multissl.parallel.ranks import world
 from multissl.recipe import Recipe
+from multissl.verify import traces
+from multissl.verify.cases import doubled as doubled
 from multissl.verify.small import shrunk
+from multissl.verify.traces import differences
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toys import Pairs
 
@@ -132,60 +129,10 @@ def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
     return Learner(encoders, objective, chunk).double(), modality
 
 
-def doubled(batch: Batch) -> Batch:
-    """The batch with its floats in fp64."""
-    names = ("x", "target", "condition", "coords")
-    return Batch(
-        dataclasses.replace(
-            v, **{n: t.double() for n in names if (t := getattr(v, n)) is not None and t.is_floating_point()}
-        )
-        for v in batch
-    )
-
-
 def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False) -> dict[str, Tensor]:
     """Losses, gradients and state of a short run, by name; losses and gradients averaged over ranks."""
     learner, modality = make(case, chunk)
-    if sharded:  # FSDP2, as in a run; it averages gradients itself
-        parallelize(learner, Parallel(shard=world()), torch.device("cpu"))
-    objective = learner.objective
-    data = StepBatches(modality, objective.plans(), BATCH, 0, rank(), world(), final=True)
-    found: dict[str, Tensor] = {}
-    for step in range(steps):
-        torch.manual_seed(1000 * step)  # as the trainer does: ranks draw the same and take their rows' part
-        learner.train()
-        progress = Progress(step=step, total=10, epoch_steps=1)
-        losses = learner(doubled(data[step][0]), progress)
-        learner.backward(losses)
-        found[f"{step} loss"] = sum_ranks(losses.total.detach()) / world()
-        for name, parameter in learner.named_parameters():
-            if parameter.grad is not None:
-                if not sharded:
-                    parameter.grad = sum_ranks(parameter.grad) / world()
-                found[f"{step} gradient of {name}"] = full(parameter.grad).clone()
-                local(parameter.detach()).sub_(local(parameter.grad), alpha=0.1)
-                parameter.grad = None
-        objective.after_step(learner.encoders, progress)
-        found |= {f"{step} state {n}": full(t.detach()).clone() for n, t in learner.state_dict().items()}
-    return found
-
-
-def differences(found: dict[str, Tensor], right: dict[str, Tensor], limit: float = 1e-5) -> list[str]:
-    """What is not equal: a line a tensor whose largest difference is above `limit` of its largest entry."""
-    if found.keys() != right.keys():
-        return [f"not on both sides: {sorted(found.keys() ^ right.keys())}"]
-    # An exact zero on one side is rounding on the other: measured by the largest gradient.
-    floor = 1e-10 * max(t.abs().max().item() for n, t in right.items() if "gradient" in n)
-    wrong = []
-    for name, value in right.items():
-        if not value.numel():  # a queue that is switched off
-            continue
-        # NaN marks an empty slot of some state: it must stand in the same places.
-        worst = (found[name].double().nan_to_num(1e9) - value.double().nan_to_num(1e9)).abs().max().item()
-        scale = value.double().nan_to_num(0).abs().max().item()
-        if not worst <= max(limit * scale, floor):
-            wrong.append(f"{name}: {worst:.3g} beside {scale:.3g}")
-    return wrong
+    return traces.trace(learner, modality, torch.device("cpu"), BATCH, steps, sharded)
 
 
 def attempt(case: Case, **options: Any) -> dict[str, Tensor] | str:

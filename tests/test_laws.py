@@ -65,6 +65,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "option_help": ("options", "catalogue", "config", "registry", "recipe"),
     "commands": ("option_help", "registry"),
     "completion": ("commands", "options", "catalogue", "registry"),
+    "verify": ("*",),
     "cli": ("*",),
     "__main__": ("cli",),
     "version": (),

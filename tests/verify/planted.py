@@ -8,13 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from multissl.contract.learning import Losses
 from multissl.engine import checkpoint, chunked
 from multissl.engine.learner import Learner
 from multissl.parallel import collectives
@@ -49,7 +51,7 @@ def collective(name: str, wrong: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 def without_gradient(name: str) -> Callable[[Tensor], Tensor]:
     right = getattr(collectives, name)
-    return lambda x: right(x).detach()
+    return lambda x: right(x).detach() if world() > 1 else right(x)
 
 
 def doubled_shards(self: Learner, losses: Any, right: Any = Learner.backward) -> None:
@@ -60,21 +62,33 @@ def doubled_shards(self: Learner, losses: Any, right: Any = Learner.backward) ->
             parameter.grad *= 2
 
 
-def only_several(
-    module: nn.Module, optimizer: Any, state: Any, right: Any = checkpoint.restore_optimizer
-) -> None:
-    """Forget the optimizer's state on one process alone."""
-    if world() > 1:
-        right(module, optimizer, state)
+def unread(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A checkpoint that is opened and not read."""
+    return state
+
+
+def unread_alone(state: dict[str, Any], folder: Path, right: Any = checkpoint.load_state) -> dict[str, Any]:
+    """A checkpoint that one process does not read."""
+    return right(state, folder) if world() > 1 else state
+
+
+def without_moments(
+    state: dict[str, Any], folder: Path, right: Any = checkpoint.load_state
+) -> dict[str, Any]:
+    """A checkpoint whose moments of the optimizer are lost."""
+    read = right(state, folder)
+    return {n: v * 0 if n.startswith(checkpoint.STATES) else v for n, v in read.items()}
+
+
+def narrow(*args: Any, right: Any = Losses.weigh) -> Losses:
+    """A sum of terms in half precision, where autocast is on."""
+    losses = right(*args)
+    return replace(losses, total=losses.total.bfloat16()) if torch.is_autocast_enabled("cpu") else losses
 
 
 def other_draws() -> contextlib.AbstractContextManager[Any]:
     count, right = itertools.count(), torch.manual_seed
     return mock.patch.object(traces.torch, "manual_seed", side_effect=lambda _: right(next(count)))
-
-
-def plain(module: str) -> contextlib.AbstractContextManager[Any]:
-    return mock.patch(f"multissl.{module}.at_least_fp32", lambda x: x)
 
 
 BUGS = {
@@ -96,17 +110,17 @@ BUGS = {
         lambda: mock.patch.object(chunked.replayed, "__enter__", lambda self: setattr(self, "before", self.state)),
         "vicreg", "chunked",
     ),
-    "an optimizer that is not restored": Bug(
-        lambda: mock.patch.object(checkpoint, "restore_optimizer", return_value=None), "vicreg", "resumed"
+    "moments that are not restored": Bug(
+        lambda: mock.patch.object(checkpoint, "load_state", without_moments), "vicreg", "resumed"
     ),
     "weights that are not restored": Bug(
-        lambda: mock.patch.object(Learner, "load_state_dict", return_value=None), "byol", "resumed"
+        lambda: mock.patch.object(checkpoint, "load_state", unread), "byol", "resumed"
     ),
-    "an optimizer that is not restored on one process": Bug(
-        lambda: mock.patch.object(checkpoint, "restore_optimizer", only_several), "vicreg", "moved"
+    "weights that are not restored on one process": Bug(
+        lambda: mock.patch.object(checkpoint, "load_state", unread_alone), "vicreg", "moved"
     ),
     "draws that do not depend on the step": Bug(other_draws, "dino", "repeated"),
-    "a loss in half precision": Bug(lambda: plain("losses.vicreg"), "vicreg", "half"),
+    "a loss in half precision": Bug(lambda: mock.patch.object(Losses, "weigh", narrow), "vicreg", "half"),
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def test_a_bug_turns_its_column_red(name: str) -> None:
 @pytest.mark.ranks
 def test_without_a_bug_nothing_is_red_and_bugs_of_one_column_leave_others_green() -> None:
     assert not red()["none"]
-    assert set(red()["an optimizer that is not restored on one process"]) == {"moved"}
+    assert set(red()["weights that are not restored on one process"]) == {"moved"}
     assert set(red()["shards with twice the gradient"]) == {"sharded"}
     assert set(red()["a loss in half precision"]) == {"half"}
     assert {bug.column for bug in BUGS.values()} == set(CHECKS)
