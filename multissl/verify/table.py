@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from multissl import registry
+from multissl.files import replace_text
 from multissl.verify.cases import cases
 from multissl.verify.checks import CHECKS, Findings, run_checks
 
@@ -39,12 +40,12 @@ def verify(objectives: Sequence[str], processes: int, folder: str = "") -> int:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         # a red row is no crash: the launcher would print the traceback of one
-        with open(Path(own) / "code", "w+") as code:
-            done = subprocess.run(
-                [sys.executable, *launcher, "-m", "multissl", *words],
-                env=environment | {RESULT: code.name}, check=False,
-            )  # fmt: skip
-            return done.returncode or int(code.read() or 1)
+        code = Path(own) / "code"
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "multissl", *words],
+            env=environment | {RESULT: str(code)}, check=False,
+        )  # fmt: skip
+        return done.returncode or int(code.read_text())
 
 
 RESULT = "MULTISSL_VERIFY_RESULT"
@@ -74,7 +75,7 @@ def on_a_rank(objectives: Sequence[str], folder: str) -> int:
     if first:
         print(as_text(findings))
         if path := os.environ.get(RESULT):
-            Path(path).write_text(str(code))
+            replace_text(Path(path), str(code))
             return 0
     return 0 if os.environ.get(RESULT) else code
 
