@@ -124,9 +124,9 @@ def stepper(parts: Parts, recipe: Recipe, device: torch.device) -> Callable[...,
         progress = Progress(step=number + 1, total=1000)
         batch = parts.modality.views(raw, plans, rng)
         with count or nullcontext():
-            taken = make_step(batch, progress)
+            result = make_step(batch, progress)
             parts.optimizer.zero_grad()
-        return taken.losses.total.detach()
+        return result.losses.total.detach()
 
     return step
 

@@ -21,7 +21,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ import multissl
 from multissl import catalogue
 from multissl.engine.batches import Data
 from multissl.engine.checkpoint import Save
+from multissl.parallel.state import load_state, read_index
 
 RECIPES = (
     "image/default", "video/default", "audio/default", "text/default", "tabular/default", "rl/default",
@@ -59,20 +59,13 @@ def encoder_tensors(folder: Path) -> dict[str, Tensor]:
 
 def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of the newest checkpoint by name."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
-    entries = FileSystemReader(newest).read_metadata().state_dict_metadata
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    index = read_index(newest)["tensors"]
     state: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
+        name: torch.empty(about["shape"], dtype=vars(torch)[about["dtype"].removeprefix("torch.")])
+        for name, about in index.items()
     }
-    load(state, checkpoint_id=str(newest), no_dist=True)
-    return state
+    return load_state(state, newest)
 
 
 def digests(tensors: dict[str, Tensor]) -> dict[str, str]:

@@ -239,7 +239,7 @@ def _dataclass(cls: type[Config], data: Any, where: str, old: bool, trusted: Tru
     }
     config = cls(**values)
     for name in config.code_names():
-        trust.admit(name, where, trusted)
+        trust.check_trusted(name, where, trusted)
     return config
 
 
@@ -251,7 +251,7 @@ def _component(kind: Any, group: str | None, where: str, trusted: Trust) -> Any:
         return registry.resolve(kind, group)
     loaded = registry.loaded(kind)
     if not (isinstance(loaded, type) and issubclass(loaded, Component)) and not kind.startswith("multissl."):
-        trust.admit(kind, where, trusted)
+        trust.check_trusted(kind, where, trusted)
     try:
         component = registry.resolve(kind, group)
     except (ImportError, AttributeError) as error:

@@ -66,7 +66,7 @@ class Recipe(Loop):
 
 
 def read_recipe(path: Path, trust: Trust = NOTHING) -> Recipe:
-    """Return the recipe of a JSON or YAML file; code that it names is refused unless `trust` admits it."""
+    """Return the recipe of a JSON or YAML file; code that it names is refused unless `trust` allows it."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -53,7 +53,7 @@ TYPED = Trust(everything=True)
 _used: set[str] = set()
 
 
-def admit(name: str, where: str, trust: Trust) -> None:
+def check_trusted(name: str, where: str, trust: Trust) -> None:
     """Raise an `UntrustedError` unless the code behind `module:attribute` may run; `where` is the option that names it.
 
     What is admitted from a run's copies can be imported from then on.
@@ -75,7 +75,7 @@ def admit(name: str, where: str, trust: Trust) -> None:
 
 
 def use(names: Iterable[str]) -> None:
-    """Note names of a recipe that the user runs: this process admits them from now on."""
+    """Note names of a recipe that the user runs: this process may run them from now on."""
     _used.update(names)
 
 

@@ -418,17 +418,17 @@ def test_a_module_that_the_user_trained_with_is_admitted_until_it_changes(
     (tmp_path / "own_nets.py").write_text("def make(spec): ...\ndef other(spec): ...\n")
     nothing = Trust()
     with pytest.raises(UntrustedError):
-        trust.admit("own_nets:make", "factory", nothing)
+        trust.check_trusted("own_nets:make", "factory", nothing)
     trust.remember(["own_nets:make"], {})
-    trust.admit("own_nets:make", "factory", nothing)
+    trust.check_trusted("own_nets:make", "factory", nothing)
     with pytest.raises(UntrustedError):  # a name that was not trained with
-        trust.admit("own_nets:other", "factory", nothing)
+        trust.check_trusted("own_nets:other", "factory", nothing)
     (tmp_path / "own_nets.py").write_text("def make(spec): print(spec)\n")
     with pytest.raises(UntrustedError):
-        trust.admit("own_nets:make", "factory", nothing)
+        trust.check_trusted("own_nets:make", "factory", nothing)
     assert "own_nets" not in sys.modules
     with pytest.raises(UntrustedError):  # what has no source is never on the list
-        trust.admit("posix:system", "factory", nothing)
+        trust.check_trusted("posix:system", "factory", nothing)
 
 
 def test_a_list_that_cannot_be_read_or_written_trusts_nothing_and_stops_nothing(

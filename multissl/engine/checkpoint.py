@@ -137,7 +137,7 @@ def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save) -> No
 
 
 def _not_written(folder: Path, step: int, problem: OSError) -> CheckpointError:
-    """Remove what was begun, and return what to say."""
+    """Remove what is not whole, and return what to say."""
     if is_main():
         with contextlib.suppress(OSError):  # else the next save tries again
             _remove_leftovers(folder)

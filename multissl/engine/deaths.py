@@ -1,4 +1,4 @@
-"""Why a data worker ended, in words that say what to do: it is told by how the system ended its process."""
+"""Why a data worker ended, in words that say what to do: how the system ended its process says it."""
 
 from __future__ import annotations
 

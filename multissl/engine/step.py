@@ -25,7 +25,7 @@ from multissl.parallel.gradients import clip_gradients
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class StepResult:
     """A step as the host knows it while the device may still be at work on it."""
 
     step: int
@@ -53,7 +53,7 @@ class Step:
         self.groups: dict[str, list[nn.Parameter]] = learner.clip_groups(clip_per)
         self.buffers = Buffers(learner)
 
-    def __call__(self, batch: Batch, progress: Progress, stops: Callable[[], bool] = bool) -> Taken:
+    def __call__(self, batch: Batch, progress: Progress, stops: Callable[[], bool] = bool) -> StepResult:
         """Make a step; `stops` tells whether this rank has been asked to end the run."""
         self.learner.train()
         self.buffers.keep()
@@ -66,7 +66,7 @@ class Step:
         lr = self.optimizer.step(progress)
         self.learner.objective.after_step(self.learner.encoders, progress)
         self.buffers.settle(counted)
-        return Taken(progress.step, losses, norms, lr, counted, ToHost(checks))
+        return StepResult(progress.step, losses, norms, lr, counted, ToHost(checks))
 
     @staticmethod
     def check(losses: Losses, norms: Mapping[str, Tensor], stop: bool) -> Tensor:

@@ -39,7 +39,7 @@ from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
 from multissl.engine.signals import EndRequest
-from multissl.engine.step import Step, Taken
+from multissl.engine.step import Step, StepResult
 from multissl.engine.window import Rates, Window
 from multissl.files import make_folder, read_json_lines, replace_text
 from multissl.parallel.gradients import largest_gradient
@@ -189,7 +189,7 @@ class Trainer:
     # long: the order of what happens in a step is told in one place
     def _loop(self, start: int) -> None:
         cfg, window = self.cfg, Window()
-        unread: deque[Taken] = deque()
+        unread: deque[StepResult] = deque()
         batches = batches_of(self.steps, start, cfg.steps, cfg.data, world(), self.device)
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
             for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
@@ -202,15 +202,15 @@ class Trainer:
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
                 samples = cfg.chunk or cfg.batch_size // world()
                 with memory_advice(samples=samples, batch_norm=self.learner.trains_batch_norm):
-                    taken = self.make_step(fetched.batch, progress, lambda: self.ending.came)
+                    result = self.make_step(fetched.batch, progress, lambda: self.ending.came)
                 window.add(
-                    taken.losses, taken.norms, lr=taken.lr, waited=fetched.waited, samples=cfg.batch_size,
-                    counted=taken.counted,
+                    result.losses, result.norms, lr=result.lr, waited=fetched.waited, samples=cfg.batch_size,
+                    counted=result.counted,
                 )  # fmt: skip
                 largest = largest_gradient(self.trainable) if logged else None
                 self.optimizer.zero_grad()
                 self._note_skipped(step, fetched.skipped)
-                unread.append(taken)
+                unread.append(result)
                 last = step + 1 == cfg.steps
                 saving = last or (step + 1) % cfg.save.every == 0
                 # while this step is under way, the host reads how the one before went
@@ -248,24 +248,24 @@ class Trainer:
             modality=self.modality.state(), record=self.metrics.record.mark() if self.metrics else None,
         )  # fmt: skip
 
-    def _read(self, unread: deque[Taken], left: int) -> bool:
+    def _read(self, unread: deque[StepResult], left: int) -> bool:
         """Read how steps went, all but the last `left`; return whether a signal had reached some rank by then."""
         interrupted = False
         while len(unread) > left:
-            taken = unread.popleft()
-            counted, going = taken.answer.read().tolist()
+            result = unread.popleft()
+            counted, going = result.answer.read().tolist()
             interrupted |= not going
             self.bad_in_a_row = 0 if counted else self.bad_in_a_row + 1
             if not counted:
-                self._dump(taken)
+                self._dump(result)
         return interrupted
 
-    def _dump(self, taken: Taken) -> None:
+    def _dump(self, result: StepResult) -> None:
         """Describe a step that was skipped; raise `NonFinite` after too many in a row."""
-        step, in_a_row = taken.step, self.bad_in_a_row
-        terms = {n: v.item() for n, v in taken.losses.terms.items()}
+        step, in_a_row = result.step, self.bad_in_a_row
+        terms = {n: v.item() for n, v in result.losses.terms.items()}
         culprits = [n for n, v in terms.items() if not math.isfinite(v)]
-        culprits += [f"gradient of {n}" for n, v in taken.norms.items() if not math.isfinite(v.item())]
+        culprits += [f"gradient of {n}" for n, v in result.norms.items() if not math.isfinite(v.item())]
         samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
         record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
         path = self.places.nonfinite(step, rank())

@@ -79,7 +79,7 @@ def check_data(run: RunFolder, identity: Identity, *, step: int, accept: bool, p
             f"the data is not what {run.path} was trained on up to step {step}:\n  "
             + "\n  ".join(lines)
             + "\n"
-            "put it back to go on, or --accept-data goes on with what is there and measures the floors again; "
+            "put it back to go on, or --accept-data goes on with what is there and measures the baselines again; "
             "another --out, or --restart, begins anew"
         )
     now = {**(before if step else {}), **identity.summary()}

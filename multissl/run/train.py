@@ -89,8 +89,8 @@ def train(
             parts.blueprint,
         )
         with contextlib.closing(trainer):
-            told = broadcast_object(is_main() and has_finished(run, recipe.steps))
-            if told:
+            finished = broadcast_object(is_main() and has_finished(run, recipe.steps))
+            if finished:
                 trainer.display.say(f"{run.path} has finished its {run.finish()['step']} steps already")
             else:
                 trainer.display.say(describe(recipe, parts, device))
@@ -100,10 +100,10 @@ def train(
                 lines = trainer.fit(first_notes(run, recipe, parts, device), floors_again=other_data)
                 write_model(run, parts)
             said = verdicts(parts.evaluators, measurements(lines))
-            seconds = None if told else time.time() - began
+            seconds = None if finished else time.time() - began
             result = summarize(run, recipe, default, said, lines, seconds, device)
             barrier()  # from here on the first rank is alone
-            if told:
+            if finished:
                 trainer.display.say(result.verdict)
             elif is_main():
                 run.write_recipe(options_of(recipe))
@@ -265,7 +265,7 @@ def check_finished(
         raise ValueError(
             f"{run.path} has finished its {step} steps, and its record stays as it is; this command differs:\n  "
             + "\n  ".join(changed)
-            + "\nrepeat its options to be told its result, give more --steps to go on, or another --out"
+            + "\nrepeat its options to read its result again, give more --steps to go on, or another --out"
         )
 
 

@@ -88,13 +88,13 @@ def sharded(it: Findings) -> list[str]:
 def resumed(it: Findings) -> list[str]:
     """Compare a run that goes on from a checkpoint with one that nothing interrupted, to the digit."""
     whole, first = Run(it.case, it.device), Run(it.case, it.device)
-    whole.take(0)
-    whole.take(1)
-    first.take(0)
+    whole.make_step(0)
+    whole.make_step(1)
+    first.make_step(0)
     first.save(it.folder, 1)
     again = Run(it.case, it.device)
     again.load(it.folder)
-    again.take(1)
+    again.make_step(1)
     return differences(again.state(), whole.state(), limit=0.0)
 
 
@@ -102,11 +102,11 @@ def moved(it: Findings) -> list[str]:
     """Compare a run that goes on, on one process, from the ranks' checkpoint with one that nothing interrupted."""
     again, whole = Run(it.case, it.device), Run(it.case, it.device)
     again.load(it.folder)
-    again.take(1)
-    whole.take(0)
-    whole.take(1)
+    again.make_step(1)
+    whole.make_step(0)
+    whole.make_step(1)
     # where a gradient is rounding alone, AdamW makes of it a step of up to eps of its rate, 1e-3
-    return differences(again.state(), whole.state(), floor=1e-8)
+    return differences(again.state(), whole.state(), smallest=1e-8)
 
 
 CHECKS: dict[str, tuple[str, Callable[[Findings], list[str]]]] = {

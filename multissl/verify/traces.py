@@ -70,7 +70,7 @@ class Run:
         self.step, self.device = Step(learner, optimizer), device
         self.data = StepBatches(modality, objective.plans(), BATCH, 0, rank(), world(), final=False)
 
-    def take(self, number: int) -> None:
+    def make_step(self, number: int) -> None:
         """Make the step of a number, from 0."""
         torch.manual_seed(1000 * number)
         batch = self.data.views(copied(self.data[number][0], self.device), number, self.device)
@@ -91,13 +91,13 @@ class Run:
         return {n: full(t.detach()).clone().cpu() for n, t in state.items()}
 
 
-def differences(actual: Trace, expected: Trace, limit: float = LIMIT, floor: float = 0.0) -> list[str]:
-    """Return a line for each tensor whose largest difference is above `limit` of its largest entry, and `floor`."""
+def differences(actual: Trace, expected: Trace, limit: float = LIMIT, smallest: float = 0.0) -> list[str]:
+    """Return a line for each tensor that differs by more than `limit` of its largest entry, and than `smallest`."""
     if actual.keys() != expected.keys():
         return [f"not on both sides: {sorted(actual.keys() ^ expected.keys())}"]
     # An exact zero on one side is rounding on the other: measured by the largest gradient.
     gradients = [t.abs().max().item() for n, t in expected.items() if "gradient" in n]
-    floor = max(floor, 1e-10 * max(gradients, default=0.0)) if limit else 0.0
+    smallest = max(smallest, 1e-10 * max(gradients, default=0.0)) if limit else 0.0
     lines = []
     for name, value in expected.items():
         if not value.numel():  # a queue that is switched off
@@ -105,6 +105,6 @@ def differences(actual: Trace, expected: Trace, limit: float = LIMIT, floor: flo
         # NaN marks an empty slot of some state: it must stand in the same places.
         worst = (actual[name].double().nan_to_num(1e9) - value.double().nan_to_num(1e9)).abs().max().item()
         scale = value.double().nan_to_num(0).abs().max().item()
-        if not worst <= max(limit * scale, floor):
+        if not worst <= max(limit * scale, smallest):
             lines.append(f"{name}: {worst:.3g} beside {scale:.3g}")
     return lines

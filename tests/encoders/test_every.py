@@ -18,6 +18,7 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
 from multissl.layers.heads import MLPHead
 from multissl.objectives.vicreg import VICReg
+from multissl.trust import TYPED
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
 SMALL: dict[str, dict[str, Any]] = {
@@ -52,7 +53,7 @@ def test_every_encoder_gives_features_and_trains(name: str) -> None:
     pytest.importorskip({"timm": "timm", "huggingface": "transformers"}.get(name, "torch"))
     torch.manual_seed(0)
     cfg = config(name)
-    assert from_dict(Encoder.Config, to_dict(cfg)) == cfg
+    assert from_dict(Encoder.Config, to_dict(cfg), trust=TYPED) == cfg
     encoder: Encoder = cfg.build(SPEC)
     encoder.prepare_for(frozenset({"none"}))
     first, second = encoder([*views(), *views(1)])

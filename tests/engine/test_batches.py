@@ -77,9 +77,10 @@ class Aware(Points):
 
 
 def test_workers_are_deaf_to_signals_that_the_trainer_answers_and_have_one_thread(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     torch.set_num_threads(2)
     told: list[list[bool]] = []
     views = StepBatches.views
@@ -93,8 +94,7 @@ def test_workers_are_deaf_to_signals_that_the_trainer_answers_and_have_one_threa
         made = StepBatches(Aware(Points.Config()), PLANS, 16, 0, 0, 1, final=False)
         told.clear()
         assert len(list(batches_of(made, 0, 2, Data(workers=workers), 1, CPU))) == 2
-        assert told == [[deaf] * 4] * 2
-    torch.set_num_threads(threads)
+        assert told == [[deaf] * (len(ENDING) + 1)] * 2
 
 
 class Keyed(Points):

@@ -88,10 +88,10 @@ def take(step: Step, batch: Batch, number: int, spoil: bool = False) -> bool:
     """Make a step, with a loss that is not a number if it is to be spoilt; whether it counted."""
     torch.manual_seed(number)
     hook = step.learner.register_forward_hook(functools.partial(spoilt, spoil))
-    taken = step(batch, Progress(step=number, total=10, epoch_steps=1))
+    result = step(batch, Progress(step=number, total=10, epoch_steps=1))
     hook.remove()
     step.optimizer.zero_grad()
-    return bool(taken.answer.read()[0])
+    return bool(result.answer.read()[0])
 
 
 def spoilt(spoil: bool, _learner: nn.Module, _inputs: Any, losses: Any) -> Losses:
@@ -241,9 +241,9 @@ def test_only_steps_that_are_logged_measured_or_saved_are_read_at_once(
         return read(self)
 
     def called(self: Step, *args: Any) -> Any:
-        taken = call(self, *args)
-        waiting.append(taken.answer)
-        return taken
+        result = call(self, *args)
+        waiting.append(result.answer)
+        return result
 
     monkeypatch.setattr(ToHost, "read", noted)
     monkeypatch.setattr(Step, "__call__", called)
