@@ -87,7 +87,7 @@ def head_weights(head: PrototypeHead.Config, dim: int) -> int:
 class HostReads(TorchDispatchMode):
     """Counts operations after the views whose result the processor waits for (views draw on the processor)."""
 
-    waits = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+    waits = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "unique2")
 
     def __init__(self) -> None:
         super().__init__()

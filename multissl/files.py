@@ -68,12 +68,6 @@ def replace_tensors(
         _write_tensors(aside, tensors, metadata)
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a text file that must not exist yet. Raises a FileExistsError where it does."""
-    with path.open("xb") as file:
-        file.write(text.encode())
-
-
 class Lines:
     """A file that grows by lines; nothing of a line is kept back, and `sync` brings them to the disk."""
 

@@ -23,12 +23,9 @@ import torch
 from torch import Tensor
 
 from multissl import registry
-from multissl.check import check, maskings_of
-from multissl.contract.encoder import build_encoders
 from multissl.contract.modality import Modality
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder
-from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
 from multissl.modalities.image.adapter import Image
@@ -37,9 +34,8 @@ from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.text.adapter import Text
 from multissl.parallel import collectives
 from multissl.parallel.ranks import world
-from multissl.recipe import Recipe
 from multissl.verify import traces
-from multissl.verify.cases import doubled as doubled
+from multissl.verify.cases import learner_of
 from multissl.verify.small import shrunk
 from multissl.verify.traces import differences
 from tests.helpers.ranks import run_ranks
@@ -117,16 +113,7 @@ def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
     )
     made = MODALITIES[case.modality]
     modality = made.build().fit()
-    specs = modality.streams()
-    pooling = "last" if "causal" in cfg.maskings() else "cls"
-    encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling=pooling, drop_path=0.3)
-    recipe = Recipe(modality=made, encoders=dict.fromkeys(specs, encoder), objective=cfg, batch_size=BATCH)
-    encoders = build_encoders(recipe.encoders, specs)
-    objective = cfg.build(encoders, specs)
-    check(recipe, modality, objective.plans())
-    for stream, plan in objective.plans().items():
-        encoders[stream].prepare_for(maskings_of(recipe, plan))
-    return Learner(encoders, objective, chunk).double(), modality
+    return learner_of(cfg, made, modality, chunk), modality
 
 
 def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False) -> dict[str, Tensor]:

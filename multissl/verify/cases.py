@@ -14,6 +14,7 @@ from multissl.check import check, maskings_of
 from multissl.contract.data import Batch
 from multissl.contract.encoder import build_encoders
 from multissl.contract.modality import Modality
+from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.modalities.image.adapter import Image
@@ -78,21 +79,25 @@ def make(case: Case, chunk: int = 0, device: torch.device | str = "cpu") -> tupl
         **OPTIONS.get(case.objective, {})
     )
     modality = fitted(case.modality)
+    learner = learner_of(cfg, MODALITIES[case.modality], modality, chunk)
+    return learner.to(device), modality
+
+
+def learner_of(cfg: Objective.Config, data: Modality.Config, modality: Modality, chunk: int = 0) -> Learner:
+    """Return an objective on transformers of two blocks, one for each stream, in double precision.
+
+    Raises a ValueError where it has no meaning on the modality.
+    """
     specs = modality.streams()
     pooling = "last" if "causal" in cfg.maskings() else "cls"
     encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, pooling=pooling, drop_path=0.3)
-    recipe = Recipe(
-        modality=MODALITIES[case.modality],
-        encoders=dict.fromkeys(specs, encoder),
-        objective=cfg,
-        batch_size=BATCH,
-    )
+    recipe = Recipe(modality=data, encoders=dict.fromkeys(specs, encoder), objective=cfg, batch_size=BATCH)
     encoders = build_encoders(recipe.encoders, specs)
     objective = cfg.build(encoders, specs)
     check(recipe, modality, objective.plans())
     for stream, plan in objective.plans().items():
         encoders[stream].prepare_for(maskings_of(recipe, plan))
-    return Learner(encoders, objective, chunk).double().to(device), modality
+    return Learner(encoders, objective, chunk).double()
 
 
 def doubled(batch: Batch) -> Batch:

@@ -85,28 +85,32 @@ def sharded(it: Findings) -> list[str]:
     return differences(trace(learner, modality, it.device, sharded=True), it.reference)
 
 
+def uninterrupted(it: Findings) -> Trace:
+    """Return the state after two steps that nothing interrupted."""
+    run = Run(it.case, it.device)
+    run.make_step(0)
+    run.make_step(1)
+    return run.state()
+
+
 def resumed(it: Findings) -> list[str]:
     """Compare a run that goes on from a checkpoint with one that nothing interrupted, to the digit."""
-    whole, first = Run(it.case, it.device), Run(it.case, it.device)
-    whole.make_step(0)
-    whole.make_step(1)
+    first = Run(it.case, it.device)
     first.make_step(0)
     first.save(it.folder, 1)
     again = Run(it.case, it.device)
     again.load(it.folder)
     again.make_step(1)
-    return differences(again.state(), whole.state(), limit=0.0)
+    return differences(again.state(), uninterrupted(it), limit=0.0)
 
 
 def moved(it: Findings) -> list[str]:
     """Compare a run that goes on, on one process, from the ranks' checkpoint with one that nothing interrupted."""
-    again, whole = Run(it.case, it.device), Run(it.case, it.device)
+    again = Run(it.case, it.device)
     again.load(it.folder)
     again.make_step(1)
-    whole.make_step(0)
-    whole.make_step(1)
     # where a gradient is rounding alone, AdamW makes of it a step of up to eps of its rate, 1e-3
-    return differences(again.state(), whole.state(), smallest=1e-8)
+    return differences(again.state(), uninterrupted(it), smallest=1e-8)
 
 
 CHECKS: dict[str, tuple[str, Callable[[Findings], list[str]]]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from multissl.contract.data import Batch
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.devices import copied
@@ -41,7 +42,7 @@ def trace(
         torch.manual_seed(1000 * step)  # as the trainer does: ranks draw the same and take their rows' part
         learner.train()
         progress = Progress(step=step, total=10, epoch_steps=1)
-        losses = learner(doubled(data.views(copied(data[step][0], device), step, device)), progress)
+        losses = learner(batch_of(data, step, device), progress)
         learner.backward(losses)
         values[f"{step} loss"] = sum_ranks(losses.total.detach()) / world()
         for name, parameter in learner.named_parameters():
@@ -56,14 +57,17 @@ def trace(
     return {name: value.cpu() for name, value in values.items()}
 
 
+def batch_of(data: StepBatches, step: int, device: torch.device) -> Batch:
+    """Return this rank's views of a step, in double precision."""
+    return doubled(data.views(copied(data[step][0], device), step, device))
+
+
 class Run:
     """A case trained by AdamW, step by step, as the trainer does it; its checkpoints lie in a folder."""
 
-    def __init__(self, case: Case, device: torch.device, sharded: bool = False) -> None:
+    def __init__(self, case: Case, device: torch.device) -> None:
         learner, modality = make(case, device=device)
-        if sharded:
-            parallelize(learner, Parallel(shard=world(), precision="fp32", compile=False), device)
-        elif world() > 1:
+        if world() > 1:
             parallelize(learner, Parallel(precision="fp32", compile=False), device)
         objective = learner.objective
         optimizer = AdamW.Config(lr=1e-3).build(learner, objective.param_rules(), BATCH)
@@ -73,8 +77,7 @@ class Run:
     def make_step(self, number: int) -> None:
         """Make the step of a number, from 0."""
         torch.manual_seed(1000 * number)
-        batch = self.data.views(copied(self.data[number][0], self.device), number, self.device)
-        self.step(doubled(batch), Progress(step=number, total=10, epoch_steps=1))
+        self.step(batch_of(self.data, number, self.device), Progress(step=number, total=10, epoch_steps=1))
         self.step.optimizer.zero_grad()
 
     def save(self, folder: Path, steps: int) -> None:

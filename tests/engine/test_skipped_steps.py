@@ -26,9 +26,10 @@ from multissl.parallel.sharding import Parallel, full, local
 from multissl.recipe import Recipe
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
+from multissl.verify.cases import doubled
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import Net, Spread, recipe
-from tests.test_exact import BATCH, Case, alone, cases, doubled, make, named
+from tests.test_exact import BATCH, Case, alone, cases, make, named
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.dinov2_step import HostReads
 from multissl.contract.data import Batch
 from multissl.contract.learning import Losses, Progress
 from multissl.devices import ToHost
@@ -30,9 +30,10 @@ from multissl.layers.teacher import move
 from multissl.recipe import Recipe
 from multissl.run import train as run
 from multissl.run.folder import RunFolder
+from multissl.verify.cases import doubled
 from tests.engine.test_skipped_steps import made, ruined
 from tests.helpers.stubs import Spread
-from tests.test_exact import BATCH, Case, alone, cases, doubled, make, named
+from tests.test_exact import BATCH, Case, alone, cases, make, named
 
 OPTIMIZERS: dict[str, Optimizer.Config] = {
     "adamw": AdamW.Config(lr=1e-2),
@@ -45,22 +46,6 @@ OPTIMIZERS: dict[str, Optimizer.Config] = {
 
 WAITING = {"wmse": 1}
 """Objectives that wait, and how often: W-MSE, as a Cholesky decomposition that fails is told with the way out."""
-
-
-class Waits(TorchDispatchMode):
-    """Notes operations whose result the host has to know."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "unique2")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noted: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name.lstrip("_") in {n.lstrip("_") for n in self.NAMES}:
-            self.noted.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def stepper(case: Case, optim: Optimizer.Config | None = None) -> tuple[Step, list[Batch], list[Batch]]:
@@ -155,11 +140,11 @@ def test_a_step_waits_for_nothing(case: Case) -> None:
         pytest.skip(reason)
     step, good, _ = stepper(case)
     take(step, good[0], 0)
-    waits = Waits()
+    waits = HostReads()
     torch.manual_seed(1)
     with waits:
         step(good[1], Progress(step=1, total=10, epoch_steps=1, described=False))
-    assert len(waits.noted) == WAITING.get(case.objective, 0)
+    assert waits.count == WAITING.get(case.objective, 0)
 
 
 # -------------------------------------------------------------------- read one step late, at the right step
