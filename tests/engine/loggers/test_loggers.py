@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,12 @@ def test_wandb_keeps_all_offline_and_a_resumed_run_its_identity(
     folders = [*(tmp_path / "there").glob("wandb/offline-run-*")]
     assert [f.name.rpartition("-")[2] for f in folders] == [identity]
     (journal,) = folders[0].glob("*.wandb")
-    content = journal.read_bytes()
-    for part in (b"train/loss", b"eval/state/r2/ball_x", b"sample 7 cannot be read", b"optim"):
-        assert part in content
+    parts = (b"train/loss", b"eval/state/r2/ball_x", b"sample 7 cannot be read", b"optim")
+    # The process of W&B that writes the journal may still be writing when `finish` returns.
+    deadline = time.monotonic() + 60
+    while not all(part in journal.read_bytes() for part in parts) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [part for part in parts if part not in journal.read_bytes()] == []
     assert len([*folders[0].glob("files/media/images/**/*.png")]) == 1
     filled(cfg, session(tmp_path, "there", start=2))
     assert (tmp_path / "there" / "id.txt").read_text() == identity
