@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -37,16 +38,16 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f"{path.name}.tmp")
     try:
-        aside.unlink(missing_ok=True)  # left by a process that was killed, maybe of another user
-        aside.touch()
+        _unlink(aside)  # left by a process that was killed, maybe of another user
+        _create(aside)
         mode = aside.stat().st_mode
         yield aside
-        aside.chmod(mode)
+        _set_mode(aside, mode)
         _sync(aside)
         rename(aside, path)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            _unlink(aside)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -74,7 +75,7 @@ class Lines:
     def __init__(self, path: Path, keep: int | None = None) -> None:
         """Open a file after its first `keep` bytes, of which there must be as many; None keeps them all."""
         self.path = path
-        self._file = path.open("ab", buffering=0)
+        self._file = _open_to_append(path)
         if keep is not None and keep < path.stat().st_size:
             _truncate(self._file, keep)
 
@@ -95,7 +96,7 @@ def make_folder(path: Path) -> None:
     """Make a folder and those around it, unless it is there."""
     if not path.exists():  # what is no folder fails below, with the reason
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        _make_folder(path)
         _sync(path.parent)
 
 
@@ -179,6 +180,26 @@ def whole_json_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 # ------------------------------------------------------------------------- all that touches the disk
+
+
+def _create(path: Path) -> None:
+    path.touch()
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    path.chmod(mode)
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir(exist_ok=True)
+
+
+def _open_to_append(path: Path) -> FileIO:
+    return path.open("ab", buffering=0)
 
 
 def _write(path: Path, data: bytes) -> None:
