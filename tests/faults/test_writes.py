@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.faults.warm import Warm, changed
 
 QUICK = "rl"
 """The modality whose run is the shortest."""
+ENDS: tuple[How, ...] = ("die", "full")
 
 
 def problems_of(
@@ -54,14 +56,14 @@ def drawn(writes: Sequence[str], count: int, seed: str) -> list[int]:
     """Return write points, one from each of equally long parts of a run."""
     random_points = random.Random(seed)
     edges = [1 + round(len(writes) * i / count) for i in range(count + 1)]
-    return [random_points.randrange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [random_points.randrange(a, b) for a, b in pairwise(edges)]
 
 
 def test_a_run_whose_writes_fail_ends_as_an_uninterrupted_one(
     warm: Warm, wholes: Wholes, tmp_path: Path
 ) -> None:
     points = drawn(wholes(QUICK)[1], 9, "quick")
-    faults = [(point, HOWS[place % 3]) for place, point in enumerate(points)]
+    faults: list[tuple[int, How]] = [(point, HOWS[place % 3]) for place, point in enumerate(points)]
     assert not problems_of(warm, wholes, QUICK, faults, tmp_path)
 
 
@@ -70,7 +72,9 @@ def test_a_run_whose_writes_fail_ends_as_an_uninterrupted_one(
 def test_a_run_of_each_modality_whose_writes_fail_ends_as_an_uninterrupted_one(
     warm: Warm, wholes: Wholes, name: str, tmp_path: Path
 ) -> None:
-    faults = [(point, how) for point in drawn(wholes(name)[1], 10, name) for how in ("die", "full")]
+    faults: list[tuple[int, How]] = [
+        (point, how) for point in drawn(wholes(name)[1], 10, name) for how in ENDS
+    ]
     assert not problems_of(warm, wholes, name, faults, tmp_path)
 
 
@@ -78,9 +82,10 @@ def test_a_run_of_each_modality_whose_writes_fail_ends_as_an_uninterrupted_one(
 @pytest.mark.parametrize("part", range(4))
 def test_every_write_of_a_run_may_fail(warm: Warm, wholes: Wholes, part: int, tmp_path: Path) -> None:
     writes = wholes(QUICK)[1]
-    faults: list[tuple[int, How]] = []
-    for place in range(part, len(writes), 4):
-        faults += [(place + 1, "die"), (place + 1, "error")]
-        if writes[place].split()[0] in WANTS_SPACE:
-            faults.append((place + 1, "full"))
+    faults: list[tuple[int, How]] = [
+        (place + 1, how)
+        for place in range(part, len(writes), 4)
+        for how in HOWS
+        if how != "full" or writes[place].split()[0] in WANTS_SPACE
+    ]
     assert not problems_of(warm, wholes, QUICK, faults, tmp_path)

@@ -1,12 +1,13 @@
 """A process that has imported everything, and forks a child for every command it is sent.
 
 Commands come as lines of JSON on its input; for each a line of JSON goes out when the child has ended. A child is the
-leader of a process group of its own, so that a signal to the group reaches its data workers. The process has one thread,
-as a fork copies no other.
+leader of a process group of its own, so that a signal to the group reaches its data workers. The process has one
+thread, as a fork copies no other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -138,10 +139,8 @@ def answer(job: Job) -> Ended:
 
 def send(group: int, number: int) -> bool:
     """Send a signal to a process group; True, whether or not there is one any more."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass
     return True
 
 
