@@ -39,7 +39,7 @@ def replaced(path: Path) -> Iterator[Path]:
     aside = path.with_name(f"{path.name}.tmp")
     try:
         _unlink(aside)  # left by a process that was killed, maybe of another user
-        _create(aside)
+        _make_empty(aside)
         mode = aside.stat().st_mode
         yield aside
         _set_mode(aside, mode)
@@ -182,7 +182,7 @@ def whole_json_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 # ------------------------------------------------------------------------- all that touches the disk
 
 
-def _create(path: Path) -> None:
+def _make_empty(path: Path) -> None:
     path.touch()
 
 

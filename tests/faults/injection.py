@@ -20,7 +20,7 @@ from multissl import files
 How = Literal["die", "full", "error"]
 HOWS: tuple[How, ...] = ("die", "full", "error")
 WRITES = (
-    "_create",
+    "_make_empty",
     "_unlink",
     "_set_mode",
     "_make_folder",
@@ -34,7 +34,7 @@ WRITES = (
     "_remove",
 )
 """The functions that touch the disk."""
-WANTS_SPACE = ("_create", "_make_folder", "_open_to_append", "_write", "_write_tensors", "_append", "_rename")
+WANTS_SPACE = ("_make_empty", "_make_folder", "_open_to_append", "_write", "_write_tensors", "_append", "_rename")
 """Those that a full disk refuses."""
 
 
