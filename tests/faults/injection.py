@@ -34,7 +34,15 @@ WRITES = (
     "_remove",
 )
 """The functions that touch the disk."""
-WANTS_SPACE = ("_make_empty", "_make_folder", "_open_to_append", "_write", "_write_tensors", "_append", "_rename")
+WANTS_SPACE = (
+    "_make_empty",
+    "_make_folder",
+    "_open_to_append",
+    "_write",
+    "_write_tensors",
+    "_append",
+    "_rename",
+)
 """Those that a full disk refuses."""
 
 
