@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from multissl.check import check, check_batch_norm, check_trainable, maskings_of
-from multissl.contract.encoder import build_encoders
+from multissl.contract.encoder import Encoders, build_encoders
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
 from multissl.engine.flops import Blueprint
@@ -33,31 +33,41 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     """Build and check the components; the learner lies on `device`, parallelized."""
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
     modality = recipe.modality.build().fit()
-    specs = modality.streams()
-    missing = [s for s in specs if s not in recipe.encoders]
-    if missing:
-        raise ValueError(f"encoders has no {missing[0]!r}: the modality feeds {', '.join(specs)}")
-    encoders = build_encoders(recipe.encoders, specs)
+    encoders = encoders_of(recipe, modality)
     for encoder in encoders.values():
         encoder.load_pretrained()
     if recipe.init:
         load_weights(encoders, recipe.init)
+    learner = learner_of(recipe, modality, encoders)
+    blueprint = Blueprint(learner)
+    parallelize(learner, recipe.parallel, device)
+    optimizer = recipe.optim.build(
+        learner, [*learner.objective.param_rules(), *recipe.rules(encoders)], recipe.batch_size
+    )
+    evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
+    return Parts(
+        modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators, blueprint=blueprint
+    )
+
+
+def encoders_of(recipe: Recipe, modality: Modality) -> Encoders:
+    """Return a recipe's encoders for the streams of its modality, with random weights."""
+    specs = modality.streams()
+    missing = [s for s in specs if s not in recipe.encoders]
+    if missing:
+        raise ValueError(f"encoders has no {missing[0]!r}: the modality feeds {', '.join(specs)}")
+    return build_encoders(recipe.encoders, specs)
+
+
+def learner_of(recipe: Recipe, modality: Modality, encoders: Encoders) -> Learner:
+    """Return encoders and objective as one module, checked against modality and recipe."""
     for stream in recipe.locked:
         encoders[stream].lock()
-    objective = recipe.objective.build(encoders, specs)
+    objective = recipe.objective.build(encoders, modality.streams())
     check(recipe, modality, objective.plans())
     check_batch_norm(modality, objective.plans(), encoders)
     for stream, plan in objective.plans().items():
         encoders[stream].prepare_for(maskings_of(recipe, plan))
     if recipe.locked:
         check_trainable(recipe, encoders, objective)
-    learner = Learner(encoders, objective, recipe.chunk, recipe.chunk_norm)
-    blueprint = Blueprint(learner)
-    parallelize(learner, recipe.parallel, device)
-    optimizer = recipe.optim.build(
-        learner, [*objective.param_rules(), *recipe.rules(encoders)], recipe.batch_size
-    )
-    evaluators = {name: cfg.build() for name, cfg in recipe.evals.items()}
-    return Parts(
-        modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators, blueprint=blueprint
-    )
+    return Learner(encoders, objective, recipe.chunk, recipe.chunk_norm)

@@ -18,7 +18,8 @@ from pathlib import Path
 from multissl import catalogue, commands, completion, matrix, option_help, options
 from multissl.files import set_aside
 from multissl.registry import suggest
-from multissl.run.folder import RunFolder
+from multissl.run.folder import RunFolder, located
+from multissl.run.lock import check_free
 from multissl.trust import Trust
 from multissl.version import __version__
 
@@ -129,8 +130,10 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     )
     again = signal_of(words.requeue_signal)
     folder = Path(words.out or Path("runs") / folder_name(name))
-    if words.restart and (old := set_aside(folder)):
-        print(f"{folder} is now {old.name}")
+    if words.restart:
+        check_free(RunFolder(folder).lock, print)
+        if old := set_aside(folder):
+            print(f"{folder} is now {old.name}")
     from multissl.engine.trainer import Interrupted
     from multissl.run.train import train as run_recipe
 
@@ -217,7 +220,7 @@ def encode(words: argparse.Namespace, rest: list[str]) -> int:
     if not words.out:
         raise ValueError(f"encode wants a file to write: multissl encode {name} --out features.parquet")
     data, recipe = "", None
-    if RunFolder(name).recipe.is_file():
+    if located(name)[0].recipe.is_file():
         data = options.only_data(rest, "encode takes --out, --data, --split and --stream beside a run")
     else:
         recipe = options.open_recipe(name, rest, trust=Trust(everything=words.trust))[0]

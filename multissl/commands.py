@@ -33,7 +33,12 @@ TRUST = {
     }
 }
 RECIPE = {"metavar": "NAME", "nargs": "?", "default": ""}
-FOLDER = {"metavar": "RUN", "nargs": "?", "default": "", "help": "folder of the run"}
+FOLDER = {
+    "metavar": "RUN",
+    "nargs": "?",
+    "default": "",
+    "help": "folder of the run, or FOLDER@STEP for one of its checkpoints",
+}
 NAMES = "a name of `multissl list`, file.py[:function], .json or .yaml"
 COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "train": (
@@ -79,7 +84,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         "NAME [options of the recipe]",
         {"name": {**RECIPE, "help": NAMES}, **TRUST},
     ),
-    "eval": ("evaluate a finished run again", "RUN", {"name": FOLDER, **TRUST}),
+    "eval": ("evaluate a run again", "RUN", {"name": FOLDER, **TRUST}),
     "encode": (
         "write the features of all samples as a table, by the encoder of a run or of a recipe",
         "RUN|NAME --out FILE [--data PATH] [--split SPLIT] [--stream STREAM]",

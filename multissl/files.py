@@ -69,6 +69,21 @@ def replace_tensors(
         _write_tensors(aside, tensors, metadata)
 
 
+def create(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet; raises a FileExistsError where it is, whoever was first."""
+    _create(path, content)
+
+
+def touch(path: Path) -> None:
+    """Let a file be as new as now."""
+    os.utime(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, unless it is gone."""
+    path.unlink(missing_ok=True)
+
+
 class Lines:
     """A file that grows by lines; nothing of a line is kept back, and `sync` brings them to the disk."""
 
@@ -204,6 +219,16 @@ def _open_to_append(path: Path) -> FileIO:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def _create(path: Path, data: bytes) -> None:
+    with path.open("xb", buffering=0) as file:
+        try:
+            file.write(data)
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from multissl.config import from_dict
 from multissl.contract.encoder import Encoder, Encoders
@@ -75,17 +77,23 @@ def read_recipe(path: Path, trust: Trust = NOTHING) -> Recipe:
     data = parse(text, str(path))
     if not isinstance(data, dict):
         raise ValueError(f"{path}: want a mapping of options")
+    return recipe_of(data, str(path), trust)
+
+
+def recipe_of(options: Mapping[str, Any], name: str, trust: Trust = NOTHING) -> Recipe:
+    """Return the recipe of options as files hold them; `name` is what messages call the file."""
+    data = dict(options)
     # a file that somebody wrote says no format: it is checked as one of today
     written = data.pop("format", FORMAT)
     if not isinstance(written, int) or written > FORMAT:
         raise ValueError(
-            f"{path} has recipe format {written!r} ({data.get('multissl')}), this version reads up to {FORMAT}: upgrade"
+            f"{name} has recipe format {written!r} ({data.get('multissl')}), this version reads up to {FORMAT}: upgrade"
         )
     data.pop("multissl", None)
     old = written < FORMAT
     try:
         return from_dict(Recipe, migrate(data) if old else data, old=old, trust=trust)
     except UntrustedError as error:
-        raise UntrustedError(f"{path}: {error}") from None
+        raise UntrustedError(f"{name}: {error}") from None
     except (ValueError, TypeError) as error:  # the latter of an option that is needed and missing
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None

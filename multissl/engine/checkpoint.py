@@ -103,22 +103,22 @@ def save(
         return target
     aside = target.with_name(f"writing_{target.name}")
     try:
-        _on_main(lambda: _remove_leftovers(folder))
+        on_main(lambda: _remove_leftovers(folder))
         files = save_state(_flat(learner, optimizer) | {"modality": dict(modality or {})}, aside)
         meta = sealed({"format": FORMAT, "step": step, "files": files, "record": record})
-        _on_main(lambda: _finish(aside, target, meta, cfg))
+        on_main(lambda: _finish(aside, target, meta, cfg))
     except OSError as error:
         raise _not_written(folder, step, error) from error
     return target
 
 
-def _on_main(action: Callable[[], None]) -> None:
-    """Do something on the first rank; an OSError of it is raised on all of them."""
+def on_main(action: Callable[[], object]) -> None:
+    """Do something on the first rank; an OSError or RuntimeError of it is raised on all of them."""
     problem = None
     if is_main():
         try:
             action()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             problem = error
     problem = broadcast_object(problem)
     if problem:
@@ -297,6 +297,17 @@ def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> 
             by_parameter.setdefault(parameter, {})[key] = value
     restore_optimizer(learner, optimizer, {"state": by_parameter, "param_groups": state[GROUPS]})
     return meta["step"]
+
+
+def load_learner(folder: Path, learner: nn.Module) -> None:
+    """Restore a learner alone, in place; its files are those that `check` found whole."""
+    state = load_state({f"{LEARNER}{n}": v for n, v in learner.state_dict().items()}, folder)
+    learner.load_state_dict({n.removeprefix(LEARNER): v for n, v in state.items()})
+
+
+def read_modality(folder: Path) -> dict[str, Any]:
+    """Return what the modality was fitted to when a checkpoint was written."""
+    return read_index(folder)["values"]["modality"]
 
 
 LEARNER, STATES, GROUPS = "learner/", "optimizer/state/", "optimizer/groups"

@@ -13,7 +13,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -112,10 +112,15 @@ class Trainer:
         places: Places,
         device: torch.device,
         blueprint: Blueprint | None = None,
+        guard: Callable[[], object] = bool,
     ) -> None:
+        """`guard` raises a RuntimeError on the first rank where nothing more may be written into the run."""
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
         self.evaluators, self.places, self.device = evaluators, places, device
+        self.guard = guard
         self.main = is_main()
+        self.reached = checkpoint.newest_step(places.checkpoints)
+        """The number of steps that were taken."""
         self.plans = learner.objective.plans()
         self.steps = StepBatches(
             modality, self.plans, cfg.batch_size, cfg.seed, rank(), world(),
@@ -148,7 +153,7 @@ class Trainer:
         start, mark, untrained = 0, None, dict[str, float]()
         if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
             untrained = self._measured(0, first=True) if floors_again else {}
-            start = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
+            start = self.reached = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
             mark = newest[1]["record"]
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         if self.main:
@@ -209,6 +214,7 @@ class Trainer:
                 )  # fmt: skip
                 largest = largest_gradient(self.trainable) if logged else None
                 self.optimizer.zero_grad()
+                self.reached = step + 1
                 self._note_skipped(step, fetched.skipped)
                 unread.append(result)
                 last = step + 1 == cfg.steps
@@ -243,6 +249,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """Write a checkpoint, and in it how far the record went."""
+        checkpoint.on_main(self.guard)
         checkpoint.save(
             self.places.checkpoints, step, self.learner, self.optimizer.torch, self.cfg.save,
             modality=self.modality.state(), record=self.metrics.record.mark() if self.metrics else None,

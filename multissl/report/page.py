@@ -44,15 +44,17 @@ def page(
     summary: Mapping[str, Any],
     figures: Sequence[Figure] = (),
     titles: Mapping[str, str] | None = None,
+    evaluations: Sequence[Line] = (),
+    sessions: Sequence[Line] = (),
 ) -> str:
     """Return the page of a run of that name; a run without a summary has not finished.
 
+    `evaluations` are what was measured later, `sessions` the starts of the run.
     `titles` says what evaluators call their metrics in the page, by the name in the record.
     """
     titles = {**TITLES, **(titles or {})}
-    kinds = ("train", "eval", "estimates", "note", "alarm")
-    lines = [x for x in lines if isinstance(x.get("step"), int) and "kind" in x]  # others nobody of us wrote
-    train, evals, estimates, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
+    # lines without a kind or a step nobody of us wrote
+    lines = [x for x in lines if isinstance(x.get("step"), int) and "kind" in x]
     steps = max((x["step"] for x in lines), default=0)
     verdict = escape(
         summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
@@ -60,19 +62,10 @@ def page(
     mood = {True: " learned", False: " not"}.get(summary.get("learned", ""), "")
     if summary.get("outcome") == "cannot be told":
         mood = ""
-    facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
-    facts |= {TITLES["samples"]: f"{train[-1]['samples']:,}"} if train and "samples" in train[-1] else {}
-    changes = "\n".join(summary.get("difference", ())) or "nothing"
     sections = {
-        "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
-        "Figures": _metrics(evals, estimates, titles),
-        "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
-        + EXPORTED * any("/student/" in n for x in evals for n in x),
-        "Training": _wrapped("charts", _train_charts(train, titles)),
-        "Pictures": _wrapped("figures", map(_picture, figures)),
-        "Notes": _notes(notes),
-        "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
-        "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
+        **_sections(lines, summary, figures, titles),
+        "Measured later": _later(evaluations, titles),
+        "Sessions": _sessions(sessions),
     }
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -84,6 +77,28 @@ def page(
         + f"<details><summary>Recipe</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
         + "</body></html>\n"
     )
+
+
+def _sections(
+    lines: Sequence[Line], summary: Mapping[str, Any], figures: Sequence[Figure], titles: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what the page tells of the training, by its heading."""
+    kinds = ("train", "eval", "estimates", "note", "alarm")
+    train, evals, estimates, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
+    facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
+    facts |= {TITLES["samples"]: f"{train[-1]['samples']:,}"} if train and "samples" in train[-1] else {}
+    changes = "\n".join(summary.get("difference", ())) or "nothing"
+    return {
+        "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
+        "Figures": _metrics(evals, estimates, titles),
+        "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
+        + EXPORTED * any("/student/" in n for x in evals for n in x),
+        "Training": _wrapped("charts", _train_charts(train, titles)),
+        "Pictures": _wrapped("figures", map(_picture, figures)),
+        "Notes": _notes(notes),
+        "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
+        "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
+    }
 
 
 def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
@@ -141,6 +156,34 @@ def _metrics(evals: list[Line], estimates: list[Line], titles: Mapping[str, str]
         values = [cell(first, name), cell(last, name), cell(last, f"{evaluator}/student/{metric}")]
         beside = ", ".join(f"{n} {cell(first, f'{evaluator}/{n}')}" for n in baselines.pop(evaluator, {}))
         rows.append([escape(_title(name, titles)), *values, escape(beside)])
+    return _table(rows)
+
+
+def _later(evaluations: Sequence[Line], titles: Mapping[str, str]) -> str:
+    """Return a table of what was measured when the training was over, or beside it; a row for each figure."""
+    rows = []
+    for line in evaluations:
+        for name, value in line.get("figures", {}).items():
+            text = (
+                "not a number"
+                if value is None
+                else short(value["value"] if isinstance(value, dict) else value)
+            )
+            if isinstance(value, dict) and value.get("low") is not None:
+                text += f" ({short(value['low'])} to {short(value['high'])}, n={value['n']:,})"
+            rows.append([f"{line.get('time', '')}, step {line.get('step')}", _title(name, titles), text])
+    return _table([[escape(cell) for cell in row] for row in rows])
+
+
+def _sessions(sessions: Sequence[Line]) -> str:
+    """Return a table of the starts of the run, where there was more than one."""
+    if len(sessions) < 2:
+        return ""
+    rows = [["began", "steps", "seconds", "host", "ranks", "how it ended"]]
+    for line in sessions:
+        steps = " to ".join(map(str, line.get("steps", ())))
+        cells = [line.get("began"), steps, line.get("seconds"), line.get("host"), line.get("ranks")]
+        rows.append([escape(str(c)) for c in (*cells, line.get("end") or "going on")])
     return _table(rows)
 
 

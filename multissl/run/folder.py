@@ -1,8 +1,10 @@
 """The folder of a run, and the only place that knows what the files in it are called.
 
 A run's folder holds `recipe.json`, `data.json`, `metrics.jsonl`, `checkpoints/`, `encoder.safetensors`,
-`modality.json`, `summary.json` and `report.html`, a folder for each logger that keeps files, `recipe_code/` where the
-recipe comes from a Python file or names code that is no installed package's, and `nonfinite/` where steps were skipped.
+`modality.json`, `summary.json` and `report.html`; `sessions.jsonl` with a line for each start, `evaluations.jsonl`
+where it was measured later, `lock.json` while it is trained; a folder for each logger that keeps files, `recipe_code/`
+where the recipe comes from a Python file or names code that is no installed package's, `nonfinite/` where steps were
+skipped.
 What lies inside a checkpoint is up to `engine.checkpoint`. Files are whole at any moment: see `multissl.files`.
 """
 
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from multissl.contract.places import Places
 from multissl.files import (
     Damaged,
+    Lines,
     digest,
     make_folder,
     read_json_lines,
@@ -34,6 +37,19 @@ if TYPE_CHECKING:
 
 class NotWritten(RuntimeError):
     """A file that a run ends with could not be written; those of before are intact."""
+
+
+def located(run: Path | str) -> tuple[RunFolder, int | None]:
+    """Return the folder of `RUN` or `RUN@STEP`, and the step where one is named.
+
+    Raises a ValueError where what stands behind the @ is no number. A folder may have an @ in its name.
+    """
+    name, at, step = str(run).rpartition("@")
+    if not at or Path(run).is_dir():
+        return RunFolder(run), None
+    if not step.isdecimal():
+        raise ValueError(f"{run}: want RUN or RUN@STEP with the step of a checkpoint, as {name}@1000")
+    return RunFolder(name), int(step)
 
 
 class RunFolder(Places):
@@ -83,6 +99,21 @@ class RunFolder(Places):
         return self.path / "data.json"
 
     @property
+    def sessions(self) -> Path:
+        """Return the file of who trained it when."""
+        return self.path / "sessions.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """Return the file of what was measured after the run had finished, or beside it."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Return the file that says which process trains it."""
+        return self.path / "lock.json"
+
+    @property
     def code(self) -> Path:
         """Return the folder of copies of the source files that the recipe comes from or names."""
         return self.path / "recipe_code"
@@ -102,6 +133,9 @@ class RunFolder(Places):
             self.recipe,
             self.metrics,
             self.encoder,
+            self.sessions,
+            self.evaluations,
+            self.lock,
         )
         if (
             name != folder.name
@@ -156,6 +190,30 @@ class RunFolder(Places):
         """Write the options; the folder is made if need be. Raises an OSError where it cannot be."""
         make_folder(self.path)
         replace_text(self.recipe, json.dumps(options, indent=1))
+
+    def read_options(self) -> dict[str, Any]:
+        """Return the options of the run as of its last session: those of the recipe with what that one changed."""
+        sessions = self.read_sessions()
+        return self.read_recipe() | (sessions[-1].get("changed", {}) if sessions else {})
+
+    def read_sessions(self) -> list[dict[str, Any]]:
+        """Return a line for each session of the run, oldest first."""
+        return read_json_lines(self.sessions)
+
+    def write_sessions(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write the lines of all sessions."""
+        with self._writing():
+            replace_text(self.sessions, "".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """Return what was measured later, oldest first."""
+        return read_json_lines(self.evaluations)
+
+    def add_evaluation(self, values: Mapping[str, Any]) -> None:
+        """Add what was measured."""
+        with self._writing(), contextlib.closing(Lines(self.evaluations)) as lines:
+            lines.add(f"{json.dumps(values)}\n".encode())
+            lines.sync()
 
     def read_data(self) -> list[dict[str, Any]]:
         """Return what the data was known by, each entry from a step on; none where nothing was written down."""

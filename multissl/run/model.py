@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multissl.build import build
+from multissl.build import build, encoders_of, learner_of
 from multissl.config import config_name, to_dict
 from multissl.contract.data import Sample
-from multissl.contract.encoder import Encoders, build_encoders
+from multissl.contract.encoder import Encoders
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
+from multissl.engine import checkpoint
+from multissl.files import Damaged
 from multissl.inference import clean_views, single_stream
 from multissl.parallel.sharding import Parallel
-from multissl.recipe import Recipe, read_recipe
+from multissl.recipe import Recipe, recipe_of
 from multissl.registry import suggest
-from multissl.run.folder import RunFolder
+from multissl.run.folder import RunFolder, located
 from multissl.trust import Trust
 from multissl.weights.files import read_weights
 from multissl.weights.loading import tower_streams
+
+log = logging.getLogger("multissl")
 
 
 class Model:
     """A trained run: `encode` turns samples into features."""
 
-    def __init__(self, recipe: Recipe, modality: Modality, encoders: Encoders, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, modality: Modality, encoders: Encoders, device: torch.device, step: int = 0
+    ) -> None:
         self.recipe, self.modality, self.encoders, self.device = recipe, modality, encoders, device
+        self.step = step
+        """The number of steps after which the encoders are as they are."""
 
     def frozen(self) -> FrozenEncoders:
         """Return the encoders as evaluators want them."""
@@ -71,22 +80,45 @@ class Model:
 
 
 def load(run: Path | str, device: torch.device | str = "cpu", data: str = "", trust: bool = False) -> Model:
-    """Return a finished run, ready to encode; its modality reads other `data` where some is given.
+    """Return a run, ready to encode; its modality reads other `data` where some is given.
 
+    `RUN` is what the run ships, or its newest whole checkpoint where it has not finished; `RUN@STEP` is a checkpoint.
     Reads JSON and safetensors only; nothing is unpickled. Code that its recipe names, such as the class of an
     objective of one's own, runs if the user has trained with it, and else only where `trust` says so.
     """
-    folder = RunFolder(run)
-    folder.check_shipped()
-    recipe = read_recipe(folder.recipe, Trust(everything=trust, copies=folder.code))
+    folder, step = located(run)
+    finished = int(folder.finish().get("step", 0))
+    if step == finished:
+        step = None
+    if step is None and (finished or all(p.is_file() for p in folder.shipped)):
+        folder.check_shipped()
+        recipe = _recipe(folder, data, trust)
+        modality = recipe.modality.build()
+        _restore(modality, folder.read_modality(), folder.modality)
+        encoders = _shipped(recipe, modality, folder)
+    else:
+        recipe = _recipe(folder, data, trust)
+        modality, encoders, finished = _at_checkpoint(recipe, folder, step)
+    encoders.to(device).eval().requires_grad_(False)
+    return Model(recipe, modality, encoders, torch.device(device), finished or recipe.steps)
+
+
+def _recipe(folder: RunFolder, data: str, trust: bool) -> Recipe:
+    """Return the recipe of a run, which reads other data where some is given."""
+    if not folder.recipe.is_file():
+        raise ValueError(f"{folder.path} holds no {folder.recipe.name}: give the folder of a run")
+    recipe = recipe_of(folder.read_options(), str(folder.recipe), Trust(everything=trust, copies=folder.code))
     if data:
         own = to_dict(recipe.modality).get("data")
         if own is None:
             raise ValueError(f"--data {data}: {config_name(type(recipe.modality))} reads no data")
         recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, list) else data)
-    modality = recipe.modality.build()
-    _restore(modality, folder)
-    encoders = build_encoders(recipe.encoders, modality.streams())
+    return recipe
+
+
+def _shipped(recipe: Recipe, modality: Modality, folder: RunFolder) -> Encoders:
+    """Return the encoders that a run ships."""
+    encoders = encoders_of(recipe, modality)
     state = read_weights(folder.encoder)
     if tower_streams(state, encoders):  # the heads of towers are the objective's; else it need not be built
         objective = recipe.objective.build(encoders, modality.streams())
@@ -96,21 +128,48 @@ def load(run: Path | str, device: torch.device | str = "cpu", data: str = "", tr
     except RuntimeError as error:  # of several lines, one for each tensor
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder.encoder} does not fit the recipe beside it ({reason[:500]})") from None
-    encoders.to(device).eval().requires_grad_(False)
-    return Model(recipe, modality, encoders, torch.device(device))
+    return encoders
 
 
-def _restore(modality: Modality, folder: RunFolder) -> None:
+def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple[Modality, Encoders, int]:
+    """Return what a run would ship at one of its checkpoints, and of which step; without a step at the newest whole.
+
+    The run may be going on, so a checkpoint may be removed while it is read: then a newer one is there.
+    """
+    kept = {checkpoint.step_of(p): p for p in checkpoint.find(folder.checkpoints)}
+    if not kept or (step is not None and step not in kept):
+        there = f"; it keeps those of {', '.join(f'{s:,}' for s in sorted(kept))}" if kept else ""
+        which = "none yet" if step is None else f"none of step {step}"
+        raise ValueError(f"{folder.path} holds no finished encoder and of its checkpoints {which}{there}")
+    problem: Exception | None = None
+    for number in sorted(kept, reverse=True) if step is None else [step]:
+        modality = recipe.modality.build()
+        try:
+            checkpoint.check(kept[number])
+            _restore(modality, checkpoint.read_modality(kept[number]), kept[number])
+            learner = learner_of(recipe.replace(chunk=0), modality, encoders_of(recipe, modality))
+            checkpoint.load_learner(kept[number], learner)
+        except (OSError, Damaged) as error:
+            problem = error
+            if step is None:
+                log.warning("%s; trying an earlier checkpoint", error)
+            continue
+        log.warning("%s has not finished: this is its checkpoint of step %s", folder.path, number)
+        return modality, learner.shipped(), number
+    if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
+        return _at_checkpoint(recipe, folder, step)
+    raise ValueError(f"{folder.path} has no whole checkpoint: {problem}")
+
+
+def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
     """Give the modality what it was fitted to."""
     try:
-        modality.restore(folder.read_modality())
+        modality.restore(state)
     except (
         Exception
     ) as error:  # a file that is damaged, or not of this modality, makes it raise almost anything
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        raise ValueError(
-            f"{folder.modality} does not fit the modality of the recipe beside it ({reason})"
-        ) from None
+        raise ValueError(f"{place} does not fit the modality of the recipe beside it ({reason})") from None
 
 
 def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:

@@ -14,7 +14,7 @@ from multissl.contract.learning import Figure
 from multissl.engine.batches import StepBatches
 from multissl.inference import readable_views
 from multissl.report.page import page
-from multissl.run.folder import RunFolder
+from multissl.run.folder import located
 from multissl.run.model import Model, load
 
 
@@ -57,13 +57,15 @@ def draw(model: Model, samples: int = 8) -> Drawn:
 
 def write_report(run: Path | str, drawn: Drawn | None = None) -> Path:
     """Write the page from what lies in a run's folder, finished or not, and from what was drawn; return its path."""
-    folder = RunFolder(run)
+    folder = located(run)[0]
     drawn = drawn or Drawn(titles={})
     text = page(
         folder.path.resolve().name,
-        recipe=folder.read_recipe(),
+        recipe=folder.read_options(),
         lines=folder.read_metrics(),
         summary=folder.read_summary(),
+        evaluations=folder.read_evaluations(),
+        sessions=folder.read_sessions(),
         figures=drawn.figures,
         titles=drawn.titles,
     )

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multissl import trust
 from multissl.build import Parts, build
-from multissl.code_files import read_copies
-from multissl.config import config_name, difference, named_code, to_dict
-from multissl.contract.verdict import Outcome, Verdict, whole_verdict
+from multissl.config import config_name, difference, to_dict
+from multissl.contract.verdict import Outcome, whole_verdict
 from multissl.engine import checkpoint
 from multissl.engine.judging import alarm_of, measurements, verdicts
 from multissl.engine.trainer import Trainer
-from multissl.files import Damaged
-from multissl.migrate import FORMAT
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.compiling import trouble, wants
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
-from multissl.recipe import Recipe, read_recipe
+from multissl.recipe import Recipe
 from multissl.run.copies import describe_copies
 from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, check_data, identity_of
 from multissl.run.model import load
+from multissl.run.preparing import entered, has_finished, prepare
 from multissl.run.report import draw, write_report
+from multissl.run.sessions import recorded, session_of
 from multissl.version import __version__
-
-log = logging.getLogger("multissl")
-FREE = ("steps", "log_every", "loggers", "parallel", "data", "save", "evals", "chunk")
-"""Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,72 +65,40 @@ def train(
     read the run from anywhere. `accept_data`: go on though the data is not what the run was trained on so far.
     """
     run = RunFolder(folder)
-    with process_group() as device:
-        before = run.read_recipe().get("steps", recipe.steps)
-        lines = prepare(run, recipe, file)
+    with process_group() as device, entered(run, recipe.steps) as lock:
+        before = run.read_options().get("steps", recipe.steps)
+        changed = prepare(run, recipe, file)
         began = time.time()
         parts = build(recipe, device)
         trainer = Trainer(
-            recipe,
-            parts.modality,
-            parts.learner,
-            parts.optimizer,
-            parts.evaluators,
-            run,
-            device,
-            parts.blueprint,
-        )
+            recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device,
+            parts.blueprint, lock.check if lock else bool,
+        )  # fmt: skip
         with contextlib.closing(trainer):
             finished = broadcast_object(is_main() and has_finished(run, recipe.steps))
             if finished:
                 trainer.display.say(f"{run.path} has finished its {run.finish()['step']} steps already")
-            else:
-                trainer.display.say(describe(recipe, parts, device))
-                other_data = data_changed(run, parts, accept_data)
-                if extended := describe_extension(recipe, parts, run, before):
-                    trainer.display.say(extended)
+                result = result_of(run, parts, run.read_metrics())[0]
+                trainer.display.say(result.verdict)
+                return result
+            trainer.display.say(describe(recipe, parts, device))
+            other_data = data_changed(run, parts, accept_data)
+            if extended := describe_extension(recipe, parts, run, before):
+                trainer.display.say(extended)
+            with recorded(session_of(run, trainer, changed)):
                 lines = trainer.fit(first_notes(run, recipe, parts, device), floors_again=other_data)
                 write_model(run, parts)
-            said = verdicts(parts.evaluators, measurements(lines))
-            seconds = None if finished else time.time() - began
-            result = summarize(run, recipe, default, said, lines, seconds, device)
-            barrier()  # from here on the first rank is alone
-            if finished:
-                trainer.display.say(result.verdict)
-            elif is_main():
-                run.write_recipe(options_of(recipe))
-                finish(run, trainer, result)
+                result, values = result_of(run, parts, lines)
+                if is_main():
+                    values |= circumstances(recipe, default, time.time() - began, device)
+                    run.write_summary(values)
+                barrier()  # from here on the first rank is alone
+                if is_main():
+                    show(run, trainer)
+            if is_main():
+                record_finish(run)  # the last thing that is written
+            trainer.display.say(result.verdict)
     return result
-
-
-def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> list[dict[str, Any]]:
-    """Make the run's folder and write its recipe, or compare with the one there; return the record so far."""
-    names = named_code(recipe)
-    trust.use(names)
-    options, problem = options_of(recipe), ""
-    if is_main():
-        try:
-            finish = recorded_finish(run)
-            if run.recipe.is_file() and (finish or checkpoint.find(run.checkpoints)):
-                compare(saved_options(run), options, run.path)
-            if finish:
-                check_finished(run, finish, saved_options(run), options)
-            if not finish:  # of a finished run it stays as it is recorded until the run has finished again
-                run.write_recipe(options)
-                keep_code(run, names, file)
-        except OSError as error:
-            problem = f"--out {run.path}: cannot be written ({error.strerror}); give another --out"
-        except ValueError as error:
-            problem = str(error)
-    problem = broadcast_object(problem)  # what stops the first rank stops all of them
-    if problem:
-        raise ValueError(problem)
-    return run.read_metrics()
-
-
-def options_of(recipe: Recipe) -> dict[str, Any]:
-    """Return what the file of a recipe holds."""
-    return {"format": FORMAT, "multissl": __version__, **to_dict(recipe)}
 
 
 def data_changed(run: RunFolder, parts: Parts, accept: bool) -> bool:
@@ -155,36 +115,6 @@ def data_changed(run: RunFolder, parts: Parts, accept: bool) -> bool:
     if problem:
         raise DataChangedError(problem)
     return changed
-
-
-def keep_code(run: RunFolder, names: list[str], file: Path | None) -> None:
-    """Copy the source files that a recipe comes from or names into the run, and note that the user trains with them."""
-    sources = trust.sources_of(names, file)
-    before = read_copies(run.code)
-    if changed := [name for name in before if name in sources and before[name] != sources[name]]:
-        log.warning("%s has changed since the run began, which goes on with the new code", changed[0])
-    run.write_code(sources)
-    trust.remember(names, read_copies(run.code))
-
-
-def saved_options(run: RunFolder) -> dict[str, Any]:
-    """Return the options of a saved recipe; what was no option yet when it was saved has its default."""
-    options = run.read_recipe()
-    try:
-        return options | to_dict(read_recipe(run.recipe))
-    except (ValueError, ImportError):  # what can no longer be read as a recipe is compared as it stands
-        return options
-
-
-def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Stop where a run would be resumed with another recipe."""
-    free = {*FREE, "multissl"} - ({"chunk"} if new["chunk_norm"] == "micro" else set())
-    changed = [d for d in difference(old, new) if d.split(".")[0].split(":")[0] not in free]
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run of another recipe:\n  " + "\n  ".join(changed) + "\n"
-            "repeat its options to resume it, give another --out, or --restart to set it aside and begin anew"
-        )
 
 
 def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
@@ -232,57 +162,6 @@ def first_notes(run: RunFolder, recipe: Recipe, parts: Parts, device: torch.devi
     return notes
 
 
-def recorded_finish(run: RunFolder) -> dict[str, Any]:
-    """Return what the summary says of the run's finish; {} where it says nothing, or is damaged beside checkpoints."""
-    try:
-        return run.finish()
-    except Damaged:
-        if checkpoint.find(run.checkpoints):
-            return {}  # it is written again
-        raise
-
-
-def check_finished(
-    run: RunFolder, finish: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
-) -> None:
-    """Stop where a command would change the record of a finished run, or go on without its checkpoints."""
-    newest, step = checkpoint.newest_step(run.checkpoints), finish["step"]
-    if not newest and (changed := run.changed(finish)):
-        raise ValueError(
-            f"{run.path} has finished, {changed} is not what it recorded then, and no checkpoint is left to write it "
-            "again from: put it back from a copy, or --restart to set the run aside"
-        )
-    if not newest and new["steps"] > step:
-        raise ValueError(
-            f"{run.path} has finished its {step} steps and its checkpoints are gone: it cannot take {new['steps']}; "
-            "give another --out"
-        )
-    if newest > step or new["steps"] > step or run.changed(finish):
-        return
-    parts = ("steps", "evals")
-    changed = difference({n: old.get(n) for n in parts}, {n: new[n] for n in parts})
-    if changed:
-        raise ValueError(
-            f"{run.path} has finished its {step} steps, and its record stays as it is; this command differs:\n  "
-            + "\n  ".join(changed)
-            + "\nrepeat its options to read its result again, give more --steps to go on, or another --out"
-        )
-
-
-def has_finished(run: RunFolder, steps: int) -> bool:
-    """Return whether a run took its steps and ships, by its own record, what the last of them left.
-
-    The checkpoints may have been removed since.
-    """
-    try:
-        finish = run.finish()
-        step = int(finish["step"])
-    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: then it is written again
-        return False
-    newest = checkpoint.newest_step(run.checkpoints)
-    return steps <= step and newest in (0, step) and not run.changed(finish)
-
-
 def shipped(run: RunFolder) -> dict[str, Any]:
     """Return the step of the newest checkpoint, and the digests of the files that a run ships."""
     return {"step": checkpoint.newest_step(run.checkpoints), "sha256": run.digests()}
@@ -293,14 +172,12 @@ def record_finish(run: RunFolder) -> None:
     run.write_summary(run.read_summary() | {"finished": shipped(run)})
 
 
-def finish(run: RunFolder, trainer: Trainer, result: Result) -> None:
-    """Write the page, give its figures to the loggers, and record the end."""
+def show(run: RunFolder, trainer: Trainer) -> None:
+    """Write the page, and give its figures to the loggers."""
     drawn = draw(load(run.path))
     path = write_report(run.path, drawn)
     trainer.draw(checkpoint.newest_step(run.checkpoints), drawn.figures)
     trainer.display.say(f"report: {path}")
-    record_finish(run)
-    trainer.display.say(result.verdict)
 
 
 def write_model(run: RunFolder, parts: Parts) -> None:
@@ -314,38 +191,35 @@ def write_model(run: RunFolder, parts: Parts) -> None:
         run.write_model(weights, parts.modality.state())
 
 
-def summarize(
-    run: RunFolder, recipe: Recipe, default: Recipe | None, said: list[Verdict],
-    lines: list[dict[str, Any]], seconds: float | None, device: torch.device,
-) -> Result:  # fmt: skip
-    """Return how the run ended, and write the summary: verdict, environment, difference from the default.
-
-    Without `seconds` the run had finished before, and its summary stays as it is.
-    """
-    steps = checkpoint.newest_step(
-        run.checkpoints
-    )  # of a run that is to take fewer than it took: those it took
-    alarm = alarm_of(lines)
+def result_of(run: RunFolder, parts: Parts, lines: list[dict[str, Any]]) -> tuple[Result, dict[str, Any]]:
+    """Return how the run ended, and what its summary says of that: verdict, alarm, steps, samples left out."""
+    said, alarm = verdicts(parts.evaluators, measurements(lines)), alarm_of(lines)
     whole = whole_verdict(said, alarm)
     evals = measurements(lines)
-    last = {k: v for k, v in evals[-1].items() if k not in ("kind", "step")} if evals else {}
+    result = Result(
+        folder=run.path, learned=whole.learned, outcome=whole.outcome, verdict=whole.text,
+        metrics={k: v for k, v in evals[-1].items() if k not in ("kind", "step")} if evals else {},
+    )  # fmt: skip
+    return result, {
+        "verdict": whole.text, "alarm": alarm, "learned": whole.learned, "outcome": whole.outcome,
+        "all_verdicts": [v.text for v in said],
+        # of a run that is to take fewer than it took: those it took
+        "steps": checkpoint.newest_step(run.checkpoints),
+        "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
+    }  # fmt: skip
+
+
+def circumstances(
+    recipe: Recipe, default: Recipe | None, seconds: float, device: torch.device
+) -> dict[str, Any]:
+    """Return what a summary says of how the run was made: environment, seconds, difference from the default recipe."""
     environment = {
         "multissl": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
         "ranks": world(), "threads": torch.get_num_threads(),
     }  # fmt: skip
     changes = difference(to_dict(default), to_dict(recipe)) if default else []
-    summary = {
-        "verdict": whole.text, "alarm": alarm, "learned": whole.learned, "outcome": whole.outcome,
-        "all_verdicts": [v.text for v in said],
-        "environment": environment, "difference": changes, "steps": steps, "seconds": round(seconds or 0, 1),
-        "skipped": sum(x["kind"] == "note" and "unreadable" in x.get("text", "") for x in lines),
-    }  # fmt: skip
-    if is_main() and seconds is not None:
-        run.write_summary(summary)
-    return Result(
-        folder=run.path, learned=whole.learned, outcome=whole.outcome, verdict=whole.text, metrics=last
-    )
+    return {"environment": environment, "difference": changes, "seconds": round(seconds, 1)}
 
 
 def steps_for(epochs: float, samples: int, batch_size: int) -> int:

@@ -59,7 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, short: Path) -> Path:
 MOMENTS = {
     "encoder.safetensors": (RunFolder, "write_encoder"),
     "modality.json": (RunFolder, "write_modality"),
-    "summary.json": (run, "summarize"),
+    "summary.json": (RunFolder, "write_summary"),
     "report.html": (run, "write_report"),
     "the record that it has finished": (run, "record_finish"),
 }

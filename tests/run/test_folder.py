@@ -31,10 +31,12 @@ def test_it_names_everything_that_a_run_leaves(tmp_path: Path) -> None:
         run.report,
         run.code,
         run.data,
+        run.sessions,
     }
     assert {*tmp_path.iterdir()} == {*named, run.nonfinite(3, 0).parent}
     assert run.nonfinite(3, 0).is_file()
-    assert {p.name for p in tmp_path.iterdir()} == RUN_FILES  # those that the law knows
+    elsewhere = {run.lock.name, run.evaluations.name}  # while it is trained, and once it was measured later
+    assert {p.name for p in tmp_path.iterdir()} | elsewhere == RUN_FILES  # those that the law knows
     assert run.read_recipe()["steps"] == run.read_summary()["steps"] == 10
     assert run.digests() == run.read_summary()["finished"]["sha256"]
 
