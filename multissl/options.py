@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ASSIGNED = re.compile(r"(?:--)?([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
 FLAG = re.compile(r"--[A-Za-z][\w.-]*")
-SHORT = {"data": "modality.data"}
+SHORT = {name: f"modality.{name}" for name in ("data", "column", "label", "delimiter", "missing")}
 """Options that are typed without the component they belong to."""
 ALIASES = {"learning_rate": "lr"}
 """Second spellings of options, by what they are called."""

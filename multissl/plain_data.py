@@ -14,15 +14,18 @@ DEEPEST = 100
 """Levels of lists and mappings within one another."""
 
 
-def parse_json(text: str | bytes, name: str) -> Any:
-    """Return what a JSON document holds; raise a ValueError of one line that names it where it cannot be read."""
+def parse_json(text: str | bytes, name: str, most: int = MOST_VALUES) -> Any:
+    """Return what a JSON document holds; raise a ValueError of one line that names it where it cannot be read.
+
+    `most` values are read: a document of JSON repeats nothing, so that one that is a table may have more.
+    """
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(f"{name} is nested too deep: want at most {DEEPEST} levels") from None
     except ValueError as error:  # of JSON and of UTF-8
         raise ValueError(f"{name} is no JSON ({error})") from None
-    _check(value, name)
+    _check(value, name, most)
     return value
 
 
@@ -45,11 +48,11 @@ def parse_yaml(text: str, name: str) -> Any:
     return value
 
 
-def _check(value: Any, name: str) -> None:
+def _check(value: Any, name: str, most: int = MOST_VALUES) -> None:
     """Refuse what is nested too deep or is too much when it is written out."""
     sizes: dict[int, int] = {}
-    if _count(value, sizes, name, 0) > MOST_VALUES:
-        raise ValueError(f"{name} stands for more than {MOST_VALUES:,} values: write out what aliases repeat")
+    if _count(value, sizes, name, 0) > most:
+        raise ValueError(f"{name} stands for more than {most:,} values: write out what aliases repeat")
 
 
 def _count(value: Any, sizes: dict[int, int], name: str, depth: int) -> int:

@@ -247,7 +247,7 @@ def test_two_spellings_of_one_option_are_not_given_together() -> None:
     [
         ("--learning_rate", r"did you mean --optim\.learning_rate\?"),
         ("--optimizer.lr", r"no option --optimizer\.lr; did you mean --optim\.lr\?"),
-        ("--modality.colour", r"no option --modality\.colour; multissl train NAME --help lists them all"),
+        ("--modality.palette", r"no option --modality\.palette; multissl train NAME --help lists them all"),
         ("--modality.grayscal", r"did you mean --modality\.grayscale\?"),
     ],
 )

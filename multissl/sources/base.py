@@ -18,6 +18,22 @@ Label = int | str | None
 """The class or the group of a sample: a number, a name, or None where it has none."""
 
 
+class TableOptions(NamedTuple):
+    """How the rows of a table are read; "" leaves to the table what is usual."""
+
+    column: str = ""
+    """The column that holds the samples."""
+    label: str = ""
+    """The column of the classes."""
+    delimiter: str = ""
+    """What parts the cells of a table of text."""
+    missing: tuple[str, ...] = ()
+    """More words that stand for a missing cell."""
+
+
+USUAL = TableOptions()
+
+
 class Request(NamedTuple):
     """What a modality looks for, and where."""
 
@@ -26,6 +42,7 @@ class Request(NamedTuple):
     """The file types of its samples in lower case, the preferred one first: `(".png", ".jpg")`."""
     kind: str
     """What a sample is called: the column of a table that holds it, and the word in messages."""
+    table: TableOptions = USUAL
 
 
 class Listing(NamedTuple):

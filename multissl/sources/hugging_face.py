@@ -16,8 +16,9 @@ from multissl import registry
 from multissl.registry import suggest
 from multissl.sources.base import Label, Listing, Request, Source, file_stamps
 from multissl.sources.folder import walk
-from multissl.sources.names import LABELS, PATHS, SPLIT_WORDS, pick_column
+from multissl.sources.names import LABELS, SPLIT_WORDS, file_columns, pick_column
 from multissl.sources.payloads import Items, Joined
+from multissl.sources.tables import pick
 
 SCHEME = "hf:"
 OPTIONS = ("name", "revision", "split", "data_dir", "data_files")
@@ -48,8 +49,9 @@ class HuggingFaceSource(Source):
         labels: list[Label] = []
         tags: list[str] = []
         for split, part in (loaded if isinstance(loaded, dict) else {"": loaded}).items():
-            column = pick_column(part.column_names, (request.kind, "img", *PATHS))
-            label = pick_column(part.column_names, LABELS, required=False)
+            options, names = request.table, part.column_names
+            column = pick(names, (), options.column) or pick_column(names, file_columns(request.kind))
+            label = pick(names, LABELS, options.label)
             if type(part.features[column]).__name__ == "Image":
                 part = part.cast_column(column, datasets.Image(decode=False))
             data.append(Items(part.select_columns([column]), column))

@@ -15,10 +15,26 @@ SPLIT_WORDS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """The split that a word names, in names of folders and shards and in the column `split` of tables."""
-PATHS = ("path", "file", "filename", "file_name")
+PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 """What columns of paths are called, the preferred name first."""
-LABELS = ("label", "labels", "class", "target", "fine_label")
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "fine_label",
+    "class_name",
+    "label_name",
+    "class_id",
+    "category",
+)
 """What columns of classes are called, the preferred name first."""
+SPELLINGS = {
+    "image": ("image_bytes", "bytes", "img", "jpg", "png", "picture", "photo", "img_path", "img_file"),
+    "audio": ("audio_bytes", "bytes", "sound", "wav", "flac", "mp3", "recording", "audio_filepath", "clip"),
+    "video": ("video_bytes", "bytes", "mp4", "clip", "film", "movie"),
+}
+"""What columns of pictures, sounds and films are called, too."""
 
 
 def split_in_name(path: str) -> str:
@@ -44,11 +60,30 @@ def class_folders(parts: list[list[str]]) -> list[str | None]:
     return classes if None not in classes else [None] * len(parts)
 
 
+def normal_name(name: str) -> str:
+    """Return the name of a column in one spelling: `File Name` and `file-name` are `file_name`."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def file_columns(kind: str) -> tuple[str, ...]:
+    """Return what columns of files of a kind are called, the preferred name first."""
+    own = (kind, *(f"{kind}_{word}" for word in PATHS))
+    return (*own, *SPELLINGS.get(kind, (f"{kind}_bytes", "bytes")), *PATHS)
+
+
 def pick_column(columns: Sequence[str], candidates: Sequence[str], required: bool = True) -> str:
-    """Return the first candidate that is a column; where none is, raise an error, or return "" if not required."""
-    column = next((name for name in candidates if name in columns), "")
+    """Return the first column that is called like a candidate; where none is, raise an error or return "".
+
+    Upper and lower case, spaces, dashes and underscores are alike.
+    """
+    spelt = {normal_name(name): name for name in reversed(columns)}
+    column = next((spelt[normal_name(name)] for name in candidates if normal_name(name) in spelt), "")
     if required and not column:
-        raise ValueError(f"want a column {' or '.join(candidates)}, found {', '.join(columns) or 'none'}")
+        plain = [name for name in candidates if name in ("path", "file")]
+        usual = " or ".join(dict.fromkeys((candidates[0], *plain, *candidates[1:3])))
+        raise ValueError(
+            f"want a column {usual}, found {', '.join(columns) or 'none'}: name yours by --modality.column"
+        )
     return column
 
 

@@ -10,7 +10,16 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from multissl.sources.base import FileSource, Listing, Request, Source, known_sources, suffix_of
+from multissl.sources.base import (
+    USUAL,
+    FileSource,
+    Listing,
+    Request,
+    Source,
+    TableOptions,
+    known_sources,
+    suffix_of,
+)
 from multissl.sources.copies import Copies
 from multissl.sources.reading import check_regular
 from multissl.sources.splits import SplitSamples, select_split
@@ -28,14 +37,16 @@ def open_source(
     *,
     option: str = "modality.data",
     relabel: Callable[[Listing], Listing] | None = None,
+    table: TableOptions = USUAL,
 ) -> SplitSamples:
     """Return the samples of a split of whatever `path` names: "train", "val", "test", or "all" but a test split.
 
     `suffixes` are the file types looked for, the preferred one first; `kind` is the column of a table that holds them;
-    `relabel` may change what is known of the samples before they are split; `option` is named in errors.
+    `table` says how a table is read; `relabel` may change what is known of the samples before they are split; `option`
+    is named in errors.
     """
     try:
-        listing = list_source(Request(os.path.expanduser(path), suffixes, kind))
+        listing = list_source(Request(os.path.expanduser(path), suffixes, kind, table))
         return select_split(relabel(listing) if relabel else listing, split)
     except ValueError as error:
         raise ValueError(f"{option}={path!r}: {error}") from None

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from multissl.sources.base import Label, Request
-from multissl.sources.names import LABELS, PATHS, pick_column
+from multissl.sources.names import LABELS, file_columns, pick_column
 from multissl.sources.payloads import cell_payload
 from multissl.sources.reading import file_errors, parquet_file
 from multissl.sources.shards import ShardSource
+from multissl.sources.tables import pick
 
 CACHED = 256 << 20
 """Bytes of row groups that a shard keeps in memory."""
@@ -33,9 +34,9 @@ class ParquetSource(ShardSource):
         """Return the cells of the column that is called like the kind of sample, and the labels."""
         file = parquet_file(path)
         columns = file.schema_arrow.names
-        kind = request.kind
-        column = pick_column(columns, (kind, f"{kind}_bytes", "bytes", "img", *PATHS))
-        label = pick_column(columns, LABELS, required=False)
+        options = request.table
+        column = pick(columns, (), options.column) or pick_column(columns, file_columns(request.kind))
+        label = pick(columns, LABELS, options.label)
         with file_errors(path, "parquet"):
             labels = file.read([label])[label].to_pylist() if label else [None] * file.metadata.num_rows
         counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]

@@ -8,9 +8,11 @@ State: none.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 
 from multissl import registry
 from multissl.contract.data import Unreadable
-from multissl.limits import SAMPLE_BYTES, TABLE_BYTES
+from multissl.limits import SAMPLE_BYTES, TABLE_BYTES, check_unpacked
 
 KINDS = {
     stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
@@ -42,6 +44,24 @@ def read_file(path: str | Path) -> bytes:
     """Return the bytes of a regular file that holds one sample. Raises an OSError or a ValueError."""
     SAMPLE_BYTES.check(check_regular(path), f"{path} has")
     return Path(path).read_bytes()
+
+
+def unpacked(path: str | Path) -> bytes:
+    """Return the bytes of a table, unpacked where it is packed by gzip. Raises an OSError or a ValueError."""
+    packed = check_regular(path)
+    TABLE_BYTES.check(packed, f"{path} has")
+    if not str(path).lower().endswith(".gz"):
+        return Path(path).read_bytes()
+    parts, size = [], 0
+    try:
+        with gzip.open(path) as file:
+            while part := file.read(1 << 24):
+                size += len(part)
+                check_unpacked(packed, size, str(path))
+                parts.append(part)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} cannot be unpacked ({first_line(error)}): is the file whole?") from None
+    return b"".join(parts)
 
 
 def read_part(path: str, offset: int, size: int, name: str) -> bytes:

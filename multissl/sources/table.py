@@ -1,44 +1,72 @@
-"""A list or table that names one file per row: .txt, .csv or .tsv; names are relative to the list.
+"""A list or table that names one file per row: .txt, .csv, .jsonl, .xlsx and others; names are relative to the list.
 
-A list holds one name per line, and lines that start with # are comments. A table holds the names in a column called
-like the kind of sample (`image`), or `path` or `file`; columns `label`, `split` and `group` are used where they exist.
-State: none.
+A list holds one name per line, and lines that start with # are comments. A table, which `tables` opens, holds the names
+in a column called like the kind of sample (`image`), or `path` or `file`, or in the one that an option names; columns
+`label`, `split` and `group` are used where they exist.  State: none.
 """
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
+from typing import Any
 
-from multissl.sources.base import FileSource, Listing, Request, suffix_of
-from multissl.sources.names import LABELS, PATHS, SPLIT_WORDS, pick_column
+from multissl.sources.base import FileSource, Listing, Request
+from multissl.sources.encodings import decode_text
+from multissl.sources.names import LABELS, SPLIT_WORDS, file_columns, pick_column
 from multissl.sources.payloads import Paths
+from multissl.sources.reading import unpacked
+from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
+
+log = logging.getLogger("multissl")
 
 
 class TableSource(FileSource):
     """The files that a list or a table names."""
 
-    suffixes = (".txt", ".csv", ".tsv")
+    suffixes = (".txt", *(suffix for suffix in TABLES if suffix not in (".parquet", ".pq")))
+
+    def matches(self, path: str) -> bool:
+        """Return whether the path is a list or a table, also one packed by gzip."""
+        return os.path.exists(path) and not os.path.isdir(path) and table_suffix(path) in self.suffixes
 
     def list_samples(self, request: Request) -> Listing:
         """List the named files; whether they exist is seen when they are read."""
-        columns = _read_columns(request)
-        names = columns.get(pick_column(list(columns), (request.kind, *PATHS)), [])
-        if not names:
-            raise ValueError(f"the list names no {request.kind}s")
-        nothing = [""] * len(names)
-        labels = columns.get(pick_column(list(columns), LABELS, required=False), nothing)
-        tags = [SPLIT_WORDS.get(word.lower(), "") for word in columns.get("split", nothing)]
         root = os.path.dirname(os.path.abspath(request.path))
-        return Listing(Paths(root, names), labels, tags, columns.get("group"))
+        if table_suffix(request.path) == ".txt":
+            lines = [
+                line.strip()
+                for line in decode_text(unpacked(request.path)).removeprefix("\ufeff").splitlines()
+            ]
+            names = [line for line in lines if line and not line.startswith("#")]
+            if not names:
+                raise ValueError(f"the list names no {request.kind}s")
+            return Listing(Paths(root, names), [""] * len(names), [""] * len(names))
+        return _listing(request, root)
 
 
-def _read_columns(request: Request) -> dict[str, list[str]]:
-    """Return the cells of every column, by its name in lower case; a list has the one column of its kind."""
-    suffix = suffix_of(request.path)
-    with open(request.path, newline="", encoding="utf-8-sig") as file:
-        if suffix == ".txt":
-            lines = [line.strip() for line in file]
-            return {request.kind: [line for line in lines if line and not line.startswith("#")]}
-        rows = list(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))
-    return {name.lower(): [row[name] or "" for row in rows] for name in (rows[0] if rows else {})}
+def _listing(request: Request, root: str) -> Listing:
+    """Return the samples of a table; rows that name no file are left out, which is said."""
+    options = request.table
+    table = open_table(request.path, delimiter=options.delimiter, missing=options.missing)
+    column = table.pick((), options.column) if options.column else ""
+    column = column or pick_column(list(table.columns), file_columns(request.kind))
+    names = table.cells(column).tolist()
+    rows = [row for row, name in enumerate(names) if isinstance(name, str)]
+    if not rows:
+        raise ValueError(f"the list names no {request.kind}s")
+    if len(rows) < len(names):
+        reason = next(iter(table.broken.values()), f"no name in {column!r}")
+        log.warning("modality.data: took %d of %d rows: %s", len(rows), len(names), reason)
+    label = table.pick(LABELS, options.label)
+    labels = [None if v is None else v if isinstance(v, int) else str(v) for v in _cells(table, label, rows)]
+    splits = [SPLIT_WORDS.get(str(word).lower(), "") for word in _cells(table, table.pick(("split",)), rows)]
+    group = table.pick(("group",))
+    groups = [None if v is None else str(v) for v in _cells(table, group, rows)] if group else None
+    return Listing(Paths(root, [names[row] for row in rows]), labels, splits, groups)
+
+
+def _cells(table: OpenTable, column: str, rows: list[int]) -> list[Any]:
+    """Return the cells of some rows of a column, None for each where there is no column."""
+    cells = table.cells(column).tolist() if column else []
+    return [cells[row] for row in rows] if column else [None] * len(rows)

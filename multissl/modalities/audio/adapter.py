@@ -27,7 +27,7 @@ from torch import Tensor
 from multissl.contract.abilities import HasRecordings
 from multissl.contract.data import Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
-from multissl.contract.modality import Modality, Need
+from multissl.contract.modality import Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan, tokens_along
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
@@ -36,6 +36,7 @@ from multissl.modalities.audio.resampling import FASTEST, SLOWEST
 from multissl.modalities.audio.views import centers, draw_changes, silence, spectrograms
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.bands import Band
+from multissl.modalities.table_config import TableConfig
 from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, rand_rows, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
@@ -58,7 +59,7 @@ class Audio(HasRecordings):
     """Sound files as spectrograms."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Modality.Config):
+    class Config(TableConfig):
         """Options of sounds."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"equalise": "equalize", "centre": "center"})
@@ -203,7 +204,9 @@ class Audio(HasRecordings):
             names = {"label": cfg.label_pattern, "group": cfg.group_pattern, "hold_out": cfg.hold_out}
             known = functools.partial(relabeled, **names)
             self._sources[split] = (
-                open_source(cfg.data, split, SUFFIXES, "audio", relabel=known) if cfg.data else _demo(split)
+                open_source(cfg.data, split, SUFFIXES, "audio", relabel=known, table=cfg.table_options())
+                if cfg.data
+                else _demo(split)
             )
         return self._sources[split]
 

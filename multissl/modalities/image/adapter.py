@@ -43,6 +43,7 @@ from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
+from multissl.modalities.table_config import TableConfig
 from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
@@ -71,7 +72,7 @@ class Image(Modality):
     """Image files or arrays as crops."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Modality.Config):
+    class Config(TableConfig):
         """Options of images."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
@@ -195,7 +196,8 @@ class Image(Modality):
         """The images of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._sources:
             data = self.cfg.data
-            self._sources[split] = open_source(data, split, SUFFIXES) if data else _demo(split)
+            table = self.cfg.table_options()
+            self._sources[split] = open_source(data, split, SUFFIXES, table=table) if data else _demo(split)
         return self._sources[split]
 
     def contents(self, split: str) -> list[Sequence[Any]]:

@@ -83,6 +83,10 @@ class Paired(Modality):
         """Read only the rows that have every stream; otherwise a row serves with what it has."""
         only: dict[str, str] = field(default_factory=dict)
         """Rows are read whose column has this value: "label": "1"."""
+        delimiter: str = ""
+        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+        missing: tuple[str, ...] = ()
+        """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
 
         def __post_init__(self) -> None:
             if len(self.members) < 2:

@@ -11,20 +11,29 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from multissl.modalities.paired.keys import folder_members, keyed, tar_members
-from multissl.modalities.paired.parts import Options, Pairs, cells_of, joined, made, rows_with_values
+from multissl.modalities.paired.parts import (
+    Options,
+    Pairs,
+    cell_of,
+    cells_of,
+    joined,
+    made,
+    rows_with_values,
+    texts_of_cell,
+)
+from multissl.sources.missing import is_missing
 from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.reading import check_regular, file_errors, parquet_file
-from multissl.sources.rows import Rows, csv_rows, json_rows
+from multissl.sources.rows import Rows
+from multissl.sources.tables import TABLES, open_table, pick, table_suffix
 
-TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
-FILES = (".tar", ".parquet", *TABLES, *LINES)
+FILES = (".tar", *TABLES)
 
 
 def read_pairs(path: str, options: Options) -> Pairs:
@@ -41,26 +50,19 @@ def read_pairs(path: str, options: Options) -> Pairs:
     found = []
     for file in files:
         check_regular(file)
-        suffix = Path(file).suffix.lower()
+        suffix = table_suffix(file)
         if suffix not in FILES:
             raise ValueError(f"{file} is no source of pairs; known: a folder, {', '.join(FILES)}")
         if suffix == ".tar":
             pairs = keyed(tar_members(file), options)
-        elif suffix == ".parquet":
+        elif suffix in (".parquet", ".pq") and not file.lower().endswith(".gz"):
             pairs = parquet_rows(file, options)
         else:
-            pairs = table_rows(file, *_rows(file, suffix), options)
+            table = open_table(file, delimiter=options.delimiter, missing=options.missing)
+            pairs = table_rows(file, table.rows(), list(table.columns), options)
         word = split_in_name(file) if len(files) > 1 or suffix == ".tar" else ""
         found.append(pairs if any(pairs.tags) or not word else pairs._replace(tags=[word] * len(pairs.tags)))
     return joined(found)
-
-
-def _rows(path: str, suffix: str) -> tuple[Rows, list[str]]:
-    """Return the rows of a table or of JSON lines, and all their columns."""
-    if suffix in TABLES:
-        return csv_rows(path, "\t" if suffix == ".tsv" else ",", f" of {Path(path).name}")
-    rows = json_rows(path)
-    return rows, [*dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)]
 
 
 def _columns_of_streams(options: Options, known: list[str]) -> dict[str, str]:
@@ -69,8 +71,10 @@ def _columns_of_streams(options: Options, known: list[str]) -> dict[str, str]:
     for stream, want in options.streams.items():
         columns = [] if want.form == "cells" else [*want.columns, *(PATHS if want.form == "file" else ())]
         # a column named for a stream may feed another too: a film has sound and frames
-        free = [c for c in columns if c in known and (c not in column_of.values() or want.columns == (c,))]
-        column_of[stream] = next(iter(free), "")
+        usual = [pick(known, (name,)) for name in columns]
+        free = [c for c in usual if c and (c not in column_of.values() or len(want.columns) == 1)]
+        nested = [c for c in want.columns if "." in c and c.partition(".")[0] in known]
+        column_of[stream] = next(iter((*free, *nested)), "")
     return column_of
 
 
@@ -84,10 +88,12 @@ def table_rows(path: str, rows: Rows, known: list[str], options: Options) -> Pai
 def _row(row: dict[str, Any], column_of: dict[str, str], root: str, options: Options) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for stream, want in options.streams.items():
-        value = row.get(column_of[stream])
+        value = cell_of(row, column_of[stream])
         if want.form == "cells":
             value = cells_of(row, column_of, options)
-        elif isinstance(value, str) and not value.strip():
+        elif want.form == "text":
+            value = texts_of_cell(value, options)
+        elif is_missing(value):
             value = None
         elif want.form == "file" and isinstance(value, str):
             value = os.path.join(root, value)

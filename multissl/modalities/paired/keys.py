@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multissl.limits import LABEL_BYTES
-from multissl.modalities.paired.parts import Options, Pairs, cells_of, made
+from multissl.modalities.paired.parts import Options, Pairs, cell_of, cells_of, made, texts_of_cell
 from multissl.plain_data import parse_json
+from multissl.sources.encodings import decode_text, is_broken
 from multissl.sources.folder import walk
 from multissl.sources.names import read_folders
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, first_line, read_file
 from multissl.sources.rows import Bad
+from multissl.sources.tables import pick
 
 
 class Member(NamedTuple):
@@ -107,14 +109,15 @@ def _payloads(key: str, found: dict[str, Member], record: dict[str, Any], option
                     f"{key}.{twin}{suffix} and {key}.{stream}{suffix}"
                 )
             suffix_of[stream] = suffix
-            row[stream] = _text(found[suffix]) if want.form == "text" else found[suffix].data
-        elif column := next((c for c in want.columns if c in record), ""):
-            row[stream] = record[column] or None
+            row[stream] = _text(found[suffix], options) if want.form == "text" else found[suffix].data
+        elif column := pick(record, want.columns) or next((c for c in want.columns if "." in c), ""):
+            value = cell_of(record, column)
+            row[stream] = texts_of_cell(value, options) if want.form == "text" else value or None
     return row
 
 
-def _text(member: Member) -> str | Bad | None:
-    try:
-        return member.read().decode("utf-8-sig").strip() or None
-    except UnicodeDecodeError as error:
-        return Bad(f"{member.name} is no UTF-8 text (byte {error.start})")
+def _text(member: Member, options: Options) -> str | Bad | None:
+    text = decode_text(member.read()).removeprefix("\ufeff").strip()
+    if is_broken(text):
+        return Bad(f"{member.name} is no UTF-8 text")
+    return texts_of_cell(text, options)

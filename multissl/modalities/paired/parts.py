@@ -12,9 +12,12 @@ import numpy as np
 
 from multissl.registry import suggest
 from multissl.sources.base import Label
+from multissl.sources.json_tables import chat
+from multissl.sources.missing import is_missing, missing_words
 from multissl.sources.names import LABELS, SPLIT_WORDS
 from multissl.sources.payloads import Joined, Some
 from multissl.sources.rows import Bad
+from multissl.sources.tables import pick
 
 
 class Wanted(NamedTuple):
@@ -37,6 +40,8 @@ class Options(NamedTuple):
     group: str = ""
     only: Mapping[str, str] = {}
     """Rows are kept whose column has this value."""
+    delimiter: str = ""
+    missing: tuple[str, ...] = ()
 
 
 class Pairs(NamedTuple):
@@ -101,12 +106,12 @@ def made(
 
 def label_of(options: Options, known: Collection[str]) -> str:
     """The column that holds the class, or nothing."""
-    return options.label or next((c for c in LABELS if c in known), "")
+    return options.label or pick(known, LABELS)
 
 
 def group_of(options: Options, known: Collection[str]) -> str:
     """The column that holds the group, or nothing."""
-    return options.group or ("group" if "group" in known else "")
+    return options.group or pick(known, ("group",))
 
 
 def rows_with_values(pairs: Pairs, records: Sequence[Any], options: Options) -> Pairs:
@@ -161,6 +166,30 @@ def one_text_per_row(pairs: Pairs, streams: Sequence[str]) -> tuple[Pairs, Seque
     return repeated, origin
 
 
+def cell_of(row: Mapping[str, Any], column: str) -> Any:
+    """Return the cell of a column, or the entry of a nested one that `data.text` means; None where there is none."""
+    if column in row or "." not in column:
+        return row.get(column)
+    value: Any = row
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def texts_of_cell(cell: Any, options: Options) -> Any:
+    """Return the text or the texts of a cell, None for what says only that it is missing.
+
+    Of a conversation the answers are its text.
+    """
+    words = missing_words(options.missing)
+    answers = chat(cell, answers=True)
+    if answers is not None:
+        cell = answers
+    if isinstance(cell, list):
+        return [text for text in cell if not is_missing(text, words)] or None
+    return None if is_missing(cell, words) else cell
+
+
 def texts_of(cell: list[Any]) -> list[str]:
     """The texts of a cell."""
     return [t for t in cell if isinstance(t, str) and t.strip()]
@@ -169,7 +198,7 @@ def texts_of(cell: list[Any]) -> list[str]:
 def _value(value: Any) -> Label:
     return (
         None
-        if value is None or isinstance(value, list | dict)
+        if is_missing(value) or isinstance(value, list | dict)
         else cast(Label, value if isinstance(value, int) else str(value))
     )
 

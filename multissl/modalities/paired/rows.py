@@ -209,7 +209,7 @@ def _read(
         if forms[name] == "text" and name not in cfg.columns:
             columns = (*columns, *(f"{c}s" for c in columns))  # several texts in a cell
         wanted[name] = Wanted(type(members[name]).__name__, members[name].suffixes, columns, forms[name])
-    options, found = Options(wanted, cfg.label, cfg.group, cfg.only), []
+    options, found = Options(wanted, cfg.label, cfg.group, cfg.only, cfg.delimiter, cfg.missing), []
     for path in cfg.data:
         try:
             found.append(read_pairs(path, options))

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -49,18 +51,27 @@ class Tabular(HasTargets):
         """Options of tables."""
 
         data: str = "demo"
-        """A .csv, .tsv, .parquet or .feather file, `sklearn:NAME` for load_NAME of sklearn.datasets, what `holding`
-        gives for a DataFrame, or the built-in demo."""
+        """A .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, each also with .gz, `sklearn:NAME` for
+        load_NAME of sklearn.datasets, what `holding` gives for a DataFrame, or the built-in demo."""
         test: str = ""
         """A file of test rows. Empty: the one beside `data` named test instead of train, else every tenth row."""
         label: str = UNNAMED
-        """The column that holds the class or number to predict; left out of the views. Empty: none."""
+        """The column that holds the class or number to predict; left out of the views, as are others that are called
+        like a label. Empty: none, and all columns are inputs."""
+        inputs: tuple[str, ...] = ()
+        """Columns that are inputs though they are called like a label."""
         group: str = ""
         """A column whose equal values (a customer, a patient) stay in one split; left out of the views too."""
         ignore: tuple[str, ...] = ()
         """More columns to leave out: ids, dates, what is known only afterwards."""
         categorical: tuple[str, ...] = ()
         """Columns of numbers that are names."""
+        delimiter: str = ""
+        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+        missing: tuple[str, ...] = ()
+        """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
+        most_missing: float = 0.5
+        """Share of a column's cells that may be missing or unknown; more stops the training."""
         scaling: Scaling = "quantile"
         """quantile: numbers become normal scores; standard: mean 0, deviation 1, cut at 10."""
         rare: int = 2
@@ -81,7 +92,11 @@ class Tabular(HasTargets):
 
         def __post_init__(self) -> None:
             shares = {f"corruption.{i}": share for i, share in enumerate(self.corruption)}
-            shares |= {"local_columns": self.local_columns, "subset_noise": self.subset_noise}
+            shares |= {
+                "local_columns": self.local_columns,
+                "subset_noise": self.subset_noise,
+                "most_missing": self.most_missing,
+            }
             for name, share in shares.items():
                 if not 0 <= share <= 1:
                     raise ValueError(f"modality.{name}={share}: want a share from 0 to 1")
@@ -133,11 +148,27 @@ class Tabular(HasTargets):
                 raise ValueError(f"modality.data={cfg.data!r}: {error}") from None
             for name, why in self._schema.left_out.items():
                 log.warning("modality.data: column %r is left out: %s", name, why)
+            self._say_unread(self._schema.unread(self._source.table.select(train)))
             self.labels = Labels.fit(self._source.label, train)
         self._cells, self._banks = self._encode(self._source, log.info), {}
         rates = ", ".join(f"{name} {rate:.0%}" for name, rate in self.effective_rates(1.0).items())
         log.info("modality.data: of the cells drawn anew, these change by column: %s", rates)
         return self
+
+    def _say_unread(self, shares: Mapping[str, float]) -> None:
+        """Say how many cells of each column are missing or unknown; raise a ValueError where they are too many."""
+        if shares:
+            rates = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+            log.info("modality.data: cells that are missing or unknown, by column: %s", rates)
+        worst = max(shares, key=lambda name: shares[name], default="")
+        if worst and shares[worst] > self.cfg.most_missing:
+            more = min(1.0, math.ceil(100 * shares[worst]) / 100)
+            raise ValueError(
+                f"modality.data={self.cfg.data!r}: {shares[worst]:.0%} of column {worst!r} are read as missing or "
+                f"unknown, the limit is modality.most_missing={self.cfg.most_missing:g}: leave it out by "
+                f"--modality.ignore "
+                f"{shlex.quote(worst)}, or take it as it is by --modality.most_missing {more:g}"
+            )
 
     @property
     def schema(self) -> Schema:

@@ -4,8 +4,9 @@ A number becomes a normal score: its place among 257 quantiles of the training r
 inverse normal distribution (or plainly standardized, scaling=standard). A missing number becomes 0, the middle, and
 where the training rows miss any, a column of its own tells so. A category becomes the number of its level; level 0 is
 unknown: never seen, or seen in fewer than `rare` training rows, so that it too is trained. A missing category is a
-level. Columns that say nothing (constant, all missing, a different text in every row) are left out, each with its
-reason. Nothing is fitted to validation or test rows; the schema is part of what a run saves.
+level. A date becomes a number, the time since 1970, and places in year, week and day. Columns that say nothing
+(constant, all missing, a different text in every row) are left out, each with its reason. Nothing is fitted to
+validation or test rows; the schema is part of what a run saves.
 Shapes: S rows, C columns of the encoder, Q quantiles.  State: the schema itself, as JSON.
 """
 
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.modalities.tabular.tables import MISSING, Table, texts
+from multissl.modalities.tabular.tables import Table, texts
 from multissl.registry import suggest
+from multissl.sources.dates import read_dates, seconds_of
+from multissl.sources.missing import MISSING
 
 Kind = Literal["number", "category", "flag"]
 Scaling = Literal["quantile", "standard"]
@@ -32,6 +35,13 @@ FAR = 10.0
 ODD = 0.02
 """Share of the known cells of a column of numbers that may be no numbers; their rows are unreadable."""
 GONE = "(missing)"
+SELDOM = 0.1
+"""Share of the cells that levels must cover; a column of which they cover less is as good as one of names."""
+EPOCH = "time"
+CYCLES = {"year": 365.2425 * 86400, "week": 7 * 86400.0, "day": 86400.0}
+"""Cycles in which a date stands, and how many seconds each takes."""
+FLAT = 1e-6
+"""Parts of a date that vary less are constant."""
 
 
 @dataclass(slots=True)
@@ -46,6 +56,8 @@ class Column:
     """Of a category; the first stands for unknown."""
     knots: list[float] = field(default_factory=list)
     """Of a number: its quantiles, or mean and deviation."""
+    part: str = ""
+    """Of a date: what of it this column tells, one of `parts_of`."""
 
     def decode(self, value: float) -> str:
         """A cell as a person would read it."""
@@ -56,6 +68,8 @@ class Column:
         else:
             rank = float(torch.special.ndtr(torch.tensor(value, dtype=torch.float64)))
             found = float(np.interp(rank, np.linspace(0, 1, QUANTILES), self.knots))
+        if self.part == EPOCH:
+            return np.datetime_as_string(np.datetime64(round(found), "s"), unit="D")
         return f"{found:.0f}" if 1e4 <= abs(found) < 1e9 else f"{found:.4g}"
 
 
@@ -109,14 +123,16 @@ class Schema:
                 elif new.any():
                     strange[column.source] = f"{new.sum()} cells of a level that training rarely or never saw"
                 continue
-            values, odd = numbers(given)
+            values, odd = _values(given, column)
             if (len(odd) and odd.all()) or (odd.any() and np.isnan(values).all()):
+                held = "dates" if column.part else "numbers"
                 raise ValueError(
-                    f"column {column.source!r} held numbers in the training data, here it holds "
+                    f"column {column.source!r} held {held} in the training data, here it holds "
                     f"{given[np.flatnonzero(odd)[0]]!r}"
                 )
+            kind = "date" if column.part else "finite number"
             for row in np.flatnonzero(odd).tolist():
-                broken.setdefault(row, f"row {row}: {column.source}={given[row]!r} is no finite number")
+                broken.setdefault(row, f"row {row}: {column.source}={given[row]!r} is no {kind}")
             missing = np.isnan(values)
             if column.source not in flagged and (count := int((missing & ~odd & readable).sum())):
                 strange[column.source] = (
@@ -127,6 +143,22 @@ class Schema:
             else:
                 cells[:, place] = np.where(missing, 0, _scaled(np.where(missing, 0, values), column.knots))
         return torch.from_numpy(cells), broken, strange
+
+    def unread(self, table: Table) -> dict[str, float]:
+        """Return by column of a table the share of readable rows whose cell is missing or of an unknown level."""
+        readable = np.ones(len(table), bool)
+        readable[[*table.broken]] = False
+        shares: dict[str, float] = {}
+        for column in self.columns:
+            cells = table.columns[column.source][readable]
+            if column.kind == "category":
+                known = {*column.levels[1:]} - {GONE}
+                unread = np.array([word not in known for word in words(cells)], bool)
+            else:
+                unread = np.isnan(_values(cells, column)[0])
+            if unread.any():
+                shares[column.source] = float(unread.mean())
+        return shares
 
 
 def fit(
@@ -147,6 +179,11 @@ def fit(
         known = ~np.isnan(values) | odd
         if not known.any():
             left_out[name] = "all cells are missing"
+        elif odd.all() and name not in categorical and read_dates(cells) is not None:
+            dated = _date_columns(name, cells, scaling)
+            columns += dated
+            if not dated:
+                left_out[name] = "constant"
         elif name in categorical or odd.sum() > ODD * known.sum():
             seen = Counter(words(cells))
             often = [w for w, count in seen.most_common(max_levels) if count >= rare or w == GONE]
@@ -154,6 +191,8 @@ def fit(
                 left_out[name] = "a different text in every row"
             elif len(seen) == 1:
                 left_out[name] = "constant"
+            elif sum(seen[word] for word in often) < SELDOM * len(cells):
+                left_out[name] = "hardly any of its texts comes twice"
             else:
                 columns.append(Column(name, name, "category", ["(unknown)", *sorted(often)]))
         else:
@@ -170,6 +209,39 @@ def fit(
             "no column says anything: " + ", ".join(f"{n} ({why})" for n, why in left_out.items())
         )
     return Schema(columns, left_out)
+
+
+def _date_columns(name: str, cells: np.ndarray, scaling: Scaling) -> list[Column]:
+    """Return the columns that a date becomes: the time since 1970, and where it stands in year, week and day."""
+    seconds, _ = seconds_of(cells.tolist())
+    missing = np.isnan(seconds)
+    columns = []
+    for part, values in parts_of(seconds).items():
+        known = values[~missing]
+        if known.max() - known.min() > FLAT:
+            knots = _knots(known, scaling) if part == EPOCH else [0.0, 1.0]  # a circle stays one
+            label = name if part == EPOCH else f"{name} ({part})"
+            columns.append(Column(label, name, "number", [], knots, part))
+    if missing.any():
+        columns.append(Column(f"{name} is missing", name, "flag", ["no", "yes"], part=EPOCH))
+    return columns
+
+
+def parts_of(seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what dates tell, seconds since 1970 [S] in UTC: themselves, and sine and cosine of three cycles."""
+    parts = {EPOCH: seconds}
+    for cycle, length in CYCLES.items():
+        angle = 2 * np.pi * np.mod(seconds, length) / length
+        parts |= {f"{cycle}, sine": np.sin(angle), f"{cycle}, cosine": np.cos(angle)}
+    return parts
+
+
+def _values(cells: np.ndarray, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a column of the encoder reads of cells, float64 [S], and which are odd: see `numbers`."""
+    if not column.part:
+        return numbers(cells)
+    seconds, odd = seconds_of(texts(cells).tolist())
+    return parts_of(seconds)[column.part], odd
 
 
 def numbers(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

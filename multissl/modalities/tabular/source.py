@@ -6,6 +6,7 @@ Shapes: S rows.  State: none.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,10 +17,19 @@ from multissl.modalities.tabular import schema as schemas
 from multissl.modalities.tabular import views as draws
 from multissl.modalities.tabular.tables import Table, appended, beside, read_table
 from multissl.registry import suggest
+from multissl.sources.missing import MISSING
+from multissl.sources.names import normal_name
 
 log = logging.getLogger("multissl")
 UNNAMED = "target"
 """The label's column where no option names it; a table may lack it."""
+LIKELY = (
+    "target", "label", "class", "targets", "labels", "classes", "y", "outcome", "response", "fine_label",
+    "coarse_label",
+)  # fmt: skip
+"""What columns are called that are to be predicted, the likeliest first, in the spelling of `normal_name`."""
+PART = re.compile(r"(?:label|target)s?_.+|.+_(?:label|target|class)")
+"""Names of which a part says so, as target_name."""
 
 
 class TableOptions(Protocol):
@@ -31,6 +41,9 @@ class TableOptions(Protocol):
     group: str
     ignore: tuple[str, ...]
     categorical: tuple[str, ...]
+    inputs: tuple[str, ...]
+    delimiter: str
+    missing: tuple[str, ...]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,36 +67,64 @@ def read_source(cfg: TableOptions) -> TableSource:
 
     Raises `ValueError` where a file cannot be read or an option names a column that is not there.
     """
-    table = read_table(cfg.data)
+    table = read_table(cfg.data, "modality.data", cfg.delimiter, cfg.missing)
     count, test = len(table), cfg.test or beside(cfg.data)
     if test:
-        table = appended(table, read_table(test, "modality.test"), f"modality.test={test!r}")
+        more = read_table(test, "modality.test", cfg.delimiter, cfg.missing)
+        table = appended(table, more, f"modality.test={test!r}")
     own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
-    own += [("categorical", n) for n in cfg.categorical]
-    if cfg.label == UNNAMED and UNNAMED not in table.columns:
-        log.warning(
-            "modality.data: no column is called %r, so all are read: if one is the label, name it by "
-            "modality.label, else set that empty",
-            UNNAMED,
-        )
-    else:
+    own += [("categorical", n) for n in cfg.categorical] + [("inputs", n) for n in cfg.inputs]
+    if cfg.label != UNNAMED:
         own.append(("label", cfg.label))
     for option, name in own:
         if name and name not in table.columns:
             raise ValueError(f"modality.{option} names column {name!r}{suggest(name, table.columns)}")
+    label, leaks = _labels(table, cfg)
     groups = schemas.words(table.columns.pop(cfg.group)) if cfg.group else None
-    label = table.columns.pop(cfg.label, None) if cfg.label else None
-    for name in cfg.ignore:
+    answers = table.columns.pop(label, None) if label else None
+    for name in (*cfg.ignore, *leaks):
         table.columns.pop(name, None)
     copies = equal_rows(table)
     numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
     return TableSource(
         table=table,
-        label=label,
+        label=answers,
         splits=draws.split(len(table), count, groups, copies),
         groups=[numbered[g] for g in groups] if groups else [-1] * len(table),
         copies=copies,
     )
+
+
+def _labels(table: Table, cfg: TableOptions) -> tuple[str, list[str]]:
+    """Return the column of the label, "" for none, and others that look like one and are no input; both are said."""
+    if not cfg.label:
+        return "", []
+    away = {cfg.group, *cfg.ignore, *cfg.inputs}
+    spelt = {normal_name(name): name for name in reversed(table.columns) if name not in away}
+    likely = [spelt[name] for name in LIKELY if name in spelt]
+    likely += [name for place, name in spelt.items() if PART.fullmatch(place) and name not in likely]
+    label = cfg.label if cfg.label in table.columns else next(iter(likely), "")
+    leaks = [name for name in likely if name != label]
+    if not label:
+        log.warning(
+            "modality.data: no column is called %r, so all are read: if one is the label, name it by "
+            "modality.label, else set that empty",
+            UNNAMED,
+        )
+        return "", []
+    if leaks:
+        log.warning(
+            "modality.data: %r is the label; %s look like labels, too, and are no input: --modality.inputs %s makes "
+            "them inputs, --modality.label NAME names another label",
+            label, ", ".join(map(repr, leaks)), " ".join(leaks),
+        )  # fmt: skip
+    elif cfg.label == UNNAMED:
+        log.info(
+            "modality.data: column %r is the label and no input; --modality.label NAME names another, "
+            "--modality.label '' makes it an input",
+            label,
+        )
+    return label, leaks
 
 
 def source_of(rows: Sequence[Mapping[str, Any]], cfg: TableOptions) -> TableSource:
@@ -123,5 +164,5 @@ def as_column(values: Sequence[Any]) -> np.ndarray:
         return np.array([np.nan if v is None else v for v in values], np.float64)
     cells = np.empty(len(values), object)
     words = [str(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in values]
-    cells[:] = [None if v is None or w in schemas.MISSING else w for v, w in zip(values, words, strict=True)]
+    cells[:] = [None if v is None or w in MISSING else w for v, w in zip(values, words, strict=True)]
     return cells

@@ -1,8 +1,8 @@
-"""Where tables come from: csv, tsv, parquet, feather, scikit-learn's, a DataFrame in memory, and the built-in demo.
+"""Where tables come from: files as `sources.tables` opens them, scikit-learn's, a DataFrame, and the built-in demo.
 
-A table is its header and one array per column: numbers as float64 (NaN where a cell is missing), anything else as text
-(None where missing). A file is read whenever its table is, and nothing is kept or fitted here; rows that cannot be read
-are listed in `broken` and skipped later.
+A table is its header and one array per column: numbers as float64 (NaN where a cell is missing), dates as text in one
+spelling, anything else as text (None where missing), the same whatever it was written as. A file is read whenever its
+table is, and nothing is kept or fitted here; rows that cannot be read are listed in `broken` and skipped later.
 The demo: 40 columns, 8 hidden kinds of row. 12 text columns and 8 numbers depend on the kind, each weakly and with
 much noise; the other 20 are independent noise. No column tells the kind, and distances between raw rows are
 mostly noise: weighted k-NN (20 neighbors) on raw one-hot rows finds 63 % of the kinds, a linear
@@ -13,30 +13,33 @@ Shapes: S rows, C columns.  State: none.
 
 from __future__ import annotations
 
-import csv
 import functools
-import re
+import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from multissl import registry
+from multissl.sources.dates import iso_date, read_dates
+from multissl.sources.delimited import objects
+from multissl.sources.missing import is_missing, missing_words
 from multissl.sources.names import find_test_file
-from multissl.sources.reading import check_regular, file_errors, parquet_file
+from multissl.sources.numerals import EXACT, number_columns, plain_text
+from multissl.sources.reading import check_regular
+from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
 
-MISSING = {"", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL"}
-"""What stands in a cell of a csv file that is missing."""
+log = logging.getLogger("multissl")
+
 MEMORY: dict[str, Any] = {}
 """The DataFrames of this process, by the name that stands for them in a recipe file."""
 LINE = 1_000_000
 """The most characters that a csv cell may have."""
-WRONG = re.compile("[\udc80-\udcff]")
-"""What stands for a byte that is not UTF-8."""
 
 
 @dataclass(slots=True)
@@ -64,10 +67,15 @@ def holding(frame: Any) -> str:
     return name
 
 
-def read_table(data: str, option: str = "modality.data") -> Table:
-    """Return the table that an option names, a new one each time; errors name the option as it was typed."""
+def read_table(
+    data: str, option: str = "modality.data", delimiter: str = "", missing: Sequence[str] = ()
+) -> Table:
+    """Return the table that an option names, a new one each time; errors name the option as it was typed.
+
+    `delimiter` "" is told from the file; `missing` are more words for missing cells.
+    """
     try:
-        table = _open(data)
+        table = _open(data, delimiter, missing)
     except ValueError as error:
         raise ValueError(f"{option}={data!r}: {error}") from None
     if not len(table):
@@ -99,11 +107,11 @@ def texts(column: np.ndarray) -> np.ndarray:
     if column.dtype != np.float64:
         return column
     made = np.empty(len(column), object)
-    made[:] = [None if np.isnan(v) else (str(int(v)) if v.is_integer() else repr(float(v))) for v in column]
+    made[:] = [None if np.isnan(v) else plain_text(v) for v in column.tolist()]
     return made
 
 
-def _open(data: str) -> Table:
+def _open(data: str, delimiter: str, missing: Sequence[str]) -> Table:
     scheme, _, rest = data.partition(":")
     if data == "demo":
         return Table(dict(_demo().columns))
@@ -112,106 +120,123 @@ def _open(data: str) -> Table:
     if scheme == "memory":
         if data not in MEMORY:
             raise ValueError("a table in the memory of a Python program: only that program can read it")
-        return _frame(MEMORY[data])
-    path = Path(data).expanduser()
-    if path.exists() and not path.is_dir():
-        check_regular(path)
-    if not path.is_file():
-        raise ValueError("no such file; give a .csv, .tsv, .parquet or .feather file, sklearn:NAME, or demo")
-    match path.suffix.lower():
-        case ".csv" | ".tsv" | ".txt":
-            return _csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
-        case ".parquet" | ".pq":
-            with file_errors(path, "parquet"):
-                return _arrow(parquet_file(path).read())
-        case ".feather" | ".arrow":
-            with file_errors(path, "feather"):
-                return _arrow(registry.require("pyarrow.feather").read_table(path))
-    raise ValueError(f"a {path.suffix or 'nameless'} file is no table; known: .csv, .tsv, .parquet, .feather")
+        return table_of(_frame(MEMORY[data], missing_words(missing)))
+    path = os.path.expanduser(data)
+    if not os.path.isfile(path):
+        if os.path.exists(path) and not os.path.isdir(path):
+            check_regular(path)
+        raise ValueError(
+            "no such file; give a .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, sklearn:NAME, or demo"
+        )
+    if table_suffix(path) not in (*TABLES, ".txt"):
+        suffix = table_suffix(path) or "nameless"
+        raise ValueError(f"a {suffix} file is no table; known: {', '.join(TABLES)}, each also with .gz")
+    return table_of(open_table(path, delimiter=delimiter, missing=missing, longest=LINE))
 
 
-def _named(names: Sequence[str]) -> list[str]:
+def table_of(table: OpenTable) -> Table:
+    """Return a table by what its cells mean: numbers, dates in one spelling, and text, the same from every format."""
+    twice = [name for name, count in Counter(map(str, table.columns)).items() if count > 1]
+    if twice:
+        raise ValueError(f"two columns are called {twice[0]!r}: rename one")
+    columns = {str(name): _typed(column, table.words) for name, column in table.columns.items()}
+    texts = {name: column for name, column in columns.items() if not _is_number(column)}
+    notes: dict[str, list[str]] = {}
+    for name, column in number_columns(texts, table.delimiter).items():
+        columns[name] = column.cells
+        texts.pop(name)
+        for note in column.notes:
+            notes.setdefault(f"numbers with {note}", []).append(name)
+        if column.words:
+            words = ", ".join(map(repr, column.words))
+            notes.setdefault(f"{words} among numbers, read as missing", []).append(name)
+    for name, column in texts.items():
+        cells = _objects(column)
+        dates = read_dates(cells)
+        columns[name] = _truths(cells) if dates is None else dates
+        if dates is not None:
+            notes.setdefault("dates", []).append(name)
+    for note, names in notes.items():
+        log.info("modality.data: %s: %s", note, ", ".join(names))
+    return Table(columns, dict(table.broken))
+
+
+def _is_number(column: Any) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype == np.float64
+
+
+def _objects(column: Any) -> np.ndarray:
+    """Return a column of text as objects [S] without the space around them, None where missing."""
+    cells = column if isinstance(column, np.ndarray) else column.to_numpy(zero_copy_only=False)
+    return objects([None if cell is None else cell.strip() for cell in cells.tolist()])
+
+
+def _typed(column: Any, words: frozenset[str]) -> Any:
+    """Return a column as numbers, float64 [S], or as text that numbers may hide in: objects or an arrow array."""
+    if not isinstance(column, np.ndarray):
+        column = _from_arrow(column, words)
+        if not isinstance(column, np.ndarray):
+            return column
+    if column.dtype.kind in "iuf" and not (np.abs(column) >= EXACT).any():
+        return column.astype(np.float64)
+    cells: list[Any] = column.tolist()
+    known = [cell for cell in cells if not is_missing(cell, words)]
+    numbers = all(isinstance(v, Real | Decimal) and not isinstance(v, bool | np.bool_) for v in known)
+    if known and numbers and not any(isinstance(v, int) and abs(v) >= EXACT for v in known):
+        return np.array([np.nan if is_missing(v, words) else float(v) for v in cells], np.float64)
+    return objects([None if is_missing(v, words) else _text(v) for v in cells])
+
+
+def _from_arrow(column: Any, words: frozenset[str]) -> Any:
+    """Return an arrow array as numbers, float64, as text without missing words, or as objects [S]."""
+    arrow, compute = registry.require("pyarrow"), registry.require("pyarrow.compute")
+    types = arrow.types
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if types.is_floating(column.type) or (types.is_integer(column.type) and not _is_long(compute, column)):
+        return column.cast(arrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    if types.is_string(column.type) or types.is_large_string(column.type):
+        absent = arrow.array(sorted(words), column.type)
+        gone = compute.is_in(compute.utf8_trim_whitespace(column), value_set=absent)
+        return compute.if_else(gone, arrow.scalar(None, column.type), column)
+    return objects(column.to_pylist())
+
+
+def _is_long(compute: Any, column: Any) -> bool:
+    """Return whether a column of whole numbers holds one that a float does not tell from its neighbors."""
+    bounds = compute.min_max(column).as_py()
+    return any(value is not None and abs(value) >= EXACT for value in bounds.values())
+
+
+def _text(value: Any) -> str:
+    """Return a cell as text, equal for equal values of any type."""
+    if isinstance(value, float):
+        return plain_text(value)
+    return iso_date(value) or str(value).strip()
+
+
+def _truths(cells: np.ndarray) -> np.ndarray:
+    """Return a column with True and False in one spelling where it holds nothing else."""
+    known = {cell for cell in cells.tolist() if cell is not None}
+    if not known or not {cell.lower() for cell in known} <= {"true", "false"}:
+        return cells
+    return objects([None if cell is None else cell.capitalize() for cell in cells.tolist()])
+
+
+def _frame(frame: Any, words: frozenset[str]) -> OpenTable:
+    """Return a DataFrame of pandas, or a mapping from column to cells, as a table that was opened."""
+    names = [str(name) for name in frame]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"the header names {twice[0]!r} twice: columns need names of their own")
-    if "" in names:
-        raise ValueError(
-            f"column {list(names).index('') + 1} has no name: the first line must name all columns"
-        )
-    return list(names)
-
-
-def _csv(path: Path, delimiter: str) -> Table:
-    csv.field_size_limit(LINE)
-    broken: dict[int, str] = {}
-    lines: list[list[str]] = []
-    # A byte that is not UTF-8 becomes a lone surrogate, which no text can hold, so that its row is known.
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = _named([cell.strip() for cell in next(reader, [])])
-        if any(WRONG.search(name) for name in header):
-            raise ValueError("the header is not UTF-8: save the file as UTF-8")
-        while True:
-            try:
-                line = next(reader, None)
-            except csv.Error as error:
-                broken[len(lines)] = f"line {reader.line_num}: {error}"
-                line = [""] * len(header)
-            if line is None:
-                break
-            if not line:
-                continue
-            if len(line) != len(header):
-                broken[len(lines)] = (
-                    f"line {reader.line_num} has {len(line)} cells, the header names {len(header)}"
-                )
-                line = [""] * len(header)
-            elif WRONG.search("".join(line)):
-                broken[len(lines)] = f"line {reader.line_num} is not UTF-8"
-                line = [""] * len(header)
-            lines.append(line)
-    columns = {}
-    for name, cells in zip(header, zip(*lines, strict=True), strict=False):
-        columns[name] = _objects([None if cell in MISSING else cell for cell in map(str.strip, cells)])
-    return Table(columns, broken)
-
-
-def _objects(cells: Sequence[Any]) -> np.ndarray:
-    made = np.empty(len(cells), object)
-    made[:] = cells
-    return made
-
-
-def _column(values: Sequence[Any]) -> np.ndarray:
-    """Return a column: numbers as float64, anything else as text."""
-    known = [v for v in values if v is not None]
-    if all(isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in known):
-        return np.array([np.nan if v is None else v for v in values], np.float64)
-    cells = [None if v is None else str(v).strip() for v in values]
-    return _objects([None if cell in MISSING else cell for cell in cells])
-
-
-def _arrow(table: Any) -> Table:
-    names = _named([str(name) for name in table.column_names])
-    return Table(
-        {name: _column(column.to_pylist()) for name, column in zip(names, table.columns, strict=True)}
-    )
-
-
-def _frame(frame: Any) -> Table:
-    names = _named([str(name) for name in frame])
-    columns = {}
-    for i, name in enumerate(names):
-        series = frame.iloc[:, i] if hasattr(frame, "iloc") else frame[name]
+        raise ValueError(f"two columns are called {twice[0]!r}: rename one")
+    columns: dict[str, Any] = {}
+    for place, name in enumerate(names):
+        series = frame.iloc[:, place] if hasattr(frame, "iloc") else frame[name]
         values = np.asarray(series)
-        if values.dtype.kind in "iuf":
-            columns[name] = values.astype(np.float64)
-        else:
-            gone = (
-                series.isna().to_numpy() if hasattr(series, "isna") else [v is None for v in values.tolist()]
-            )
-            columns[name] = _column([None if g else v for g, v in zip(gone, values.tolist(), strict=True)])
-    return Table(columns)
+        if values.dtype.kind not in "iuf":
+            values = objects([iso_date(v) or v for v in series] if values.dtype.kind == "M" else list(series))
+        columns[name] = values
+    return OpenTable(columns, words=words)
 
 
 def _sklearn(name: str) -> Table:
@@ -234,19 +259,19 @@ def _demo(rows: int = 6000) -> Table:
         usual = rng.integers(6, size=8)  # the level a kind tends to
         other = rng.integers(6, size=rows)
         level = np.where(rng.random(rows) < 0.35, usual[kind], other)
-        columns[f"answer {i + 1}"] = _objects(["abcdef"[v] for v in level])
+        columns[f"answer {i + 1}"] = objects(["abcdef"[v] for v in level])
     for i in range(8):
         columns[f"reading {i + 1}"] = rng.normal(size=8)[kind] + 3 * rng.normal(size=rows)
     for i in range(20):
         if i % 2:
             columns[f"noise {i + 1}"] = np.exp(rng.normal(size=rows))
         else:
-            columns[f"noise {i + 1}"] = _objects([f"n{v}" for v in rng.integers(5, size=rows)])
+            columns[f"noise {i + 1}"] = objects([f"n{v}" for v in rng.integers(5, size=rows)])
     for name in ("answer 1", "reading 1"):  # a few cells are missing
         gone = rng.random(rows) < 0.05
         columns[name][gone] = None if columns[name].dtype == object else np.nan
     order = rng.permutation(len(columns))
     names = [*columns]
     return Table(
-        {**{names[i]: columns[names[i]] for i in order}, "target": _objects([f"kind {k}" for k in kind])}
+        {**{names[i]: columns[names[i]] for i in order}, "target": objects([f"kind {k}" for k in kind])}
     )

@@ -30,7 +30,7 @@ from multissl.modalities.text import masks as text_masks
 from multissl.modalities.text import probes as text_probes
 from multissl.modalities.text import tokenizer
 from multissl.modalities.text.baselines import Tfidf
-from multissl.modalities.text.files import COLUMNS, FILES, Documents, Passage, read_texts
+from multissl.modalities.text.files import COLUMNS, FILES, Documents, Passage, Texts, read_texts
 from multissl.modalities.text.masks import Replacement, Spans, Words
 from multissl.modalities.text.rows import Rows
 from multissl.modalities.text.spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
@@ -50,12 +50,17 @@ class Text(HasText):
         """Options of text."""
 
         data: str = ""
-        """A .txt file (paragraphs, else lines), .jsonl, .csv, .parquet, a folder or tar of .txt files, `hf:NAME`;
-        empty: the built-in demo, Python's own documentation."""
+        """A .txt file (paragraphs, else lines), .jsonl, .csv, .xlsx, .parquet, a folder or tar of .txt files,
+        `hf:NAME`; empty: the built-in demo, Python's own documentation."""
         column: str = ""
-        """Columns of a table that hold the text, joined by commas; empty: text, sentence, content, document or body."""
+        """Columns of a table that hold the text, joined by commas; empty: text, sentence, content, messages or another
+        usual name. data.text is the entry of a nested column."""
         label: str = ""
         """The column that holds the class; empty: label, class or target where there is one."""
+        delimiter: str = ""
+        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+        missing: tuple[str, ...] = ()
+        """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
         tokenizer: str = ""
         """A folder with a fast tokenizer, or a tokenizer.json; empty: a byte-level BPE is trained on the texts."""
         vocab: int = 4096
@@ -114,7 +119,7 @@ class Text(HasText):
     suffixes = FILES
     payload = "text"
     plural = "documents"
-    columns = (*COLUMNS, "caption", "transcript")
+    columns = ("caption", *COLUMNS[:5], "transcript", "alt_text", "alt", *COLUMNS[5:])
 
     cfg: Config
 
@@ -150,7 +155,7 @@ class Text(HasText):
         if self._vocabulary is None and cfg.tokenizer:
             self._vocabulary = tokenizer.load_tokenizer(cfg.tokenizer)
         elif self._vocabulary is None:
-            texts = self._given or read_texts(cfg.data, "train", cfg.column, cfg.label).texts
+            texts = self._given or self._read("train").texts
             known = (t for t in texts if isinstance(t, str))
             self._vocabulary = tokenizer.train_bpe(known, cfg.vocab, cfg.lower)
         return self
@@ -175,7 +180,7 @@ class Text(HasText):
     def dataset(self, split: str) -> Samples:
         """The documents of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._splits:
-            texts = read_texts(self.cfg.data, split, self.cfg.column, self.cfg.label)
+            texts = self._read(split)
             tokens = iter(self.fit().vocabulary().encode([t for t in texts.texts if isinstance(t, str)]))
             readable: list[Tokens] = []
             for row, text in enumerate(texts.texts):
@@ -191,6 +196,11 @@ class Text(HasText):
                 )
             self._splits[split] = Documents(texts, readable, self.cfg.length)
         return self._splits[split]
+
+    def _read(self, split: str) -> Texts:
+        """Return the documents of a split as they are read."""
+        cfg = self.cfg
+        return read_texts(cfg.data, split, cfg.column, cfg.label, cfg.delimiter, cfg.missing)
 
     def contents(self, split: str) -> list[Sequence[Any]]:
         """Return what is equal for equal documents."""
@@ -355,7 +365,7 @@ class Text(HasText):
     def _texts(self, split: str) -> list[str]:
         """The readable documents of a split as the tokenizer reads them."""
         cfg = self.cfg
-        listed = read_texts(cfg.data, split, cfg.column, cfg.label).texts
+        listed = self._read(split).texts
         texts = [t for t in listed if isinstance(t, str)]
         return [t.lower() for t in texts] if cfg.lower and not cfg.tokenizer else texts
 

@@ -8,6 +8,7 @@ State: none but what was read; texts are held in memory as tokens.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,19 +18,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multissl.contract.data import Sample, Samples
+from multissl.modalities.text.markup import PAGE, without_markup
 from multissl.modalities.text.tokenizer import Tokens
-from multissl.sources.base import Label, Listing
+from multissl.sources.base import Label, Listing, TableOptions
 from multissl.sources.copies import IN_MEMORY, Copies, digest_of
+from multissl.sources.encodings import decode_text, encoding_of, is_broken
+from multissl.sources.json_tables import chat
+from multissl.sources.missing import is_missing
 from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_name
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
-from multissl.sources.reading import check_regular, file_errors, first_line, parquet_file, read_file
-from multissl.sources.rows import Bad, Rows, csv_rows, json_rows
+from multissl.sources.reading import check_regular, first_line, read_file, unpacked
+from multissl.sources.rows import Bad
 from multissl.sources.splits import classes_of, split_rows
+from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
 
-FILES = (".txt", ".md", ".rst")
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-COLUMNS = ("text", "sentence", "content", "document", "body")
+log = logging.getLogger("multissl")
+FILES = (".txt", ".md", ".rst", ".html", ".htm")
+COLUMNS = (
+    "text", "sentence", "content", "document", "body", "messages", "conversations", "conversation", "caption",
+    "transcript", "transcription", "review", "comment", "description", "abstract", "title",
+)  # fmt: skip
+"""What columns of texts are called, the preferred name first."""
 LONGEST = 100_000
 """The most characters that a document may have."""
 
@@ -43,17 +53,35 @@ class Texts(NamedTuple):
     classes: Sequence[str]
 
 
-def read_texts(data: str, split: str, column: str = "", label: str = "") -> Texts:
-    """Return the documents of a split of whatever `data` names.
+class Columns(NamedTuple):
+    """How a table is read: options, "" for what is usual."""
 
-    `column` and `label` are the columns of a table that are read, "" for those that are usual."""
-    suffix = Path(data).suffix.lower()
+    column: str = ""
+    """Those that hold the text, joined by commas."""
+    label: str = ""
+    delimiter: str = ""
+    missing: tuple[str, ...] = ()
+
+
+def read_texts(
+    data: str,
+    split: str,
+    column: str = "",
+    label: str = "",
+    delimiter: str = "",
+    missing: tuple[str, ...] = (),
+) -> Texts:
+    """Return the documents of a split of whatever `data` names; the other options are those of a table."""
+    columns = Columns(column, label, delimiter, missing)
+    suffix = table_suffix(data)
     if data and (os.path.isdir(os.path.expanduser(data)) or suffix not in (*FILES, *TABLES)):
-        source = open_source(data, split, FILES, "text")
+        source = open_source(
+            data, split, FILES, "text", table=TableOptions(column, label, delimiter, missing)
+        )
         texts = [_file(source.data[row]) for row in source.rows.tolist()]
         return _cut(texts, source.labels[source.rows], source.groups[source.rows], source.classes)
     try:
-        listing = _demo() if not data else _listing(os.path.expanduser(data), column, label)
+        listing = _demo() if not data else _listing(os.path.expanduser(data), columns)
         rows = split_rows(listing._replace(copies=Copies(_contents(listing.data), limit=IN_MEMORY)), split)
     except ValueError as error:
         raise ValueError(f"modality.data={data!r}: {error}") from None
@@ -105,20 +133,24 @@ def _file(data: Any) -> str | Bad:
 
 
 def _decoded(content: bytes, name: str) -> str | Bad:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Bad(f"{name} is no UTF-8 text (byte {error.start})")
+    return _document(decode_text(content).removeprefix("\ufeff"), name)
 
 
-def _listing(path: str, column: str, label: str) -> Listing:
+def _document(text: str, name: str) -> str | Bad:
+    """Return a document without markup; one that is no UTF-8, or says only that it is missing, cannot be read."""
+    if is_broken(text):
+        place = next(place for place, character in enumerate(text) if is_broken(character))
+        return Bad(f"{name} is no UTF-8 text (byte {len(text[:place].encode())})")
+    return Bad(f"{name} holds no text") if is_missing(text) else without_markup(text)
+
+
+def _listing(path: str, columns: Columns) -> Listing:
     if not os.path.isfile(path):
         raise ValueError("no such file or folder; give a .txt, .jsonl, .csv or .parquet file, or a folder")
-    suffix = Path(path).suffix.lower()
     beside = path if split_in_name(path) != "train" else re.sub(r"(?i)train(?=[^/\\]*$)", "test", path)
-    parts = [_read(path, suffix, column, label)]
+    parts = [_read(path, columns)]
     if beside != path and os.path.isfile(beside):
-        parts.append(_read(beside, suffix, column, label))
+        parts.append(_read(beside, columns))
     texts, labels, tags = [], [], []
     for number, (part_texts, part_labels, words) in enumerate(parts):
         texts += part_texts
@@ -134,59 +166,57 @@ def _listing(path: str, column: str, label: str) -> Listing:
     return Listing(texts, labels, tags)
 
 
-def _read(path: str, suffix: str, column: str, label: str) -> tuple[list[str | Bad], list[Label], list[str]]:
+def _read(path: str, columns: Columns) -> tuple[list[str | Bad], list[Label], list[str]]:
     """Return the documents of a file, their labels, and the split that each row names."""
-    if suffix in FILES:
-        texts = list(_documents(Path(path).read_bytes(), Path(path).name))
+    if table_suffix(path) in FILES:
+        texts = list(_documents(unpacked(path), Path(path).name))
         return texts, [None] * len(texts), [""] * len(texts)
-    if suffix == ".parquet":
-        file = parquet_file(path)
-        known = [*file.schema_arrow.names]
-        wanted, where = _columns(known, column, label)
-        used: list[str] = [
-            *dict.fromkeys([*wanted, *([where] if where else []), *(["split"] if "split" in known else [])])
-        ]
-        with file_errors(path, "parquet"):
-            table = file.read(used).to_pydict()
-        rows: Rows = [dict(zip(used, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    elif suffix in (".csv", ".tsv"):
-        rows, known = csv_rows(path, "\t" if suffix == ".tsv" else ",")
-        wanted, where = _columns(known, column, label)
-    else:
-        rows = json_rows(path)
-        known = list(next((r for r in rows if isinstance(r, dict)), {}))
-        wanted, where = _columns(known, column, label)
-    texts = [r if isinstance(r, Bad) else _joined(r, wanted, i) for i, r in enumerate(rows)]
-    labels = [r.get(where) if isinstance(r, dict) and where else None for r in rows]
-    labels = [None if v is None else v if isinstance(v, int | str) else str(v) for v in labels]
-    return texts, labels, [str(r.get("split") or "") if isinstance(r, dict) else "" for r in rows]
+    table = open_table(path, delimiter=columns.delimiter, missing=columns.missing)
+    wanted, label = _columns(table, columns)
+    cells = [table.cells(name).tolist() for name in wanted]
+    texts = [_joined(row, wanted, number) for number, row in enumerate(zip(*cells, strict=True))]
+    for row, reason in table.broken.items():
+        texts[row] = Bad(reason)
+    labels = table.cells(label).tolist() if label else [None] * len(texts)
+    labels = [v if v is None or isinstance(v, int | str) else str(v) for v in labels]
+    split = table.pick(("split",))
+    words = table.cells(split).tolist() if split else [None] * len(texts)
+    return texts, labels, ["" if word is None else str(word) for word in words]
 
 
-def _columns(known: list[str], column: str, label: str) -> tuple[list[str], str]:
+def _columns(table: OpenTable, columns: Columns) -> tuple[list[str], str]:
     """Return the columns that hold the text, and the one with the label, "" for none."""
-    twice = sorted({name for name in known if known.count(name) > 1})
-    if twice:
-        raise ValueError(f"two columns are called {twice[0]!r}: rename one")
-    wanted = [c.strip() for c in column.split(",")] if column else [pick_column(known, COLUMNS)]
-    for name in (*wanted, *([label] if label else [])):
-        if name not in known:
-            raise ValueError(f"there is no column {name!r}, only {', '.join(known) or 'none'}")
-    return wanted, label or pick_column(known, LABELS, required=False)
+    wanted = [table.pick((), name.strip()) for name in columns.column.split(",")] if columns.column else []
+    wanted = wanted or [pick_column(list(table.columns), COLUMNS)]
+    return wanted, table.pick(LABELS, columns.label)
 
 
-def _joined(row: dict[str, Any], wanted: list[str], number: int) -> str | Bad:
-    cells = [row.get(name) for name in wanted]
-    missing = [n for n, c in zip(wanted, cells, strict=True) if not isinstance(c, str)]
-    return Bad(f"row {number} has no text in {missing[0]!r}") if missing else " ".join(map(str, cells))
+def _joined(cells: Sequence[Any], names: Sequence[str], number: int) -> str | Bad:
+    """Return the text of a row, the cells one after the other; a conversation is the text of its messages."""
+    texts = [cell if isinstance(cell, str) else chat(cell) for cell in cells]
+    missing = [name for name, text in zip(names, texts, strict=True) if text is None]
+    if not missing:
+        return without_markup(" ".join(map(str, texts)))
+    if (
+        len(cells) > 1
+        and len(missing) < len(cells)
+        and all(cell is None for cell, text in zip(cells, texts, strict=True) if text is None)
+    ):
+        return without_markup(" ".join(text for text in texts if text is not None))
+    return Bad(f"row {number} holds no text in {missing[0]!r}")
 
 
 def _documents(content: bytes, name: str) -> Iterator[str | Bad]:
-    """Yield the paragraphs of a text where blank lines part them, else its lines."""
-    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-    parts = re.split(rb"\n(?:[ \t]*\n)+", content.strip())
-    parts = parts if len(parts) > 1 else content.split(b"\n")
+    """Yield the paragraphs of a text where blank lines part them, else its lines; a page of HTML is one document."""
+    if encoding_of(content) == "cp1252":
+        log.warning("%s: is no UTF-8 and is read as latin-1 (Windows-1252)", name)
+    text = decode_text(content).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()
+    if PAGE.match(text):
+        text = without_markup(text)
+    parts = re.split(r"\n(?:[ \t]*\n)+", text)
+    parts = parts if len(parts) > 1 else text.split("\n")
     for number, part in enumerate(p for p in parts if p.strip()):
-        yield _decoded(part.strip(), f"document {number} of {name}")
+        yield _document(part.strip(), f"document {number} of {name}")
 
 
 class Passage(NamedTuple):

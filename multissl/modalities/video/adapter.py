@@ -31,6 +31,7 @@ from multissl.modalities.image.crops import TRIES, crop_box, share_of
 from multissl.modalities.image.draws import draw_changes
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.unions import Lasting
+from multissl.modalities.table_config import TableConfig
 from multissl.modalities.video.baselines import clip_floor, flow_floor, frame_floor
 from multissl.modalities.video.clips import (
     Span,
@@ -62,7 +63,7 @@ class Video(Modality):
     """Video files, folders of frames or arrays as clips."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Modality.Config):
+    class Config(TableConfig):
         """Options of videos."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
@@ -212,7 +213,9 @@ class Video(Modality):
         """The videos of a split: "train", "val", "test", or "all" of the user's data."""
         if split not in self._sources:
             data = self.cfg.data
-            self._sources[split] = open_videos(data, split) if data else _demo(split)
+            self._sources[split] = (
+                open_videos(data, split, self.cfg.table_options()) if data else _demo(split)
+            )
         return self._sources[split]
 
     def contents(self, split: str) -> list[Sequence[Any]]:

@@ -25,7 +25,7 @@ from multissl.modalities.image.files import decode
 from multissl.modalities.image.headers import check_size
 from multissl.modalities.video.clips import Clip
 from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
-from multissl.sources.base import Listing
+from multissl.sources.base import USUAL, Listing, TableOptions
 from multissl.sources.names import natural_key, read_folders
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Paths, Slice
@@ -277,7 +277,7 @@ class Array(Clip):
         return some if some.shape[-1] == 3 else some.repeat(3, -1)
 
 
-def open_videos(path: str, split: str) -> SplitSamples:
+def open_videos(path: str, split: str, table: TableOptions = USUAL) -> SplitSamples:
     """Return the videos of a split: files as `open_source` finds them, else every folder that holds pictures."""
     if os.path.isdir(path):
         names = [os.path.join(at, n) for at, _, files in os.walk(path) for n in files]
@@ -290,7 +290,7 @@ def open_videos(path: str, split: str) -> SplitSamples:
                     return select_split(frame_folders(path, folders), split)
                 except ValueError as error:
                     raise ValueError(f"modality.data={path!r}: {error}") from None
-    return open_source(path, split, SUFFIXES, kind="video")
+    return open_source(path, split, SUFFIXES, kind="video", table=table)
 
 
 def frame_folders(root: str, folders: list[str]) -> Listing:

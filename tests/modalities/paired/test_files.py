@@ -196,7 +196,7 @@ def test_rows_of_unequal_length_and_broken_members_are_skipped_with_their_place(
     data: Any = made.dataset("all")
     assert data[3].data.parts["text"] == "three"
     for line, cells in ((3, 1), (4, 3)):
-        with pytest.raises(Unreadable, match=f"line {line} of a.csv has {cells} cells, the header 2"):
+        with pytest.raises(Unreadable, match=f"line {line} of a.csv has {cells} cells, the header names 2"):
             clean(made, [data[line - 2]])
     files = rows(5)
     files[1]["json"], files[2]["txt"], files[3]["png"] = "{", b"\xff", b"no picture"

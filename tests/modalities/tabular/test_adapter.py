@@ -177,7 +177,7 @@ def test_a_quantity_as_label_is_five_parts_and_its_numbers(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["a,b,a", "1,2,3"], r"modality\.data=.*the header names 'a' twice"),
+        (["a,b,a", "1,2,3"], r"modality\.data=.*two columns are called 'a': rename one"),
         (["a,,c", "1,2,3"], r"modality\.data=.*column 2 has no name"),
         (["a,b,c"], r"modality\.data=.*holds no rows below its header"),
     ],
@@ -234,11 +234,11 @@ def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
         except Unreadable as bad:
             found[int(modality.rows().splits["train"][bad.index])] = bad.reason
     assert found == {
-        2: "line 4 has 2 cells, the header names 4",
-        3: "line 5: field larger than field limit (1000000)",
+        2: "line 4 of rows.csv has 2 cells, the header names 4",
+        3: "line 5 of rows.csv: field larger than field limit (1000000)",
         4: "row 4: age='inf' is no finite number",
         5: "row 5: age='none at all' is no finite number",
-        8: "line 10 is not UTF-8",
+        8: "line 10 of rows.csv is no UTF-8 text",
     }
     assert modality.bank().isfinite().all()
     assert len(modality.bank()) == len(modality.rows().splits["train"]) - 5
@@ -363,7 +363,7 @@ def test_a_byte_that_is_not_utf8_is_told_from_a_written_replacement_character(tm
     drinks = ("tea", "caf\ufffd")
     body = [f"{i},{drinks[i % 2]},{i % 2}" for i in range(40)]
     assert not small(tmp_path, ["a,drink,target", *body]).rows().broken
-    (tmp_path / "rows.csv").write_bytes(b"a,dr\xefnk,target\n1,2,3\n")
+    (tmp_path / "rows.csv").write_bytes(b"a,dr\xffnk,target\n1,2,3\n")
     with pytest.raises(ValueError, match="the header is not UTF-8: save the file as UTF-8"):
         Tabular(Tabular.Config(data=str(tmp_path / "rows.csv"))).fit()
 

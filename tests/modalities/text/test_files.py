@@ -118,7 +118,7 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_bad_documents_are_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"good\nb\xe4d\nfine")
+    (tmp_path / "a.txt").write_bytes(b"good\nb\xffd\nfine")
     assert reasons(tmp_path / "a.txt") == ["document 1 of a.txt is no UTF-8 text (byte 1)"]
     (tmp_path / "a.jsonl").write_bytes(
         b'{"text": "good"}\n{"text": \n{"text": "  "}\n[1]\n{"other": "x"}\n{"text": "\xff"}\n'
@@ -131,9 +131,10 @@ def test_bad_documents_are_told_apart(tmp_path: Path) -> None:
         strict=True,
     ):
         assert words in part
-    (tmp_path / "a.csv").write_bytes(b'text,label\ngood,1\nb\xe4d,0\nmissing\n"",1\nfine,1\n')
+    (tmp_path / "a.csv").write_bytes(b'text,label\ngood,1\nb\xffd,0\nmissing\n"",1\nfine,1\n')
     assert reasons(tmp_path / "a.csv") == [
-        "line 3 is no UTF-8 text", "line 4 has 1 cells, the header 2", "holds no text",
+        "line 3 of a.csv is no UTF-8 text", "line 4 of a.csv has 1 cells, the header names 2",
+        "row 3 holds no text in 'text'",
     ]  # fmt: skip
 
 
