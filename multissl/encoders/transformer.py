@@ -18,12 +18,23 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoder
 from multissl.contract.learning import Features, Figure
 from multissl.contract.plans import Masking, StreamSpec
+from multissl.layers.attention_pool import AttentionPool
 from multissl.layers.positions import Position
-from multissl.layers.tokenizers import tokenizer_for
-from multissl.layers.transformer import FFN, DropPathShape, Trunk, ffn_width
+from multissl.layers.tokenizers import TokenForm, tokenizer_for
+from multissl.layers.transformer import (
+    FFN,
+    NOWHERE,
+    Act,
+    DropPathShape,
+    FinalNorm,
+    NormOrder,
+    Trunk,
+    Where,
+    ffn_width,
+)
 from multissl.registry import suggest
 
-Pooling = Literal["cls", "mean", "last"]
+Pooling = Literal["cls", "mean", "last", "prefix", "attention"]
 
 
 class TransformerEncoder(Encoder):
@@ -40,8 +51,9 @@ class TransformerEncoder(Encoder):
         heads: int = 6
         """Attention heads of each block."""
         pooling: Pooling = "cls"
-        """What stands for a view: the class token, the mean of the tokens, or the last one. Causal objectives
-        need mean or last: the class token comes first and would see nothing."""
+        """What stands for a view: the class token; the mean of the tokens; the last one; the mean of class and
+        register tokens (AST's two); or what a learned query sees (SigLIP). Causal objectives need mean or last: the
+        class token comes first and would see nothing."""
         causal: bool = False
         """Whether every token sees only those before it, in evaluation too: what next-token prediction trains."""
         drop_path: float = 0.0
@@ -54,6 +66,10 @@ class TransformerEncoder(Encoder):
         """Feed-forward part of a block: two linear layers with GELU, or SwiGLU."""
         ffn_ratio: float = 4.0
         """Hidden width over dim; swiglu takes two thirds of it."""
+        act: Act = "gelu"
+        """GELU of ffn=mlp: exact, by tanh (SigLIP), or x sigmoid(1.702 x) (OpenAI's CLIP)."""
+        class_token: bool = True
+        """Whether a class token comes first; I-JEPA, V-JEPA, VideoMAE and SigLIP have none."""
         registers: int = 0
         """Extra tokens without a place or a loss."""
         position: Position = field(default_factory=Position)
@@ -71,6 +87,15 @@ class TransformerEncoder(Encoder):
         precision; installed packages may bring others."""
         norm_eps: float = 1e-6
         """Number added to the variance in layer norms."""
+        norm_pre: bool = False
+        """Normalize tokens before the first block (CLIP, BERT)."""
+        norm_order: NormOrder = "pre"
+        """Normalize before each branch of a block, or after it was added (BERT)."""
+        final_norm: FinalNorm = "tokens"
+        """What the last norm is for: all tokens; split: class and register tokens have their own (DINOv3, untied);
+        pooled: what is pooled alone (MAE's and data2vec's fine-tuning); none (VideoMAE, BERT)."""
+        key_bias: bool = True
+        """Whether keys have a bias; DINOv3, BEiT and VideoMAE have none."""
         init_std: float = 0.02
         """Deviation of the initial weights of the blocks; 0: 1/sqrt(inputs), which narrow encoders need."""
 
@@ -91,10 +116,16 @@ class TransformerEncoder(Encoder):
                     raise ValueError(f"{name}={getattr(self, name)}: want {low} or more")
             if self.dim % self.heads:
                 raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: choose heads that do")
-            if self.causal and self.pooling == "cls":
+            if self.causal and self.pooling in ("cls", "prefix", "attention"):
                 raise ValueError(
                     "causal=True: the class token comes first and sees nothing, set pooling=mean or last"
                 )
+            if not self.class_token and self.pooling == "cls":
+                raise ValueError("pooling=cls without a class token: set pooling=mean, or class_token=True")
+            if not self.class_token and not self.registers and self.pooling == "prefix":
+                raise ValueError("pooling=prefix without class_token and registers: set pooling=mean")
+            if self.act != "gelu" and self.ffn != "mlp":
+                raise ValueError(f"act={self.act} is of ffn=mlp, this is {self.ffn}: leave it at gelu")
             if self.token_conv and (self.causal or self.token_conv % 2 == 0):
                 raise ValueError(
                     f"token_conv={self.token_conv}: want an odd number, and causal=False, for it looks both ways"
@@ -109,7 +140,10 @@ class TransformerEncoder(Encoder):
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
             """Causal reading needs a pooled token that sees something, and no convolution that looks ahead."""
             able: list[Masking] = ["none", "drop", "replace"]
-            return frozenset(able if self.pooling == "cls" or self.token_conv else [*able, "causal"])
+            if self.position.kind == "relative":  # a step between tokens that were left out has no row
+                able.remove("drop")
+            looks_back = self.pooling in ("mean", "last") and not self.token_conv
+            return frozenset([*able, "causal"] if looks_back else able)
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
@@ -125,20 +159,38 @@ class TransformerEncoder(Encoder):
             freeze_patches=cfg.freeze_patches,
             embedding_std=cfg.embedding_std,
             token_conv=cfg.token_conv,
+            form=TokenForm(
+                class_token=cfg.class_token,
+                norm_pre=cfg.norm_pre,
+                norm_eps=cfg.norm_eps,
+                head_width=cfg.dim // cfg.heads,
+            ),
         )
+        hidden = ffn_width(cfg.dim, cfg.ffn, cfg.ffn_ratio)
         self.trunk = Trunk(
             cfg.dim,
             cfg.depth,
             cfg.heads,
             ffn=cfg.ffn,
-            hidden=ffn_width(cfg.dim, cfg.ffn, cfg.ffn_ratio),
+            hidden=hidden,
             layerscale=cfg.layerscale,
             drop_path=cfg.drop_path,
             drop_path_shape=cfg.drop_path_shape,
             eps=cfg.norm_eps,
             backend=cfg.attention,
             init_std=cfg.init_std,
+            act=cfg.act,
+            key_bias=cfg.key_bias,
+            norm_order=cfg.norm_order,
+            final_norm=cfg.final_norm,
+            prefix=self.tokenizer.prefix,
+            steps=self.tokenizer.count_steps(),
         )
+        self.pool = None
+        if cfg.pooling == "attention":
+            self.pool = AttentionPool(
+                cfg.dim, cfg.heads, hidden, act=cfg.act, eps=cfg.norm_eps, init_std=cfg.init_std
+            )
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; items of all sizes share one packed pass."""
@@ -149,17 +201,33 @@ class TransformerEncoder(Encoder):
             )
         tokens, valid = zip(*(self.tokenizer(v, masking) for v in views), strict=True)
         causal = self.cfg.causal or masking == "causal"
-        groups, taps = self.trunk(tokens, valid, causal, inner, [v.place for v in views])
+        where = self._where(views, masking)
+        groups, taps = self.trunk(tokens, valid, causal, inner, [v.place for v in views], where)
         return [
             self._features(group, real, tuple(tap[i] for tap in taps))
             for i, (group, real) in enumerate(zip(groups, valid, strict=True))
         ]
+
+    def _where(self, views: Sequence[Views], masking: Masking = "none") -> Where:
+        """Where the tokens of views lie, for blocks that ask."""
+        match self.cfg.position.kind:
+            case "rope":
+                angles = [a for v in views if (a := self.tokenizer.angles(v, masking)) is not None]
+                return Where(angles=angles, adjacent=len(self.spec.patch) == 3)
+            case "relative":
+                return Where(steps=[s for v in views if (s := self.tokenizer.steps(v)) is not None])
+            case _:
+                return NOWHERE
 
     def _features(self, group: Tensor, valid: Tensor | None, inner: tuple[Tensor, ...] = ()) -> Features:
         p = self.tokenizer.prefix
         tokens = group[:, p:]  # [R, N, D]
         if self.cfg.pooling == "cls":
             pooled = group[:, 0]
+        elif self.cfg.pooling == "prefix":
+            pooled = group[:, :p].mean(1)
+        elif self.pool is not None:
+            pooled = self.pool(tokens, None if valid is None else valid[:, p:])
         else:
             real = group.new_ones(group.shape[:2], dtype=torch.bool) if valid is None else valid
             real = real[:, p:]  # [R, N]
@@ -169,6 +237,8 @@ class TransformerEncoder(Encoder):
                 min=1
             )  # [R, N], fp32: half would miscount
             pooled = (tokens.float() * weight[:, :, None]).sum(1).to(tokens.dtype)
+        if self.cfg.final_norm == "pooled":
+            pooled = self.trunk.norm(pooled)
         return Features(pooled=pooled, tokens=tokens, inner=tuple(t[:, p:] for t in inner))
 
     def layers(self, views: Views, n: int | Sequence[int], norm: bool = True) -> list[Features]:
@@ -177,14 +247,15 @@ class TransformerEncoder(Encoder):
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.depth:
             raise ValueError(f"layers n={n}: the encoder has blocks 0 to {self.depth - 1}")
         tokens, valid = self.tokenizer(views)
-        _, taps = self.trunk([tokens], [valid], self.cfg.causal, inner=self.depth - wanted[0])
+        inner, where = self.depth - wanted[0], self._where([views])
+        _, taps = self.trunk([tokens], [valid], self.cfg.causal, inner=inner, where=where)
         found = [taps[i - wanted[0]][0] for i in wanted]
-        return [self._features(self.trunk.norm(t) if norm else t, valid) for t in found]
+        return [self._features(self.trunk.normalized(t) if norm else t, valid) for t in found]
 
     def attention(self, views: Views) -> Tensor:
         """Attention of the class token to the tokens in the last block [R, H, N]; the prefix has the rest."""
         tokens, valid = self.tokenizer(views)
-        return self.trunk.attention(tokens, valid)[:, :, self.tokenizer.prefix :]
+        return self.trunk.attention(tokens, valid, self._where([views]))[:, :, self.tokenizer.prefix :]
 
     def prepare_for(self, maskings: frozenset[Masking]) -> None:
         """Train the mask token only where tokens are replaced; it stays among the weights either way."""
@@ -206,6 +277,8 @@ class TransformerEncoder(Encoder):
         """Tokens and attention of pictures, for grids of 1 or 3 channels in 2-D whose tokens do not overlap."""
         spec = self.spec
         if spec.kind != "grid" or len(spec.patch) != 2 or spec.shape[0] not in (1, 3) or spec.stride:
+            return []
+        if not self.cfg.class_token:  # its attention is what is drawn
             return []
         from multissl.encoders.figures import draw
 

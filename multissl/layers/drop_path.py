@@ -83,7 +83,9 @@ def draw_subsets(
     subsets: list[Subset] = []
     for i in range(len(index)):
         masks = tuple(None if m is None else m[each[i]] for m, each in zip(packing.masks, rows, strict=True))
-        subsets.append(Subset(base._replace(masks=masks), index[i], weights[i], UNIT / share))
+        rotation = packing.rotation and packing.rotation.select(index[i])
+        part = base._replace(masks=masks, rotation=rotation, steps=packing.steps)
+        subsets.append(Subset(part, index[i], weights[i], UNIT / share))
     return subsets
 
 

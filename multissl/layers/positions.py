@@ -27,13 +27,19 @@ MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 class Position(Config):
     """How tokens learn where they are."""
 
-    kind: Literal["learned", "sincos", "none"] = "learned"
-    """Learned embeddings, fixed sines and cosines, or none."""
+    kind: Literal["learned", "sincos", "rope", "relative", "none"] = "learned"
+    """Learned embeddings; fixed sines and cosines; rotary: queries and keys turned by where patches lie, as in DINOv3
+    and, of clips, V-JEPA 2; relative: a learned number for each head and step between two tokens, as in BEiT and
+    data2vec; or none."""
     offset: float = 0.1
     """Added to the tokens of an axis before the scale factor of a resampled table is taken; 0 resamples to
     the plain size. DINOv2 was trained with 0.1, its models with registers with 0."""
     antialias: bool = False
     """Smooth before a 2-D table shrinks: on in DINOv2 with registers, off without."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How a 2-D table is resampled; bilinear in SigLIP 2."""
+    base: float = 100.0
+    """rope: the longest period; 100 in DINOv3, 10000 in V-JEPA 2."""
     column_first: bool = True
     """sincos in 2-D: the first half of the channels tells the column (MAE, I-JEPA), else the row (V-JEPA)."""
     uniform: bool = False
@@ -50,14 +56,23 @@ class Position(Config):
             )
         if self.std < 0:
             raise ValueError(f"position.std={self.std}: want 0 or more, such as 0.02")
+        if not self.base > 1:
+            raise ValueError(f"position.base={self.base}: want more than 1, such as 100")
         if any(n < 1 for n in self.grid):
             raise ValueError(f"position.grid={self.grid}: want 1 or more tokens along every axis")
 
 
 def resample(
-    table: Tensor, old: Sequence[int], new: Sequence[int], offset: float = 0.1, antialias: bool = False
+    table: Tensor,
+    old: Sequence[int],
+    new: Sequence[int],
+    offset: float = 0.1,
+    antialias: bool = False,
+    *,
+    prefix: int = 1,
+    interpolation: str = "bicubic",
 ) -> Tensor:
-    """A table [1, 1+prod(old), D] on another grid, [1, 1+prod(new), D]; the class token's row is kept."""
+    """A table [1, prefix+prod(old), D] on another grid, [1, prefix+prod(new), D]; the class token's row is kept."""
     old, new = tuple(old), tuple(new)
     if old == new:
         return table
@@ -67,14 +82,15 @@ def resample(
         raise ValueError(
             f"position.antialias=True works on 2-D grids, this one has {len(old)} axes: switch it off"
         )
-    grid = table[:, 1:].float().mT.unflatten(2, old)  # [1, D, *old]
+    mode = interpolation if len(old) == 2 else MODES[len(old)]
+    grid = table[:, prefix:].float().mT.unflatten(2, old)  # [1, D, *old]
     if offset > 0:
         scale = [(n + offset) / o for n, o in zip(new, old, strict=True)]
-        grid = F.interpolate(grid, scale_factor=scale, mode=MODES[len(old)], antialias=antialias)
+        grid = F.interpolate(grid, scale_factor=scale, mode=mode, antialias=antialias)
     else:
-        grid = F.interpolate(grid, size=new, mode=MODES[len(old)], antialias=antialias)
+        grid = F.interpolate(grid, size=new, mode=mode, antialias=antialias)
     assert grid.shape[2:] == new, (grid.shape, new)
-    return torch.cat([table[:, :1], grid.flatten(2).mT.to(table.dtype)], dim=1)
+    return torch.cat([table[:, :prefix], grid.flatten(2).mT.to(table.dtype)], dim=1)
 
 
 def sincos(grid: Sequence[int], dim: int, column_first: bool = True, uniform: bool = False) -> Tensor:

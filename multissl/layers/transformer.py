@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +21,42 @@ from multissl.layers.attention import Attention
 from multissl.layers.drop_path import Subset, add_to, draw_subsets, rows_of_groups, select
 from multissl.layers.init import init_linear
 from multissl.layers.kernels.base import Layout, kernel, layout
+from multissl.layers.rope import pack
 
 FFN = Literal["mlp", "swiglu"]
+Act = Literal["gelu", "tanh_gelu", "quick_gelu"]
+"""GELU: exact; by tanh (SigLIP); or x sigmoid(1.702 x) (OpenAI's CLIP)."""
+NormOrder = Literal["pre", "post"]
+FinalNorm = Literal["tokens", "split", "pooled", "none"]
+"""What the final norm is for: all tokens; the tokens before the patches by a norm of their own (DINOv3, untied); what
+is pooled alone (timm's fc_norm, data2vec); nothing (VideoMAE, BERT)."""
 DropPathShape = Literal["uniform", "linear"]
 """How drop path goes with depth: the same in every block, or from 0 in the first block to all of it in the last."""
 
 
-class MLP(nn.Module):
-    """Two linears with an exact GELU between them."""
+def activate(x: Tensor, act: Act) -> Tensor:
+    """Return a GELU of x, in the form that `act` names."""
+    match act:
+        case "gelu":
+            return F.gelu(x)
+        case "tanh_gelu":
+            return F.gelu(x, approximate="tanh")
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
 
-    def __init__(self, dim: int, hidden: int) -> None:
+
+class MLP(nn.Module):
+    """Two linears with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, act: Act = "gelu") -> None:
         super().__init__()
+        self.act: Act = act
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] to [T, D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(activate(self.fc1(x), self.act))
 
 
 class SwiGLU(nn.Module):
@@ -73,17 +92,30 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward net, each normalized before and added to the stream."""
+    """Attention and a feed-forward net, each normalized before and added to the stream, or added first."""
 
     def __init__(
-        self, dim: int, heads: int, hidden: int, ffn: FFN, layerscale: float, eps: float, backend: str
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        ffn: FFN,
+        layerscale: float,
+        eps: float,
+        backend: str,
+        *,
+        act: Act = "gelu",
+        key_bias: bool = True,
+        norm_order: NormOrder = "pre",
+        steps: int = 0,
     ) -> None:
         super().__init__()
+        self.post = norm_order == "post"
         self.norm1 = nn.LayerNorm(dim, eps)
-        self.attn = Attention(dim, heads, backend)
+        self.attn = Attention(dim, heads, backend, key_bias=key_bias, steps=steps)
         self.ls1 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps)
-        self.mlp = (MLP if ffn == "mlp" else SwiGLU)(dim, hidden)
+        self.mlp = MLP(dim, hidden, act) if ffn == "mlp" else SwiGLU(dim, hidden)
         self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
 
     def forward(
@@ -94,8 +126,11 @@ class Block(nn.Module):
         Looking is a part of `forward` because a sharded block has its weights only inside it.
         """
         if look:
-            return self.attn.first_token(self.norm1(x), layout)
+            return self.attn.first_token(x if self.post else self.norm1(x), layout)
         first, second = subsets or (None, None)
+        if self.post:
+            x = self.norm1(_add(x, layout, first, lambda part, packing: self.ls1(self.attn(part, packing))))
+            return self.norm2(_add(x, layout, second, lambda part, _: self.ls2(self.mlp(part))))
         x = _add(x, layout, first, lambda part, packing: self.ls1(self.attn(self.norm1(part), packing)))
         return _add(x, layout, second, lambda part, _: self.ls2(self.mlp(self.norm2(part))))
 
@@ -108,6 +143,21 @@ def _add(
         return x + branch(x, layout)
     part = select(x, subset.tokens)
     return add_to(x, part, branch(part, subset.layout), subset)
+
+
+class Where(NamedTuple):
+    """Where the tokens of every group lie, for blocks that ask."""
+
+    angles: Sequence[Tensor] = ()
+    """By group, float32 [R_i or 1, N_i, d], of rotary positions."""
+    adjacent: bool = False
+    """Which channels turn together, see `rope.Rotation`."""
+    steps: Sequence[Tensor] = ()
+    """By group, int64 [N_i, N_i], rows of the tables of relative positions."""
+
+
+NOWHERE = Where()
+"""Blocks know nothing of places."""
 
 
 class Trunk(nn.Module, DropsRows):
@@ -127,18 +177,41 @@ class Trunk(nn.Module, DropsRows):
         eps: float = 1e-6,
         backend: str = "sdpa",
         init_std: float = 0.02,
+        act: Act = "gelu",
+        key_bias: bool = True,
+        norm_order: NormOrder = "pre",
+        final_norm: FinalNorm = "tokens",
+        prefix: int = 0,
+        steps: int = 0,
     ) -> None:
         super().__init__()
         self.depth, self.drop_path = depth, drop_path
+        self.final_norm, self.prefix = final_norm, prefix
         self.drop_paths = [
             drop_path * (i / max(depth - 1, 1) if drop_path_shape == "linear" else 1.0) for i in range(depth)
         ]
         self.kernel = kernel(backend)
         hidden = hidden or ffn_width(dim, ffn)
         self.blocks = nn.ModuleList(
-            [Block(dim, heads, hidden, ffn, layerscale, eps, backend) for _ in range(depth)]
+            [
+                Block(
+                    dim,
+                    heads,
+                    hidden,
+                    ffn,
+                    layerscale,
+                    eps,
+                    backend,
+                    act=act,
+                    key_bias=key_bias,
+                    norm_order=norm_order,
+                    steps=steps,
+                )
+                for _ in range(depth)
+            ]
         )
-        self.norm = nn.LayerNorm(dim, eps)
+        self.norm = nn.Identity() if final_norm == "none" else nn.LayerNorm(dim, eps)
+        self.prefix_norm = nn.LayerNorm(dim, eps) if final_norm == "split" else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module, init_std)
@@ -150,15 +223,17 @@ class Trunk(nn.Module, DropsRows):
         causal: bool = False,
         inner: int = 0,
         places: Sequence[Tensor | None] = (),
+        where: Where = NOWHERE,
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Groups [R_i, N_i, D] to normed groups, and to the raw outputs of the last `inner` blocks, by block.
 
         `valid` holds bool [R_i, N_i], False on padding, or None, for every group; `places` int64 [B_i], where the
-        samples of its rows stand in the batch of all ranks, or None for a batch that is whole.
+        samples of its rows stand in the batch of all ranks, or None for a batch that is whole; `where` tells where
+        tokens lie, if blocks are to know it.
         """
         if inner > self.depth:
             raise ValueError(f"asked for the outputs of {inner} blocks, the encoder has depth={self.depth}")
-        packing = self._layout(groups, valid, causal)
+        packing = self._layout(groups, valid, causal, where)
         x = torch.cat([g.flatten(0, 1) for g in groups])  # [T, D]
         subsets = self._subsets(packing, x.device, places) if self.training and self.drop_path else None
         taps: list[list[Tensor]] = []
@@ -166,20 +241,44 @@ class Trunk(nn.Module, DropsRows):
             x = block(x, packing, subsets[i] if subsets else None)
             if i >= self.depth - inner:
                 taps.append(_unpack(x, packing))
-        return _unpack(self.norm(x), packing), taps
+        if self.final_norm == "tokens":
+            return _unpack(self.norm(x), packing), taps
+        return [self.normalized(group) for group in _unpack(x, packing)], taps
 
-    def attention(self, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    def normalized(self, group: Tensor) -> Tensor:
+        """Return a group [R, N, D] after the final norm, as far as that is one of tokens."""
+        if self.final_norm in ("pooled", "none"):
+            return group
+        if self.prefix_norm is None:
+            return self.norm(group)
+        return torch.cat(
+            [self.prefix_norm(group[:, : self.prefix]), self.norm(group[:, self.prefix :])], dim=1
+        )
+
+    def attention(self, group: Tensor, valid: Tensor | None = None, where: Where = NOWHERE) -> Tensor:
         """The last block's attention of the first token of [R, N, D]: softmax weights [R, H, N]."""
-        packing = self._layout([group], [valid], False)
+        packing = self._layout([group], [valid], False, where)
         x = group.flatten(0, 1)
         for block in self.blocks[:-1]:
             x = block(x, packing)
         return self.blocks[-1](x, packing, look=True)
 
-    def _layout(self, groups: Sequence[Tensor], valid: Sequence[Tensor | None], causal: bool) -> Layout:
-        return layout(
+    def _layout(
+        self,
+        groups: Sequence[Tensor],
+        valid: Sequence[Tensor | None],
+        causal: bool,
+        where: Where = NOWHERE,
+    ) -> Layout:
+        packing = layout(
             [(g.shape[0], g.shape[1]) for g in groups], groups[0].device, self.kernel, causal, valid
         )
+        if where is NOWHERE:
+            return packing
+        rotation = None
+        if where.angles:
+            rotation = pack(where.angles, [rows for rows, _ in packing.sizes], where.adjacent)
+        return packing._replace(rotation=rotation, steps=tuple(where.steps))
 
     def _subsets(
         self, packing: Layout, device: torch.device, places: Sequence[Tensor | None]

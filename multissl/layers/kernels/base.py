@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from multissl import registry
+from multissl.layers.rope import Rotation
 
 
 class Layout(NamedTuple):
@@ -22,9 +23,14 @@ class Layout(NamedTuple):
     """(R_i, N_i) of every group."""
     causal: bool = False
     masks: tuple[Tensor | None, ...] = ()
-    """By group, bool [R_i, 1, 1 or N_i, N_i], True where a token may look; None: everywhere."""
+    """By group, bool [R_i, 1, 1 or N_i, N_i], True where a token may look, or numbers [R_i or 1, H, N_i, N_i] that are
+    added to the scores; None: everywhere."""
     prepared: Any = None
     """What the kernel made of the sizes."""
+    rotation: Rotation | None = None
+    """How queries and keys are turned, where positions are rotary."""
+    steps: tuple[Tensor, ...] = ()
+    """By group, int64 [N_i, N_i], which row of a table of relative positions stands for two tokens."""
 
     @property
     def lengths(self) -> list[int]:
