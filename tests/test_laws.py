@@ -223,6 +223,9 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "a file runs a text": (foreign_code, "run/a.py", "def f(x):\n    exec(x)"),
     "a file unpickles": (foreign_code, "sources/a.py", "import pickle\ndef f(x):\n    return pickle.loads(x)"),
     "a file loads with torch": (foreign_code, "weights/a.py", "import torch\ndef f(x):\n    return torch.load(x)"),
+    "a file loads all that torch can": (
+        foreign_code, "weights/a.py", "import torch\ndef f(x, y):\n    return torch.load(x, weights_only=y)"
+    ),
     "a file allows pickled arrays": (
         foreign_code, "sources/a.py", "import numpy as np\ndef f(x, y):\n    return np.load(x, allow_pickle=y)"
     ),

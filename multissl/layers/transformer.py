@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,15 @@ def _add(
     return add_to(x, part, branch(part, subset.layout), subset)
 
 
+class Form(TypedDict):
+    """What differs between the blocks of published networks, see `Block`."""
+
+    act: Act
+    key_bias: bool
+    norm_order: NormOrder
+    steps: int
+
+
 class Where(NamedTuple):
     """Where the tokens of every group lie, for blocks that ask."""
 
@@ -192,24 +201,9 @@ class Trunk(nn.Module, DropsRows):
         ]
         self.kernel = kernel(backend)
         hidden = hidden or ffn_width(dim, ffn)
-        self.blocks = nn.ModuleList(
-            [
-                Block(
-                    dim,
-                    heads,
-                    hidden,
-                    ffn,
-                    layerscale,
-                    eps,
-                    backend,
-                    act=act,
-                    key_bias=key_bias,
-                    norm_order=norm_order,
-                    steps=steps,
-                )
-                for _ in range(depth)
-            ]
-        )
+        form: Form = {"act": act, "key_bias": key_bias, "norm_order": norm_order, "steps": steps}
+        blocks = [Block(dim, heads, hidden, ffn, layerscale, eps, backend, **form) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Identity() if final_norm == "none" else nn.LayerNorm(dim, eps)
         self.prefix_norm = nn.LayerNorm(dim, eps) if final_norm == "split" else None
         for module in self.modules():

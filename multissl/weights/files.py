@@ -11,9 +11,8 @@ from multissl.files import make_folder, replace_tensors
 from multissl.parallel.ranks import is_main
 from multissl.parallel.sharding import full
 from multissl.run.folder import RunFolder
+from multissl.weights.unwrapping import State
 
-State = dict[str, Tensor]
-"""Tensors by name, as a module's `state_dict` gives them."""
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 
 

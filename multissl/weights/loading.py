@@ -7,8 +7,10 @@ does; a key too many or too few is refused by name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,13 +18,18 @@ from multissl import registry
 from multissl.contract.encoder import Encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position
+from multissl.registry import suggest
 from multissl.run.folder import RunFolder
-from multissl.weights.files import State, read_weights, weights_file
-from multissl.weights.layouts.base import Layout, shorten
+from multissl.weights.containers import Source, open_file
+from multissl.weights.conventions import Context, Resampling
+from multissl.weights.fitting import check, options_of
+from multissl.weights.layouts.base import Layout, Published, rename, shorten, to_own
 from multissl.weights.layouts.dinov2 import official_names
-from multissl.weights.layouts.huggingface_dinov2 import renamed
+from multissl.weights.layouts.huggingface_dinov2 import HuggingFaceDINOv2
 from multissl.weights.layouts.ours import Ours
-from multissl.weights.resampling import Convention, convention_of, fit_positions, inflate
+from multissl.weights.released import released_heads
+from multissl.weights.resampling import convention_of, fit_patches, fit_positions
+from multissl.weights.unwrapping import Network, State, strip, unwrap
 
 log = logging.getLogger("multissl")
 
@@ -30,34 +37,39 @@ TABLE, PATCHES = "tokenizer.pos_embed", "tokenizer.patch_embed.proj.weight"
 """What is resampled, in our names."""
 
 
-def load_weights(encoders: Encoders, path: str | Path) -> None:
+def load_weights(encoders: Encoders, place: str | Path) -> None:
     """Fill encoders from a run's folder or the file it left, or a single one from a file in any known layout.
 
     A run's file may lack streams, whose encoders stay as they are, which is said; of its towers the heads are left out,
     and so are those of other streams.
     """
-    path = weights_file(path)
+    try:
+        source = open_file(place)
+        state = dict(source.contents)
+        if all(isinstance(t, Tensor) for t in state.values()):
+            state = without_heads(state, encoders)
+            by_stream = {s: inside(state, f"{encoders.key(s)}.") for s in encoders}
+            if state and sum(map(len, by_stream.values())) == len(state):
+                fill_streams(encoders, by_stream, source)
+                return
+        if len(encoders) != 1:
+            raise ValueError(
+                f"they tell no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
+            )
+        stream = next(iter(encoders))
+        load_state(encoders[stream], state, None, stream, layout=source.layout, config=source.config)
+    except ValueError as error:
+        raise ValueError(f"--init {place}: {error}") from None
 
-    def fill(stream: str, part: State) -> None:
-        try:
-            load_state(encoders[stream], part, recorded_convention(path, stream), stream)
-        except ValueError as error:
-            raise ValueError(f"--init {path}: {error}") from None
 
-    state = without_heads(read_weights(path), encoders)
-    by_stream = {s: inside(state, f"{encoders.key(s)}.") for s in encoders}
-    if sum(map(len, by_stream.values())) == len(state):
-        for stream, part in by_stream.items():
-            if part:
-                fill(stream, part)
-            else:
-                log.warning("%s has no weights for %s, whose encoder keeps its own", path, stream)
-    elif len(encoders) == 1:
-        fill(next(iter(encoders)), state)
-    else:
-        raise ValueError(
-            f"{path} tells no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
-        )
+def fill_streams(encoders: Encoders, by_stream: Mapping[str, State], source: Source) -> None:
+    """Fill encoders from the parts of a run's file; one that has none stays as it is, which is said."""
+    for stream, part in by_stream.items():
+        if part:
+            recorded = source.path and recorded_convention(source.path, stream)
+            load_state(encoders[stream], part, recorded, stream)
+        else:
+            log.warning("%s has no weights for %s, whose encoder keeps its own", source.path, stream)
 
 
 def inside(state: Mapping[str, Tensor], prefix: str) -> State:
@@ -96,12 +108,12 @@ def without_heads(state: State, encoders: Encoders) -> State:
     return kept
 
 
-def layout_of(names: Collection[str], encoder: nn.Module) -> Layout:
-    """Return the layout of tensors of these names: the encoder's own, an installed package's, or one of ours.
+def layout_of(state: Mapping[str, Any], encoder: nn.Module) -> Layout:
+    """Return the layout of tensors: the encoder's own, an installed package's, or one of ours.
 
     A package whose layout cannot be imported is named in a warning, and the others are asked all the same.
     """
-    if set(names) <= encoder.state_dict().keys():
+    if set(state) <= encoder.state_dict().keys():
         return Ours()
     ours = registry.GROUPS["layouts"]
     installed = [name for name in registry.names("layouts") if name not in ours]
@@ -110,31 +122,126 @@ def layout_of(names: Collection[str], encoder: nn.Module) -> Layout:
         if cls is None:
             continue
         layout = cls()
-        if layout.recognizes(names, encoder):
+        if layout.recognizes(state, encoder):
             return layout
     return Ours()
 
 
+def published_layout(
+    network: Network, name: str = "", config: Mapping[str, Any] | None = None
+) -> Published | None:
+    """Return the layout of a transformer: the one that is named, the config's, or the one that contents tell."""
+    known = [layout for each in registry.GROUPS["layouts"] if (layout := published(each)) is not None]
+    if name:
+        layout = published(name)
+        if layout is None:
+            raise ValueError(
+                f"{name} is no layout of a transformer{suggest(name, [each.name for each in known])}"
+            )
+        return layout
+    matching = [layout for layout in known if layout.matches(network)]
+    kind = (config or {}).get("model_type")
+    return next((layout for layout in matching if kind in layout.model_types), next(iter(matching), None))
+
+
+def published(name: str) -> Published | None:
+    """Return the layout of a name where it is one of transformers."""
+    layout = registry.resolve(name, "layouts")()
+    return layout if isinstance(layout, Published) else None
+
+
 def load_state(
     encoder: nn.Module,
-    state: Mapping[str, Tensor],
-    recorded: Convention | None = None,
+    state: Mapping[str, Any],
+    recorded: Resampling | None = None,
     stream: str = "STREAM",
+    *,
+    layout: str = "",
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Fill an encoder from a state in any known layout; refuse what does not fit, by name.
 
-    `recorded` is how the run that made a state in our own names resampled positions; without it, as the encoder does.
+    The state may be the dictionary of a training file. `recorded` is how the run that made a state in our own names
+    resampled positions; without it, as the encoder does. `layout` names the layout where contents do not tell it,
+    `config` holds what lies beside the tensors in `config.json`.
     """
-    own = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    layout = layout_of(state.keys(), encoder)
-    log.info("weights of %s are read as %s", stream, layout.name)
-    ours, refusal = layout.to_ours(state, encoder), ""
+    if isinstance(encoder, TransformerEncoder) and not set(state) <= encoder.state_dict().keys():
+        network = unwrap(state) if state else Network({}, "", ())
+        found = published_layout(network, layout, config) if network.state else None
+        if found is not None:
+            fill_transformer(encoder, network, found, config or {}, stream)
+            return
+    chosen = layout_of(state, encoder)
+    log.info("weights of %s are read as %s", stream, chosen.name)
+    ours = chosen.to_ours(state, encoder)
+    theirs = recorded if isinstance(chosen, Ours) else chosen.convention(state)
+    if isinstance(encoder, TransformerEncoder) and theirs is None and isinstance(chosen, Ours):
+        theirs = convention_of(encoder)
+    fill(encoder, ours, theirs, stream)
+
+
+def fill_transformer(
+    encoder: TransformerEncoder, network: Network, layout: Published, config: Mapping[str, Any], stream: str
+) -> None:
+    """Fill a transformer from a network in a published layout; its conventions and sizes are compared first."""
+    context = Context(config, encoder.tokenizer.grid)
+    official = layout.official(network, context)
+    conventions = layout.conventions(official, context)
+    if conventions.heads is None:
+        conventions = replace(conventions, heads=released_heads(layout.name, official))
+    check(encoder, options_of(official, conventions), stream, layout)
+    say(stream, layout, network)
+    official = {n.replace("fc_norm.", "norm."): t for n, t in official.items()}
+    if encoder.pool is None:
+        official = {n: t for n, t in official.items() if not n.startswith("pool.")}
+    if encoder.cfg.position.kind == "sincos" and "pos_embed" in official:
+        official = without_fixed_table(official, encoder)
+    own = {shorten(name): tensor for name, tensor in encoder.state_dict().items()}
+    absent = {n: own[n] for n in MAY_LACK if n in own and n not in official}
+    if "mask_token" in absent:
+        log.info("the weights of %s have no mask token: the encoder keeps its own", stream)
+    ours = to_own(official | absent, encoder)
+    fill(encoder, ours, conventions.resampling, stream, conventions.grid)
+
+
+MAY_LACK = ("mask_token", "rope_periods")
+"""What an encoder keeps of its own where a file has none."""
+
+
+def say(stream: str, layout: Published, network: Network) -> None:
+    """Say what weights are read as, which network of the file was taken, and what was left."""
+    taken = f", of {network.source}" if network.source else ""
+    log.info("weights of %s are read as %s (%s)%s", stream, layout.name, layout.title, taken)
+    if left := layout.left_out(network):
+        parts = ", ".join(dict.fromkeys(".".join(n.split(".")[:2]) for n in left))
+        log.info("left out are %d tensors that are no part of the encoder: %s", len(left), parts[:300])
+
+
+def without_fixed_table(official: State, encoder: TransformerEncoder) -> State:
+    """Return a state without a position table that is the encoder's own fixed one; refuse another."""
+    table, own = official["pos_embed"], encoder.tokenizer.pos_embed
+    assert own is not None
+    rows = encoder.tokenizer.class_rows
+    if table.shape != own.shape or (table[:, rows:] - own[:, rows:].cpu()).abs().max() > 1e-3:
+        raise ValueError(
+            "the position table of these weights is not the fixed one of position.kind=sincos on this grid: "
+            "give position.kind=learned"
+        )
+    return {n: t for n, t in official.items() if n != "pos_embed"}
+
+
+def fill(
+    encoder: nn.Module, ours: State, theirs: Resampling | None, stream: str, native: tuple[int, ...] = ()
+) -> None:
+    """Fill an encoder from tensors under its own names; tables and patches are resampled, the rest has to fit."""
+    own, refusal = {name: tensor.shape for name, tensor in encoder.state_dict().items()}, ""
     if isinstance(encoder, TransformerEncoder) and {TABLE, PATCHES} <= own.keys() & ours.keys():
-        theirs = recorded or convention_of(encoder) if isinstance(layout, Ours) else layout.convention(state)
         axes = ours[PATCHES].dim() - 2
-        ours[TABLE], refusal = fit_positions(encoder, ours[TABLE], axes, theirs, stream)
-    if PATCHES in own and PATCHES in ours and len(own[PATCHES]) == ours[PATCHES].dim() + 1 == 5:
-        ours[PATCHES] = inflate(ours[PATCHES], own[PATCHES][2])
+        ours[TABLE], refusal = fit_positions(encoder, ours[TABLE], axes, theirs, stream, native)
+    if PATCHES in own and PATCHES in ours and ours[PATCHES].dim() >= 3:
+        ours[PATCHES], said = fit_patches(ours[PATCHES], own[PATCHES])
+        if said:
+            log.info("weights of %s: %s", stream, "; ".join(said))
     problems = [f"missing {shorten(n)}" for n in own if n not in ours]
     problems += [f"unknown {shorten(n)}" for n in ours if n not in own]
     problems += [
@@ -150,16 +257,18 @@ def load_state(
     encoder.load_state_dict(ours)
 
 
-def recorded_convention(path: Path, stream: str) -> Convention | None:
+def recorded_convention(path: Path, stream: str) -> Resampling | None:
     """Return how the run whose recipe lies beside a file resampled positions; None without one."""
     position = RunFolder(path.parent).read_recipe().get("encoders", {}).get(stream, {}).get("position")
     if not position:
         return None
     usual = Position()
     offset, antialias = position.get("offset", usual.offset), position.get("antialias", usual.antialias)
-    return Convention(offset, antialias, "the run that made it")
+    return Resampling(offset, antialias, "the run that made it")
 
 
 def official(state: Mapping[str, Tensor]) -> State:
     """Return DINOv2's official names of a transformer's weights in them, in ours, in Hugging Face's, or of training."""
-    return official_names(renamed(state))
+    bare = strip(state).state
+    theirs = any(name.startswith(("embeddings.", "encoder.layer.", "layernorm.")) for name in bare)
+    return official_names(rename(bare, HuggingFaceDINOv2.renames) if theirs else bare)

@@ -6,7 +6,6 @@ Shapes: a position table is [1, 1+N, D], the class token first; D width, C chann
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,47 +13,57 @@ from torch import Tensor
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import resample
 from multissl.layers.tokenizers import GridTokenizer
+from multissl.weights.conventions import Resampling
 
 
-class Convention(NamedTuple):
-    """How some code resamples the position table of its models."""
-
-    offset: float
-    antialias: bool
-    whose: str
-    """Where it is known from, for messages."""
-
-
-def convention_of(encoder: TransformerEncoder) -> Convention:
+def convention_of(encoder: TransformerEncoder) -> Resampling:
     """Return how an encoder resamples its own table."""
     how = encoder.tokenizer.position
-    return Convention(how.offset, how.antialias, "this encoder")
+    return Resampling(how.offset, how.antialias, "this encoder", how.interpolation)
+
+
+def alike(one: Resampling, other: Resampling) -> bool:
+    """Return whether two codes resample alike."""
+    return (*one[:2], one.interpolation) == (*other[:2], other.interpolation)
 
 
 def fit_positions(
-    encoder: TransformerEncoder, table: Tensor, axes: int, theirs: Convention | None, stream: str
+    encoder: TransformerEncoder,
+    table: Tensor,
+    axes: int,
+    theirs: Resampling | None,
+    stream: str,
+    native: tuple[int, ...] = (),
 ) -> tuple[Tensor, str]:
-    """Return a table of a grid of `axes` on the encoder's grid, and why it must not be used there, or nothing."""
+    """Return a table of a grid of `axes` on the encoder's grid, and why it must not be used there, or nothing.
+
+    `native` is the grid of the table, () where it is a square or the encoder's own.
+    """
     tokenizer = encoder.tokenizer
     if not isinstance(tokenizer, GridTokenizer) or tokenizer.pos_embed is None or len(tokenizer.grid) < 2:
         return table, ""
     *slots, height, width = tokenizer.grid
+    rows, shape = tokenizer.class_rows, tokenizer.pos_embed.shape
     old, new = (height, width), (height, width)
-    if table.shape != tokenizer.pos_embed.shape:
-        side = math.isqrt(table.shape[1] - 1)
-        if axes != 2 or side * side != table.shape[1] - 1:
+    if native and len(native) == 2:
+        old = native
+    elif table.shape != shape:
+        side = math.isqrt(table.shape[1] - rows)
+        if axes != 2 or side * side != table.shape[1] - rows:
             return table, ""  # only the square table of pictures tells its grid
         old = (side, side)
     ours, refusal = convention_of(encoder), ""
     seen = encoder.spec.grid[-2:]
     if theirs is None and old != new:
         refusal = _refusal(encoder, old, new, None, stream)
-    elif theirs is not None and theirs[:2] != ours[:2] and (old != new or new != seen):
+    elif theirs is not None and not alike(theirs, ours) and (old != new or new != seen):
         refusal = _refusal(encoder, old, seen, theirs, stream)
-    if table.shape != tokenizer.pos_embed.shape:
-        table = resample(table, old, new, ours.offset, ours.antialias)
+    if table.shape != shape or old != new:
+        table = resample(
+            table, old, new, ours.offset, ours.antialias, prefix=rows, interpolation=ours.interpolation
+        )
         if slots:  # the same in every slot of time
-            table = torch.cat([table[:, :1], table[:, 1:].repeat(1, slots[0], 1)], 1)
+            table = torch.cat([table[:, :rows], table[:, rows:].repeat(1, slots[0], 1)], 1)
     return table, refusal
 
 
@@ -62,7 +71,7 @@ def _refusal(
     encoder: TransformerEncoder,
     old: tuple[int, ...],
     new: tuple[int, ...],
-    theirs: Convention | None,
+    theirs: Resampling | None,
     stream: str,
 ) -> str:
     """Return why a table of grid `old` is not resampled to `new`, and what to do instead."""
@@ -78,7 +87,8 @@ def _refusal(
         kept = " ".join(map(str, (*slots, *old)))
         return (
             f"{start}and their names do not tell how their own code does it (DINO, MAE, timm and others share them): "
-            f"take {native}, or keep the table as it is, {option}.grid {kept}, with {option}.offset and "
+            f"say whose they are, as in --init dino:FILE (dino, ibot, moco_v3, mae, timm_vit, timm_dinov2), take "
+            f"{native}, or keep the table as it is, {option}.grid {kept}, with {option}.offset and "
             f"{option}.antialias as in that code"
         )
     same = f"{option}.offset {theirs.offset} {option}.antialias {theirs.antialias}, or "
@@ -86,6 +96,58 @@ def _refusal(
         f"{start}{theirs.whose} with {theirs.offset} and {theirs.antialias}: take "
         f"{'' if slots and theirs.antialias else same}{native}"  # antialias works on two axes
     )
+
+
+def fit_patches(weight: Tensor, shape: torch.Size) -> tuple[Tensor, list[str]]:
+    """Return a kernel of patches [D, C, *patch] in another shape, and what was done; axes that do not fit stay.
+
+    Channels as timm adapts them, patches by FlexiViT's pseudo-inverse, pictures to clips by repeating.
+    """
+    said: list[str] = []
+    if len(shape) == weight.dim() + 1 == 5:
+        weight = inflate(weight, shape[2])
+        said.append(f"patches of pictures are repeated over {shape[2]} frames")
+    if len(shape) == weight.dim() - 1 == 4:
+        weight = weight.sum(2)  # as if every frame of a tubelet were the picture
+        said.append("patches of clips are summed over their frames")
+    if weight.shape[1] != shape[1]:
+        said.append(f"patches of {weight.shape[1]} channels are made ones of {shape[1]}")
+        weight = adapt_channels(weight, shape[1])
+    if len(shape) == weight.dim() == 4 and weight.shape[2:] != shape[2:]:
+        old, new = ("x".join(map(str, s[2:])) for s in (weight.shape, shape))
+        said.append(f"patches of {old} are resampled to {new} (FlexiViT)")
+        weight = resample_patches(weight, (shape[2], shape[3]))
+    return weight, said
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return a kernel [D, C, *patch] for other channels, as timm does: summed for one, else repeated and scaled."""
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    before = weight.shape[1]
+    times = [1] * weight.dim()
+    times[1] = math.ceil(channels / before)
+    return weight.repeat(times)[:, :channels] * (before / channels)
+
+
+def resample_patches(
+    weight: Tensor, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True
+) -> Tensor:
+    """Return a kernel [D, C, p, p'] of patches of another size, by the pseudo-inverse of resizing a patch.
+
+    FlexiViT (Beyer et al. 2023, arXiv 2212.08013, section 3.4): tokens of a picture that is resized to the new patch
+    are those of before where patches grow. timm resizes bicubically with antialias, big_vision bilinearly without.
+    """
+    old = (weight.shape[2], weight.shape[3])
+    if old == size:
+        return weight
+    unit = torch.eye(math.prod(old), dtype=torch.float64).view(-1, 1, *old)
+    resize = torch.nn.functional.interpolate(unit, size=size, mode=mode, antialias=antialias).flatten(
+        1
+    )  # [p p', q q']
+    inverse = torch.linalg.pinv(resize)  # [q q', p p']
+    flat = weight.flatten(2).double() @ inverse.mT
+    return flat.unflatten(2, size).to(weight.dtype)
 
 
 def inflate(weight: Tensor, length: int) -> Tensor:

@@ -124,6 +124,8 @@ def why_absent(family: str, variant: str) -> str:
     """Return why a variant has no cases here, and what to do; in the repository there must be a reason."""
     if FOLDER != CASES:
         return f"no {family}/{variant} in {FOLDER}"
+    if variant in manifest().get("whole_alone", {}).get(family, ()):
+        return f"{family}/{variant} is in the whole folder alone, which MULTISSL_GOLDEN names"
     sources = " and ".join(manifest()["left_out"][family][variant])
     return (
         f"{family}/{variant} is not in the repository: the license of {sources} is non-commercial or its own; "

@@ -30,6 +30,8 @@ NOT_READ: dict[str, dict[str, str]] = {
         "impl": "which of three implementations of one loss made the numbers",
         "local_loss": "where gradients are gathered, of cases whose gradients are stored whole",
     },
+    "test_golden_layouts_of_pictures": {"like": "the case whose tensors a wrapped file holds"},
+    "test_golden_layouts_of_clips": {"like": "the case whose tensors a wrapped file holds"},
     "test_golden_videomae_table": dict.fromkeys(("rect", "up"), "read by test_golden_sincos_pos_embed"),
 }
 """What a test does not read, and why."""

@@ -43,6 +43,7 @@ READ = {
     "dist_sinkhorn_center dist_vicreg",
     "encoders_dinov2": "dino_head dinov2_head dinov2_intermediate_layers dinov2_pos_embed_interpolation dinov2_vit",
     "encoders_hf": "hf_ast hf_clip hf_dinov2 hf_videomae",
+    "layouts": "dino_v1 flexi_patch ibot timm_channels timm_positions",
     "masked_modeling": "audiomae_loss audiomae_masking ijepa_model_loss mae_loss mae_model mae_random_masking "
     "simmim_loss sincos_pos_embed videomae_loss vjepa_loss vjepa_model",
     "metrics": "alpha_req knn_weighted rankme retrieval_map",
@@ -54,6 +55,18 @@ READ = {
     "text_audio": "bert_mlm_mask kaldi_fbank spanbert_mask spec_augment t5_lengths t5_noise_mask t5_span_corruption",
 }
 """The variants that tests read, by family."""
+
+WHOLE_ALONE = {
+    "layouts": "dinov3_official hf_ast hf_bert hf_clip_vision hf_data2vec_vision hf_dinov2 hf_dinov2_registers "
+    "hf_dinov3 hf_ijepa hf_modernbert hf_roberta hf_siglip2_vision hf_siglip_vision hf_videomae hf_vit "
+    "hf_vit_mae_encoder hf_vjepa2 hf_wav2vec2 ijepa_official timm_clip timm_dinov2 timm_dinov3 "
+    "timm_siglip timm_vit torchvision_vit vjepa2_official vjepa_official wrapped_dino_teacher "
+    "wrapped_hf_bert_old wrapped_hf_clip_full wrapped_hf_dinov2_memory wrapped_hf_dinov3_memory "
+    "wrapped_hf_modernbert_mlm wrapped_hf_videomae_pretraining wrapped_hf_vit_memory "
+    "wrapped_hf_wav2vec2_published wrapped_mocov3 wrapped_vjepa2_encoder wrapped_vjepa_target",
+}
+"""Variants that tests read in the whole folder alone: eight megabytes, where `tests/weights` compares most of these
+layouts with the libraries themselves."""
 
 LICENCES = {
     "HobbitLong/SupContrast": "BSD-2-Clause",
@@ -73,6 +86,7 @@ LICENCES = {
     "open_clip_torch": "MIT",
     "pytorch-metric-learning": "MIT",
     "scikit-learn": "BSD-3-Clause",
+    "timm": "Apache-2.0",
     "torchaudio": "BSD-2-Clause",
     "transformers": "Apache-2.0",
     "vturrisi/solo-learn": "MIT",
@@ -281,6 +295,7 @@ def main(folder: Path, out: Path) -> None:
             tensors = {key: file.get_tensor(key) for key in list_sizes(cases)}
         files = write_tensors(tensors, out, family)
         manifest["families"][family] = {"files": files, "variants": variants, "cases": cases}
+    manifest["whole_alone"] = {family: names.split() for family, names in WHOLE_ALONE.items()}
     (out / "manifest.json").write_text(format_json(manifest, levels=4) + "\n")
     (out / "NOTICE.md").write_text(format_notice(manifest))
 

@@ -59,6 +59,7 @@ def test_order_is_class_registers_patches_and_registers_have_no_place() -> None:
     tokenizer = tokenizer_for(grid(), 8, registers=2)
     assert tokenizer.pos_embed is not None
     assert tokenizer.register_tokens is not None
+    assert tokenizer.cls_token is not None
     out = tokens(tokenizer, torch.zeros(2, 3, 8, 12))
     assert out.shape == (2, 1 + 2 + 6, 8)
     torch.testing.assert_close(
@@ -204,6 +205,7 @@ def test_initial_values_are_dinov2_s() -> None:
     tokenizer = tokenizer_for(grid(), 64, registers=4)
     assert tokenizer.pos_embed is not None
     assert tokenizer.register_tokens is not None
+    assert tokenizer.cls_token is not None
     assert not tokenizer.mask_token.any()
     assert 0 < tokenizer.cls_token.abs().max() < 1e-5
     assert 0 < tokenizer.register_tokens.abs().max() < 1e-5

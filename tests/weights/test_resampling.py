@@ -54,7 +54,7 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def timm_model() -> tuple[Any, dict[str, Tensor]]:
-    """timm's DINOv2 and its state, to which the mask token that ours needs was added."""
+    """timm's DINOv2 and its state, which has no mask token."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     sizes = {"img_size": NATIVE, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -63,7 +63,7 @@ def timm_model() -> tuple[Any, dict[str, Tensor]]:
     ).eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    return model, model.state_dict() | {"mask_token": torch.zeros(1, 24)}
+    return model, model.state_dict()
 
 
 def face_model(registers: int) -> Any:
@@ -106,34 +106,44 @@ def test_files_of_hugging_face_are_resampled_as_theirs_or_refused(registers: int
         before = (ours := encoder(size, position, registers)).tokenizer.pos_embed
         assert before is not None
         before = before.clone()
-        with pytest.raises(ValueError, match=r"7 x 7 and would be resampled to .*Hugging Face's Dinov2"):
+        with pytest.raises(
+            ValueError, match=r"Hugging Face's DINOv2 and ask for .*position\.(offset|antialias)"
+        ):
             load_state(ours, theirs.state_dict())
         assert ours.tokenizer.pos_embed is not None
         assert torch.equal(ours.tokenizer.pos_embed, before)
         off = encoder(
             NATIVE, position, registers
-        )  # on its own grid nothing is resampled until a view asks for it
-        load_state(off, theirs.state_dict())
+        )  # on its own grid as well: other views are resampled in time
+        with pytest.raises(ValueError, match=r"position\.(offset|antialias)"):
+            load_state(off, theirs.state_dict())
+        off.load_state_dict(encoder(NATIVE, right, registers).state_dict())
+        load_state(same := encoder(NATIVE, right, registers), theirs.state_dict())
+        off.load_state_dict(same.state_dict())
         assert largest_difference(features(off, x), expected) > 1e-3
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize("size", [56, 154])
-def test_files_of_timm_are_loaded_on_their_own_grid_alone(size: int) -> None:
+def test_files_of_timm_are_resampled_where_they_are_said_to_be_timms(size: int) -> None:
     theirs, state = timm_model()
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         expected = theirs.forward_features(x)
     for position in (OFFICIAL, PLAIN, SMOOTH):
         with pytest.raises(
-            ValueError, match=r"7 x 7 and would be resampled .* names do not tell .*--modality\.size 98"
+            ValueError, match=r"7 x 7 and would be resampled .* names do not tell .*--init dino:FILE"
         ):
             load_state(encoder(size, position), state)
-    with pytest.raises(ValueError, match="missing mask_token"):  # as timm writes it
-        load_state(encoder(size), theirs.state_dict())
+    for position in (OFFICIAL, PLAIN):
+        with pytest.raises(ValueError, match=r"timm's DINOv2 and ask for .*position\."):
+            load_state(encoder(size, position), state, layout="timm_dinov2")
+    for side in (size, NATIVE):
+        ours = encoder(side, SMOOTH)
+        load_state(ours, state, layout="timm_dinov2")
+        assert largest_difference(features(ours, x), expected) < 1e-5
     native = encoder(NATIVE)
-    load_state(native, state)
-    assert largest_difference(features(native, x), expected) > 1e-3
+    load_state(native, state)  # nothing is resampled as it is loaded
     x = torch.randn(2, 3, NATIVE, NATIVE)
     with torch.no_grad():
         assert largest_difference(features(native, x), theirs.forward_features(x)) < 1e-5
@@ -148,7 +158,7 @@ def test_a_table_kept_on_its_grid_is_resampled_by_the_options_that_say_so() -> N
     with torch.no_grad():
         assert largest_difference(features(kept, x), theirs.forward_features(x)) < 1e-5
     # Where the names do tell, a table that every view resamples is held to them as well.
-    with pytest.raises(ValueError, match=r"7 x 7 and would be resampled to 4 x 4"):
+    with pytest.raises(ValueError, match=r"ask for .*position\.offset 0\.0 \(here 0\.1\)"):
         load_state(encoder(56, Position(grid=(7, 7))), to_huggingface(encoder(NATIVE)))
 
 
@@ -167,9 +177,7 @@ def test_official_files_are_resampled_as_the_release_does(
     x = torch.randn(2, 3, 56, 56)
     torch.testing.assert_close(features(small, x), features(large, x))
     for other in {id(p): p for p in (OFFICIAL, PLAIN, SMOOTH) if p != right}.values():
-        with pytest.raises(
-            ValueError, match=rf"DINOv2.* with {right.offset} and {right.antialias}: take --encoders"
-        ):
+        with pytest.raises(ValueError, match=r"DINOv2 and ask for .*position\.(offset|antialias)"):
             load_state(encoder(56, other, registers), state)
 
 
@@ -234,35 +242,36 @@ def test_a_run_on_pictures_starts_one_on_clips_under_the_same_rule() -> None:
 # the message
 
 
-def recipe_for(path: Path) -> Recipe:
+def recipe_for(path: str) -> Recipe:
     recipe = dino.default()
     recipe.modality = recipe.modality.replace(size=56, local_size=28, patch=14)
     recipe.encoders["image"] = TransformerEncoder.Config(dim=24, depth=2, heads=3, layerscale=0.5)
-    recipe.init = str(path)
+    recipe.init = path
     return recipe
 
 
-@pytest.mark.parametrize("naming", ["face", "shared"])
-def test_every_way_out_of_the_message_works(tmp_path: Path, naming: str) -> None:
-    state = to_huggingface(encoder(NATIVE))
-    if naming == "shared":
-        state = to_dinov2(encoder(NATIVE)) | {"mask_token": torch.zeros(1, 24)}
+def test_every_way_out_of_the_message_works(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
-    save_weights(file, state)
+    save_weights(file, to_dinov2(encoder(NATIVE)) | {"mask_token": torch.zeros(1, 24)})
     with pytest.raises(ValueError, match="would be resampled") as error:
-        build(recipe_for(file), torch.device("cpu"))
+        build(recipe_for(str(file)), torch.device("cpu"))
     said = str(error.value)
     for part in (f"--init {file}: ", "7 x 7", "4 x 4", "position.offset=0.1 and position.antialias=False"):
         assert part in said
     assert "\n" not in said
-    offered = said.partition(": take ")[2]
-    ways = [re.findall(r"(--[\w.]+) ([\d.]+|True|False)", way) for way in offered.split(", or ")]
-    ways = [[word for pair in way for word in pair] for way in ways]
-    if naming == "shared":
-        assert offered.partition(", or ")[2].startswith(
-            "keep the table as it is, --encoders.image.position.grid 7 7,"
-        )
-        ways[1] = ["--encoders.image.position.grid", "7", "7"]
-    assert ways[0 if naming == "shared" else 1] == ["--modality.size", "98"]
-    for args in ways:
-        build(apply(recipe_for(file), read(args)), torch.device("cpu"))
+    build(recipe_for(f"dino:{file}"), torch.device("cpu"))
+    for args in (["--modality.size", "98"], ["--encoders.image.position.grid", "7", "7"]):
+        assert " ".join(args) in said
+        build(apply(recipe_for(str(file)), read(args)), torch.device("cpu"))
+
+
+def test_the_options_that_a_refusal_names_are_taken(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_weights(file, to_huggingface(encoder(NATIVE)))
+    with pytest.raises(ValueError, match="ask for") as error:
+        build(recipe_for(str(file)), torch.device("cpu"))
+    said = str(error.value)
+    assert "\n" not in said
+    ways = re.findall(r"(--encoders[\w.]+) ([\d.]+|True|False) \(here", said)
+    assert ways == [("--encoders.image.position.offset", "0.0")]
+    build(apply(recipe_for(str(file)), read([word for way in ways for word in way])), torch.device("cpu"))

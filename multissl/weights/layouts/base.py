@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from multissl.weights.files import State
-from multissl.weights.resampling import Convention
+from multissl.encoders.transformer import TransformerEncoder
+from multissl.weights.conventions import Context, Conventions, Resampling
+from multissl.weights.unwrapping import Network, State, strip
+
+PARTS = {".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.w12.": (".mlp.w1.", ".mlp.w2.")}
+"""Linears that some code keeps in parts."""
+Renames = tuple[tuple[str, str], ...]
+"""Pairs of a regular expression and what stands in its place, in order."""
 
 
 class Layout(ABC):
@@ -31,9 +38,117 @@ class Layout(ABC):
     def to_ours(self, state: Mapping[str, Tensor], encoder: nn.Module) -> State:
         """Return the tensors under the encoder's own names, in its shapes; what it does not know keeps its name."""
 
-    def convention(self, state: Mapping[str, Tensor]) -> Convention | None:
+    def convention(self, state: Mapping[str, Tensor]) -> Resampling | None:
         """Return how the code that gave the names resamples position tables; None where the names do not tell."""
         return None
+
+
+class Published(Layout):
+    """A naming of transformers that `TransformerEncoder` can hold, by way of DINOv2's names, which are ours as well.
+
+    `official` gives those names; sizes are read from their shapes, and `conventions` says the rest.
+    """
+
+    title: ClassVar[str]
+    """What it is called in messages, such as "Meta's DINOv2"."""
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """What Hugging Face's `config.json` calls these models."""
+    renames: ClassVar[Renames] = ()
+    """From its names to the official ones."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """How names begin that are no part of the encoder and may be left out, as regular expressions."""
+
+    of_pictures: ClassVar[bool] = True
+    """Whether its networks read pictures alone."""
+
+    @abstractmethod
+    def matches(self, network: Network) -> bool:
+        """Return whether the tensors are in this naming, by their names and shapes alone."""
+
+    def official(self, network: Network, context: Context) -> State:
+        """Return the tensors under official names, whole; what is unknown keeps its name."""
+        return complete(rename(self.without_heads(network.state), self.renames))
+
+    def conventions(self, state: State, context: Context) -> Conventions:
+        """Return how the network computes, from its official names and what lies beside them."""
+        return Conventions()
+
+    def without_heads(self, state: Mapping[str, Tensor]) -> State:
+        """Return a state without what is no part of the encoder."""
+        return {n: t for n, t in state.items() if not any(re.match(head, n) for head in self.heads)}
+
+    def left_out(self, network: Network) -> list[str]:
+        """Return the names of tensors that are no part of the encoder."""
+        kept = self.without_heads(network.state)
+        return [*network.others, *(n for n in network.state if n not in kept)]
+
+    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
+        """Return whether a transformer is to be filled from tensors in this naming."""
+        if not isinstance(encoder, TransformerEncoder):
+            return False
+        state = dict(names) if isinstance(names, Mapping) else {name: torch.empty(0) for name in names}
+        return self.matches(strip(state))
+
+    def to_ours(self, state: Mapping[str, Tensor], encoder: nn.Module) -> State:
+        """Give the official names and put our two parts in front."""
+        assert isinstance(encoder, TransformerEncoder)
+        return to_own(self.official(strip(state), Context(grid=encoder.tokenizer.grid)), encoder)
+
+
+def to_own(state: Mapping[str, Tensor], encoder: nn.Module) -> State:
+    """Return official names as the encoder's own."""
+    own = {shorten(name): name for name in encoder.state_dict()}
+    return {own.get(name, name): tensor for name, tensor in state.items()}
+
+
+def rename(state: Mapping[str, Tensor], renames: Renames) -> State:
+    """Return a state in which every pattern is replaced in every name."""
+    renamed: State = {}
+    for name, tensor in state.items():
+        for pattern, new in renames:
+            name = re.sub(pattern, new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def fuse(state: Mapping[str, Tensor]) -> State:
+    """Return a state in which linears in parts are whole; of a bias the key's may lack, and is 0."""
+    state = dict(state)
+    for whole, parts in PARTS.items():
+        for first in [name for name in state if parts[0] in name]:
+            names = [first.replace(parts[0], part) for part in parts]
+            if names[1] not in state and whole == ".attn.qkv." and first.endswith("bias"):
+                state[names[1]] = torch.zeros_like(state[first])
+            if all(name in state for name in names):
+                state[first.replace(parts[0], whole)] = torch.cat([state.pop(name) for name in names])
+    return state
+
+
+def complete(state: Mapping[str, Tensor]) -> State:
+    """Return official names with linears whole and with zeros for the biases that a network was built without."""
+    state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): t for name, t in state.items()}  # chunks
+    state = fuse(state)
+    for name in [n for n in state if re.match(r"(blocks|patch_embed|pool)\..*\.weight$", n)]:
+        if state[name].dim() < 2:
+            continue
+        bias = name.removesuffix("weight") + "bias"
+        state.setdefault(bias, state[name].new_zeros(len(state[name])))
+    for name, shape in {"cls_token": (1, 1, -1), "mask_token": (1, -1)}.items():
+        if name in state:
+            state[name] = state[name].reshape(shape)
+    if "pos_embed" in state:
+        state["pos_embed"] = state["pos_embed"].reshape(1, *state["pos_embed"].shape[-2:])
+    return state
+
+
+def names_of(network: Network, *needed: str) -> bool:
+    """Return whether a network has all these names, regular expressions for whole names."""
+    return all(any(re.fullmatch(each, name) for name in network.state) for each in needed)
+
+
+def begins(names: Iterable[str], *starts: str) -> bool:
+    """Return whether a name begins in one of these ways."""
+    return any(name.startswith(starts) for name in names)
 
 
 def shorten(name: str) -> str:

@@ -7,83 +7,80 @@ so that only a mask token and LayerScale together, or register tokens, tell that
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.layers.tokenizers import GridTokenizer, Patches
+from multissl.layers.patches import Patches
+from multissl.layers.tokenizers import GridTokenizer
 from multissl.parallel.sharding import full
-from multissl.weights.files import State
-from multissl.weights.layouts.base import Layout, shorten, unwrapped
-from multissl.weights.resampling import Convention
-
-FUSED = {".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.w12.": (".mlp.w1.", ".mlp.w2.")}
-"""Linears that some code keeps in parts."""
+from multissl.weights.conventions import Context, Conventions, Resampling
+from multissl.weights.layouts.base import fuse, names_of, shorten
+from multissl.weights.layouts.plain_vit import PlainViT
+from multissl.weights.unwrapping import Network, State, strip
 
 
-class DINOv2(Layout):
-    """Official names, and what shares them."""
+class DINOv2(PlainViT):
+    """Meta's DINOv2, released and as its training code writes it."""
 
     name = "dinov2"
+    title = "DINOv2"
+    heads = (*PlainViT.heads, r"dino_head\.", r"ibot_head\.")
 
-    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
-        """Return whether there are patches or blocks without `tokenizer.` and `trunk.` before them."""
-        found = any(unwrapped(name).startswith(("blocks.", "patch_embed.")) for name in names)
-        return found and isinstance(encoder, TransformerEncoder)
+    def matches(self, network: Network) -> bool:
+        """Return whether there are Meta's registers, or a mask token beside LayerScale.
 
-    def to_ours(self, state: Mapping[str, Tensor], encoder: nn.Module) -> State:
-        """Strip what training code adds, fuse linears, and put our two parts in front."""
-        own = {shorten(name): name for name in encoder.state_dict()}
-        return {own.get(name, name): tensor for name, tensor in official_names(state).items()}
+        A mask token of zeros was put into timm's DINOv2, which lacks it, to make it fit.
+        """
+        state = {
+            re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): t for name, t in network.state.items()
+        }
+        own = names_of(network._replace(state=state), r"blocks\.0\.norm1\.weight", "cls_token", "pos_embed")
+        if "register_tokens" in state or not own:
+            return own
+        mask = state.get("mask_token")
+        return "blocks.0.ls1.gamma" in state and mask is not None and bool(mask.any())
 
-    def convention(self, state: Mapping[str, Tensor]) -> Convention | None:
-        """Return the release's. A mask token of zeros was put into timm's DINOv2, which lacks it, to make it fit."""
-        if any(name.endswith("register_tokens") for name in state):
-            return Convention(0.0, True, "DINOv2 with registers")
-        names = official_names(state)
-        mask = names.get("mask_token")
-        if mask is not None and mask.any() and "blocks.0.ls1.gamma" in names:
-            return Convention(0.1, False, "DINOv2")
-        return None
+    def conventions(self, state: State, context: Context) -> Conventions:
+        """Return how facebookresearch/dinov2 computes."""
+        registers = "register_tokens" in state
+        resampling = (
+            Resampling(0.0, True, "DINOv2 with registers") if registers else Resampling(0.1, False, "DINOv2")
+        )
+        return Conventions(resampling=resampling, heads=context.config.get("num_heads"))
 
 
 def official_names(state: Mapping[str, Tensor]) -> State:
     """Return the official names of a state in them, in ours, or of a training file."""
-    bare = {shorten(name): tensor for name, tensor in without_training(state).items()}
-    # Blocks may lie in chunks, but are numbered through.
-    return fused({re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): t for name, t in bare.items()})
-
-
-def without_training(state: Mapping[str, Tensor]) -> State:
-    """Return a state without the prefixes and, of a training file, the heads that are no part of an encoder."""
-    training_file = any("backbone." in name for name in state)
-    return {
-        unwrapped(name): tensor
-        for name, tensor in state.items()
-        if not (training_file and re.search(r"(^|\.)(dino|ibot)_head\.", name))
-    }
-
-
-def fused(state: State) -> State:
-    """Return a state in which linears in parts are whole."""
-    state = dict(state)
-    for whole, parts in FUSED.items():
-        for first in [name for name in state if parts[0] in name]:
-            names = [first.replace(parts[0], part) for part in parts]
-            if all(name in state for name in names):
-                state[first.replace(parts[0], whole)] = torch.cat([state.pop(name) for name in names])
-    return state
+    bare = strip(state).state
+    return fuse(
+        {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", shorten(name)): t for name, t in bare.items()}
+    )
 
 
 def to_dinov2(encoder: TransformerEncoder) -> State:
     """Return the encoder's weights under the official DINOv2 names, whole, on the CPU."""
     tokenizer = encoder.tokenizer
     patches = isinstance(tokenizer, GridTokenizer) and isinstance(tokenizer.patch_embed, Patches)
-    if not patches or len(encoder.spec.patch) != 2 or encoder.cfg.position.kind != "learned":
+    cfg = encoder.cfg
+    usual = (
+        cfg.class_token,
+        cfg.norm_pre,
+        cfg.norm_order,
+        cfg.final_norm,
+        cfg.key_bias,
+        cfg.act,
+        encoder.pool,
+    )
+    if (
+        not patches
+        or len(encoder.spec.patch) != 2
+        or cfg.position.kind != "learned"
+        or usual != (True, False, "pre", "tokens", True, "gelu", None)
+    ):
         raise ValueError(
-            "only a transformer over 2-D patches with position.kind=learned and no conv_stem has DINOv2's "
-            "form: keep this one under its own names, with save_weights"
+            "only a transformer over 2-D patches with position.kind=learned, no conv_stem, a class token and blocks as "
+            "DINOv2 has them has its form: keep this one under its own names, with save_weights"
         )
     return official_names({name: full(t).detach().cpu() for name, t in encoder.state_dict().items()})

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.weights.files import State
-from multissl.weights.layouts.base import Layout, unwrapped
-from multissl.weights.layouts.dinov2 import FUSED, DINOv2, to_dinov2, without_training
-from multissl.weights.resampling import Convention
+from multissl.weights.conventions import Context, Conventions, Resampling
+from multissl.weights.layouts.base import PARTS, Published, names_of
+from multissl.weights.layouts.dinov2 import to_dinov2
+from multissl.weights.layouts.huggingface_names import HEADS, RENAMES, act_of, heads_of, tokens_of
+from multissl.weights.unwrapping import Network, State
 
 NAMES = (
     # official (linears cut into their parts), Hugging Face in memory, Hugging Face on disk where it differs
@@ -35,37 +33,41 @@ NAMES = (
     (".mlp.w12.", ".mlp.weights_in."),
     (".mlp.w3.", ".mlp.down_proj.", ".mlp.weights_out."),
 )
-TO_OFFICIAL = [(theirs, ours) for ours, *both in NAMES for theirs in both]
-PARTS = re.compile(r"(embeddings|encoder\.layer|layernorm)\.")
-"""How all names begin."""
 
 
-class HuggingFaceDINOv2(Layout):
+class HuggingFaceDINOv2(Published):
     """Names of Dinov2Model and Dinov2WithRegistersModel."""
 
     name = "huggingface_dinov2"
+    title = "Hugging Face's DINOv2"
+    model_types = ("dinov2", "dinov2_with_registers")
+    renames = (
+        *RENAMES,
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.mlp\.gate_proj\.", ".mlp.w1."),
+        (r"\.mlp\.up_proj\.", ".mlp.w2."),
+        (r"\.mlp\.weights_in\.", ".mlp.w12."),
+        (r"\.mlp\.(down_proj|weights_out)\.", ".mlp.w3."),
+    )
+    heads = HEADS
 
-    def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
-        """Return whether a name begins as theirs do."""
-        return isinstance(encoder, TransformerEncoder) and any(PARTS.match(unwrapped(n)) for n in names)
+    def matches(self, network: Network) -> bool:
+        """Return whether blocks have LayerScale by its name."""
+        return names_of(
+            network, r"encoder\.layer\.0\.layer_scale1\.lambda1", r"embeddings\.position_embeddings"
+        )
 
-    def to_ours(self, state: Mapping[str, Tensor], encoder: nn.Module) -> State:
-        """Rename to the official names, and those to ours."""
-        return DINOv2().to_ours(renamed(state), encoder)
-
-    def convention(self, state: Mapping[str, Tensor]) -> Convention | None:
-        """Return theirs: to the plain size, with antialias where there are registers."""
-        registers = any(name.endswith("register_tokens") for name in state)
+    def conventions(self, state: State, context: Context) -> Conventions:
+        """Return how these classes compute: to the plain size, with antialias where there are registers."""
+        registers = "register_tokens" in state
         kind = "Dinov2WithRegistersModel" if registers else "Dinov2Model"
-        return Convention(0.0, registers, f"Hugging Face's {kind}")
-
-
-def renamed(state: Mapping[str, Tensor]) -> State:
-    """Return a state with official names, linears still in parts; names that are not theirs stay."""
-    return {
-        replace(name, TO_OFFICIAL) if PARTS.match(name) else name: tensor
-        for name, tensor in without_training(state).items()
-    }
+        return Conventions(
+            norm_eps=float(context.config.get("layer_norm_eps", 1e-6)),
+            act="gelu" if "blocks.0.mlp.w12.weight" in state else act_of(context),
+            heads=heads_of(context.config),
+            resampling=Resampling(0.0, registers, f"Hugging Face's {kind}"),
+            grid=tokens_of(context),
+        )
 
 
 def to_huggingface(encoder: TransformerEncoder, names: Literal["memory", "disk"] = "disk") -> State:
@@ -77,7 +79,7 @@ def to_huggingface(encoder: TransformerEncoder, names: Literal["memory", "disk"]
     for i in range(encoder.depth):  # their blocks always scale: by 1 where ours do not
         for branch in ("ls1", "ls2"):
             state.setdefault(f"blocks.{i}.{branch}.gamma", torch.ones(encoder.dim))
-    for whole, parts in FUSED.items():
+    for whole, parts in PARTS.items():
         if whole == ".mlp.w12." and names == "disk":
             continue  # one linear on disk, as here
         for name in [n for n in state if whole in n]:

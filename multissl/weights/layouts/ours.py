@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from multissl.weights.files import State
 from multissl.weights.layouts.base import Layout, unwrapped
+from multissl.weights.unwrapping import State
 
 CLASSIFIERS = ("net.fc.", "net.head.", "net.classifier.")
 
