@@ -178,6 +178,21 @@ def opened(data: bytes, name: str, unsealed: bool = False) -> dict[str, Any]:
     return values
 
 
+def read_marked(path: Path, mark: Mapping[str, Any]) -> bytes:
+    """Return the lines of a record up to a mark, which says how many bytes they have, and their digest.
+
+    Raises a `Damaged` where they are not those that were written.
+    """
+    with path.open("rb") as file:
+        kept = file.read(mark["bytes"])
+    if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
+        raise Damaged(
+            f"{path} is damaged: its first {mark['bytes']:,} bytes are not those that were written; put it back from a "
+            "copy, or move it away to go on with a record that begins here"
+        )
+    return kept
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the values of a file that holds a line of JSON for each; nothing where there is no file."""
     if not path.is_file():

@@ -23,6 +23,7 @@ from multissl.files import (
     digest,
     make_folder,
     read_json_lines,
+    read_marked,
     read_sealed,
     replace_bytes,
     replace_tensors,
@@ -151,7 +152,7 @@ class RunFolder(Places):
         return self.encoder, self.modality
 
     def check_shipped(self) -> None:
-        """Raise a ValueError where a file that `load` needs is missing, or is not what the summary recorded.
+        """Raise a ValueError where a file that `load` needs is missing, or one that is there is not what was recorded.
 
         Runs of before digests were recorded, and folders without a summary, are not compared.
         """
@@ -164,6 +165,17 @@ class RunFolder(Places):
                 "going on; put it back from a copy, or repeat the command of the run, which writes it from the last "
                 "checkpoint"
             )
+        self.check_record()
+
+    def check_record(self) -> None:
+        """Raise a `Damaged` where the record is not that of when the run finished, or what is known of its data is not.
+
+        Either may be missing: nothing that the run ships depends on them.
+        """
+        mark = self.finish().get("record")
+        if mark and self.metrics.is_file():
+            read_marked(self.metrics, mark)
+        self.read_data()
 
     def finish(self) -> dict[str, Any]:
         """Return the step at which the run finished and the digests of its files, {} where none is recorded."""
@@ -216,14 +228,21 @@ class RunFolder(Places):
             lines.sync()
 
     def read_data(self) -> list[dict[str, Any]]:
-        """Return what the data was known by, each entry from a step on; none where nothing was written down."""
-        values = _read_json(self.data)
+        """Return what the data was known by, each entry from a step on; none where nothing was written down.
+
+        Raises a `Damaged` where the file is not what was written.
+        """
+        if not self.data.is_file():
+            return []
+        values = read_sealed(self.data, unsealed=True)
+        if values.get("format") != 1:  # of the first format there was no digest
+            values = read_sealed(self.data)
         return list(values.get("entries", []))
 
     def write_data(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write what the data is known by."""
         with self._writing():
-            replace_text(self.data, json.dumps({"format": 1, "entries": [*entries]}, indent=1))
+            replace_text(self.data, json.dumps(sealed({"format": 2, "entries": [*entries]}), indent=1))
 
     def write_code(self, sources: Mapping[str, bytes]) -> None:
         """Write copies of source files, by their place below the folder of copies."""

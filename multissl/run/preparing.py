@@ -148,6 +148,7 @@ def check_finished(
     run: RunFolder, finish: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
     """Stop where a command would change the record of a finished run, or go on without its checkpoints."""
+    run.check_record()
     newest, step = checkpoint.newest_step(run.checkpoints), finish["step"]
     if not newest and (changed := run.changed(finish)):
         raise ValueError(

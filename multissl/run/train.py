@@ -163,8 +163,13 @@ def first_notes(run: RunFolder, recipe: Recipe, parts: Parts, device: torch.devi
 
 
 def shipped(run: RunFolder) -> dict[str, Any]:
-    """Return the step of the newest checkpoint, and the digests of the files that a run ships."""
-    return {"step": checkpoint.newest_step(run.checkpoints), "sha256": run.digests()}
+    """Return the step of the newest checkpoint, how far the record went, and digests of the files that a run ships."""
+    newest = checkpoint.find(run.checkpoints)[-1]
+    return {
+        "step": checkpoint.step_of(newest),
+        "record": checkpoint.read_meta(newest)["record"],
+        "sha256": run.digests(),
+    }
 
 
 def record_finish(run: RunFolder) -> None:

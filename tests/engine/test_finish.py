@@ -227,4 +227,5 @@ def on_ranks(_rank: int, folder: str) -> None:
 def test_several_ranks_ship_what_an_uninterrupted_run_of_theirs_ships(tmp_path: Path) -> None:
     run_ranks(2, on_ranks, str(tmp_path))
     assert shipped(tmp_path / "killed") == shipped(tmp_path / "whole")
-    assert summary(tmp_path / "killed")["finished"] == summary(tmp_path / "whole")["finished"]
+    killed_run, whole_run = (summary(tmp_path / name)["finished"] for name in ("killed", "whole"))
+    assert {**killed_run, "record": None} == {**whole_run, "record": None}  # it holds measured times

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from multissl.contract.logger import Kind, Logger
-from multissl.files import Damaged, Lines, replace_text, set_aside, whole_json_lines
+from multissl.files import Lines, read_marked, replace_text, set_aside, whole_json_lines
 
 
 class RecordNotWritten(RuntimeError):
@@ -36,7 +36,7 @@ class Record(Logger):
         """The file to which the lines of an earlier start went, if there was one."""
         self.lost = bool(mark and mark["bytes"] and not path.exists())
         """Whether the lines of before are gone."""
-        kept = check_mark(path, mark) if mark and not self.lost else None
+        kept = read_marked(path, mark) if mark and not self.lost else None
         if start and mark is None:
             _keep_until(path, start)
         elif not start and path.is_file() and path.stat().st_size:
@@ -79,18 +79,6 @@ class Record(Logger):
         """Close the file."""
         with contextlib.suppress(OSError):  # a line that could not be written has ended the run already
             self._file.close()
-
-
-def check_mark(path: Path, mark: Mapping[str, Any]) -> bytes:
-    """Return the lines up to a mark. Raises a `Damaged` where they are not those that were written."""
-    with path.open("rb") as file:
-        kept = file.read(mark["bytes"])
-    if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
-        raise Damaged(
-            f"{path} is damaged: its first {mark['bytes']:,} bytes are not those that were written; put it back from a "
-            "copy, or move it away to go on with a record that begins here"
-        )
-    return kept
 
 
 def _keep_until(path: Path, step: int) -> None:
