@@ -84,6 +84,14 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def add_sealed_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add a sealed line to a file and bring it to the disk; what a crash left of a line is cut off."""
+    whole = path.read_bytes().rfind(b"\n") + 1 if path.is_file() else None
+    with contextlib.closing(Lines(path, whole)) as lines:
+        lines.add(sealed_line(values))
+        lines.sync()
+
+
 class Lines:
     """A file that grows by lines; nothing of a line is kept back, and `sync` brings them to the disk."""
 
@@ -168,14 +176,31 @@ def opened(data: bytes, name: str, unsealed: bool = False) -> dict[str, Any]:
     """Return sealed values from their text, as `read_sealed` does; `name` is what messages call them."""
     try:
         values = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{name} is damaged: it is no whole JSON ({error})") from None
     if not isinstance(values, dict) or (SEAL not in values and not unsealed):
         raise Damaged(f"{name} is damaged: it lacks the digest of its values")
-    if SEAL in values and values != sealed(values):
+    if SEAL in values and values[SEAL] != sealed(values)[SEAL]:
         raise Damaged(f"{name} is damaged: its values have not the digest that was written with them")
     values.pop(SEAL, None)
     return values
+
+
+def sealed_line(values: Mapping[str, Any]) -> bytes:
+    """Return values as a line of JSON with its own digest, as `read_sealed_lines` reads it."""
+    return (json.dumps(sealed(values)) + "\n").encode()
+
+
+def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the values of a file that grows by sealed lines; nothing where there is no file.
+
+    A last line that was cut short by a crash is left out. Raises a `Damaged` that names file and line where one is not
+    what was written.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [opened(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
 
 def read_marked(path: Path, mark: Mapping[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from multissl.contract.objective import Objective
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
 from multissl.engine.trainer import Loop
+from multissl.files import SEAL
 from multissl.migrate import FORMAT, migrate
 from multissl.plain_data import parse_json, parse_yaml
 from multissl.registry import suggest
@@ -90,6 +91,7 @@ def recipe_of(options: Mapping[str, Any], name: str, trust: Trust = NOTHING) -> 
             f"{name} has recipe format {written!r} ({data.get('multissl')}), this version reads up to {FORMAT}: upgrade"
         )
     data.pop("multissl", None)
+    data.pop(SEAL, None)  # whether it is whole is asked of the file of a run; a copy may be edited
     old = written < FORMAT
     try:
         return from_dict(Recipe, migrate(data) if old else data, old=old, trust=trust)

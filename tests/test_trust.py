@@ -26,10 +26,12 @@ from multissl.code_files import CopyImporter
 from multissl.config import to_dict
 from multissl.encoders.mlp import MLPEncoder
 from multissl.evaluators.collapse import Collapse
+from multissl.files import sealed
 from multissl.layers.heads import MLPHead
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.objectives.vicreg import VICReg
 from multissl.recipe import Recipe, read_recipe
+from multissl.run.folder import RunFolder
 from multissl.run.train import train
 from multissl.sources.opening import open_source
 from multissl.sources.torchvision import UNPICKLES
@@ -204,7 +206,7 @@ def test_no_command_runs_the_code_of_a_hostile_run(
     (canary.parent / "own.json").write_text(json.dumps(original))
     recipe = json.loads((run / "recipe.json").read_text())
     spoil(run, recipe, canary)
-    (run / "recipe.json").write_text(json.dumps(recipe))
+    (run / "recipe.json").write_text(json.dumps(sealed(recipe)))
     with pytest.raises(ValueError, match=MESSAGES.get(spoil, "names code, which is not run")):
         multissl.load(run).modality.dataset("train")
     assert not canary.exists()
@@ -231,7 +233,7 @@ def test_the_canary_sings_where_the_user_trusts_the_run(
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("summary.json"))
     recipe = json.loads((run / "recipe.json").read_text())
     as_objective(run, recipe, canary)
-    (run / "recipe.json").write_text(json.dumps(recipe))
+    (run / "recipe.json").write_text(json.dumps(sealed(recipe)))
     with pytest.raises(
         UntrustedError, match=r"recipe.json: recipe.objective.kind='evil:Evil' names code.*--trust"
     ):
@@ -367,6 +369,14 @@ def elsewhere(words: list[str], folder: Path) -> subprocess.CompletedProcess[str
     )
 
 
+def record_digests(folder: Path) -> None:
+    """Write the digests of a run's files anew, as whoever can write to a folder can."""
+    run = RunFolder(folder)
+    summary = run.read_summary()
+    summary["finished"]["sha256"] = run.digests()
+    run.write_summary(summary)
+
+
 def test_a_run_of_a_file_is_read_from_anywhere_by_whom_trained_it_and_else_by_trust(
     canary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,6 +400,7 @@ def test_a_run_of_a_file_is_read_from_anywhere_by_whom_trained_it_and_else_by_tr
     forget_copies()
     copy = other / "run" / "recipe_code" / "beside.py"  # no longer what was trained with
     copy.write_text(f"LETTER = __import__('pathlib').Path({str(canary)!r}).write_text('x')\n")
+    record_digests(other / "run")
     code, said = lines_of(encode, capsys)
     assert (code, canary.exists()) == (2, False)
     assert "'mine:Mine' names code, which is not run" in said
@@ -398,6 +409,7 @@ def test_a_run_of_a_file_is_read_from_anywhere_by_whom_trained_it_and_else_by_tr
 
     forget_copies()
     copy.write_text("LETTER = 'a'\n")
+    record_digests(other / "run")
     (other / "run" / "recipe_code" / "numbers.py").write_text(
         "raise SystemExit(9)\n"
     )  # one that is not of it
@@ -456,7 +468,7 @@ def test_copies_of_another_module_of_the_same_name_are_not_mixed(canary: Path, t
     (run / "recipe_code" / "mine.py").write_text("class Other: ...\n")
     recipe = json.loads((run / "recipe.json").read_text())
     recipe["objective"] = {"kind": "mine:Other"}
-    (run / "recipe.json").write_text(json.dumps(recipe))
+    (run / "recipe.json").write_text(json.dumps(sealed(recipe)))
     with pytest.raises(ValueError, match="another mine: read the run in a process of its own"):
         multissl.load(run, trust=True)
 
@@ -464,7 +476,7 @@ def test_copies_of_another_module_of_the_same_name_are_not_mixed(canary: Path, t
 def test_a_class_that_the_program_holds_is_read_without_asking(trained: Path, tmp_path: Path) -> None:
     recipe = json.loads((trained / "recipe.json").read_text())
     recipe["objective"] = {"kind": "tests.helpers.stubs:Spread"}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "recipe.json").write_text(json.dumps(sealed(recipe)))
     assert isinstance(read_recipe(tmp_path / "recipe.json").objective, stubs.Spread.Config)
     assert to_dict(read_recipe(trained / "recipe.json"))["steps"] == 2
     assert load_file(trained / "encoder.safetensors")

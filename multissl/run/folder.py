@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any
 from multissl.contract.places import Places
 from multissl.files import (
     Damaged,
-    Lines,
+    add_sealed_line,
     digest,
     make_folder,
     read_json_lines,
     read_marked,
     read_sealed,
+    read_sealed_lines,
     replace_bytes,
     replace_tensors,
     replace_text,
     sealed,
+    sealed_line,
 )
 from multissl.plain_data import parse_json
 
@@ -170,12 +172,14 @@ class RunFolder(Places):
     def check_record(self) -> None:
         """Raise a `Damaged` where the record is not that of when the run finished, or what is known of its data is not.
 
-        Either may be missing: nothing that the run ships depends on them.
+        Either may be missing: nothing that the run ships depends on them. So may the evaluations, which are looked at,
+        too.
         """
         mark = self.finish().get("record")
         if mark and self.metrics.is_file():
             read_marked(self.metrics, mark)
         self.read_data()
+        self.read_evaluations()
 
     def finish(self) -> dict[str, Any]:
         """Return the step at which the run finished and the digests of its files, {} where none is recorded."""
@@ -185,23 +189,32 @@ class RunFolder(Places):
     def changed(self, finish: Mapping[str, Any]) -> str:
         """Return the first file that is missing or not what a finish recorded; "" where there is none."""
         recorded = finish.get("sha256", {})
-        for file in (*self.shipped, self.recipe):
-            if file.name in recorded and not (file.is_file() and digest(file) == recorded[file.name]):
-                return file.name
+        for name, file in self._recorded().items():
+            if name in recorded and not (file.is_file() and digest(file) == recorded[name]):
+                return name
         return ""
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of the recipe and of each file that the run ships, by its name."""
-        return {file.name: digest(file) for file in (*self.shipped, self.recipe)}
+        """Return the SHA-256 of the recipe, of what the run ships and of its code, by places in the run."""
+        return {name: digest(file) for name, file in self._recorded().items()}
+
+    def _recorded(self) -> dict[str, Path]:
+        """Return the files whose digests are recorded when the run finishes, by their places in it."""
+        copies = sorted(self.code.rglob("*.py")) if self.code.is_dir() else []
+        files = [*self.shipped, self.recipe, *copies]
+        return {file.relative_to(self.path).as_posix(): file for file in files}
 
     def read_recipe(self) -> dict[str, Any]:
-        """Return the options as they were written, {} without any."""
-        return _read_json(self.recipe)
+        """Return the options as they were written, {} without any.
+
+        Raises a `Damaged` where they are not; those of older versions hold no digest.
+        """
+        return read_sealed(self.recipe, unsealed=True) if self.recipe.is_file() else {}
 
     def write_recipe(self, options: Mapping[str, Any]) -> None:
         """Write the options; the folder is made if need be. Raises an OSError where it cannot be."""
         make_folder(self.path)
-        replace_text(self.recipe, json.dumps(options, indent=1))
+        replace_text(self.recipe, json.dumps(sealed(options), indent=1))
 
     def read_options(self) -> dict[str, Any]:
         """Return the options of the run as of its last session: those of the recipe with what that one changed."""
@@ -210,22 +223,21 @@ class RunFolder(Places):
 
     def read_sessions(self) -> list[dict[str, Any]]:
         """Return a line for each session of the run, oldest first."""
-        return read_json_lines(self.sessions)
+        return read_sealed_lines(self.sessions)
 
     def write_sessions(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the lines of all sessions."""
         with self._writing():
-            replace_text(self.sessions, "".join(f"{json.dumps(line)}\n" for line in lines))
+            replace_bytes(self.sessions, b"".join(map(sealed_line, lines)))
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """Return what was measured later, oldest first."""
-        return read_json_lines(self.evaluations)
+        return read_sealed_lines(self.evaluations)
 
     def add_evaluation(self, values: Mapping[str, Any]) -> None:
         """Add what was measured."""
-        with self._writing(), contextlib.closing(Lines(self.evaluations)) as lines:
-            lines.add(f"{json.dumps(values)}\n".encode())
-            lines.sync()
+        with self._writing():
+            add_sealed_line(self.evaluations, values)
 
     def read_data(self) -> list[dict[str, Any]]:
         """Return what the data was known by, each entry from a step on; none where nothing was written down.

@@ -138,10 +138,11 @@ def recorded_finish(run: RunFolder) -> dict[str, Any]:
     """Return what the summary says of the run's finish; {} where it says nothing, or is damaged beside checkpoints."""
     try:
         return run.finish()
-    except Damaged:
-        if checkpoint.find(run.checkpoints):
-            return {}  # it is written again
-        raise
+    except Damaged as error:
+        if not checkpoint.find(run.checkpoints):
+            raise
+        log.warning("%s; it is written again", error)
+        return {}
 
 
 def check_finished(
@@ -160,7 +161,10 @@ def check_finished(
             f"{run.path} has finished its {step} steps and its checkpoints are gone: it cannot take {new['steps']}; "
             "give another --out"
         )
-    if newest > step or new["steps"] > step or run.changed(finish):
+    if changed := run.changed(finish):
+        log.warning("%s is not what it was when the run finished: it is written again", run.path / changed)
+        return
+    if newest > step or new["steps"] > step:
         return
     parts = ("steps", "evals")
     changed = difference({n: old.get(n) for n in parts}, {n: new[n] for n in parts})

@@ -192,7 +192,7 @@ def test_a_run_leaves_what_others_read(tmp_path: Path) -> None:
 
 
 def test_loading_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no recipe.json: give the folder of a finished run"):
+    with pytest.raises(ValueError, match=r"holds no recipe.json: give the folder of a run"):
         load(tmp_path)
 
 

@@ -6,6 +6,9 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import random
 import shutil
 from collections.abc import Callable
@@ -15,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from multissl.engine import checkpoint
 from multissl.engine.checkpoint import Save
+from multissl.engine.display import Display
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.recipe import Recipe
 from multissl.run.evaluate import judge
-from multissl.run.folder import RunFolder
 from multissl.run.model import load
 from multissl.run.report import report
 from multissl.run.train import train
@@ -28,8 +32,6 @@ from tests.helpers import stubs
 STEPS, SAVED = 12, 8
 UNREAD = ("report.html", "tensorboard")
 """What people and other programs read."""
-WRITTEN_ANEW = ("recipe.json",)
-"""What a command that goes on compares with its own options, and does not depend on."""
 
 
 def recipe(steps: int = STEPS) -> Recipe:
@@ -42,6 +44,7 @@ def recipe(steps: int = STEPS) -> Recipe:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(recipe(), folder)
+    judge(folder)
     return folder
 
 
@@ -104,75 +107,126 @@ def cases(folder: Path, flips: int, cuts: int, seed: int) -> Cases:
     return [(files[place % len(files)], how, seed * 1000 + place) for place, how in enumerate(hows)]
 
 
-def refusal(action: Callable[[], object]) -> str:
-    """Return the error that an action ends with, "" where it does not."""
-    try:
-        action()
-    except (ValueError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+class Said(logging.Handler):
+    """What was said in a `with`: by the display of a run, as a warning, or as the error that ended it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.error = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> Said:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(Display, "say", lambda _self, text: self.lines.append(text))
+        logging.getLogger("multissl").addHandler(self)
+        return self
+
+    def __exit__(self, kind: object, error: object, _trace: object) -> bool:
+        self.patch.undo()
+        logging.getLogger("multissl").removeHandler(self)
+        if isinstance(error, ValueError | OSError):
+            self.error = f"{type(error).__name__}: {error}"
+            self.lines.append(self.error)
+        return bool(self.error)
+
+    def names(self, file: Path) -> bool:
+        """Whether a line names a file."""
+        return any(file.name in line for line in self.lines)
+
+
+def harmless(run: Path, original: Path, file: Path) -> bool:
+    """Return whether a file says what it said before: in JSON another kind of space, in the record what is cut off."""
+    data, before = (run / file).read_bytes(), (original / file).read_bytes()
+    if file.name == "metrics.jsonl":
+        kept = checkpoint.read_meta(newest(original))["record"]["bytes"]
+        return data[:kept] == before[:kept]
+    with contextlib.suppress(ValueError):
+        return file.suffix == ".json" and json.loads(data) == json.loads(before)
+    return False
+
+
+def newest(run: Path) -> Path:
+    return checkpoint.find(run / "checkpoints")[-1]
 
 
 def problems_of_finished(finished: Path, chosen: Cases, folder: Path) -> list[str]:
     """Return where a finished run with one damaged file is read as if nothing were."""
-    whole, longer = weights(finished), dict[str, Tensor]()
+    whole, longer = weights(finished), references(finished, folder, STEPS + 4)
     problems = []
     for file, how, seed in chosen:
         run = folder / str(seed)
         shutil.copytree(finished, run)
         done = damage(run / file, random.Random(seed), how)
         if file.parts[0] == "checkpoints":
-            longer = longer or weights_of(finished, folder / "longer", STEPS + 4)
-            problem = resumed(run, file, longer, STEPS + 4)
+            problem = resumed(run, finished, file, longer, STEPS + 4)
         elif file.parts[0] in UNREAD:
             problem = "" if same(weights(run), whole) else "other weights"
         else:
-            calls = (load, judge, report, lambda run: train(recipe(), run))
-            said = [refusal(lambda call=call: call(run)) for call in calls]
-            silent = [text for text in said if file.name not in text]
-            repaired = not said[-1] and silent == [""] and same(weights(run), whole)
-            problem = "" if not silent or repaired else f"not named: {said}"
+            problem = read(run, finished, file, whole)
         problems += [f"{done}: {problem}"] * bool(problem)
         shutil.rmtree(run)
     return problems
 
 
-def weights_of(start: Path, folder: Path, steps: int) -> dict[str, Tensor]:
-    """Return the weights of a whole run that goes on to a step."""
-    shutil.copytree(start, folder)
-    train(recipe(steps), folder)
-    return weights(folder)
+def read(run: Path, original: Path, file: Path, whole: dict[str, Tensor]) -> str:
+    """Read a damaged run in every way; return what is wrong with what is said of it."""
+    if harmless(run, original, file):
+        return ""
+    calls: tuple[Callable[[Path], object], ...] = (load, judge, report)
+    for call in calls:
+        with Said() as said:
+            call(run)
+        if not said.error or not said.names(file):
+            return f"{call.__name__}: not named: {said.lines}"
+    with Said() as said:
+        train(recipe(), run)
+    if not said.names(file):
+        return f"train: not named: {said.lines}"
+    return "" if said.error or same(weights(run), whole) else "other weights"
 
 
-def resumed(run: Path, file: Path, whole: dict[str, Tensor], steps: int) -> str:
+def references(start: Path, folder: Path, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a run that goes on to a step from its newest checkpoint, and from the one before."""
+    both = []
+    for name in ("from the newest", "from the one before"):
+        run = folder / name
+        shutil.copytree(start, run)
+        if both:
+            shutil.rmtree(newest(run))
+        train(recipe(steps), run)
+        both.append(weights(run))
+    return both[0], both[1]
+
+
+def resumed(
+    run: Path, original: Path, file: Path, whole: tuple[dict[str, Tensor], dict[str, Tensor]], steps: int
+) -> str:
     """Give a damaged run its command; return what is wrong with how it ends."""
-    said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multissl.engine.display.Display.say", lambda _self, text: said.append(text))
-        refused = refusal(lambda: train(recipe(steps), run))
-    named = any(file.name in text and "damaged" in text for text in said)
-    if refused:
-        return "" if file.name in refused else f"not named: {refused}"
-    if not same(weights(run), whole):
-        return "other weights"
-    read = file.parts[0] not in UNREAD and file.name not in WRITTEN_ANEW
-    return "" if named or not read or not needed(file) else f"went on as if nothing were: {said}"
-
-
-def needed(file: Path) -> bool:
-    """Return whether a resume reads a file: of checkpoints the newest, or the next where its name is no more."""
-    return file.parts[0] != "checkpoints"
+    is_newest = newest(original).name in file.parts
+    unread = file.parts[0] in (*UNREAD, "checkpoints") and not is_newest
+    ignored = unread or harmless(run, original, file)
+    with Said() as said:
+        train(recipe(steps), run)
+    if said.error:
+        return "" if said.names(file) else f"not named: {said.lines}"
+    if not ignored and not said.names(file):
+        return f"went on as if nothing were: {said.lines}"
+    fell_back = is_newest and not ignored
+    return "" if same(weights(run), whole[fell_back]) else "other weights"
 
 
 def problems_of_unfinished(unfinished: Path, chosen: Cases, folder: Path) -> list[str]:
     """Return where a run that goes on with one damaged file does so as if nothing were."""
-    whole = weights_of(unfinished, folder / "whole", STEPS)
+    whole = references(unfinished, folder, STEPS)
     problems = []
     for file, how, seed in chosen:
         run = folder / str(seed)
         shutil.copytree(unfinished, run)
         done = damage(run / file, random.Random(seed), how)
-        problem = resumed(run, file, whole, STEPS)
+        problem = resumed(run, unfinished, file, whole, STEPS)
         problems += [f"{done}: {problem}"] * bool(problem)
         shutil.rmtree(run)
     return problems

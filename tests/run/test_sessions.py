@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -128,7 +127,16 @@ def test_figures_that_are_measured_later_are_kept_with_all_they_depend_on(
     assert "these figures are not kept" in capsys.readouterr().err
 
 
-def test_lines_that_nobody_of_us_wrote_are_left_out(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_and_one_cut_short_by_a_crash_left_out(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.sessions.write_text(json.dumps({"steps": [0, 1]}) + "\n[1]\nnot json\n")
-    assert run.read_sessions() == [{"steps": [0, 1]}]
+    run.write_sessions([{"steps": [0, 1]}, {"steps": [1, 2]}])
+    text = run.sessions.read_text()
+    run.sessions.write_text(text + '{"steps": [2,')
+    assert run.read_sessions() == [{"steps": [0, 1]}, {"steps": [1, 2]}]
+    run.sessions.write_text(text.replace("[1, 2]", "[1, 3]"))
+    with pytest.raises(ValueError, match=r"line 2 of .*sessions.jsonl is damaged"):
+        run.read_sessions()
+    run.add_evaluation({"step": 1})
+    run.evaluations.write_text(run.evaluations.read_text() + '{"step"')
+    run.add_evaluation({"step": 2})
+    assert run.read_evaluations() == [{"step": 1}, {"step": 2}]
