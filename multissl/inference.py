@@ -236,7 +236,7 @@ def readable_streams(
     modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Views], list[Sample]]:
     """The clean views of the readable ones of some samples in several streams, and those samples."""
-    raw, readable, _ = collated(modality, samples, streams)
+    raw, readable, problems = collated(modality, samples, streams)
     if raw is None:
-        raise ValueError("none of the samples to evaluate on can be read")
+        raise ValueError(f"none of the samples to evaluate on can be read: {problems[0].reason}")
     return views_of(modality, raw, len(readable), streams, device), readable

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from multissl import registry
@@ -55,6 +56,10 @@ class Listing(NamedTuple):
     groups: Sequence[Label] | None = None
     copies: Copies | None = None
     """Which samples are equal, so that a split that is drawn keeps them together; by default, as their data are."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """How many files, members or rows are no samples, by the reason: a suffix, or what is wrong with them."""
+    unit: str = "files"
+    """What is counted there."""
 
 
 class Source(ABC):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+STRAYS = 0.1
+"""Share of files that may lie beside folders without hiding what these say."""
 SPLIT_WORDS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -46,18 +48,23 @@ def split_in_name(path: str) -> str:
 def read_folders(parts: list[list[str]]) -> tuple[list[str | None], list[str]]:
     """Return the class and the split of files from their paths `[split/][class/]...`, each path as a list of names.
 
-    The first folders are splits only where every path begins with the name of one.
+    The first folders are splits where every path begins with the name of one, but for a few strays, which are trained
+    on without a class.
     """
     splits = [SPLIT_WORDS.get(path[0].lower(), "") if len(path) > 1 else "" for path in parts]
-    if "" in splits:
+    strays = splits.count("")
+    if strays > STRAYS * len(parts) or (strays and len(set(splits)) < 3):
         return class_folders(parts), [""] * len(parts)
-    return class_folders([path[1:] for path in parts]), splits
+    labels = class_folders(
+        [path[1:] if split else path[-1:] for path, split in zip(parts, splits, strict=True)]
+    )
+    return labels, [split or "train" for split in splits]
 
 
 def class_folders(parts: list[list[str]]) -> list[str | None]:
-    """Return the first folder of each path where every file lies in one, else None for all."""
+    """Return the first folder of each path where every file lies in one but for a few strays, else None for all."""
     classes = [path[0] if len(path) > 1 else None for path in parts]
-    return classes if None not in classes else [None] * len(parts)
+    return classes if classes.count(None) <= STRAYS * len(parts) else [None] * len(parts)
 
 
 def normal_name(name: str) -> str:
@@ -85,6 +92,19 @@ def pick_column(columns: Sequence[str], candidates: Sequence[str], required: boo
             f"want a column {usual}, found {', '.join(columns) or 'none'}: name yours by --modality.column"
         )
     return column
+
+
+def first_dot(name: str) -> tuple[str, str]:
+    """Return the name of a member up to its first dot, with its folder (webdataset's key), and the rest."""
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return f"{folder}/{stem}" if folder else stem, f"{dot}{suffix.lower()}"
+
+
+def last_dot(name: str) -> tuple[str, str]:
+    """Return the name of a member up to its last dot, with its folder, and the rest in lower case."""
+    stem, suffix = os.path.splitext(name.removeprefix("./"))
+    return stem, suffix.lower()
 
 
 def find_test_file(path: str) -> list[str]:

@@ -6,6 +6,7 @@ in the same process.  State: the listings kept.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -21,9 +22,11 @@ from multissl.sources.base import (
     suffix_of,
 )
 from multissl.sources.copies import Copies
+from multissl.sources.kinds import describe_left_out
 from multissl.sources.reading import check_regular
 from multissl.sources.splits import SplitSamples, select_split
 
+log = logging.getLogger("multissl")
 KEPT = 8
 """Listings that a process keeps, the last ones used."""
 _kept: OrderedDict[tuple[type[Source], Request], tuple[Hashable, Listing]] = OrderedDict()
@@ -60,6 +63,9 @@ def list_source(request: Request) -> Listing:
     key, stamp = (type(source), request), source.stamp(request)
     if key not in _kept or _kept[key][0] != stamp:
         listing = source.list_samples(request)
+        if listing.left_out:
+            said = describe_left_out(len(listing.tags), listing.left_out, listing.unit)
+            log.warning("modality.data=%r: %s", request.path, said)
         # what is found equal is kept with the listing, for the next split
         _kept[key] = stamp, listing if listing.copies else listing._replace(copies=Copies(listing.data))
     _kept.move_to_end(key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -33,6 +34,10 @@ class ShardSource(FileSource):
     @abstractmethod
     def read_shard(self, path: str, request: Request) -> tuple[Sequence[Any], Sequence[Label]]:
         """Return the payloads of one shard and their labels."""
+
+    def left_out(self, path: str, request: Request) -> Counter[str]:
+        """Return how many parts of a shard that was read are no samples, by the reason; by default none are."""
+        return Counter()
 
     def stamp(self, request: Request) -> Hashable:
         """Return the size and the time of the shard and of its test shard."""
@@ -75,11 +80,13 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
     data: list[Sequence[Any]] = []
     labels: list[Label] = []
     tags: list[str] = []
+    left_out: Counter[str] = Counter()
     for path in paths:
         if suffix_of(path) not in formats:
             raise ValueError(f"{path} is no shard; a pattern names {' or '.join(formats)} files")
         check_regular(path)
         shard_data, shard_labels = formats[suffix_of(path)].read_shard(path, request)
+        left_out += formats[suffix_of(path)].left_out(path, request)
         data.append(shard_data)
         labels += shard_labels
         tags += [split_in_name(path)] * len(shard_labels)
@@ -87,4 +94,4 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
         raise ValueError(
             f"no {request.kind}s in {', '.join(paths[:3])}; looked for {', '.join(request.suffixes)}"
         )
-    return Listing(Joined(data), labels, tags)
+    return Listing(Joined(data), labels, tags, left_out=left_out, unit="members")

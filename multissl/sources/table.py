@@ -7,7 +7,6 @@ in a column called like the kind of sample (`image`), or `path` or `file`, or in
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -17,8 +16,6 @@ from multissl.sources.names import LABELS, SPLIT_WORDS, file_columns, pick_colum
 from multissl.sources.payloads import Paths
 from multissl.sources.reading import unpacked
 from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
-
-log = logging.getLogger("multissl")
 
 
 class TableSource(FileSource):
@@ -55,15 +52,17 @@ def _listing(request: Request, root: str) -> Listing:
     rows = [row for row, name in enumerate(names) if isinstance(name, str)]
     if not rows:
         raise ValueError(f"the list names no {request.kind}s")
+    left_out: dict[str, int] = {}
     if len(rows) < len(names):
-        reason = next(iter(table.broken.values()), f"no name in {column!r}")
-        log.warning("modality.data: took %d of %d rows: %s", len(rows), len(names), reason)
+        first = next((f" ({reason})" for reason in table.broken.values()), "")
+        left_out[f"without a name in {column!r}{first}"] = len(names) - len(rows)
     label = table.pick(LABELS, options.label)
     labels = [None if v is None else v if isinstance(v, int) else str(v) for v in _cells(table, label, rows)]
     splits = [SPLIT_WORDS.get(str(word).lower(), "") for word in _cells(table, table.pick(("split",)), rows)]
     group = table.pick(("group",))
     groups = [None if v is None else str(v) for v in _cells(table, group, rows)] if group else None
-    return Listing(Paths(root, [names[row] for row in rows]), labels, splits, groups)
+    files = Paths(root, [names[row] for row in rows])
+    return Listing(files, labels, splits, groups, left_out=left_out, unit="rows")
 
 
 def _cells(table: OpenTable, column: str, rows: list[int]) -> list[Any]:

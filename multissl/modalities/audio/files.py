@@ -1,12 +1,14 @@
 """Sound files to waveforms: soundfile decodes a stretch of a file, `resampling` brings it to the wanted rate.
 
 Every format of libsndfile is read (wav of any width, flac, ogg, mp3, ...), by seeking, so that a view of an hour's
-recording costs no more than one of a short clip. Channels are averaged; amplitudes stay in [-1, 1].
+recording costs no more than one of a short clip; others (m4a, aac, wma) by PyAV where it is installed. Channels are
+averaged; amplitudes stay in [-1, 1].
 Shapes: S samples at the wanted rate.  State: none.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import re
@@ -28,7 +30,14 @@ from multissl.sources.base import Listing
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, unreadable_errors
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf")
+LIBSNDFILE = (
+    ".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf", ".oga", ".aifc", ".snd", ".rf64",
+    ".wave", ".voc", ".sph", ".nist",
+)  # fmt: skip
+"""What soundfile reads, by seeking."""
+FFMPEG = (".m4a", ".aac", ".wma", ".m4b", ".mka", ".amr", ".ac3", ".mp2", ".weba", ".3ga")
+"""What PyAV reads, whole."""
+SUFFIXES = LIBSNDFILE + (FFMPEG if importlib.util.find_spec("av") else ())
 FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 """Videos, whose sound is read on the clock of their pictures."""
 MEASURED = 500
@@ -112,10 +121,21 @@ def _open(data: Any) -> Any:
     name = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
     if isinstance(data, Slice):
         data = data.read()
-    if name.lower().endswith(FILMS) or (isinstance(data, bytes | bytearray) and is_film(data)):
+    if name.lower().endswith(FILMS + FFMPEG) or (isinstance(data, bytes | bytearray) and is_film(data)):
         return Track(bytes(data) if isinstance(data, bytearray) else data)
     soundfile = registry.require("soundfile")
-    return soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes | bytearray) else str(data))
+    try:
+        return soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes | bytearray) else str(data))
+    except soundfile.LibsndfileError as error:
+        return _by_ffmpeg(data, error)
+
+
+def _by_ffmpeg(data: Any, refused: Exception) -> Track:
+    """Return the sound of a file by PyAV, whose name may say something else than it holds; raise the first error."""
+    try:
+        return Track(bytes(data) if isinstance(data, bytearray) else data)
+    except Exception:  # PyAV is not installed, or cannot read it either
+        raise refused from None
 
 
 def name_of(data: Any, index: int) -> str:
@@ -160,18 +180,21 @@ def measure(
 
     `trim` and `dynamics` are the decibels by which views are trimmed and limited, 0 for neither.
     """
-    count = len(data)
+    count, reason = len(data), ""
     sums = []
     for i in range(min(count, MEASURED)):
         sample = data[i * count // min(count, MEASURED)]
         try:
             wave = Clip(sample, rate, trim).cut(0, SECONDS * rate)
-        except Unreadable:
+        except Unreadable as bad:
+            reason = reason or bad.reason
             continue
         x = fbank((wave - wave.mean())[None], mels, rate).double()
         x = relative(x, dynamics) if dynamics else x
         sums.append(torch.stack([x.mean(), x.pow(2).mean()]))
     if not sums:
-        raise ValueError("modality.data: none of the sounds can be read, so there is no mean to subtract")
+        raise ValueError(
+            f"modality.data: none of the sounds can be read, so there is no mean to subtract: {reason}"
+        )
     mean, square = torch.stack(sums).mean(0)
     return float(mean), float((square - mean**2).clamp(min=1e-6).sqrt())

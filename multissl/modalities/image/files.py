@@ -8,6 +8,8 @@ Shapes: C channels, H, W pixels.  State: none.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import io
 import logging
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multissl import registry
 from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.image.headers import check_pixels, check_size
 from multissl.sources.payloads import Slice
@@ -27,8 +30,29 @@ MEASURED = 1000
 """Images that channel statistics are taken from."""
 SMALL, LARGE = 8, 10_000
 """Sides in pixels beyond which an image is worth a notice."""
-SUFFIXES = (".jpg", ".jpeg", ".webp", ".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+ALWAYS = (
+    ".jpg", ".jpeg", ".webp", ".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".jfif", ".jpe", ".pjpeg", ".apng",
+    ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".mpo",
+)  # fmt: skip
+"""What torchvision, Pillow and numpy read wherever they are installed."""
 log = logging.getLogger("multissl")
+
+
+def _suffixes() -> tuple[str, ...]:
+    """Return the file types that the decoders at hand can read."""
+    from PIL import features
+
+    more: tuple[str, ...] = ()
+    if "avif" in features.modules and features.check("avif"):
+        more += (".avif",)
+    if features.check("jpg_2000"):
+        more += (".jp2", ".j2k", ".jpx", ".j2c", ".jpf")
+    if importlib.util.find_spec("pillow_heif"):
+        more += (".heic", ".heif", ".hif")
+    return ALWAYS + more
+
+
+SUFFIXES = _suffixes()
 
 
 def load(sample: Sample, channels: int) -> Tensor:
@@ -95,6 +119,8 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
         return image[0] if image.dim() == 4 else image  # the first frame of a GIF
     from PIL import Image, UnidentifiedImageError
 
+    if data[4:8] == b"ftyp":
+        _register_heif()
     try:
         with _without_limit(Image), Image.open(io.BytesIO(data)) as image:
             check_size(*image.size)
@@ -103,6 +129,13 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
         raise ValueError(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
         raise ValueError(str(error) or type(error).__name__) from None
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Have Pillow read HEIC, where its plugin is installed."""
+    if importlib.util.find_spec("pillow_heif"):
+        registry.require("pillow_heif").register_heif_opener()
 
 
 @contextlib.contextmanager
@@ -170,15 +203,20 @@ def fit_channels(image: Tensor, channels: int) -> Tensor:
 
 def channel_statistics(data: Samples, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel over up to 1,000 evenly spaced images that can be read."""
-    count = len(data)
+    count, reason = len(data), ""
     sums = []
     for i in range(min(count, MEASURED)):
-        with contextlib.suppress(Unreadable):
+        try:
             image = load(data[i * count // min(count, MEASURED)], channels)
-            pixels = image.double().flatten(1) / 255  # [C, H*W]
-            sums.append(torch.stack([pixels.mean(1), pixels.pow(2).mean(1)]))
+        except Unreadable as bad:
+            reason = reason or bad.reason
+            continue
+        pixels = image.double().flatten(1) / 255  # [C, H*W]
+        sums.append(torch.stack([pixels.mean(1), pixels.pow(2).mean(1)]))
     if not sums:
-        raise ValueError("modality.data: none of the images can be read, so there is no mean to subtract")
+        raise ValueError(
+            f"modality.data: none of the images can be read, so there is no mean to subtract: {reason}"
+        )
     mean, square = torch.stack(sums).mean(0)
     std = (square - mean**2).clamp(min=0).sqrt().clamp(min=1e-3)
     return tuple(mean.tolist()), tuple(std.tolist())

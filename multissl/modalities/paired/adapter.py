@@ -285,15 +285,17 @@ class Paired(Modality):
         """The first training payload of a stream that can be read."""
         if name not in self._fillers:
             asked, rng = {self._native(name): CLEAN}, RowRandom((0, 0), 0, 1, 1)
+            reason = "there is none"
             for data in self.pairs().training(name) or ():
                 try:
                     self.members[name].collate([Sample(data, 0)], asked, rng)
-                except Unreadable:
+                except Unreadable as bad:
+                    reason = bad.reason if reason == "there is none" else reason
                     continue
                 self._fillers[name] = data
                 break
             else:
-                raise ValueError(f"modality.data: no {name} of the training rows can be read")
+                raise ValueError(f"modality.data: no {name} of the training rows can be read: {reason}")
         return self._fillers[name]
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:

@@ -19,11 +19,14 @@ from multissl.modalities.paired.parts import Options, Pairs, cell_of, cells_of, 
 from multissl.plain_data import parse_json
 from multissl.sources.encodings import decode_text, is_broken
 from multissl.sources.folder import walk
-from multissl.sources.names import read_folders
+from multissl.sources.names import first_dot, last_dot, read_folders
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, first_line, read_file
 from multissl.sources.rows import Bad
 from multissl.sources.tables import pick
+
+FIELDS = (".json", ".cls", ".txt")
+"""Members that say something of a key whatever streams there are."""
 
 
 class Member(NamedTuple):
@@ -57,13 +60,25 @@ def folder_members(root: str) -> Iterator[Member]:
 
 
 def keyed(members: Iterator[Member], options: Options) -> Pairs:
-    """A row for each key, the name up to its first dot."""
+    """A row for each key, the name up to its first dot, or to its last where that leads to what a stream takes."""
     keys: dict[str, dict[str, Member]] = {}
+    known = {*FIELDS, *(suffix for want in options.streams.values() for suffix in want.suffixes)}
+    named = {f".{stream}{suffix}" for stream in options.streams for suffix in known}
+    dotted: list[Member] = []
     for member in members:
-        folder, _, base = member.name.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        if stem and dot:
-            keys.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{suffix.lower()}"] = member
+        key, suffix = first_dot(member.name)
+        if not key.rpartition("/")[2] or not suffix:
+            continue
+        if suffix in known or suffix in named:
+            keys.setdefault(key, {})[suffix] = member
+        else:
+            dotted.append(member)
+    first = set(keys)
+    for member in dotted:  # names with dots
+        key, suffix = _last_dot(member.name, named)
+        if first_dot(member.name)[0] in first or suffix not in known | named:
+            key, suffix = first_dot(member.name)
+        keys.setdefault(key, {})[suffix] = member
     rows: list[dict[str, Any]] = []
     fields: list[dict[str, Any] | Bad] = []
     for key, found in keys.items():
@@ -74,6 +89,13 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
     classes, tags = read_folders([key.split("/") for key in keys])
     found = ", ".join(s for s, _ in kinds.most_common(8)) or "nothing"
     return made(rows, fields, options, found, classes, tags)
+
+
+def _last_dot(name: str, named: set[str]) -> tuple[str, str]:
+    """Return the key and the suffix of a member cut at its last dot, that of a stream staying before it."""
+    key, suffix = last_dot(name)
+    above, stream = last_dot(key)
+    return (above, stream + suffix) if stream + suffix in named else (key, suffix)
 
 
 def _fields(found: dict[str, Member]) -> dict[str, Any] | Bad:

@@ -190,9 +190,10 @@ class Text(HasText):
                 elif found is not None:
                     readable.append(found)
             if not readable:
+                reason = next((t.reason for t in texts.texts if isinstance(t, Bad)), "there are none")
                 raise ValueError(
                     f"modality.data={self.cfg.data!r}: none of the {len(texts.texts)} documents of"
-                    f" {split} can be read"
+                    f" {split} can be read: {reason}"
                 )
             self._splits[split] = Documents(texts, readable, self.cfg.length)
         return self._splits[split]

@@ -25,15 +25,19 @@ from multissl.modalities.image.files import decode
 from multissl.modalities.image.headers import check_size
 from multissl.modalities.video.clips import Clip
 from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
-from multissl.sources.base import USUAL, Listing, TableOptions
+from multissl.sources.base import USUAL, Listing, Request, TableOptions
+from multissl.sources.folder import walk
 from multissl.sources.names import natural_key, read_folders
-from multissl.sources.opening import open_source
-from multissl.sources.payloads import Paths, Slice
+from multissl.sources.opening import list_source, open_source
+from multissl.sources.payloads import Joined, Paths, Slice
 from multissl.sources.reading import check_regular, first_line, read_array, read_file
 from multissl.sources.shards import shard_formats
 from multissl.sources.splits import SplitSamples, select_split
 
-SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy")
+SUFFIXES = (
+    ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy", ".wmv", ".3gp", ".3g2", ".flv", ".ts",
+    ".m2ts", ".mts", ".ogv", ".vob", ".asf", ".m2v", ".mpe", ".f4v",
+)  # fmt: skip
 FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BACK = (0, 50, 500)
 """Frames before the wanted one to which PyAV seeks, one after the other, where a seek leads past it."""
@@ -278,19 +282,45 @@ class Array(Clip):
 
 
 def open_videos(path: str, split: str, table: TableOptions = USUAL) -> SplitSamples:
-    """Return the videos of a split: files as `open_source` finds them, else every folder that holds pictures."""
-    if os.path.isdir(path):
-        names = [os.path.join(at, n) for at, _, files in os.walk(path) for n in files]
-        if not any(n.lower().endswith((*SUFFIXES, *shard_formats())) for n in names):
-            folders = sorted(
-                {os.path.dirname(os.path.relpath(n, path)) for n in names if n.lower().endswith(FRAMES)}
-            )
-            if folders:
-                try:
-                    return select_split(frame_folders(path, folders), split)
-                except ValueError as error:
-                    raise ValueError(f"modality.data={path!r}: {error}") from None
-    return open_source(path, split, SUFFIXES, kind="video", table=table)
+    """Return the videos of a split: files as `open_source` finds them, and every folder of pictures beside them."""
+    place = os.path.expanduser(path)
+    folders = _frame_folders(place) if os.path.isdir(place) else []
+    if not folders:
+        return open_source(path, split, SUFFIXES, kind="video", table=table)
+    try:
+        names = [name for name in walk(place) if name.lower().endswith((*SUFFIXES, *shard_formats()))]
+        frames = {name for name in walk(place) if os.path.dirname(name) in set(folders)}
+        if any(name not in frames for name in names):
+            files = list_source(Request(place, SUFFIXES, "video", table))
+            return select_split(_joined(files, place, folders, len(frames)), split)
+        return select_split(frame_folders(place, folders), split)
+    except ValueError as error:
+        raise ValueError(f"modality.data={path!r}: {error}") from None
+
+
+def _frame_folders(root: str) -> list[str]:
+    """Return the folders below a root that hold pictures and no videos, in order."""
+    pictures, films = set[str](), set[str]()
+    for name in walk(root):
+        if name.lower().endswith(FRAMES):
+            pictures.add(os.path.dirname(name))
+        elif name.lower().endswith(SUFFIXES):
+            films.add(os.path.dirname(name))
+    return sorted(pictures - films - ({""} if films or len(pictures) > 1 else set()))
+
+
+def _joined(files: Listing, root: str, folders: list[str], frames: int) -> Listing:
+    """Return the videos that are files and those that are folders of frames, labeled by their paths together."""
+    if not isinstance(files.data, Paths):  # shards keep what they say of their samples
+        more = frame_folders(root, folders)
+        labels, tags = [*files.labels, *more.labels], [*files.tags, *more.tags]
+        data: Sequence[Any] = Joined([files.data, more.data])
+    else:
+        names = [*(os.fsdecode(bytes(name)) for name in files.data.names), *folders]
+        labels, tags = read_folders([name.split(os.sep) for name in names])
+        data = Paths(root, names)
+    left_out = {kind: count for kind, count in files.left_out.items() if kind not in FRAMES}
+    return Listing(data, labels, tags, left_out=left_out)
 
 
 def frame_folders(root: str, folders: list[str]) -> Listing:

@@ -21,7 +21,7 @@ from multissl.sources.rows import Bad
 LINES = [f"line number {i} of the text" for i in range(20)]
 
 
-def reasons(path: Path, **options: str) -> list[str]:
+def reasons(path: Path, **options: Any) -> list[str]:
     return [t.reason for t in read_texts(str(path), "all", **options).texts if isinstance(t, Bad)]
 
 
