@@ -165,10 +165,10 @@ def test_the_first_reason_stands_where_nothing_can_be_read(tmp_path: Path) -> No
         put(tmp_path / f"{i}.png", b"no picture")
     with pytest.raises(ValueError, match=r"none of the images can be read.*: .*0\.png"):
         Pictures(Pictures.Config(data=str(tmp_path), measure=True)).fit()
+    put(tmp_path / "h" / "a.heic", b"x")
     with pytest.raises(
         ValueError, match=r"holds no images, found 1 files \(\.heic\).*; pip install pillow-heif for"
     ):
-        put(tmp_path / "h" / "a.heic", b"x")
         open_source(str(tmp_path / "h"), "all", (".png",))
 
 
