@@ -81,7 +81,7 @@ def touch(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, unless it is gone."""
-    path.unlink(missing_ok=True)
+    _unlink(path)
 
 
 def add_sealed_line(path: Path, values: Mapping[str, Any]) -> None:

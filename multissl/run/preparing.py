@@ -6,6 +6,7 @@ State: none; the lock is a file of the folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from multissl.migrate import FORMAT
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.ranks import is_main
 from multissl.recipe import Recipe, recipe_of
-from multissl.run.folder import RunFolder
+from multissl.run.folder import NotWritten, RunFolder
 from multissl.run.lock import Lock, RunBusyError
 from multissl.version import __version__
 
@@ -36,19 +37,19 @@ def entered(run: RunFolder, steps: int) -> Iterator[Lock | None]:
 
     What stops the first rank stops all of them.
     """
-    lock, problem = None, ""
+    lock, problem = None, None
     if is_main() and not has_finished(run, steps):
         lock = Lock(run.lock, Display(True).say)
         try:
             make_folder(run.path)
             lock.take()
         except OSError as error:
-            problem = cannot_write(run, error)
+            problem = refusal(run, error)
         except RunBusyError as error:
-            problem = str(error)
+            problem = error
     problem = broadcast_object(problem)
     if problem:
-        raise RunBusyError(problem)
+        raise problem
     try:
         yield lock
     finally:
@@ -56,9 +57,14 @@ def entered(run: RunFolder, steps: int) -> Iterator[Lock | None]:
             lock.release()
 
 
-def cannot_write(run: RunFolder, error: OSError) -> str:
-    """Return what to say where the folder of a run cannot be written to."""
-    return f"--out {run.path}: cannot be written ({error.strerror}); give another --out"
+def refusal(run: RunFolder, error: OSError) -> Exception:
+    """Return what to raise where the folder of a run cannot be written to: the place is wrong, or the disk fails."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return NotWritten(
+            f"{run.path} could not be written to ({error.strerror}); free some space, then repeat the command, or give "
+            "another --out"
+        )
+    return ValueError(f"--out {run.path}: cannot be written ({error.strerror}); give another --out")
 
 
 def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> dict[st
     """
     names = named_code(recipe)
     trust.use(names)
-    options, problem, changed = options_of(recipe), "", {}
+    options, problem, changed = options_of(recipe), None, {}
     if is_main():
         try:
             finish = recorded_finish(run)
@@ -85,12 +91,12 @@ def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> dict[st
             if not has_finished(run, recipe.steps):
                 keep_code(run, names, file)
         except OSError as error:
-            problem = cannot_write(run, error)
+            problem = refusal(run, error)
         except ValueError as error:
-            problem = str(error)
+            problem = error
     problem, changed = broadcast_object((problem, changed))  # what stops the first rank stops all of them
     if problem:
-        raise ValueError(problem)
+        raise problem
     return changed
 
 

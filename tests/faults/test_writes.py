@@ -49,7 +49,7 @@ def failed(warm: Warm, words: list[str], folder: Path, point: int, how: How, who
     if not ended.code:  # a failure that does not matter, as where a file is gone already
         return "" if not changed(whole, state(folder)) else f"no error was said: {log[-1500:]}"
     last = log.splitlines()[-1]
-    return "" if ended.code in (1, 2) and last.startswith("error: ") else f"{ended.code}: {last}"
+    return "" if ended.code == 1 and last.startswith("error: ") else f"{ended.code}: {last}"
 
 
 def drawn(writes: Sequence[str], count: int, seed: str) -> list[int]:
