@@ -251,6 +251,29 @@ def verify(words: argparse.Namespace, _rest: list[str]) -> int:
     return compare(words.objectives, words.processes, words.folder)
 
 
+def audit(words: argparse.Namespace, _rest: list[str]) -> int:
+    """Run `multissl audit`."""
+    folder = named(words, "audit")
+    from multissl.engine.trainer import Interrupted
+    from multissl.run import audit as again
+
+    start, stop = steps_of(words.steps) if words.steps else again.window(folder)
+    try:
+        result = again.audit(folder, start, stop, words.trust)
+    except Interrupted as error:
+        return fail(RuntimeError("interrupted; nothing of the run was changed"), 128 + error.number)
+    print(again.described(result))
+    return 1 if result.differences else 0
+
+
+def steps_of(text: str) -> tuple[int, int]:
+    """Return the two ends of A:B."""
+    start, _, stop = text.partition(":")
+    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise ValueError(f"--steps {text}: want two steps, the first before the second, such as 100:200")
+    return int(start), int(stop)
+
+
 def complete(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl completion`."""
     print(completion.script(words.shell))
@@ -264,6 +287,7 @@ CALLS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "eval": evaluate,
     "encode": encode,
     "verify": verify,
+    "audit": audit,
     "report": report,
     "completion": complete,
 }

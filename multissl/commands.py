@@ -118,6 +118,19 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             },
         },
     ),
+    "audit": (
+        "take some steps of a run again, and say whether they are what it recorded",
+        "RUN [--steps A:B]",
+        {
+            "name": {**FOLDER, "help": "folder of the run"},
+            "--steps": {
+                "metavar": "A:B",
+                "default": "",
+                "help": "steps A to B - 1, counted from 0 (default: from the oldest checkpoint to the newest)",
+            },
+            **TRUST,
+        },
+    ),
     "report": ("write the report.html of a run again", "RUN", {"name": FOLDER, **TRUST}),
     "completion": (
         "print a script that completes commands, recipes and options in a shell",

@@ -76,7 +76,7 @@ def create(path: Path, content: bytes) -> None:
 
 def touch(path: Path) -> None:
     """Let a file be as new as now."""
-    os.utime(path)
+    _touch(path)
 
 
 def remove(path: Path) -> None:
@@ -138,6 +138,12 @@ def remove_folder(path: Path) -> None:
         _rename(path, doomed)
     if doomed.exists():
         _remove(doomed)
+
+
+def copy_folder(path: Path, target: Path) -> None:
+    """Copy a folder to where there is none yet."""
+    make_folder(target.parent)
+    _copy(path, target)
 
 
 def set_aside(path: Path) -> Path | None:
@@ -271,6 +277,10 @@ def _create(path: Path, data: bytes) -> None:
             raise
 
 
+def _touch(path: Path) -> None:
+    os.utime(path)
+
+
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -305,6 +315,10 @@ def _sync(path: Path) -> None:
 
 def _rename(path: Path, target: Path) -> None:
     path.replace(target)
+
+
+def _copy(folder: Path, target: Path) -> None:
+    shutil.copytree(folder, target)
 
 
 def _remove(folder: Path) -> None:

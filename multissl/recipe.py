@@ -13,9 +13,9 @@ from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import ParamRule
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
+from multissl.engine.loop import Loop
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
-from multissl.engine.trainer import Loop
 from multissl.files import SEAL
 from multissl.migrate import FORMAT, migrate
 from multissl.plain_data import parse_json, parse_yaml

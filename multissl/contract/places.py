@@ -22,6 +22,11 @@ class Places(ABC):
     def metrics(self) -> Path:
         """Return the file of the record: a line of JSON for each thing that was logged."""
 
+    @property
+    @abstractmethod
+    def trace(self) -> Path:
+        """Return the file of what every step was."""
+
     @abstractmethod
     def nonfinite(self, step: int, rank: int) -> Path:
         """Return the file that describes a step which a rank skipped as not finite."""

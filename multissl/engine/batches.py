@@ -112,6 +112,17 @@ class StepBatches(Dataset[Any]):
             self._order = (epoch, torch.randperm(count, generator=generator))
         return int(self._order[1][place])
 
+    def indices(self, step: int) -> Tensor:
+        """Return which samples all ranks' rows of a step are, where all can be read: int64 [batch_size]."""
+        count, position, parts = len(self.samples), step * self.total, list[Tensor]()
+        while position < (step + 1) * self.total:
+            self.index(position)  # the order of its epoch
+            assert self._order
+            place = position % count
+            parts.append(self._order[1][place : place + (step + 1) * self.total - position])
+            position += len(parts[-1])
+        return torch.cat(parts)
+
     def readable(self, index: int, skipped: list[tuple[int, str]]) -> Sample:
         """Return the sample, or the next one that can be read; the unreadable ones join `skipped`."""
         count = len(self.samples)

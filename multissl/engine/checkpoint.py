@@ -2,9 +2,9 @@
 
 A folder `step_00001000` among a run's checkpoints holds the state of learner and optimizer (`parallel.state`: tensors
 as safetensors, the rest as JSON; loads on any number of ranks) and `meta.json`: format, step, size and digest of every
-file, how far the record of the run went, and a digest of all this. What is loaded has been compared with it; a damaged
-checkpoint is set aside, and the newest whole one takes its place. Nothing is unpickled. There is no loader state and
-no generator state: the step number is both.
+file, how far record and trace of the run went, and a digest of all this. What is loaded has been compared with it; a
+damaged checkpoint is set aside, and the newest whole one takes its place. Nothing is unpickled. There is no loader
+state and no generator state: the step number is both.
 """
 
 from __future__ import annotations
@@ -93,10 +93,11 @@ def save(
     cfg: Save,
     modality: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
+    trace: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the state after `step` steps among the checkpoints; called on every rank.
 
-    `modality` is what the modality was fitted to, `record` how far the record of the run went.
+    `modality` is what the modality was fitted to, `record` and `trace` how far these files of the run went.
     """
     target = folder / f"step_{step:08d}"
     if (target / META).is_file():
@@ -105,7 +106,7 @@ def save(
     try:
         on_main(lambda: _remove_leftovers(folder))
         files = save_state(_flat(learner, optimizer) | {"modality": dict(modality or {})}, aside)
-        meta = sealed({"format": FORMAT, "step": step, "files": files, "record": record})
+        meta = sealed({"format": FORMAT, "step": step, "files": files, "record": record, "trace": trace})
         on_main(lambda: _finish(aside, target, meta, cfg))
     except OSError as error:
         raise _not_written(folder, step, error) from error

@@ -37,6 +37,8 @@ class StepResult:
     """bool []"""
     answer: ToHost
     """Whether it counted and whether all ranks go on, bool [2]."""
+    loss: ToHost
+    """Of this rank's rows, []."""
 
 
 class Step:
@@ -66,7 +68,8 @@ class Step:
         lr = self.optimizer.step(progress)
         self.learner.objective.after_step(self.learner.encoders, progress)
         self.buffers.settle(counted)
-        return StepResult(progress.step, losses, norms, lr, counted, ToHost(checks))
+        loss = ToHost(losses.total.detach())
+        return StepResult(progress.step, losses, norms, lr, counted, ToHost(checks), loss)
 
     @staticmethod
     def check(losses: Losses, norms: Mapping[str, Tensor], stop: bool) -> Tensor:

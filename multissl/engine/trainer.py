@@ -14,80 +14,36 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from multissl.config import Config, to_dict
+from multissl.config import to_dict
 from multissl.contract.estimate import Estimate, described
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Figure, Progress
-from multissl.contract.logger import Kind, Logger
+from multissl.contract.logger import Kind
 from multissl.contract.modality import Modality
 from multissl.contract.places import Places
 from multissl.engine import checkpoint
-from multissl.engine.batches import Data, StepBatches, batches_of
-from multissl.engine.checkpoint import NonFinite, Save
+from multissl.engine.batches import StepBatches, batches_of
+from multissl.engine.checkpoint import NonFinite
 from multissl.engine.display import Display
 from multissl.engine.flops import Blueprint
 from multissl.engine.judging import alarm_of, alarms
-from multissl.engine.learner import ChunkNorm, Learner
-from multissl.engine.loggers.tensorboard import TensorBoard
+from multissl.engine.learner import Learner
+from multissl.engine.loop import Loop
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
 from multissl.engine.signals import EndRequest
 from multissl.engine.step import Step, StepResult
+from multissl.engine.trace import Trace
 from multissl.engine.window import Rates, Window
 from multissl.files import make_folder, read_json_lines, replace_text
 from multissl.parallel.gradients import largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
-from multissl.parallel.sharding import Parallel
-
-
-@dataclass(kw_only=True, slots=True)
-class Loop(Config):
-    """Options of the loop itself; a recipe adds what is trained."""
-
-    renamed: ClassVar[Mapping[str, str]] = {"tensorboard": "loggers"}
-
-    batch_size: int = 256
-    """Samples per step, over all ranks."""
-    steps: int = 10_000
-    """Steps to train."""
-    seed: int = 0
-    """Seed of initial weights, of views and of the order of samples."""
-    clip: float = 0.0
-    """Largest gradient norm; 0 leaves gradients alone."""
-    clip_per: Literal["all", "module", "parameter"] = "all"
-    """What is clipped together: everything, each encoder and head (DINOv2), or each parameter (DINO)."""
-    chunk: int = 0
-    """Samples encoded at a time on a rank: exact large batches on small memory; 0 encodes all at once."""
-    chunk_norm: ChunkNorm = "whole"
-    """What an encoder's batch norm normalizes by. whole: all rows of the rank, which rules out chunks; micro: each
-    chunk's own rows, as if the encoder saw smaller batches, which makes the chunk a part of the result."""
-    parallel: Parallel = field(default_factory=Parallel)
-    """How the run is distributed over devices."""
-    data: Data = field(default_factory=Data)
-    """How samples are read."""
-    save: Save = field(default_factory=Save)
-    """When checkpoints are written, and which are kept."""
-    log_every: int = 10
-    """Steps between two lines of metrics."""
-    loggers: dict[str, Logger.Config] = field(default_factory=lambda: {"tensorboard": TensorBoard.Config()})
-    """Where metrics go besides the run's own record, by a name that is also that of their folder in the run."""
-    patience: int = 5
-    """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped and dumped."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "log_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: want 1 or more")
-        for name in ("clip", "chunk"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: want 0 or more")
 
 
 class Interrupted(RuntimeError):
@@ -134,6 +90,7 @@ class Trainer:
         self.display = Display(self.main)
         self.rates = Rates(blueprint, cfg.batch_size, device)
         self.metrics: Metrics | None = None
+        self.trace: Trace | None = None
         check_loggers(cfg.loggers, places)
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
@@ -144,23 +101,28 @@ class Trainer:
         self.ending = EndRequest(self.display.say)
         self.bad_in_a_row = 0
 
-    def fit(self, notes: Sequence[str] = (), *, floors_again: bool = False) -> list[dict[str, Any]]:
+    def fit(
+        self, notes: Sequence[str] = (), *, floors_again: bool = False, until: int = 0
+    ) -> list[dict[str, Any]]:
         """Train from the newest checkpoint, or from the start, to the last step; return the lines of the record.
 
         One of the last step or a later one is loaded, and nothing is trained. A new record begins with `notes`, which
-        are said, too. `floors_again`: measure the untrained encoder and the baselines before a resume, too.
+        are said, too. `floors_again`: measure the untrained encoder and the baselines before a resume, too. `until`
+        ends it after so many steps, with a checkpoint.
         """
-        start, mark, untrained = 0, None, dict[str, float]()
+        start, marks, untrained = 0, dict[str, Any](), dict[str, float]()
         if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
             untrained = self._measured(0, first=True) if floors_again else {}
             start = self.reached = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
-            mark = newest[1]["record"]
+            marks = newest[1]
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         if self.main:
             self.metrics = Metrics(
                 self.cfg.loggers, self.places,
-                start=start, recipe=to_dict(self.cfg), say=self.display.say, mark=mark,
+                start=start, recipe=to_dict(self.cfg), say=self.display.say,
+                mark=marks.get("record"),
             )  # fmt: skip
+            self.trace = Trace(self.places.trace, start, marks.get("trace"))
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
@@ -173,7 +135,7 @@ class Trainer:
             if untrained:
                 self._write_evaluation(0, untrained, first=True)
             if start < self.cfg.steps:
-                self._loop(start)
+                self._loop(start, min(until or self.cfg.steps, self.cfg.steps))
         return read_json_lines(self.places.metrics)
 
     def draw(self, step: int, figures: Sequence[Figure]) -> None:
@@ -182,7 +144,9 @@ class Trainer:
             self.metrics.draw(step, figures)
 
     def close(self) -> None:
-        """Close all loggers; whoever calls `fit` does so, however it ends."""
+        """Close all files and loggers; whoever calls `fit` does so, however it ends."""
+        if self.trace:
+            self.trace.close()
         if self.metrics:
             self.metrics.close()
 
@@ -192,12 +156,12 @@ class Trainer:
             self.metrics.log(kind, step, metrics)
 
     # long: the order of what happens in a step is told in one place
-    def _loop(self, start: int) -> None:
+    def _loop(self, start: int, stop: int) -> None:
         cfg, window = self.cfg, Window()
         unread: deque[StepResult] = deque()
-        batches = batches_of(self.steps, start, cfg.steps, cfg.data, world(), self.device)
+        batches = batches_of(self.steps, start, stop, cfg.data, world(), self.device)
         with self.display.running(start, cfg.steps), contextlib.closing(batches):
-            for step, fetched in zip(range(start, cfg.steps), batches, strict=True):
+            for step, fetched in zip(range(start, stop), batches, strict=True):
                 logged = (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps
                 progress = Progress(
                     step=step, total=cfg.steps, epoch_steps=self.epoch_steps, described=logged
@@ -218,7 +182,7 @@ class Trainer:
                 self._note_skipped(step, fetched.skipped)
                 unread.append(result)
                 last = step + 1 == cfg.steps
-                saving = last or (step + 1) % cfg.save.every == 0
+                saving = step + 1 == stop or (step + 1) % cfg.save.every == 0
                 # while this step is under way, the host reads how the one before went
                 waiting = (
                     logged
@@ -253,6 +217,7 @@ class Trainer:
         checkpoint.save(
             self.places.checkpoints, step, self.learner, self.optimizer.torch, self.cfg.save,
             modality=self.modality.state(), record=self.metrics.record.mark() if self.metrics else None,
+            trace=self.trace.mark() if self.trace else None,
         )  # fmt: skip
 
     def _read(self, unread: deque[StepResult], left: int) -> bool:
@@ -263,6 +228,9 @@ class Trainer:
             counted, going = result.answer.read().tolist()
             interrupted |= not going
             self.bad_in_a_row = 0 if counted else self.bad_in_a_row + 1
+            if self.trace:
+                samples = self.steps.indices(result.step)
+                self.trace.add(result.step, result.lr, samples, result.loss.read().item())
             if not counted:
                 self._dump(result)
         return interrupted

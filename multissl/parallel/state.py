@@ -167,6 +167,24 @@ def load_state(state: State, folder: Path) -> dict[str, Any]:
     return values
 
 
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of a folder by name, whole, on the CPU; of one that `save_state` wrote."""
+    from safetensors import safe_open
+
+    index, values = read_index(folder), dict[str, Tensor]()
+    with contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context(safe_open(folder / name, framework="pt"))
+            for name in sorted({p["file"] for about in index["tensors"].values() for p in about["parts"]})
+        }
+        for name, about in index["tensors"].items():
+            dtype = next((files[p["file"]].get_tensor(name).dtype for p in about["parts"]), torch.float32)
+            values[name] = torch.empty(about["shape"], dtype=dtype)
+            for part in about["parts"]:
+                _copy_overlap(values[name], files[part["file"]], name, part["offset"])
+    return values
+
+
 def _copy_overlap(tensor: Tensor, file: safe_open, name: str, start: Sequence[int]) -> None:
     """Copy what a file holds of this rank's part of a tensor; the file's part begins at `start`."""
     own, begin = local(tensor), _offset(tensor)

@@ -1,6 +1,6 @@
 """The folder of a run, and the only place that knows what the files in it are called.
 
-A run's folder holds `recipe.json`, `data.json`, `metrics.jsonl`, `checkpoints/`, `encoder.safetensors`,
+A run's folder holds `recipe.json`, `data.json`, `metrics.jsonl`, `trace.bin`, `checkpoints/`, `encoder.safetensors`,
 `modality.json`, `summary.json` and `report.html`; `sessions.jsonl` with a line for each start, `evaluations.jsonl`
 where it was measured later, `lock.json` while it is trained; a folder for each logger that keeps files, `recipe_code/`
 where the recipe comes from a Python file or names code that is no installed package's, `nonfinite/` where steps were
@@ -72,6 +72,11 @@ class RunFolder(Places):
         return self.path / "metrics.jsonl"
 
     @property
+    def trace(self) -> Path:
+        """Return the file of what every step was."""
+        return self.path / "trace.bin"
+
+    @property
     def checkpoints(self) -> Path:
         """Return the folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -139,6 +144,7 @@ class RunFolder(Places):
             self.sessions,
             self.evaluations,
             self.lock,
+            self.trace,
         )
         if (
             name != folder.name

@@ -27,6 +27,9 @@ BEAT = 5.0
 PATIENCE = 60.0
 """Seconds for which a lock of another machine is watched before it counts as left behind."""
 
+WRITING = 2.0
+"""Seconds after which a lock that names nobody counts as left behind by a process that died as it wrote it."""
+
 
 class RunBusyError(ValueError):
     """Another process trains in the folder."""
@@ -111,7 +114,9 @@ def check_free(path: Path, say: Callable[[str], None]) -> None:
 
 def check_gone(path: Path, holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Raise a `RunBusyError` unless a holder is gone; from another machine that takes up to `PATIENCE` seconds."""
-    if holder.get("machine") == machine():
+    if not holder:
+        gone = not is_written(path)
+    elif holder.get("machine") == machine():
         gone = not is_alive(holder)
     else:
         say(
@@ -178,6 +183,16 @@ def _is_dead(pid: int) -> bool:
     """Return whether a process has ended and only waits for its parent to ask how."""
     fields = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[:1] == ["Z"]
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a lock that names nobody does so in a while: its process is between opening and writing it."""
+    deadline = time.monotonic() + WRITING
+    while time.monotonic() < deadline:
+        time.sleep(WRITING / 20)
+        if read(path) != {}:
+            return True
+    return False
 
 
 def is_touched(path: Path) -> bool:

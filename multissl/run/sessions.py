@@ -112,6 +112,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "host": platform.node(),
         "devices": names or [platform.processor() or platform.machine() or "cpu"],
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
     }
 
 

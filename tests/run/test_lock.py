@@ -79,19 +79,25 @@ def test_another_process_may_have_its_number_by_now(place: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", [{"machine": "elsewhere"}, {}])
 def test_a_lock_that_nobody_touches_is_watched_and_taken(
-    place: Path, content: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "PATIENCE", 0.3)
-    if content:
-        holder(place, **content)
-    else:
-        place.write_bytes(b"")  # its process died before it wrote
+    holder(place, machine="elsewhere")
     said, began = Lines(), time.monotonic()
     with locked(place, said):
         assert time.monotonic() - began >= 0.3
     assert "watching for 0 seconds whether it is still there" in said[0]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token"', b"[1]", b"\xff"])
+def test_a_lock_that_names_nobody_was_left_by_a_process_that_died_as_it_wrote(
+    place: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "WRITING", 0.2)
+    place.write_bytes(content)
+    with locked(place, Lines()):
+        assert lock.read(place)
 
 
 def test_a_lock_of_another_machine_that_is_touched_is_held(

@@ -16,9 +16,9 @@ from multissl import cli, options
 from multissl.contract.learning import Figure
 from multissl.contract.logger import Kind, Logger, Session
 from multissl.engine.loggers.mlflow import MLflow, flattened, key_of
-from multissl.engine.loggers.record import RecordNotWritten
 from multissl.engine.loggers.tensorboard import TensorBoard
 from multissl.engine.loggers.wandb import WandB
+from multissl.engine.marked import MarkedNotWritten
 from multissl.engine.metrics import Metrics
 from multissl.engine.trainer import NonFinite
 from multissl.files import Lines
@@ -224,8 +224,8 @@ def test_a_run_that_finished_opens_no_logger_again(tmp_path: Path, seen: list[st
 def test_a_record_that_cannot_be_written_ends_the_run_with_a_way_out(tmp_path: Path) -> None:
     metrics = Metrics({}, RunFolder(tmp_path), start=0, recipe={}, say=print)
     metrics.record._file.close()
-    metrics.record._file = Lines(Path("/dev/full"))
-    with pytest.raises(RecordNotWritten, match=r"No space left on device.*go on from the newest checkpoint"):
+    metrics.record._file._file = Lines(Path("/dev/full"))
+    with pytest.raises(MarkedNotWritten, match=r"No space left on device.*go on from the newest checkpoint"):
         metrics.log("train", 1, {"loss": 1.0})
     metrics.close()
     metrics.close()

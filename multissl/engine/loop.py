@@ -1,0 +1,58 @@
+"""Options of the loop, whatever is trained; a recipe adds what is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from multissl.config import Config
+from multissl.contract.logger import Logger
+from multissl.engine.batches import Data
+from multissl.engine.checkpoint import Save
+from multissl.engine.learner import ChunkNorm
+from multissl.engine.loggers.tensorboard import TensorBoard
+from multissl.parallel.sharding import Parallel
+
+
+@dataclass(kw_only=True, slots=True)
+class Loop(Config):
+    """Options of the loop itself; a recipe adds what is trained."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"tensorboard": "loggers"}
+
+    batch_size: int = 256
+    """Samples per step, over all ranks."""
+    steps: int = 10_000
+    """Steps to train."""
+    seed: int = 0
+    """Seed of initial weights, of views and of the order of samples."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    clip_per: Literal["all", "module", "parameter"] = "all"
+    """What is clipped together: everything, each encoder and head (DINOv2), or each parameter (DINO)."""
+    chunk: int = 0
+    """Samples encoded at a time on a rank: exact large batches on small memory; 0 encodes all at once."""
+    chunk_norm: ChunkNorm = "whole"
+    """What an encoder's batch norm normalizes by. whole: all rows of the rank, which rules out chunks; micro: each
+    chunk's own rows, as if the encoder saw smaller batches, which makes the chunk a part of the result."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How the run is distributed over devices."""
+    data: Data = field(default_factory=Data)
+    """How samples are read."""
+    save: Save = field(default_factory=Save)
+    """When checkpoints are written, and which are kept."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    loggers: dict[str, Logger.Config] = field(default_factory=lambda: {"tensorboard": TensorBoard.Config()})
+    """Where metrics go besides the run's own record, by a name that is also that of their folder in the run."""
+    patience: int = 5
+    """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped and dumped."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "log_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: want 1 or more")
+        for name in ("clip", "chunk"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: want 0 or more")
