@@ -69,11 +69,6 @@ def replace_tensors(
         _write_tensors(aside, tensors, metadata)
 
 
-def create(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet; raises a FileExistsError where it is, whoever was first."""
-    _create(path, content)
-
-
 def touch(path: Path) -> None:
     """Let a file be as new as now."""
     _touch(path)
@@ -265,16 +260,6 @@ def _open_to_append(path: Path) -> FileIO:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _create(path: Path, data: bytes) -> None:
-    with path.open("xb", buffering=0) as file:
-        try:
-            file.write(data)
-            os.fsync(file.fileno())
-        except OSError:
-            path.unlink()
-            raise
 
 
 def _touch(path: Path) -> None:

@@ -9,6 +9,7 @@ State: the file; a thread that touches it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -20,15 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from multissl.files import create, remove, rename, touch
+from multissl.files import remove, replace_text, touch
 
 BEAT = 5.0
 """Seconds after which a holder touches its lock again."""
 PATIENCE = 60.0
 """Seconds for which a lock of another machine is watched before it counts as left behind."""
-
-WRITING = 2.0
-"""Seconds after which a lock that names nobody counts as left behind by a process that died as it wrote it."""
 
 
 class RunBusyError(ValueError):
@@ -50,26 +48,21 @@ class Lock:
 
     def take(self) -> None:
         """Take the lock, also one that was left behind. Raises a `RunBusyError` that names who holds it."""
-        text = json.dumps({"token": self.token, **this_process(), "since": now()}, indent=1)
-        while True:
-            with contextlib.suppress(FileExistsError):
-                create(self.path, text.encode())
-                break
-            holder = read(self.path)
-            if holder is not None:
-                check_gone(self.path, holder, self.say)
-                self._remove(holder)
+        gone: dict[str, Any] | None = None
+        while not self._taken_from(gone):
+            gone = read(self.path)
+            if gone is not None:
+                check_gone(self.path, gone, self.say)
         threading.Thread(target=self._beat, daemon=True, name="lock of the run").start()
 
-    def _remove(self, holder: Mapping[str, Any]) -> None:
-        """Remove a lock that was left behind, unless another process was faster and it is a new one."""
-        aside = self.path.with_name(f"{self.path.name}.tmp")
-        with contextlib.suppress(FileNotFoundError):
-            rename(self.path, aside)
-            if (read(aside) or {}).get("token") != holder.get("token"):
-                rename(aside, self.path)
-            else:
-                remove(aside)
+    def _taken_from(self, gone: Mapping[str, Any] | None) -> bool:
+        """Take the lock unless another process than the one that is gone holds it; one process at a time looks."""
+        text = json.dumps({"token": self.token, **this_process(), "since": now()}, indent=1)
+        with alone(self.path.parent):
+            if read(self.path) not in (None, gone):
+                return False
+            replace_text(self.path, text)
+        return True
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
@@ -105,6 +98,18 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[Lock]:
         lock.release()
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time in, where the file system can: the kernel ends it with its process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_free(path: Path, say: Callable[[str], None]) -> None:
     """Raise a `RunBusyError` where a process that is still there holds a lock."""
     holder = read(path)
@@ -114,9 +119,7 @@ def check_free(path: Path, say: Callable[[str], None]) -> None:
 
 def check_gone(path: Path, holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Raise a `RunBusyError` unless a holder is gone; from another machine that takes up to `PATIENCE` seconds."""
-    if not holder:
-        gone = not is_written(path)
-    elif holder.get("machine") == machine():
+    if holder.get("machine") == machine():
         gone = not is_alive(holder)
     else:
         say(
@@ -183,16 +186,6 @@ def _is_dead(pid: int) -> bool:
     """Return whether a process has ended and only waits for its parent to ask how."""
     fields = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[:1] == ["Z"]
-
-
-def is_written(path: Path) -> bool:
-    """Return whether a lock that names nobody does so in a while: its process is between opening and writing it."""
-    deadline = time.monotonic() + WRITING
-    while time.monotonic() < deadline:
-        time.sleep(WRITING / 20)
-        if read(path) != {}:
-            return True
-    return False
 
 
 def is_touched(path: Path) -> bool:

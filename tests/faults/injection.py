@@ -20,14 +20,12 @@ from multissl import files
 How = Literal["die", "full", "error"]
 HOWS: tuple[How, ...] = ("die", "full", "error")
 WRITES = (
-    "_create",
     "_make_empty",
     "_unlink",
     "_set_mode",
     "_make_folder",
     "_open_to_append",
     "_write",
-    "_create",
     "_write_tensors",
     "_append",
     "_truncate",
@@ -37,12 +35,10 @@ WRITES = (
 )
 """The functions that touch the disk."""
 WANTS_SPACE = (
-    "_create",
     "_make_empty",
     "_make_folder",
     "_open_to_append",
     "_write",
-    "_create",
     "_write_tensors",
     "_append",
     "_rename",
@@ -89,7 +85,7 @@ class Writes:
 
 def leave_half(name: str, function: Callable[..., Any], target: Any, args: tuple[Any, ...]) -> None:
     """Do the first half of a write; of those that have no half nothing is done."""
-    if name in ("_create", "_write"):
+    if name == "_write":
         target.write_bytes(args[0][: len(args[0]) // 2])
     elif name == "_append":
         target.write(args[0][: len(args[0]) // 2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,9 +170,9 @@ def test_what_cannot_be_taken_again_is_said(
     folder = tmp_path / "run"
     shutil.copytree(honest, folder)
     run = RunFolder(folder)
-    data = json.loads(run.data.read_text())
-    data["entries"][0]["splits"]["train"]["count"] += 1
-    run.data.write_text(json.dumps(data))
+    entries = run.read_data()
+    entries[0]["splits"]["train"]["count"] += 1
+    run.write_data(entries)
     with pytest.raises(DataChangedError, match="97 -> 96"):
         audit(folder, 10, 20)
     run.trace.unlink()
