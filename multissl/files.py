@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -69,6 +70,18 @@ def replace_tensors(
         _write_tensors(aside, tensors, metadata)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time in, where the file system can: it ends with its process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def touch(path: Path) -> None:
     """Let a file be as new as now."""
     _touch(path)
@@ -77,14 +90,6 @@ def touch(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, unless it is gone."""
     _unlink(path)
-
-
-def add_sealed_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add a sealed line to a file and bring it to the disk; what a crash left of a line is cut off."""
-    whole = path.read_bytes().rfind(b"\n") + 1 if path.is_file() else None
-    with contextlib.closing(Lines(path, whole)) as lines:
-        lines.add(sealed_line(values))
-        lines.sync()
 
 
 class Lines:
@@ -187,20 +192,19 @@ def opened(data: bytes, name: str, unsealed: bool = False) -> dict[str, Any]:
     return values
 
 
-def sealed_line(values: Mapping[str, Any]) -> bytes:
-    """Return values as a line of JSON with its own digest, as `read_sealed_lines` reads it."""
-    return (json.dumps(sealed(values)) + "\n").encode()
+def replace_sealed_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file in one go, a line of JSON with its own digest for each of some values."""
+    replace_bytes(path, b"".join((json.dumps(sealed(line)) + "\n").encode() for line in lines))
 
 
 def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the values of a file that grows by sealed lines; nothing where there is no file.
+    """Return the values of a file of sealed lines; nothing where there is no file.
 
-    A last line that was cut short by a crash is left out. Raises a `Damaged` that names file and line where one is not
-    what was written.
+    Raises a `Damaged` that names file and line where one is not what was written.
     """
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     return [opened(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
 

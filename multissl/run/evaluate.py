@@ -13,6 +13,7 @@ from multissl.contract.estimate import Estimate
 from multissl.contract.learning import Progress
 from multissl.contract.verdict import Verdict, whole_verdict
 from multissl.engine.judging import alarm_of, measurements, verdicts
+from multissl.files import Damaged
 from multissl.run.folder import NotWritten, RunFolder, located
 from multissl.run.identity import identity_of
 from multissl.run.lock import now
@@ -80,7 +81,7 @@ def _keep(folder: RunFolder, model: Model, evaluation: Evaluation, seconds: floa
     }
     try:
         folder.add_evaluation(line)
-    except NotWritten as error:
+    except (NotWritten, Damaged) as error:
         log.warning("these figures are not kept: %s", error)
 
 

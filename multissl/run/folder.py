@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from multissl.contract.places import Places
 from multissl.files import (
     Damaged,
-    add_sealed_line,
+    alone,
     digest,
     make_folder,
     read_json_lines,
@@ -27,10 +27,10 @@ from multissl.files import (
     read_sealed,
     read_sealed_lines,
     replace_bytes,
+    replace_sealed_lines,
     replace_tensors,
     replace_text,
     sealed,
-    sealed_line,
 )
 from multissl.plain_data import parse_json
 
@@ -201,13 +201,14 @@ class RunFolder(Places):
         return ""
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of the recipe, of what the run ships and of its code, by places in the run."""
+        """Return the SHA-256 of the recipe, of what the run ships, of its trace and code, by places in the run."""
         return {name: digest(file) for name, file in self._recorded().items()}
 
     def _recorded(self) -> dict[str, Path]:
         """Return the files whose digests are recorded when the run finishes, by their places in it."""
         copies = sorted(self.code.rglob("*.py")) if self.code.is_dir() else []
-        files = [*self.shipped, self.recipe, *copies]
+        traced = [self.trace] if self.trace.is_file() else []
+        files = [*self.shipped, self.recipe, *traced, *copies]
         return {file.relative_to(self.path).as_posix(): file for file in files}
 
     def read_recipe(self) -> dict[str, Any]:
@@ -234,7 +235,7 @@ class RunFolder(Places):
     def write_sessions(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the lines of all sessions."""
         with self._writing():
-            replace_bytes(self.sessions, b"".join(map(sealed_line, lines)))
+            replace_sealed_lines(self.sessions, lines)
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """Return what was measured later, oldest first."""
@@ -242,8 +243,8 @@ class RunFolder(Places):
 
     def add_evaluation(self, values: Mapping[str, Any]) -> None:
         """Add what was measured."""
-        with self._writing():
-            add_sealed_line(self.evaluations, values)
+        with self._writing(), alone(self.path):
+            replace_sealed_lines(self.evaluations, [*self.read_evaluations(), values])
 
     def read_data(self) -> list[dict[str, Any]]:
         """Return what the data was known by, each entry from a step on; none where nothing was written down.

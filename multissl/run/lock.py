@@ -9,7 +9,6 @@ State: the file; a thread that touches it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from multissl.files import remove, replace_text, touch
+from multissl.files import alone, remove, replace_text, touch
 
 BEAT = 5.0
 """Seconds after which a holder touches its lock again."""
@@ -96,18 +95,6 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[Lock]:
         yield lock
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time in, where the file system can: the kernel ends it with its process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_free(path: Path, say: Callable[[str], None]) -> None:
