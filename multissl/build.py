@@ -15,7 +15,7 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim.base import Optimizer
 from multissl.parallel.sharding import parallelize
 from multissl.recipe import Recipe
-from multissl.weights.loading import load_weights
+from multissl.weights.loading import derive_configs, load_weights
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +48,11 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     return Parts(
         modality=modality, learner=learner, optimizer=optimizer, evaluators=evaluators, blueprint=blueprint
     )
+
+
+def fitted(recipe: Recipe) -> Recipe:
+    """Return a recipe whose encoder is what the weights of `init` ask for; before a run writes its recipe."""
+    return recipe.replace(encoders=derive_configs(recipe.encoders, recipe.init)) if recipe.init else recipe
 
 
 def encoders_of(recipe: Recipe, modality: Modality) -> Encoders:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,16 +19,36 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoder
 from multissl.contract.learning import Features
 from multissl.contract.plans import Masking, StreamSpec
-from multissl.encoders.published import change_config, describe_config, read_config
-from multissl.encoders.wrapped import Wrapped, by_size, mean_of, tokens_of
+from multissl.encoders.masked import MaskedWrapped, Places
+from multissl.encoders.published import change_config, describe_config, read_config, read_state
+from multissl.encoders.wrapped import ReadsPublishedNames, by_size, mean_of, tokens_of
 from multissl.registry import require
 
 UNSAID = {"model_type": "vit"}
 """`config` where nobody has changed it: beside a model it says nothing."""
 
 
-class HuggingFaceEncoder(Wrapped):
-    """A transformers `AutoModel`."""
+MASKINGS: dict[str, frozenset[Masking]] = {
+    **dict.fromkeys(
+        (
+            "vit",
+            "deit",
+            "vit_msn",
+            "ijepa",
+            "dinov2",
+            "dinov2_with_registers",
+            "clip_vision_model",
+            "siglip_vision_model",
+        ),
+        frozenset({"none", "replace", "drop"}),
+    ),
+    "dinov3_vit": frozenset({"none", "replace"}),
+}
+"""What can be done with a mask, by model type."""
+
+
+class HuggingFaceEncoder(MaskedWrapped, ReadsPublishedNames):
+    """A transformers `AutoModel`; vision transformers take masks."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Encoder.Config):
@@ -53,6 +73,11 @@ class HuggingFaceEncoder(Wrapped):
             if self.pretrained and not self.model:
                 raise ValueError("pretrained=True without a model: name a folder or a hub name in model")
 
+        def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
+            """Return what the model's type lets be done with a mask."""
+            kind = read_config(self.model).model_type if self.model else self.config["model_type"]
+            return MASKINGS.get(kind, frozenset({"none"}))
+
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         self.cfg, self.spec = cfg, spec
@@ -69,6 +94,7 @@ class HuggingFaceEncoder(Wrapped):
         self.wrap(net, list(max(lists, key=len, default=[])))
         sizes = getattr(net.config, "hidden_sizes", None)
         self.dim = sizes[-1] if sizes else net.config.hidden_size
+        self.take_masks(MASKINGS.get(net.config.model_type, frozenset({"none"})))
         self.accepts = set(inspect.signature(net.forward).parameters)
         if "pixel_values" not in self.accepts and self.name == "pixel_values" and spec.shape[0] == 1:
             self.name = "input_values"  # spectrograms [R, T, F] without a channel, as AST reads them
@@ -91,12 +117,30 @@ class HuggingFaceEncoder(Wrapped):
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; items of one size share one call."""
-        assert masking == "none", masking
         if inner > self.depth:
             raise ValueError(f"inner={inner}: the model has {self.depth} blocks")
-        return by_size(views, lambda v: self._features(v, inner))
+        if masking == "none" or not any(v.masks for v in views):
+            return by_size(views, lambda v: self._features(v, inner))
+        assert masking in self.maskings, masking
+        features: list[Features] = []
+        for v in views:
+            with self.masked(v, masking):
+                features.append(self._features(v, inner, masking == "drop"))
+        return features
 
-    def _features(self, v: Views, inner: int) -> Features:
+    def places(self) -> Places:
+        """Return the embeddings of patches, and those of all tokens around them."""
+        for module in self.net.modules():
+            for name in ("patch_embeddings", "patch_embedding"):
+                if name in dict(module.named_children()):
+                    return Places(module.get_submodule(name), module)
+        raise ValueError(f"{self.net.config.model_type} has no embeddings of patches")
+
+    def read_published(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return tensors under the network's own names, of any of transformers' names in memory or on disk."""
+        return read_state(self.net, state, config)
+
+    def _features(self, v: Views, inner: int, dropped: bool = False) -> Features:
         x = self.input(v.x)
         given: dict[str, Any] = {self.name: x[:, 0] if self.name == "input_values" else x}
         if v.valid is not None and "attention_mask" in self.accepts:
@@ -105,7 +149,7 @@ class HuggingFaceEncoder(Wrapped):
             given["interpolate_pos_encoding"] = True
         out = self.net(**given, output_hidden_states=inner > 0)
         every = tokens_of(out.last_hidden_state)  # [R, P+N, D]
-        first = self._prefix(every, v.x)
+        first = self._prefix(every, v.x, v.mask.num_hidden or 0 if dropped and v.mask else 0)
         tokens = every[:, first:]
         match self.cfg.pooling:
             case "pooler":
@@ -121,8 +165,8 @@ class HuggingFaceEncoder(Wrapped):
         taps = out.hidden_states[-inner:] if inner else ()
         return Features(pooled=pooled, tokens=tokens, inner=tuple(tokens_of(t)[:, first:] for t in taps))
 
-    def _prefix(self, every: Tensor, x: Tensor) -> int:
-        """How many tokens stand before those of the input x."""
+    def _prefix(self, every: Tensor, x: Tensor, dropped: int = 0) -> int:
+        """How many tokens stand before those of the input x, of which some were left out."""
         if self.cfg.prefix >= 0:
             return self.cfg.prefix
         patch = getattr(self.net.config, "patch_size", None)
@@ -134,7 +178,7 @@ class HuggingFaceEncoder(Wrapped):
             for name, size in (("time_stride", high), ("frequency_stride", wide))
         ]
         places = zip(x.shape[2:], (high, wide), steps, strict=True)
-        excess = every.shape[1] - math.prod((size - cut) // step + 1 for size, cut, step in places)
+        excess = every.shape[1] + dropped - math.prod((size - cut) // step + 1 for size, cut, step in places)
         return excess if 0 <= excess < every.shape[1] and excess <= 16 else 0
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from multissl.encoders.timm import check_options
 from multissl.registry import require, suggest
 
@@ -131,3 +133,57 @@ def _name_option(where: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, invalid) as error:
         line = " ".join(str(error).partition("\n\n")[0].split())
         raise ValueError(f"{where}: {line}") from None
+
+
+COMPUTE = (
+    "model_type", "hidden_act", "layer_norm_eps", "norm_eps", "num_attention_heads", "rope_theta", "feat_extract_norm",
+    "do_stable_layer_norm", "position_embedding_type", "local_attention", "global_attn_every_n_layers",
+    "use_swiglu_ffn", "use_gated_mlp", "use_mean_pooling", "pad_token_id",
+)  # fmt: skip
+"""Fields of a config that say how a network computes, which its tensors do not tell."""
+MAY_LACK = ("pooler.", "mask_token", "masked_spec_embed")
+"""How the rest of names begins that files may lack: the network keeps its own."""
+
+
+def read_state(net: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors under a network's own names, of any of transformers' names: in memory, on disk, with heads.
+
+    A config beside them has to compute as the network does. What transformers itself does not know is left out where it
+    is of a head, and refused by name where it is of the network.
+    """
+    own = net.state_dict()
+    for field in COMPUTE:
+        mine = getattr(net.config, field, None)
+        if field in config and mine is not None and config[field] != mine:
+            raise ValueError(
+                f"the config of these weights says {field}={config[field]!r}, this encoder has {mine!r}: give "
+                f"{WHERE}.{field}, or name the folder in encoders.model"
+            )
+    if state.keys() == own.keys():
+        return dict(state)
+    logging: Any = require("transformers.utils.logging")
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        loaded, report = type(net).from_pretrained(
+            None, config=net.config, state_dict=dict(state), output_loading_info=True, trust_remote_code=False
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"these weights do not fit the encoder ({' '.join(str(error).split())[:300]})"
+        ) from None
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
+    rooms = {name.partition(".")[0] for name in own}
+    prefix = f"{net.base_model_prefix}."
+    stray = [n for n in report["unexpected_keys"] if n.removeprefix(prefix).partition(".")[0] in rooms]
+    lacking = [n for n in report["missing_keys"] if not any(part in n for part in MAY_LACK)]
+    if stray or lacking:
+        words = [*(f"missing {n}" for n in sorted(lacking)), *(f"unknown {n}" for n in sorted(stray))]
+        more = f", and {len(words) - 12} more" if len(words) > 12 else ""
+        raise ValueError(f"these weights do not fit the encoder: {', '.join(words[:12])}{more}")
+    kept = {n: own[n] if n in report["missing_keys"] else t for n, t in loaded.state_dict().items()}
+    return {n: t.to(own[n].dtype) for n, t in kept.items()}

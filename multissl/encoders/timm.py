@@ -19,12 +19,20 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoder
 from multissl.contract.learning import Features
 from multissl.contract.plans import Masking, StreamSpec
-from multissl.encoders.wrapped import Wrapped, by_size, mean_of, picture_only, tokens_of
+from multissl.encoders.masked import MaskedWrapped, Places
+from multissl.encoders.wrapped import by_size, mean_of, picture_only, tokens_of
 from multissl.registry import require, suggest
 
+MASKINGS: dict[str, frozenset[Masking]] = {
+    "vision_transformer": frozenset({"none", "replace", "drop"}),
+    "deit": frozenset({"none", "replace", "drop"}),
+    "eva": frozenset({"none", "replace"}),
+}
+"""What can be done with a mask, by timm's module."""
 
-class TimmEncoder(Wrapped):
-    """A timm model without its classifier."""
+
+class TimmEncoder(MaskedWrapped):
+    """A timm model without its classifier; its vision transformers take masks, those with rotary positions replace."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Encoder.Config):
@@ -45,6 +53,11 @@ class TimmEncoder(Wrapped):
             if not 0 <= self.drop_path < 1:
                 raise ValueError(f"drop_path={self.drop_path}: want a share of at least 0 and below 1")
 
+        def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
+            """Return what the model's family lets be done with a mask."""
+            family = require("timm.models").model_entrypoint(self.name.partition(".")[0]).__module__
+            return MASKINGS.get(family.rpartition(".")[2], frozenset({"none"}))
+
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         picture_only("timm", spec)
@@ -53,6 +66,7 @@ class TimmEncoder(Wrapped):
         self.wrap(net, blocks_of(net))
         self.dim, self.prefix = net.num_features, getattr(net, "num_prefix_tokens", 0)
         head = getattr(net, "head_hidden_size", self.dim)
+        self.take_masks(cfg.maskings_for(spec))
         if cfg.pooling == "head" and head != self.dim:
             raise ValueError(
                 f"the head of {cfg.name} makes {head} numbers of tokens of {self.dim}: use pooling=mean"
@@ -65,8 +79,18 @@ class TimmEncoder(Wrapped):
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; items of one size share one call."""
-        assert masking == "none", masking
-        return by_size(views, lambda v: self._features(self.input(v.x), inner))
+        if masking == "none" or not any(v.masks for v in views):
+            return by_size(views, lambda v: self._features(self.input(v.x), inner))
+        assert masking in self.maskings, masking
+        features: list[Features] = []
+        for v in views:
+            with self.masked(v, masking):
+                features.append(self._features(self.input(v.x), inner))
+        return features
+
+    def places(self) -> Places:
+        """Return timm's patch embedding, and what stands before its blocks to drop patches."""
+        return Places(self.net.patch_embed, self.net.patch_drop)
 
     def _features(self, x: Tensor, inner: int) -> Features:
         net, taps = self.net, ()

@@ -6,7 +6,8 @@ Shapes: R rows, N tokens, D width, H*W places of a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,14 @@ TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
 """What libraries call tokens and tables of positions, at times with more behind it (pos_embedding, cls_token_1)."""
 SCALES = ("norm", "gamma")
 """What they call norms and LayerScale, whose parameters may have several axes: [D, 1, 1]."""
+
+
+class ReadsPublishedNames(ABC):
+    """An encoder whose library knows other names for its network's tensors than those in memory."""
+
+    @abstractmethod
+    def read_published(self, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return tensors under the network's own names; `config` is what lies beside them, {} without any."""
 
 
 class Wrapped(DeclaresParameters, Encoder):

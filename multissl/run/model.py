@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multissl.build import build, encoders_of, learner_of
+from multissl.build import build, encoders_of, fitted, learner_of
 from multissl.config import config_name, to_dict
 from multissl.contract.data import Sample
 from multissl.contract.encoder import Encoders
@@ -175,6 +175,7 @@ def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
 def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
     """Return the encoders as the recipe starts with them: pretrained, given with --init, or random."""
     # As `load` has them: whole, in fp32 and uncompiled, since every size of batch would be compiled anew.
+    recipe = fitted(recipe)
     parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device))
     encoders = parts.learner.encoders.eval().requires_grad_(False)
     return Model(recipe, parts.modality, encoders, torch.device(device))

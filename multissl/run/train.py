@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from multissl.build import Parts, build
+from multissl.build import Parts, build, fitted
 from multissl.config import config_name, difference, to_dict
 from multissl.contract.verdict import Outcome, whole_verdict
 from multissl.engine import checkpoint
@@ -66,6 +66,7 @@ def train(
     """
     run = RunFolder(folder)
     with process_group() as device, entered(run, recipe.steps) as lock:
+        recipe = fitted(recipe)
         before = run.read_options().get("steps", recipe.steps)
         changed = prepare(run, recipe, file)
         began = time.time()

@@ -155,15 +155,15 @@ def derive(
     """
     usual = TransformerEncoder.Config()
     at_default = [n for n in options if value_of(cfg, n) == value_of(usual, n)]
-    kept = cfg.replace(**changes(cfg, {n: options[n] for n in at_default if options[n] is not None}))
-    if wrong := differences(kept, options):
-        raise ValueError(refusal(kept, options, wrong, stream, title))
     unknown = [n for n in at_default if options[n] is None]
-    if "heads" in unknown and options["dim"] == 64 * kept.heads:
-        log.info("the number of heads is in no file: %s takes %d, of 64 channels", stream, kept.heads)
+    if "heads" in unknown and options["dim"] == 64 * cfg.heads:
+        log.info("the number of heads is in no file: %s takes %d, of 64 channels", stream, cfg.heads)
         unknown.remove("heads")
     if unknown:
         raise ValueError(unknown_line(unknown, stream, title, options["dim"]))
+    kept = cfg.replace(**changes(cfg, {n: options[n] for n in at_default if options[n] is not None}))
+    if wrong := differences(kept, options):
+        raise ValueError(refusal(kept, options, wrong, stream, title))
     return kept
 
 

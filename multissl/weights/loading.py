@@ -12,22 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from multissl import registry
-from multissl.contract.encoder import Encoders
+from multissl.contract.encoder import Encoder, Encoders
 from multissl.encoders.transformer import TransformerEncoder
+from multissl.encoders.wrapped import ReadsPublishedNames
 from multissl.layers.positions import Position
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
-from multissl.weights.containers import Source, open_file
+from multissl.weights.containers import Source
 from multissl.weights.conventions import Context, Resampling
-from multissl.weights.fitting import check, options_of
+from multissl.weights.fitting import check, derive, options_of
+from multissl.weights.hubs import open_place
 from multissl.weights.layouts.base import Layout, Published, rename, shorten, to_own
 from multissl.weights.layouts.dinov2 import official_names
 from multissl.weights.layouts.huggingface_dinov2 import HuggingFaceDINOv2
 from multissl.weights.layouts.ours import Ours
-from multissl.weights.released import released_heads
+from multissl.weights.layouts.plain_vit import PlainViT
+from multissl.weights.released import licence_line, released_as, released_heads
 from multissl.weights.resampling import convention_of, fit_patches, fit_positions
 from multissl.weights.unwrapping import Network, State, strip, unwrap
 
@@ -35,6 +39,7 @@ log = logging.getLogger("multissl")
 
 TABLE, PATCHES = "tokenizer.pos_embed", "tokenizer.patch_embed.proj.weight"
 """What is resampled, in our names."""
+OFFICIAL_PATCHES = "patch_embed.proj.weight"
 
 
 def load_weights(encoders: Encoders, place: str | Path) -> None:
@@ -44,7 +49,7 @@ def load_weights(encoders: Encoders, place: str | Path) -> None:
     and so are those of other streams.
     """
     try:
-        source = open_file(place)
+        source = open_place(place)
         state = dict(source.contents)
         if all(isinstance(t, Tensor) for t in state.values()):
             state = without_heads(state, encoders)
@@ -57,7 +62,41 @@ def load_weights(encoders: Encoders, place: str | Path) -> None:
                 f"they tell no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
             )
         stream = next(iter(encoders))
-        load_state(encoders[stream], state, None, stream, layout=source.layout, config=source.config)
+        load_state(
+            encoders[stream],
+            state,
+            None,
+            stream,
+            layout=source.layout,
+            config=source.config,
+            path=source.path,
+        )
+    except ValueError as error:
+        raise ValueError(f"--init {place}: {error}") from None
+
+
+def derive_configs(configs: Mapping[str, Encoder.Config], place: str | Path) -> dict[str, Encoder.Config]:
+    """Return encoder configs in which a single transformer is what weights of a published layout ask for.
+
+    Options at their defaults are taken from the weights; others that contradict are refused by name.
+    """
+    stream, cfg = next(iter(configs.items()))
+    if len(configs) != 1 or not isinstance(cfg, TransformerEncoder.Config):
+        return dict(configs)
+    try:
+        source = open_place(place)
+        network = unwrap(source.contents)
+        layout = published_layout(network, source.layout, source.config, source.path)
+        if layout is None:
+            return dict(configs)
+        context = Context(source.config)
+        official = layout.official(network, context)
+        conventions = layout.conventions(official, context)
+        if isinstance(layout, PlainViT):
+            layout.check_told(official)
+        if conventions.heads is None:
+            conventions = replace(conventions, heads=released_heads(layout.name, official))
+        return {stream: derive(cfg, options_of(official, conventions), stream, layout.title)}
     except ValueError as error:
         raise ValueError(f"--init {place}: {error}") from None
 
@@ -128,9 +167,12 @@ def layout_of(state: Mapping[str, Any], encoder: nn.Module) -> Layout:
 
 
 def published_layout(
-    network: Network, name: str = "", config: Mapping[str, Any] | None = None
+    network: Network, name: str = "", config: Mapping[str, Any] | None = None, path: Path | None = None
 ) -> Published | None:
-    """Return the layout of a transformer: the one that is named, the config's, or the one that contents tell."""
+    """Return the layout of a transformer: the one that is named, the config's, or the one that contents tell.
+
+    Where these do not say whose they are, a file of the name and width of a released model is taken for that.
+    """
     known = [layout for each in registry.GROUPS["layouts"] if (layout := published(each)) is not None]
     if name:
         layout = published(name)
@@ -141,7 +183,14 @@ def published_layout(
         return layout
     matching = [layout for layout in known if layout.matches(network)]
     kind = (config or {}).get("model_type")
-    return next((layout for layout in matching if kind in layout.model_types), next(iter(matching), None))
+    found = next((layout for layout in matching if kind in layout.model_types), next(iter(matching), None))
+    model = released_as(path)
+    if found is None or found.name != "plain_vit" or model is None:
+        return found
+    if len(network.state[OFFICIAL_PATCHES]) != model.dim:
+        return found
+    log.info("these weights are taken for those of %s, by the name of the file", model.layout)
+    return published(model.layout)
 
 
 def published(name: str) -> Published | None:
@@ -158,19 +207,26 @@ def load_state(
     *,
     layout: str = "",
     config: Mapping[str, Any] | None = None,
+    path: Path | None = None,
 ) -> None:
     """Fill an encoder from a state in any known layout; refuse what does not fit, by name.
 
     The state may be the dictionary of a training file. `recorded` is how the run that made a state in our own names
     resampled positions; without it, as the encoder does. `layout` names the layout where contents do not tell it,
-    `config` holds what lies beside the tensors in `config.json`.
+    `config` holds what lies beside the tensors in `config.json`, `path` is the file that they come from.
     """
     if isinstance(encoder, TransformerEncoder) and not set(state) <= encoder.state_dict().keys():
         network = unwrap(state) if state else Network({}, "", ())
-        found = published_layout(network, layout, config) if network.state else None
+        found = published_layout(network, layout, config, path) if network.state else None
         if found is not None:
             fill_transformer(encoder, network, found, config or {}, stream)
+            log.info("%s", licence_line(stream, found.name, path, config or {}))
             return
+    if not isinstance(encoder, TransformerEncoder) and any(isinstance(v, Mapping) for v in state.values()):
+        state = unwrap(state).state
+    if isinstance(encoder, ReadsPublishedNames) and not any(name.startswith("net.") for name in state):
+        state = {f"net.{n}": t for n, t in encoder.read_published(state, config or {}).items()}
+        log.info("%s", licence_line(stream, "library", path, config or {}))
     chosen = layout_of(state, encoder)
     log.info("weights of %s are read as %s", stream, chosen.name)
     ours = chosen.to_ours(state, encoder)
@@ -189,6 +245,8 @@ def fill_transformer(
     conventions = layout.conventions(official, context)
     if conventions.heads is None:
         conventions = replace(conventions, heads=released_heads(layout.name, official))
+    if isinstance(layout, PlainViT) and official.get(OFFICIAL_PATCHES, torch.empty(0)).dim() == 5:
+        layout.check_told(official)
     check(encoder, options_of(official, conventions), stream, layout)
     say(stream, layout, network)
     official = {n.replace("fc_norm.", "norm."): t for n, t in official.items()}

@@ -1,18 +1,25 @@
-"""Models that were released: what they are called, whose layout they are in, their licence, sizes and input constants.
+"""Models that were released: what their files are called, their layout, licence, sizes and input constants.
 
-`released.json` holds a row for each. It is data for messages and for what no file tells, such as the number of heads;
-nothing is fetched.
+`released.json` holds a row for each, and the licence that weights of a layout were released under. It is data for
+messages and for what no file tells, such as the number of heads; nothing is fetched. Licences are as their projects
+stated them when the table was written: whoever uses weights reads the text that comes with them.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from multissl.plain_data import parse_json
 from multissl.weights.unwrapping import State
+
+ENDINGS = re.compile(r"(\.safetensors|\.pth\.tar|\.pth|\.pt|\.bin|\.ckpt)$")
+RESTRICTED = ("CC-BY-NC-4.0",)
+"""Licences that forbid commercial use."""
 
 
 class Released(NamedTuple):
@@ -28,19 +35,29 @@ class Released(NamedTuple):
     heads: int
     patch: int
     size: int
-    """Pixels of the side of a picture or frame that it was trained on."""
+    """Pixels of the side of a picture or frame that its positions are of; 0: of any."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Input constants of red, green and blue, of values from 0 to 1."""
 
 
 @functools.cache
+def _table() -> Mapping[str, Any]:
+    path = Path(__file__).with_name("released.json")
+    return parse_json(path.read_text(encoding="utf-8"), str(path))
+
+
+@functools.cache
 def released() -> list[Released]:
     """Return all rows of the table."""
-    path = Path(__file__).with_name("released.json")
-    data: Any = parse_json(path.read_text(encoding="utf-8"), str(path))
-    constants = {name: (tuple(mean), tuple(std)) for name, (mean, std) in data["inputs"].items()}
-    return [Released._make([*row[:-1], *constants[row[-1]]]) for row in data["models"]]
+    constants = {name: (tuple(mean), tuple(std)) for name, (mean, std) in _table()["inputs"].items()}
+    return [Released._make([*row[:-1], *constants[row[-1]]]) for row in _table()["models"]]
+
+
+def released_as(path: Path | None) -> Released | None:
+    """Return the released model that a file is called like."""
+    stem = "" if path is None else ENDINGS.sub("", path.name)
+    return next((model for model in released() if fnmatchcase(stem, model.name)), None)
 
 
 def released_heads(layout: str, official: State) -> int | None:
@@ -51,3 +68,23 @@ def released_heads(layout: str, official: State) -> int | None:
     sizes = (len(official["patch_embed.proj.weight"]), 1 + max(blocks))
     counts = {r.heads for r in released() if r.layout == layout and (r.dim, r.depth) == sizes}
     return counts.pop() if len(counts) == 1 else None
+
+
+def licence_of(layout: str, path: Path | None, config: Mapping[str, Any]) -> str:
+    """Return the licence that weights were released under, "" where the table does not know."""
+    model = released_as(path)
+    if model is not None and model.layout == layout:
+        return model.licence
+    licences = _table()["licences"]
+    return licences.get(config.get("model_type", ""), licences.get(layout, ""))
+
+
+def licence_line(stream: str, layout: str, path: Path | None, config: Mapping[str, Any]) -> str:
+    """Return the line about the licence of weights; "" where none is known."""
+    licence = licence_of(layout, path, config)
+    if not licence:
+        return f"the licence of the weights of {stream} is not known here: read what came with them"
+    model = released_as(path)
+    what = f"{model.name} was" if model is not None else f"weights of this kind ({layout}) were"
+    limit = ": no commercial use, of what is trained from them neither" if licence in RESTRICTED else ""
+    return f"{what} released under {licence}{limit}; read what came with them"

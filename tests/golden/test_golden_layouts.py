@@ -7,7 +7,7 @@ are the input of the first block, the output of every block, the final tokens an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,49 +19,63 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import resample
 from multissl.weights.conventions import Context
 from multissl.weights.fitting import derive, options_of
-from multissl.weights.layouts.base import Published
 from multissl.weights.loading import load_state, published_layout
 from multissl.weights.resampling import adapt_channels, resample_patches
 from multissl.weights.unwrapping import strip
 from tests.golden import Case, cases, cases_of
 
 pytestmark = pytest.mark.reference
+
+
+class Variant(NamedTuple):
+    """How the files of a variant are read."""
+
+    layout: str
+    named: bool = False
+    """Whether the user says the layout, as contents do not."""
+    kind: str = ""
+    """The config's model_type."""
+
+
 PICTURES = {
-    "hf_dinov2": ("", "dinov2"),
-    "hf_dinov2_registers": ("", "dinov2_with_registers"),
-    "hf_dinov3": ("", "dinov3_vit"),
-    "hf_vit": ("", "vit"),
-    "hf_vit_mae_encoder": ("", "vit_mae"),
-    "hf_ijepa": ("", "ijepa"),
-    "hf_clip_vision": ("", "clip_vision_model"),
-    "hf_siglip_vision": ("", "siglip_vision_model"),
-    "hf_data2vec_vision": ("", "data2vec-vision"),
-    "timm_dinov2": ("timm_dinov2", ""),
-    "timm_dinov3": ("", ""),
-    "timm_vit": ("timm_vit", ""),
-    "timm_clip": ("", ""),
-    "timm_siglip": ("", ""),
-    "torchvision_vit": ("", ""),
-    "dino_v1": ("dino", ""),
-    "ibot": ("ibot", ""),
-    "dinov3_official": ("", ""),
-    "ijepa_official": ("ijepa", ""),
-    "wrapped_dino_teacher": ("dino", ""),
-    "wrapped_hf_vit_memory": ("", "vit"),
-    "wrapped_hf_dinov3_memory": ("", "dinov3_vit"),
-    "wrapped_hf_clip_full": ("", "clip_vision_model"),
-    "wrapped_mocov3": ("", ""),
-    "wrapped_hf_dinov2_memory": ("", "dinov2"),
+    "hf_dinov2": Variant("huggingface_dinov2", kind="dinov2"),
+    "hf_dinov2_registers": Variant("huggingface_dinov2", kind="dinov2_with_registers"),
+    "hf_dinov3": Variant("huggingface_dinov3", kind="dinov3_vit"),
+    "hf_vit": Variant("huggingface_vit", kind="vit"),
+    "hf_vit_mae_encoder": Variant("huggingface_vit", kind="vit_mae"),
+    "hf_ijepa": Variant("huggingface_vit", kind="ijepa"),
+    "hf_clip_vision": Variant("huggingface_clip", kind="clip_vision_model"),
+    "hf_siglip_vision": Variant("huggingface_siglip", kind="siglip_vision_model"),
+    "hf_data2vec_vision": Variant("huggingface_data2vec", kind="data2vec-vision"),
+    "timm_dinov2": Variant("timm_dinov2", named=True),
+    "timm_dinov3": Variant("timm_dinov3"),
+    "timm_vit": Variant("timm_vit", named=True),
+    "timm_clip": Variant("timm_clip"),
+    "timm_siglip": Variant("timm_siglip"),
+    "torchvision_vit": Variant("torchvision_vit"),
+    "dino_v1": Variant("dino", named=True),
+    "ibot": Variant("ibot", named=True),
+    "dinov3_official": Variant("dinov3"),
+    "ijepa_official": Variant("ijepa", named=True),
+    "wrapped_dino_teacher": Variant("dino", named=True),
+    "wrapped_hf_vit_memory": Variant("huggingface_vit", kind="vit"),
+    "wrapped_hf_dinov3_memory": Variant("huggingface_dinov3", kind="dinov3_vit"),
+    "wrapped_hf_clip_full": Variant("huggingface_clip", kind="clip_vision_model"),
+    "wrapped_mocov3": Variant("moco_v3"),
+    "wrapped_hf_dinov2_memory": Variant("huggingface_dinov2", kind="dinov2"),
 }
-"""By variant: the layout that a user names where content does not tell, and the config's model_type."""
 CLIPS = {
-    "hf_videomae": ("", "videomae"),
-    "hf_vjepa2": ("", "vjepa2"),
-    "vjepa2_official": ("", ""),
-    "vjepa_official": ("vjepa", ""),
-    "wrapped_vjepa2_encoder": ("vjepa2", ""),
-    "wrapped_vjepa_target": ("vjepa", ""),
-    "wrapped_hf_videomae_pretraining": ("", "videomae"),
+    "hf_videomae": Variant("huggingface_videomae", kind="videomae"),
+    "hf_vjepa2": Variant("huggingface_vjepa2", kind="vjepa2"),
+    "vjepa2_official": Variant("vjepa2"),
+    "vjepa_official": Variant("vjepa", named=True),
+    "wrapped_vjepa2_encoder": Variant("vjepa2", named=True),
+    "wrapped_vjepa_target": Variant("vjepa", named=True),
+    "wrapped_hf_videomae_pretraining": Variant("huggingface_videomae", kind="videomae"),
+}
+OTHERS = {
+    "hf_ast": Variant("huggingface_ast", kind="audio-spectrogram-transformer"),
+    "hf_siglip2_vision": Variant("huggingface_siglip", kind="siglip2_vision_model"),
 }
 AFTER = ("last_hidden_state", "tokens")
 """What libraries call the final tokens."""
@@ -84,14 +98,13 @@ def side_of(config: dict[str, Any]) -> int:
     return size[0] if isinstance(size, list) else size
 
 
-def build(
-    case: Case, spec: StreamSpec, layout: str, config: dict[str, Any]
-) -> tuple[TransformerEncoder, Published]:
+def build(case: Case, spec: StreamSpec, variant: Variant, config: dict[str, Any]) -> TransformerEncoder:
     """An encoder that is derived from the case's weights, holding them."""
-    state = case.tensors("param")
+    state, layout = case.tensors("param"), variant.layout if variant.named else ""
     network = strip(state)
     found = published_layout(network, layout, config)
     assert found is not None
+    assert found.name == variant.layout
     official = found.official(network, Context(config))
     options = options_of(official, found.conventions(official, Context(config)))
     asked = TransformerEncoder.Config(heads=config["num_heads"] if options["heads"] is None else 6)
@@ -99,7 +112,7 @@ def build(
     torch.manual_seed(0)
     encoder = TransformerEncoder(cfg, spec).eval()
     load_state(encoder, state, None, "image", layout=layout, config=config)
-    return encoder, found
+    return encoder
 
 
 def compare(case: Case, encoder: TransformerEncoder, views: Views, order: Tensor | None = None) -> None:
@@ -138,21 +151,21 @@ def compare(case: Case, encoder: TransformerEncoder, views: Views, order: Tensor
 
 @pytest.mark.parametrize("case", cases_of("layouts", PICTURES))
 def test_golden_layouts_of_pictures(case: Case) -> None:
-    layout, kind = PICTURES[case.variant]
-    config = described(case, kind)
+    variant = PICTURES[case.variant]
+    config = described(case, variant.kind)
     side, patch = side_of(config), config["patch_size"]
     spec = StreamSpec(
         kind="grid", shape=(3, side, side), num_tokens=(side // patch) ** 2, patch=(patch, patch)
     )
-    encoder, _ = build(case, spec, layout, config)
+    encoder = build(case, spec, variant, config)
     image = case.tensors("in")["image_u8"].float() / 128 - 1
     compare(case, encoder, Views(x=image, stream="image", role="clean"))
 
 
 @pytest.mark.parametrize("case", cases_of("layouts", CLIPS))
 def test_golden_layouts_of_clips(case: Case) -> None:
-    layout, kind = CLIPS[case.variant]
-    config = described(case, kind)
+    variant = CLIPS[case.variant]
+    config = described(case, variant.kind)
     side, patch, length = side_of(config), config["patch_size"], config["tubelet_size"]
     frames = config.get("num_frames") or config["frames_per_clip"]
     spec = StreamSpec(
@@ -161,21 +174,22 @@ def test_golden_layouts_of_clips(case: Case) -> None:
         num_tokens=frames // length * (side // patch) ** 2,
         patch=(length, patch, patch),
     )
-    encoder, _ = build(case, spec, layout, config)
+    encoder = build(case, spec, variant, config)
     video = case.tensors("in")["video_u8"].transpose(1, 2).float() / 128 - 1
     compare(case, encoder, Views(x=video, stream="video", role="clean"))
 
 
 @pytest.mark.parametrize("case", cases("layouts", "hf_ast"))
 def test_golden_layouts_of_spectrograms(case: Case) -> None:
-    config = described(case, "audio-spectrogram-transformer")
+    variant = OTHERS[case.variant]
+    config = described(case, variant.kind)
     patch, stride = config["patch_size"], (config["time_stride"], config["frequency_stride"])
     plane = (config["max_length"], config["num_mel_bins"])
     grid = tokens_along(plane, (patch, patch), stride)
     spec = StreamSpec(
         kind="grid", shape=(1, *plane), num_tokens=grid[0] * grid[1], patch=(patch, patch), stride=stride
     )
-    encoder, _ = build(case, spec, "", config)
+    encoder = build(case, spec, variant, config)
     spectrogram = case.tensors("in")["spec"][:, None]
     frequency_first = torch.arange(grid[0] * grid[1]).view(grid).T.flatten() + 2
     order = torch.cat([torch.arange(2), frequency_first])
@@ -184,12 +198,13 @@ def test_golden_layouts_of_spectrograms(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("layouts", "hf_siglip2_vision"))
 def test_golden_layouts_of_pictures_of_varying_size(case: Case) -> None:
-    config = described(case, "siglip2_vision_model")
+    variant = OTHERS[case.variant]
+    config = described(case, variant.kind)
     patch, side = config["patch_size"], round(config["num_patches"] ** 0.5)
     spec = StreamSpec(
         kind="grid", shape=(3, side * patch, side * patch), num_tokens=side**2, patch=(patch, patch)
     )
-    encoder, _ = build(case, spec, "", config)
+    encoder = build(case, spec, variant, config)
     given, expected = case.tensors("in"), case.tensors("out")
     for row, (high, wide) in enumerate(given["spatial_shapes"].tolist()):
         count = high * wide

@@ -228,4 +228,5 @@ def test_what_was_taken_and_left_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines == [
         "weights of image are read as dinov2 (DINOv2), of teacher / backbone",
         "left out are 1 tensors that are no part of the encoder: dino_head.mlp",
+        "weights of this kind (dinov2) were released under Apache-2.0; read what came with them",
     ]

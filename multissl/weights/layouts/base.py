@@ -136,6 +136,8 @@ def complete(state: Mapping[str, Tensor]) -> State:
     for name, shape in {"cls_token": (1, 1, -1), "mask_token": (1, -1)}.items():
         if name in state:
             state[name] = state[name].reshape(shape)
+    if "register_tokens" in state and not state["register_tokens"].numel():
+        del state["register_tokens"]
     if "pos_embed" in state:
         state["pos_embed"] = state["pos_embed"].reshape(1, *state["pos_embed"].shape[-2:])
     return state

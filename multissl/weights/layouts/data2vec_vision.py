@@ -36,6 +36,7 @@ def relative_conventions(state: State, eps: float | None, heads: int | None) -> 
         kind="learned" if table is None else "relative",
         grid=side,
         pooling="mean",
+        final_norm="tokens" if "norm.weight" in state else "none",
         key_bias=False,
     )
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from multissl.weights.layouts.base import Layout, unwrapped
-from multissl.weights.unwrapping import State
+from multissl.weights.unwrapping import State, strip
 
-CLASSIFIERS = ("net.fc.", "net.head.", "net.classifier.")
+CLASSIFIERS = ("net.fc.", "net.head.", "net.classifier.", "net.pooler.", "net.head_drop.")
 
 
 class Ours(Layout):
@@ -34,10 +34,14 @@ class Library(Layout):
 
     def recognizes(self, names: Collection[str], encoder: nn.Module) -> bool:
         """Return whether the encoder is nothing but such a network, whatever the file is."""
-        return all(name.startswith("net.") for name in encoder.state_dict())
+        return all(name.startswith("net.") or name == "mask_token" for name in encoder.state_dict())
 
     def to_ours(self, state: Mapping[str, Tensor], encoder: nn.Module) -> State:
-        """Put `net.` in front of the names."""
-        own = encoder.state_dict().keys()
+        """Put `net.` in front of the names; prefixes of training code come off, counters of batch norm may lack."""
+        own = encoder.state_dict()
         named = {f"net.{name.removeprefix('net.')}": tensor for name, tensor in state.items()}
-        return {n: t for n, t in named.items() if n in own or not n.startswith(CLASSIFIERS)}
+        if not named.keys() & own.keys():
+            named = {f"net.{name}": tensor for name, tensor in strip(state).state.items()}
+        kept = {n: t for n, t in named.items() if n in own or not n.startswith(CLASSIFIERS)}
+        lacking = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") or n == "mask_token"}
+        return lacking | kept

@@ -51,11 +51,37 @@ class PlainViT(Published):
         """Return what all of these projects do."""
         return Conventions(pooling="cls" if "cls_token" in state else "mean")
 
+    def check_told(self, state: State) -> None:
+        """Raise a ValueError where the names are all that is known, and are those of several projects.
+
+        They differ in how positions are resampled; of clips, in what positions are.
+        """
+        if self.name != "plain_vit":
+            return
+        if state["patch_embed.proj.weight"].dim() == 5:
+            raise ValueError(
+                "these names are those of V-JEPA and of V-JEPA 2, whose positions differ: say which, as in "
+                "--init vjepa:FILE or --init vjepa2:FILE"
+            )
+        raise ValueError(
+            "these names are those of DINO, iBOT, MoCo v3, MAE, I-JEPA and timm, which resample positions in different "
+            "ways: say whose they are, as in --init dino:FILE (dino, ibot, moco_v3, mae, ijepa, timm_vit, timm_dinov2)"
+        )
+
 
 def with_class_row(state: State) -> State:
-    """Return official names in which the position table has a row for the class token, where there is one."""
-    table = state.get("pos_embed")
-    if table is not None and "cls_token" in state and is_square(table.shape[1]):
+    """Return official names in which the position table has a row for the class token, where there is one.
+
+    Rows for registers, which ours lack, are added to them.
+    """
+    table, registers = state.get("pos_embed"), state.get("register_tokens")
+    if table is not None and registers is not None:
+        before, count = int("cls_token" in state), registers.shape[1]
+        if not is_square(table.shape[1] - before) and is_square(table.shape[1] - before - count):
+            rows = table[:, before : before + count]
+            table = torch.cat([table[:, :before], table[:, before + count :]], 1)
+            state = state | {"register_tokens": registers + rows, "pos_embed": table}
+    if table is not None and "cls_token" in state and is_square(table.shape[1]) and table.shape[1] > 1:
         state = state | {"pos_embed": torch.cat([torch.zeros_like(table[:, :1]), table], 1)}
     return state
 

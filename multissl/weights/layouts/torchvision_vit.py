@@ -1,4 +1,8 @@
-"""torchvision's vision transformers."""
+"""torchvision's vision transformers, which know one size of pictures.
+
+Other sizes are resampled here to the plain size, as by most code; torchvision has a helper (`interpolate_embeddings`) that
+aligns corners, which is not done here, so that its tables are others.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +35,5 @@ class TorchvisionViT(Published):
         return names_of(network, r"conv_proj\.weight", r"encoder\.layers\.encoder_layer_0\..*")
 
     def conventions(self, state: State, context: Context) -> Conventions:
-        """Return how torchvision computes; its models know one size, and its helper resamples so."""
-        return Conventions(resampling=Resampling(0.0, False, "torchvision's interpolate_embeddings"))
+        """Return how torchvision computes at the size of its models, and how others are made here."""
+        return Conventions(resampling=Resampling(0.0, False, "this package, for torchvision,"))

@@ -1,0 +1,120 @@
+"""Weights by a name on a hub: `hf:NAME` by huggingface_hub, `timm:NAME` by timm. No code of a hub runs.
+
+What the library has in its cache needs no network; without one the answer is a line, after a few seconds at most.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from multissl.registry import require, suggest
+from multissl.weights.containers import FILES, INDEX, Source, open_file, read_config
+
+HUBS = ("hf", "timm")
+ENDPOINT = "https://huggingface.co"
+PATIENCE = 3.0
+"""Seconds to wait for a hub before it counts as out of reach."""
+
+
+def open_place(text: str | Path) -> Source:
+    """Return what a place of weights holds: a file, a folder, `LAYOUT:FILE`, `hf:NAME` or `timm:NAME`."""
+    hub, colon, name = str(text).partition(":")
+    if colon and hub == "hf":
+        return open_file(name) if Path(name).exists() else fetch_hugging_face(name)
+    if colon and hub == "timm":
+        return open_timm(name)
+    return open_file(text)
+
+
+def check_reachable(name: str) -> None:
+    """Raise a ValueError where the hub does not answer within a few seconds."""
+    parts = urlsplit(os.environ.get("HF_ENDPOINT") or ENDPOINT)
+    address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    proxy = any(os.environ.get(f"{scheme}_proxy") for scheme in ("https", "HTTPS", "all", "ALL"))
+    problem = "HF_HUB_OFFLINE is set" if offline else ""
+    if not problem and not proxy:
+        try:
+            socket.create_connection(address, PATIENCE).close()
+        except OSError as error:
+            problem = f"{address[0]} cannot be reached ({error.strerror or error})"
+    if problem:
+        raise ValueError(f"{name} is not in the cache, and {problem}: give a file or folder of this machine")
+
+
+def fetch_hugging_face(name: str) -> Source:
+    """Return the weights and config of a model on Hugging Face's hub, from the cache where they are there."""
+    hub: Any = require("huggingface_hub")
+    errors: Any = require("huggingface_hub.errors")
+
+    def fetch(file: str, local: bool) -> Path | None:
+        try:
+            return Path(hub.hf_hub_download(name, file, local_files_only=local))
+        except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
+            return None
+
+    try:
+        for local in (True, False):
+            if not local:
+                check_reachable(f"hf:{name}")
+            for file in FILES:
+                path = fetch(file, local)
+                if path is None:
+                    continue
+                if file.endswith(INDEX):
+                    for part in dict.fromkeys(read_config(path).get("weight_map", {}).values()):
+                        fetch(str(part), local)
+                config = fetch("config.json", local)
+                return open_file(path)._replace(config=read_config(config) if config else {})
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"hf:{name} cannot be fetched ({reason[:200]})") from None
+    raise ValueError(f"hf:{name} holds none of {', '.join(FILES)}: name a model with weights for PyTorch")
+
+
+def open_timm(name: str) -> Source:
+    """Return the weights of a timm model, and what timm says of it; `local-dir:FOLDER` names a folder."""
+    timm: Any = require("timm")
+    local = name.startswith("local-dir:")
+    if not local and not timm.is_model(name):
+        raise ValueError(
+            f"timm has no model {name!r}{suggest(name.partition('.')[0], timm.list_models(f'{name[:3]}*'))}"
+        )
+    if not local and not timm.is_model_pretrained(name):
+        raise ValueError(f"timm:{name} has no published weights: name one of timm.list_pretrained()")
+    if not local and not is_cached(timm, name):
+        check_reachable(f"timm:{name}")
+    try:
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # whatever the hub, the network or the file make it raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"timm:{name} cannot be fetched ({reason[:200]})") from None
+    attention = [
+        m.num_heads
+        for m in model.modules()
+        if type(m).__name__.endswith("Attention") and vars(m).get("num_heads")
+    ]
+    architecture = model.pretrained_cfg.get("architecture", name)
+    config = {"architecture": architecture, **({"num_heads": attention[0]} if attention else {})}
+    return Source(model.state_dict(), None, config, timm_layout(architecture, model))
+
+
+def is_cached(timm: Any, name: str) -> bool:
+    """Return whether weights of a timm model are in the cache of the hub that it takes them from."""
+    hub: Any = require("huggingface_hub")
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    if not repository or "/" not in repository:
+        return False
+    return any(isinstance(hub.try_to_load_from_cache(repository, file), str) for file in FILES)
+
+
+def timm_layout(architecture: str, model: Any) -> str:
+    """Return the layout of a timm model, "" where its tensors tell."""
+    kind = type(model).__name__
+    if kind != "VisionTransformer" or any(part in architecture for part in ("clip", "siglip")):
+        return ""
+    return "timm_dinov2" if "dinov2" in architecture else "timm_vit"
