@@ -1,7 +1,7 @@
 """torchvision's vision transformers, which know one size of pictures.
 
-Other sizes are resampled here to the plain size, as by most code; torchvision has a helper (`interpolate_embeddings`) that
-aligns corners, which is not done here, so that its tables are others.
+Other sizes are resampled here to the plain size, as by most code; torchvision has a helper
+(`interpolate_embeddings`) that aligns corners, which is not done here, so that its tables are others.
 """
 
 from __future__ import annotations
