@@ -236,6 +236,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     problem: Exception | None = None
     if is_main():
         try:
+            _remove_leftovers(folder)
             result = _newest_whole(folder, say)
         except (ValueError, OSError) as error:
             problem = error

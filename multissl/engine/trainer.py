@@ -44,6 +44,7 @@ from multissl.engine.window import Rates, Window
 from multissl.files import make_folder, read_json_lines, replace_text
 from multissl.parallel.gradients import largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
+from multissl.parallel.watch import watched
 
 
 class Interrupted(RuntimeError):
@@ -126,7 +127,7 @@ class Trainer:
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
         self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
-        with self.ending.heard():
+        with self.ending.heard(), watched(self.cfg.parallel.timeout) as self.watch:
             if start == 0:
                 for text in notes:
                     self.display.say(text)
@@ -178,7 +179,7 @@ class Trainer:
                 )  # fmt: skip
                 largest = largest_gradient(self.trainable) if logged else None
                 self.optimizer.zero_grad()
-                self.reached = step + 1
+                self.reached = self.watch.step = step + 1
                 self._note_skipped(step, fetched.skipped)
                 unread.append(result)
                 last = step + 1 == cfg.steps

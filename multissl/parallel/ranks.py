@@ -6,12 +6,16 @@ One process, torchrun and SLURM take the same path.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+TIMEOUT = 1800.0
+"""Seconds after which ranks that wait for another one give up."""
 
 
 def world() -> int:
@@ -36,9 +40,10 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(timeout: float = TIMEOUT) -> Iterator[torch.device]:
     """The ranks' process group for the time of a `with`, and this rank's device.
 
+    A rank that waits for others for more than `timeout` seconds gives up.
     Reads torchrun's variables, else SLURM's; without either there is one rank, which needs no group. An existing
     group is used and left alone.
     """
@@ -58,7 +63,7 @@ def process_group() -> Iterator[torch.device]:
     else:
         options = {}
     if options:
-        dist.init_process_group(**options)
+        dist.init_process_group(**options, timeout=datetime.timedelta(seconds=timeout))
     try:
         yield device
     finally:

@@ -14,7 +14,7 @@ from multissl.config import Config
 from multissl.contract.abilities import Shardable
 from multissl.contract.encoder import Encoder
 from multissl.parallel.compiling import choose, compiles
-from multissl.parallel.ranks import _group_of_one, world
+from multissl.parallel.ranks import TIMEOUT, _group_of_one, world
 from multissl.parallel.replicas import cast_inputs, replicate
 
 KEPT = 2_000_000_000
@@ -37,8 +37,13 @@ class Parallel(Config):
     works; evaluation runs everything as it is written."""
     fully_shard: Literal["auto", "always"] = "auto"
     """Auto leaves FSDP2 out where nothing is sharded, as it only costs time there; always is for comparison."""
+    timeout: float = TIMEOUT
+    """Seconds after which ranks that wait for another one give up; well before, the silent one is named. Above the time
+    that one rank alone may take for a checkpoint or an evaluation."""
 
     def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ValueError(f"parallel.timeout={self.timeout}: want more than 0 seconds")
         if self.shard < 1:
             raise ValueError(f"parallel.shard={self.shard}: want 1 or more ranks")
 

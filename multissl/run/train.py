@@ -65,7 +65,7 @@ def train(
     read the run from anywhere. `accept_data`: go on though the data is not what the run was trained on so far.
     """
     run = RunFolder(folder)
-    with process_group() as device, entered(run, recipe.steps) as lock:
+    with process_group(recipe.parallel.timeout) as device, entered(run, recipe.steps) as lock:
         recipe = fitted(recipe)
         before = run.read_options().get("steps", recipe.steps)
         changed = prepare(run, recipe, file)

@@ -96,6 +96,14 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_takes_its_place(
     assert checkpoint.newest_step(three[0].parent) == 2
 
 
+def test_what_was_half_written_or_half_removed_is_gone_after_a_start(three: list[Path]) -> None:
+    for name in ("writing_step_00000004", "removing_step_00000000"):
+        (three[0].parent / name).mkdir()
+        (three[0].parent / name / "state.json").write_text("{")
+    assert checkpoint.newest_whole(three[0].parent, print)
+    assert sorted(three[0].parent.iterdir()) == three
+
+
 def test_where_every_checkpoint_is_damaged_all_are_named_and_left(three: list[Path]) -> None:
     for folder in three:
         damage(folder / "rank_00000.safetensors", "flipped")

@@ -28,7 +28,14 @@ from multissl.run.folder import RunFolder
 from tests.helpers.stubs import Points
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ["-m", "multissl", "train", f"{ROOT / 'tests' / 'stubs.py'}:recipe", "--data.workers", "2"]
+TRAIN = [
+    "-m",
+    "multissl",
+    "train",
+    f"{ROOT / 'tests' / 'helpers' / 'stubs.py'}:recipe",
+    "--data.workers",
+    "2",
+]
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 COUNT = 20
 """Steps of a sequence of batches."""

@@ -31,7 +31,7 @@ FAMILIES: dict[str, list[str]] = {
     "non-contrastive": ["image", "--objective", "byol", "--batch_size", "4"],
     "clustering": ["image", "--objective", "swav", "--batch_size", "8"],
     "distillation": ["image", "--batch_size", "4"],
-    "masked": ["image", "--objective", "mae", "--batch_size", "4"],
+    "masked": ["tabular", "--objective", "mae", "--batch_size", "16"],
 }
 """A recipe of each family of objectives."""
 
@@ -73,7 +73,11 @@ def leftovers(folder: Path) -> list[str]:
 
 def again(warm: Warm, words: list[str], folder: Path, whole: dict[str, Any]) -> str:
     """Give the same command again; return what is wrong with how it ends, "" where it ends as a `whole` run."""
-    ended = train(warm, words, folder)
+    return compared(train(warm, words, folder), folder, whole)
+
+
+def compared(ended: Ended, folder: Path, whole: dict[str, Any]) -> str:
+    """Return what is wrong with how a repeated command ended; a run with which nothing is wrong is removed."""
     log = log_of(folder).read_text()
     if ended.code or ended.hung:
         return f"the same command ended with {ended.code}: {log[-1500:]}"
