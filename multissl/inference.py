@@ -21,6 +21,7 @@ from multissl.contract.plans import CLEAN
 from multissl.devices import copied
 from multissl.random import RowRandom
 from multissl.registry import suggest
+from multissl.waiting import followed
 
 Featurize = Callable[[Views], Tensor]
 """From clean views to features [R, D]: an encoder's pooled output, or a modality's baseline."""
@@ -108,7 +109,8 @@ def featurized(
     if memory is not None and key in memory:
         return memory[key]
     features, labels, kept, groups = [], [], [], []
-    for start in range(0, len(places), batch_size):
+    starts = range(0, len(places), batch_size)
+    for start in followed(starts, f"features of {split}, in batches of {batch_size}", len(starts)):
         samples = {i: data[i] for i in places[start : start + batch_size]}
         views, readable = readable_views(modality, [*samples.values()], stream, device)
         found = finite_features(featurize, views, modality, readable, f"the {split} split")

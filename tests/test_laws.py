@@ -13,7 +13,7 @@ from tests.helpers import laws
 PACKAGE = Path(__file__).parents[1] / "multissl"
 FOUNDATION = (
     "contract", "config", "registry", "schedules", "random", "parallel", "precision", "devices", "files",
-    "statistics", "trust", "plain_data", "limits",
+    "statistics", "trust", "plain_data", "limits", "waiting",
 )  # fmt: skip
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "code_files": (),
     "plain_data": (),
     "limits": (),
+    "waiting": ("parallel",),
     "schedules": FOUNDATION,
     "random": (),
     "parallel": FOUNDATION,

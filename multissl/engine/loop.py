@@ -46,6 +46,9 @@ class Loop(Config):
     """Steps between two lines of metrics."""
     loggers: dict[str, Logger.Config] = field(default_factory=lambda: {"tensorboard": TensorBoard.Config()})
     """Where metrics go besides the run's own record, by a name that is also that of their folder in the run."""
+    eval_seconds: float = 0.0
+    """The most seconds that evaluators take at a time while the run goes on, by how long they took last; which are left
+    out is said. The first and the last time all are run. 0: no limit."""
     patience: int = 5
     """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped and dumped."""
 
@@ -53,6 +56,6 @@ class Loop(Config):
         for name in ("batch_size", "steps", "log_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: want 1 or more")
-        for name in ("clip", "chunk"):
+        for name in ("clip", "chunk", "eval_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: want 0 or more")

@@ -1,5 +1,7 @@
 """Signals that ask a run to end: it saves after the step at hand, and the second one ends it at once.
 
+What is measured beside the steps ends at once and is measured at the next start: it moves nothing.
+
 State: whether one came, which, and when.
 """
 
@@ -16,6 +18,10 @@ PASSED_ON = 2.0
 """Seconds within which another signal is the same request, as torchrun and SLURM both pass it on; not Ctrl-C."""
 
 
+class MeasuringEnded(BaseException):
+    """A signal came while something was measured; no `except Exception` on the way may stop it."""
+
+
 class EndRequest:
     """Whether a signal of `ENDING` has asked this process to end its run."""
 
@@ -25,6 +31,7 @@ class EndRequest:
         self.number: int = signal.SIGINT
         """The signal that came first; SIGINT where none did, as where it reached another rank."""
         self._when = 0.0
+        self._measuring = False
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -44,11 +51,23 @@ class EndRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Raise a `MeasuringEnded` as soon as a signal comes."""
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
+
     def _ask(self, number: int, _frame: object) -> None:
         now = time.monotonic()
         if self.came and (number == signal.SIGINT or now - self._when > PASSED_ON):
             raise KeyboardInterrupt
         if not self.came:
             self.came, self.number, self._when = True, number, now
+            what = "ending what is measured" if self._measuring else "saving a checkpoint after this step"
             with contextlib.suppress(RuntimeError):  # it came in the middle of another line
-                self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+                self.say(f"{signal.Signals(number).name}: {what}")
+            if self._measuring:
+                raise MeasuringEnded

@@ -31,17 +31,19 @@ from multissl.engine.batches import StepBatches, batches_of
 from multissl.engine.checkpoint import NonFinite
 from multissl.engine.display import Display
 from multissl.engine.flops import Blueprint
-from multissl.engine.judging import alarm_of, alarms
+from multissl.engine.judging import alarm_of
 from multissl.engine.learner import Learner
 from multissl.engine.loop import Loop
+from multissl.engine.measuring import Measuring
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
-from multissl.engine.signals import EndRequest
+from multissl.engine.signals import EndRequest, MeasuringEnded
 from multissl.engine.step import Step, StepResult
 from multissl.engine.trace import Trace
 from multissl.engine.window import Rates, Window
 from multissl.files import make_folder, read_json_lines, replace_text
+from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.gradients import largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
 from multissl.parallel.watch import watched
@@ -73,7 +75,7 @@ class Trainer:
     ) -> None:
         """`guard` raises a RuntimeError on the first rank where nothing more may be written into the run."""
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
-        self.evaluators, self.places, self.device = evaluators, places, device
+        self.places, self.device = places, device
         self.guard = guard
         self.main = is_main()
         self.reached = checkpoint.newest_step(places.checkpoints)
@@ -95,9 +97,7 @@ class Trainer:
         check_loggers(cfg.loggers, places)
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
-        self.evaluations: list[dict[str, Any]] = []
-        self.worries: list[str] = []
-        """What evaluators find wrong as of the last evaluation."""
+        self.measuring = Measuring(cfg, evaluators, learner, modality, device, self.display.say)
         self.alarmed = ""
         self.ending = EndRequest(self.display.say)
         self.bad_in_a_row = 0
@@ -113,7 +113,7 @@ class Trainer:
         """
         start, marks, untrained = 0, dict[str, Any](), dict[str, float]()
         if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
-            untrained = self._measured(0, first=True) if floors_again else {}
+            untrained = self.measuring.measured(0, first=True) if floors_again else {}
             start = self.reached = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
             marks = newest[1]
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
@@ -132,9 +132,12 @@ class Trainer:
                 for text in notes:
                     self.display.say(text)
                     self._write("note", 0, {"text": text})
-                self._evaluate(0, first=True)
+                if not self._evaluate(0, first=True):
+                    raise self._interrupted(0)
             if untrained:
                 self._write_evaluation(0, untrained, first=True)
+            if start and not self._catch_up(start):
+                raise self._interrupted(start)
             if start < self.cfg.steps:
                 self._loop(start, min(until or self.cfg.steps, self.cfg.steps))
         return read_json_lines(self.places.metrics)
@@ -188,7 +191,7 @@ class Trainer:
                 waiting = (
                     logged
                     or saving
-                    or bool(self._due(step + 1, last=last))
+                    or bool(self.measuring.due(step + 1, last=last))
                     or (self.ending.came and world() == 1)
                 )
                 interrupted = self._read(unread, 0 if waiting else 1)
@@ -201,16 +204,29 @@ class Trainer:
                 self.display.step(step + 1, cfg.steps)
                 if saving:  # of weights that are not finite none is written: the newest one is always good
                     checkpoint.check_finite(self.learner.shipped(), self.places.checkpoints)
-                if last or not interrupted:
-                    window.paused += self._evaluate(step + 1, last=last)
+                began = time.perf_counter()
+                if not interrupted and not self._evaluate(step + 1, last=last):
+                    interrupted = saving = True
+                window.paused += time.perf_counter() - began
                 if saving:
                     self._save(step + 1)
-                if interrupted and not last:
-                    raise Interrupted(
-                        f"interrupted: the checkpoint of step {step + 1} is in {self.places.path}; "
-                        "repeat the command to go on from there",
-                        self.ending.number,
-                    )
+                if interrupted:
+                    raise self._interrupted(step + 1)
+
+    def _interrupted(self, step: int) -> Interrupted:
+        """Return what is raised where a signal ended the run after `step` steps."""
+        saved = f"the checkpoint of step {step} is in {self.places.path}" if step else "no step was taken yet"
+        return Interrupted(
+            f"interrupted: {saved}; repeat the command to go on from there", self.ending.number
+        )
+
+    def _catch_up(self, step: int) -> bool:
+        """Measure what a signal kept from being measured at a checkpoint; return whether no signal came again."""
+        last = step == self.cfg.steps
+        missing = self.main and not any(e["step"] == step for e in self.measuring.lines)
+        if not broadcast_object(missing):
+            return True
+        return self._evaluate(step, last=last)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint, and in it how far the record went."""
@@ -280,65 +296,40 @@ class Trainer:
         """Take the logged metrics of an interrupted run back, so that alarms see the whole of it."""
         train = (x for x in lines if x["kind"] == "train")
         self.history = [_numbers(x) for x in train]
-        self.evaluations = [_numbers(x) for x in lines if x["kind"] == "eval"]
-        self.worries = alarms(self.evaluators, self.evaluations)
+        self.measuring.remember([_numbers(x) for x in lines if x["kind"] == "eval"])
         self.alarmed = alarm_of(lines)
 
     def _alarm(self, step: int) -> None:
         """Say once what objective and evaluators find wrong with the metrics so far, and once when that is over."""
         progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         said = [self.learner.objective.alarm(self.history, progress) or ""]
-        text = "; ".join(filter(None, [*said, *self.worries]))
+        text = "; ".join(filter(None, [*said, *self.measuring.worries]))
         if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # numbers in it may move
             self.display.say(f"step {step}: {text or 'what raised the alarm is over'}")
             self._write("alarm", step, {"text": text})
             self.alarmed = text
 
-    def _due(self, step: int, first: bool = False, last: bool = False) -> dict[str, Evaluator]:
-        """Return the evaluators that measure after `step` steps."""
-        return {
-            name: e for name, e in self.evaluators.items()
-            if first or last or (e.cfg.every and step % e.cfg.every == 0)
-        }  # fmt: skip
+    def _evaluate(self, step: int, first: bool = False, last: bool = False) -> bool:
+        """Run the evaluators that are due; return whether no signal ended that, which leaves no trace of it.
 
-    def _evaluate(self, step: int, first: bool = False, last: bool = False) -> float:
-        """Run the evaluators that are due; return the seconds it took."""
-        began = time.perf_counter()
-        if metrics := self._measured(step, first=first, last=last):
+        On several ranks, which a signal reaches at different moments, it is heard after the next step instead.
+        """
+        alone = self.ending.measuring() if world() == 1 else contextlib.nullcontext()
+        try:
+            with alone:
+                metrics = self.measuring.measured(step, first=first, last=last)
+        except MeasuringEnded:
+            return False
+        if metrics:
             self._write_evaluation(step, metrics, first=first, last=last)
-        return time.perf_counter() - began
-
-    def _measured(self, step: int, first: bool = False, last: bool = False) -> dict[str, float]:
-        """Return what the evaluators that are due measure."""
-        progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
-        due = self._due(step, first=first, last=last)
-        if not due:
-            return {}
-        self.learner.eval()
-        metrics: dict[str, float] = {}
-        idle: list[str] = []
-        exported = self.learner.frozen("exported", self.device)
-        student = self.learner.frozen("student", self.device)
-        for name, evaluator in due.items():
-            measured = evaluator.run(exported, self.modality, progress)
-            if first:
-                measured |= evaluator.baselines(self.modality)
-                idle += [] if measured else [name]
-            elif evaluator.measures_student and self.learner.has_teacher():
-                other = evaluator.run(student, self.modality, progress)
-                measured |= {f"student/{n}": v for n, v in other.items()}
-            metrics |= {f"{name}/{n}": v for n, v in measured.items()}
-        if idle:
-            flags = " ".join(f"--evals.{name} none" for name in idle)
-            self.display.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
-        return metrics
+        return True
 
     def _write_evaluation(
         self, step: int, metrics: Mapping[str, float], first: bool = False, last: bool = False
     ) -> None:
         """Record what was measured, say it, and see what is wrong with it."""
-        self.evaluations.append({"step": step, **{n: float(v) for n, v in metrics.items()}})
-        self.worries = alarms(self.evaluators, self.evaluations)
+        line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
+        self.measuring.remember([*self.measuring.lines, line])
         self._write("eval", step, metrics)
         # scores are compared between the untrained and the last encoder alone
         known = {

@@ -49,7 +49,7 @@ RIGHT = {
     "evaluator": "def f(evaluator: Evaluator, e: FrozenEncoders, m: Modality, p: Progress) -> object:\n"
     "    return evaluator.run(e, m, progress=p)\n",
     "evaluator, in the trainer": "def f(trainer: Trainer) -> object:\n"
-    "    return [e.measures_student for e in trainer.evaluators.values()]\n",
+    "    return [e.measures_student for e in trainer.measuring.evaluators.values()]\n",
     "objective, an attribute": "def f(objective: Objective) -> object:\n    return objective.reads_tokens\n",
     "encoder, an attribute": "def f(encoder: Encoder) -> object:\n    return encoder.depth\n",
     "modality, its options": "def f(image: Image) -> object:\n    return image.cfg.local_size\n",

@@ -29,6 +29,7 @@ from multissl.modalities.audio.spectrogram import fbank, num_frames, relative, w
 from multissl.sources.base import Listing
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, unreadable_errors
+from multissl.waiting import followed
 
 LIBSNDFILE = (
     ".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf", ".oga", ".aifc", ".snd", ".rf64",
@@ -182,7 +183,7 @@ def measure(
     """
     count, reason = len(data), ""
     sums = []
-    for i in range(min(count, MEASURED)):
+    for i in followed(range(min(count, MEASURED)), "mean and deviation of sounds", min(count, MEASURED)):
         sample = data[i * count // min(count, MEASURED)]
         try:
             wave = Clip(sample, rate, trim).cut(0, SECONDS * rate)

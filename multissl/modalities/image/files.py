@@ -25,6 +25,7 @@ from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.modalities.image.headers import check_pixels, check_size
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import read_array, read_file, unreadable_errors
+from multissl.waiting import followed
 
 MEASURED = 1000
 """Images that channel statistics are taken from."""
@@ -205,7 +206,7 @@ def channel_statistics(data: Samples, channels: int) -> tuple[tuple[float, ...],
     """Mean and deviation of each channel over up to 1,000 evenly spaced images that can be read."""
     count, reason = len(data), ""
     sums = []
-    for i in range(min(count, MEASURED)):
+    for i in followed(range(min(count, MEASURED)), "mean and deviation of pictures", min(count, MEASURED)):
         try:
             image = load(data[i * count // min(count, MEASURED)], channels)
         except Unreadable as bad:

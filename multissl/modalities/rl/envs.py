@@ -20,6 +20,7 @@ from multissl import registry
 from multissl.modalities.rl.actions import action_at, draw_actions, encode_actions, num_choices, policy
 from multissl.modalities.rl.pixels import RENDER, Sight, layout_of, newest, sight_of
 from multissl.modalities.rl.replay import Replay
+from multissl.waiting import followed
 
 Background = Literal["plain", "noise", "fixed"]
 BACKGROUNDS: tuple[str, ...] = ("plain", "noise", "fixed")
@@ -42,7 +43,7 @@ def game(episodes: int, steps: int, seed: int, background: Background = "noise")
     frames = np.empty((episodes, steps, SIDE, SIDE), np.uint8)
     actions = np.empty((episodes, steps), np.int64)
     states = np.empty((episodes, steps, len(GAME)), np.float32)
-    for episode in range(episodes):
+    for episode in followed(range(episodes), "episodes of the built-in game", episodes):
         rng = np.random.default_rng(np.random.SeedSequence((seed, episode)))
         actions[episode] = policy(rng, 3, steps)
         states[episode] = _play(rng, actions[episode])
@@ -124,7 +125,7 @@ def rollout(
     states: list[np.ndarray] = []
     ends: list[int] = []
     known = RAM.get(str(getattr(env.unwrapped, "_game", "")).replace("_", "").lower(), {}) if atari else {}
-    for episode in range(episodes):
+    for episode in followed(range(episodes), f"episodes of {name}", episodes):
         rng = np.random.default_rng(np.random.SeedSequence((seed, episode)))
         seen, _ = env.reset(seed=int(rng.integers(2**31)))
         drawn, first = draw_actions(env.action_space, rng, steps), len(frames)

@@ -1,0 +1,93 @@
+"""What evaluators measure of a learner while it is trained: who is due, who is affordable, what was measured so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from multissl.contract.evaluator import Evaluator
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.engine.judging import alarms
+from multissl.engine.learner import Learner
+from multissl.engine.loop import Loop
+from multissl.parallel.collectives import broadcast_object
+
+
+class Measuring:
+    """The evaluators of a run, and their figures so far."""
+
+    def __init__(
+        self, cfg: Loop, evaluators: Mapping[str, Evaluator], learner: Learner, modality: Modality,
+        device: torch.device, say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.cfg, self.evaluators, self.learner, self.modality = cfg, evaluators, learner, modality
+        self.device, self.say = device, say
+        self.epoch_steps = len(modality.dataset("train")) / cfg.batch_size
+        self.lines: list[dict[str, Any]] = []
+        """The figures of every step at which something was measured."""
+        self.worries: list[str] = []
+        """What evaluators find wrong as of the last figures."""
+        self.seconds: dict[str, float] = {}
+        """That evaluators took last, by name."""
+        self.left_out: set[str] = set()
+        """Evaluators of which was said that they take too long."""
+
+    def remember(self, lines: list[dict[str, Any]]) -> None:
+        """Take figures as those so far."""
+        self.lines = lines
+        self.worries = alarms(self.evaluators, lines)
+
+    def due(self, step: int, first: bool = False, last: bool = False) -> dict[str, Evaluator]:
+        """Return the evaluators that measure after `step` steps."""
+        return {
+            name: e for name, e in self.evaluators.items()
+            if first or last or (e.cfg.every and step % e.cfg.every == 0)
+        }  # fmt: skip
+
+    def _affordable(self, due: Mapping[str, Evaluator]) -> dict[str, Evaluator]:
+        """Return those that fit into `eval_seconds` together, by how long they took last; say which do not."""
+        budget, chosen = self.cfg.eval_seconds, dict[str, Evaluator]()
+        seconds = broadcast_object(self.seconds)
+        for name, evaluator in due.items():
+            if sum(seconds[n] for n in [*chosen, name] if n in seconds) <= budget:
+                chosen[name] = evaluator
+            elif name not in self.left_out:
+                self.left_out.add(name)
+                self.say(
+                    f"{name} took {seconds[name]:.0f} s last and goes over eval_seconds={budget:g}: it is left out "
+                    "until the last step"
+                )
+        return chosen
+
+    def measured(self, step: int, first: bool = False, last: bool = False) -> dict[str, float]:
+        """Return what the evaluators that are due measure."""
+        progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
+        due = self.due(step, first=first, last=last)
+        if self.cfg.eval_seconds and not first and not last:
+            due = self._affordable(due)
+        if not due:
+            return {}
+        self.learner.eval()
+        metrics: dict[str, float] = {}
+        idle: list[str] = []
+        exported = self.learner.frozen("exported", self.device)
+        student = self.learner.frozen("student", self.device)
+        for name, evaluator in due.items():
+            began = time.perf_counter()
+            measured = evaluator.run(exported, self.modality, progress)
+            if first:
+                measured |= evaluator.baselines(self.modality)
+                idle += [] if measured else [name]
+            elif evaluator.measures_student and self.learner.has_teacher():
+                other = evaluator.run(student, self.modality, progress)
+                measured |= {f"student/{n}": v for n, v in other.items()}
+            metrics |= {f"{name}/{n}": v for n, v in measured.items()}
+            self.seconds[name] = time.perf_counter() - began
+        if idle:
+            flags = " ".join(f"--evals.{name} none" for name in idle)
+            self.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
+        return metrics
