@@ -61,7 +61,7 @@ def test_an_option_without_a_sentence_is_noticed() -> None:
 def test_an_inherited_option_keeps_its_sentence_unless_said_anew() -> None:
     said = option_help.sentences(Recipe)
     assert said["steps"] == "Steps to train."
-    assert said["init"].startswith("Safetensors file")
+    assert said["init"].startswith("Weights that the encoder starts from")
 
 
 @pytest.mark.parametrize(
