@@ -40,7 +40,8 @@ from multissl.modalities.image.crops import (
 )
 from multissl.modalities.image.draws import draw_blur, draw_changes
 from multissl.modalities.image.figures import colors, crop_panel, to_bytes
-from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, say_once
+from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, measure_range, say_once
+from multissl.modalities.image.values import Reading
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
 from multissl.modalities.table_config import TableConfig
@@ -62,7 +63,7 @@ LIMITS = {
         ("size", "local_size", "patch", "channels", "mask_group", "mask_smallest", "clean_zoom"),
         (1, math.inf),
     ),
-    **dict.fromkeys(("flip", "jitter", "grayscale", "solarize"), (0, 1)),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "solarize", "background"), (0, 1)),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
     "hue": (0, 0.5),
 }
@@ -88,6 +89,11 @@ class Image(Modality):
         """Side of a token, in pixels."""
         channels: int = 3
         """Channels of a picture: 3 for color, 1 for gray, or as many as the files have."""
+        range: tuple[float, ...] = ()
+        """What is black and white in pictures of more than 8 bits, floats or signed numbers, as 0 4095; empty: measured
+        on the training images."""
+        background: float = 1.0
+        """Brightness behind what is transparent, 0 to 1."""
         global_scale: tuple[float, float] = (0.32, 1.0)
         """Range of a crop's share of the image area."""
         local_scale: tuple[float, float] = (0.05, 0.32)
@@ -157,6 +163,10 @@ class Image(Modality):
                     f"modality.mask_patch={self.mask_patch}: want 0, or with modality.mask=random a multiple of"
                     f" patch={self.patch} that divides size={self.size}"
                 )
+            if self.range and (len(self.range) != 2 or not self.range[0] < self.range[1]):
+                raise ValueError(
+                    f"modality.range={self.range}: want the values of black and white, as 0 4095, or none"
+                )
             widest = 2 * min(self.size, self.local_size) - 1
             if self.blur != "none" and (self.blur_kernel % 2 == 0 or not 1 <= self.blur_kernel <= widest):
                 given = f"modality.blur_kernel={self.blur_kernel}"
@@ -178,6 +188,7 @@ class Image(Modality):
         super().__init__(cfg)
         self._sources: dict[str, SplitSamples] = {}
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+        self._range: tuple[float, ...] | None = cfg.range or None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sources": {}}  # a worker gets its samples by itself
@@ -207,7 +218,7 @@ class Image(Modality):
     def thumbnail(self, sample: Sample) -> np.ndarray | None:
         """Return the means of 8 x 8 parts of an image, float32 [8, 8, C]; None where it cannot be read."""
         try:
-            image = load(sample, self.cfg.channels)
+            image = load(sample, self.cfg.channels, self.reading())
         except Unreadable:
             return None
         return F.adaptive_avg_pool2d(image.float(), 8).permute(1, 2, 0).numpy()
@@ -221,7 +232,7 @@ class Image(Modality):
         boxes = {role: torch.zeros(count, plan.count(role), 4) for role in ROLES}
         raw: Raw = {}
         for b, sample in enumerate(samples):
-            image = load(sample, cfg.channels)
+            image = load(sample, cfg.channels, self.reading())
             height, width = image.shape[1:]
             if plan.num_clean and not cfg.clean_whole and max(height, width) > 2 * min(height, width):
                 notice = f"an image of {width} x {height} pixels is judged by its center"
@@ -302,14 +313,22 @@ class Image(Modality):
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
         """Measure the channels of the training images, where their statistics are not given."""
         cfg = self.cfg
+        if self._range is None:
+            data = Payloads(payloads) if payloads is not None else self.dataset("train") if cfg.data else ()
+            self._range = measure_range(data, cfg.channels)
         if self._statistics is None and cfg.mean:
             self._statistics = (cfg.mean, cfg.std)
         elif self._statistics is None and cfg.channels == 3 and not cfg.measure:
             self._statistics = IMAGENET
         elif self._statistics is None:
             data = self.dataset("train") if payloads is None else Payloads(payloads)
-            self._statistics = channel_statistics(data, cfg.channels)
+            self._statistics = channel_statistics(data, cfg.channels, self.reading())
         return self
+
+    def reading(self) -> Reading:
+        """Return how the values of pictures are read, as given, measured or restored."""
+        low, high = self._range or (0.0, 0.0)
+        return Reading(low, high, self.cfg.background)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels, and histograms of gradients and colors."""
@@ -334,11 +353,12 @@ class Image(Modality):
     def state(self) -> dict[str, Any]:
         """The channel statistics in use."""
         mean, std = self.statistics()
-        return {"mean": list(mean), "std": list(std)}
+        return {"mean": list(mean), "std": list(std), "range": list(self._range or ())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Normalize as in training."""
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
+        self._range = tuple(state.get("range", ()))  # runs from before it was kept had 8 or 16 bits
 
 
 def side_of(plan: ViewPlan, size: int, square: int) -> int:

@@ -1,7 +1,9 @@
 """Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, the rest by Pillow, arrays by numpy.
 
-The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits. EXIF
-orientation is ignored, as in the reference pipelines. The pages of a TIFF become channels where they are gray.
+The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits; other
+numbers (12 bits in 16, floats, signed ones) are scaled by a range that is given or measured over the training set, see
+`values`. Pictures are turned as their EXIF says, whatever the format; what is transparent shows a background, never the
+colors that are stored there. The pages of a TIFF become channels where they are gray.
 Shapes: C channels, H, W pixels.  State: none.
 """
 
@@ -22,13 +24,31 @@ from torch import Tensor
 
 from multissl import registry
 from multissl.contract.data import Sample, Samples, Unreadable
-from multissl.modalities.image.headers import check_pixels, check_size
+from multissl.modalities.image.headers import (
+    ORIENTATION,
+    check_pixels,
+    check_size,
+    exif_orientation,
+    has_alpha,
+    is_deep,
+)
+from multissl.modalities.image.values import (
+    USUAL,
+    Reading,
+    fit_channels,
+    from_array,
+    measured_range,
+    scaled,
+    turned,
+)
 from multissl.sources.payloads import Slice
-from multissl.sources.reading import read_array, read_file, unreadable_errors
+from multissl.sources.reading import check_regular, read_array, read_file, read_part, unreadable_errors
 from multissl.waiting import followed
 
 MEASURED = 1000
 """Images that channel statistics are taken from."""
+PIXELS = 4096
+"""Pixels of each image that a range is measured on."""
 SMALL, LARGE = 8, 10_000
 """Sides in pixels beyond which an image is worth a notice."""
 ALWAYS = (
@@ -56,8 +76,8 @@ def _suffixes() -> tuple[str, ...]:
 SUFFIXES = _suffixes()
 
 
-def load(sample: Sample, channels: int) -> Tensor:
-    """Return the pixels of a sample [C, H, W], values 0 to 255: uint8, or float32 where the file has 16 bits.
+def load(sample: Sample, channels: int, reading: Reading = USUAL) -> Tensor:
+    """Return the pixels of a sample [C, H, W], values 0 to 255: uint8, or float32 where the file has no 8 bits.
 
     Raise `Unreadable` with the name of a file that cannot be read; odd sizes are read, with a notice.
     """
@@ -65,17 +85,19 @@ def load(sample: Sample, channels: int) -> Tensor:
     file = isinstance(data, str | Path)
     name = str(data) if file else data.name if isinstance(data, Slice) else f"sample {sample.index}"
     with unreadable_errors(sample.index, name):
-        if isinstance(data, Slice):
-            data = data.read()
-        elif file:
-            data = read_file(data)
-        image = decode(data, channels)
+        image = scaled(decode(_bytes_of(data), channels, reading.background), reading)
     _, height, width = image.shape
     small, large = min(height, width), max(height, width)
     if small < SMALL or large > max(LARGE, 32 * small):
         kind = "small" if small < SMALL else "large"
         say_once(kind, f"{name} is {width} x {height} pixels; it is used all the same")
-    return image.float() / 257 if image.dtype == torch.uint16 else image
+    return image
+
+
+def _bytes_of(data: Any) -> Any:
+    if isinstance(data, Slice):
+        return data.read()
+    return read_file(data) if isinstance(data, str | Path) else data
 
 
 _said: set[str] = set()
@@ -88,10 +110,12 @@ def say_once(kind: str, text: str) -> None:
     _said.add(kind)
 
 
-def decode(data: Any, channels: int) -> Tensor:
-    """Return an image as uint8 or uint16 [C, H, W] from the bytes of a file, an array [H, W, C] or a Pillow image.
+def decode(data: Any, channels: int, background: float = 1.0) -> Tensor:
+    """Return an image [C, H, W] from the bytes of a file, an array [H, W, C] or [C, H, W], or a Pillow image.
 
-    Gray becomes color and color gray where 3 or 1 channels are wanted; any other number has to be there.
+    It is uint8 or uint16 where that is what it has, else float32 with the values that are there. Gray becomes color and
+    color gray where 3 or 1 channels are wanted, and what is transparent shows `background` (0 to 1); any other number
+    of channels has to be there.
     """
     if data is None:
         raise ValueError("the cell is empty")
@@ -102,8 +126,9 @@ def decode(data: Any, channels: int) -> Tensor:
             raise ValueError(
                 f"{data.dtype} tensor of shape {tuple(data.shape)}: want uint8 or uint16 [C, H, W]"
             )
-        return fit_channels(data, channels)
-    return fit_channels(_from_array(data if isinstance(data, np.ndarray) else _pages(data)), channels)
+        return fit_channels(data, channels, background)
+    array = data if isinstance(data, np.ndarray) else _pages(data)
+    return fit_channels(from_array(array, channels), channels, background)
 
 
 def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
@@ -116,8 +141,12 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
     if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
         check_pixels(data)
         mode = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}.get(channels, ImageReadMode.UNCHANGED)
-        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
-        return image[0] if image.dim() == 4 else image  # the first frame of a GIF
+        if channels in (1, 3) and has_alpha(data):
+            mode = ImageReadMode.RGB_ALPHA
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        image = decode_image(content, mode)
+        image = image[0] if image.dim() == 4 else image  # the first frame of a GIF
+        return turned(image, exif_orientation(data))
     from PIL import Image, UnidentifiedImageError
 
     if data[4:8] == b"ftyp":
@@ -125,7 +154,11 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
     try:
         with _without_limit(Image), Image.open(io.BytesIO(data)) as image:
             check_size(*image.size)
-            return _pages(image)
+            array = np.moveaxis(np.atleast_3d(_pages(image)), -1, 0)  # [C, H, W]
+            orientation = int(
+                image.getexif().get(ORIENTATION, 1)
+            )  # of TIFF gone by now: Pillow has turned it
+            return np.moveaxis(turned(torch.from_numpy(array.copy()), orientation).numpy(), 0, -1)
     except UnidentifiedImageError:
         raise ValueError(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
@@ -152,7 +185,9 @@ def _without_limit(module: Any) -> Iterator[None]:
 
 def _pages(image: Any) -> np.ndarray:
     """Return a Pillow image as an array [H, W] or [H, W, C]; gray pages of a TIFF become channels."""
-    if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+    if image.mode == "PA" or (image.mode in ("P", "L", "RGB") and "transparency" in image.info):
+        image = image.convert("RGBA")
+    elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
@@ -168,47 +203,15 @@ def _pages(image: Any) -> np.ndarray:
     return np.stack(stack, -1)
 
 
-def _from_array(array: np.ndarray) -> Tensor:
-    """Return an array [H, W] or [H, W, C] as [C, H, W]: of 8 or 16 bits, or of 32 where the numbers fit into 16."""
-    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 1 << 16:
-        array = array.astype(np.uint16)  # how Pillow hands out some 16-bit files
-    if (
-        array.dtype.newbyteorder("=") not in (np.uint8, np.uint16)
-        or array.ndim not in (2, 3)
-        or not array.size
-    ):
-        raise ValueError(
-            f"{array.dtype} array of shape {array.shape}: want uint8 or uint16 [H, W] or [H, W, C]"
-        )
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
-    image = torch.from_numpy(array if array.flags.writeable else array.copy())
-    return (image if image.dim() == 3 else image[..., None]).permute(2, 0, 1)
-
-
-def fit_channels(image: Tensor, channels: int) -> Tensor:
-    """Return [C, H, W] with a number of channels: gray repeated, color averaged by brightness, alpha dropped."""
-    have = image.shape[0]
-    if have == channels:
-        return image
-    if channels == 3 and have in (1, 2):
-        return image[:1].expand(3, -1, -1)
-    if channels == 3 and have == 4:
-        return image[:3]
-    if channels == 1 and have == 2:
-        return image[:1]
-    if channels == 1 and have in (3, 4):
-        weights = torch.tensor([0.299, 0.587, 0.114])
-        return (weights[:, None, None] * image[:3].float()).sum(0, keepdim=True).round().to(image.dtype)
-    raise ValueError(f"{have} channels, modality.channels={channels}: set it to what the files hold")
-
-
-def channel_statistics(data: Samples, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    data: Samples, channels: int, reading: Reading = USUAL
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel over up to 1,000 evenly spaced images that can be read."""
     count, reason = len(data), ""
     sums = []
     for i in followed(range(min(count, MEASURED)), "mean and deviation of pictures", min(count, MEASURED)):
         try:
-            image = load(data[i * count // min(count, MEASURED)], channels)
+            image = load(data[i * count // min(count, MEASURED)], channels, reading)
         except Unreadable as bad:
             reason = reason or bad.reason
             continue
@@ -221,3 +224,38 @@ def channel_statistics(data: Samples, channels: int) -> tuple[tuple[float, ...],
     mean, square = torch.stack(sums).mean(0)
     std = (square - mean**2).clamp(min=0).sqrt().clamp(min=1e-3)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def measure_range(data: Samples | tuple[()], channels: int) -> tuple[float, ...]:
+    """Return what is black and white in up to 1,000 evenly spaced images that do not have 8 bits; () where all do."""
+    count = len(data)
+    pictures: list[Tensor] = []
+    for i in range(min(count, MEASURED)):
+        sample = data[i * count // min(count, MEASURED)]
+        with contextlib.suppress(Exception):  # what cannot be read is said when it is drawn
+            if is_deep(_head(sample.data)):
+                image = decode(_bytes_of(sample.data), channels)
+                if image.dtype != torch.uint8:
+                    pixels = image.flatten(1)
+                    pictures.append(pixels[:, :: max(pixels.shape[1] // PIXELS, 1)])
+    if not pictures:
+        return ()
+    low, high = measured_range(pictures)
+    log.info(
+        "modality.data: pictures without 8 bits are read from %g (black) to %g (white): --modality.range LOW HIGH "
+        "says otherwise", low, high,
+    )  # fmt: skip
+    return low, high
+
+
+def _head(data: Any) -> bytes:
+    """Return the first bytes of a picture; those of an array of bytes are as of a file that has 8 bits."""
+    if isinstance(data, str | Path):
+        check_regular(data)
+        with open(data, "rb") as file:
+            return file.read(32)
+    if isinstance(data, Slice):
+        return read_part(data.path, data.offset, min(data.size, 32), data.name)
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data[:32])
+    return b"BM" if getattr(data, "dtype", None) in (np.uint8, torch.uint8) else b""

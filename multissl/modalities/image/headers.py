@@ -6,10 +6,13 @@ size of others.
 
 from __future__ import annotations
 
+import io
 import struct
 
 from multissl.limits import PIXELS
 
+ORIENTATION = 274
+"""The tag of EXIF that says how a picture is turned."""
 FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 """Markers of a JPEG that say its size."""
 ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -34,6 +37,37 @@ def check_size(width: int, height: int, pages: int = 1) -> None:
     """Raise a ValueError where a picture has more pixels than the limit."""
     of_pages = f" and {pages:,} pages" if pages > 1 else ""
     PIXELS.check(width * height * pages, f"its header says {width:,} x {height:,}{of_pages}, which are")
+
+
+def has_alpha(data: bytes) -> bool:
+    """Return whether the header of a PNG or WebP says that parts of it are transparent."""
+    if data.startswith(b"\x89PNG"):
+        return len(data) > 25 and (data[25] in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")])
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP" and len(data) > 24:
+        if data[12:16] == b"VP8X":
+            return bool(data[20] & 0x10)
+        return data[12:16] == b"VP8L" and bool(data[24] & 0x10)
+    return False
+
+
+def is_deep(head: bytes) -> bool:
+    """Return whether a picture may have other than 8 bits, by its first bytes: no JPEG, GIF, WebP or BMP has."""
+    if head.startswith(b"\x89PNG"):
+        return len(head) > 24 and head[24] == 16
+    return not head.startswith((b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM"))
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of a JPEG, PNG or WebP, 1 where it says none."""
+    if not any(mark in data for mark in (b"Exif\0\0", b"eXIf", b"EXIF", b"Raw profile type exif")):
+        return 1
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # what Pillow cannot read is turned by nothing
+        return 1
 
 
 def _size(data: bytes) -> tuple[int, int, int] | None:
