@@ -52,6 +52,8 @@ class OpenTable:
     """What parts its columns, "" where that is settled by the format."""
     words: frozenset[str] = MISSING
     """What stands for missing cells."""
+    name: str = ""
+    """The file that it was read from, for what is said of it."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -104,11 +106,17 @@ def open_table(
         written = read_delimited(place, delimiter_of(delimiter), words, longest)
         table = OpenTable(written.columns, written.broken, written.notes, written.delimiter, words)
     _without_index(table)
+    table.name = place
     for note in table.notes:
-        if (place, note) not in _said:
-            log.warning("%s: %s", Path(place).name, note)
-        _said.add((place, note))
+        say_once(place, f"{Path(place).name}: {note}")
     return table
+
+
+def say_once(place: str, text: str) -> None:
+    """Log what should be known of a table, once in a process; a table is read by several parts of a run."""
+    if (place, text) not in _said:
+        log.warning("%s", text)
+    _said.add((place, text))
 
 
 def table_suffix(path: str) -> str:

@@ -277,7 +277,9 @@ def test_shares_of_missing_cells_are_said_and_too_many_stop_with_a_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(logging.getLogger("multissl"), "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(
+        logging.getLogger("multissl"), "warning", lambda text, *args: said.append(text % args)
+    )
     schema(tmp_path, "dose,v\n" + "\n".join(f"{'' if i % 4 == 0 else i},{i}" for i in range(400)), label="")
     assert any("missing or unknown, by column: dose 2" in text for text in said)
     content = "dose,v\n" + "\n".join(f"{'NA' if i % 5 else i},{i}" for i in range(400))
@@ -332,9 +334,9 @@ def test_columns_that_look_like_labels_are_named_and_no_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    log = logging.getLogger("multissl")
-    for level in ("info", "warning"):
-        monkeypatch.setattr(log, level, lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(
+        logging.getLogger("multissl"), "warning", lambda text, *args: said.append(text % args)
+    )
     content = "a,Class,target_name\n" + "\n".join(f"{i},{i % 2},n{i % 2}" for i in range(40))
     assert schema(tmp_path, content) == {"a": "number"}
     assert any("'Class' is the label; 'target_name' look like labels" in text for text in said)

@@ -241,7 +241,7 @@ def measure_range(data: Samples | tuple[()], channels: int) -> tuple[float, ...]
     if not pictures:
         return ()
     low, high = measured_range(pictures)
-    log.info(
+    log.warning(
         "modality.data: pictures without 8 bits are read from %g (black) to %g (white): --modality.range LOW HIGH "
         "says otherwise", low, high,
     )  # fmt: skip

@@ -38,6 +38,7 @@ from multissl.modalities.tabular.source import UNNAMED, TableSource, as_column, 
 from multissl.modalities.tabular.tables import Table
 from multissl.random import RowRandom
 from multissl.sources.payloads import Some
+from multissl.sources.tables import say_once
 
 log = logging.getLogger("multissl")
 STREAM = "tabular"
@@ -159,7 +160,7 @@ class Tabular(HasTargets):
         """Say how many cells of each column are missing or unknown; raise a ValueError where they are too many."""
         if shares:
             rates = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            log.info("modality.data: cells that are missing or unknown, by column: %s", rates)
+            say_once(self.cfg.data, f"modality.data: cells that are missing or unknown, by column: {rates}")
         worst = max(shares, key=lambda name: shares[name], default="")
         if worst and shares[worst] > self.cfg.most_missing:
             more = min(1.0, math.ceil(100 * shares[worst]) / 100)

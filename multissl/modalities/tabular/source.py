@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from multissl.modalities.tabular.tables import Table, appended, beside, read_tab
 from multissl.registry import suggest
 from multissl.sources.missing import MISSING
 from multissl.sources.names import normal_name
+from multissl.sources.tables import say_once
 
 log = logging.getLogger("multissl")
 UNNAMED = "target"
@@ -113,16 +115,17 @@ def _labels(table: Table, cfg: TableOptions) -> tuple[str, list[str]]:
         )
         return "", []
     if leaks:
-        log.warning(
-            "modality.data: %r is the label; %s look like labels, too, and are no input: --modality.inputs %s makes "
-            "them inputs, --modality.label NAME names another label",
-            label, ", ".join(map(repr, leaks)), " ".join(leaks),
-        )  # fmt: skip
-    elif cfg.label == UNNAMED:
-        log.info(
-            "modality.data: column %r is the label and no input; --modality.label NAME names another, "
+        say_once(
+            cfg.data,
+            f"modality.data: {label!r} is the label; {', '.join(map(repr, leaks))} look like labels, too, and are no "
+            f"input: --modality.inputs {' '.join(map(shlex.quote, leaks))} makes them inputs, --modality.label NAME "
+            "names another label",
+        )
+    elif label != cfg.label:
+        say_once(
+            cfg.data,
+            f"modality.data: column {label!r} is the label and no input: --modality.label NAME names another, "
             "--modality.label '' makes it an input",
-            label,
         )
     return label, leaks
 

@@ -14,7 +14,6 @@ Shapes: S rows, C columns.  State: none.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -32,9 +31,7 @@ from multissl.sources.missing import is_missing, missing_words
 from multissl.sources.names import find_test_file
 from multissl.sources.numerals import EXACT, number_columns, plain_text
 from multissl.sources.reading import check_regular
-from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
-
-log = logging.getLogger("multissl")
+from multissl.sources.tables import TABLES, OpenTable, open_table, say_once, table_suffix
 
 MEMORY: dict[str, Any] = {}
 """The DataFrames of this process, by the name that stands for them in a recipe file."""
@@ -157,7 +154,7 @@ def table_of(table: OpenTable) -> Table:
         if dates is not None:
             notes.setdefault("dates", []).append(name)
     for note, names in notes.items():
-        log.info("modality.data: %s: %s", note, ", ".join(names))
+        say_once(table.name, f"modality.data: {note}: {', '.join(names)}")
     return Table(columns, dict(table.broken))
 
 

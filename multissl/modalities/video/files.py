@@ -234,7 +234,8 @@ class PyAV(Clip):
                 if before is None and at + self.lead > index[0]:
                     break
                 if at in index:
-                    found[at] = frame.to_ndarray(format="rgb24")
+                    # as decord does by itself; both then show what a player shows
+                    found[at] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 if at >= index[-1]:
                     break
         return found

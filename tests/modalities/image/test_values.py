@@ -162,7 +162,9 @@ def test_a_range_is_given_by_option_and_a_picture_without_one_names_it(tmp_path:
 
 def test_eight_bits_are_measured_by_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(logging.getLogger("multissl"), "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(
+        logging.getLogger("multissl"), "warning", lambda text, *args: said.append(text % args)
+    )
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(encoded(QUARTERS, "PNG"))
     modality = Image(Image.Config(data=str(tmp_path))).fit()

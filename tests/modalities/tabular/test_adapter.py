@@ -214,7 +214,7 @@ def test_a_label_that_is_not_there_is_an_error_if_named_and_told_if_not(
     assert "no column is called 'target', so all are read" in said[0]
     assert (modality.rows().classes == -1).all()
     small(tmp_path, [line.rsplit(",", 1)[0] for line in lines()], label="")
-    assert len(said) == 1
+    assert sum("no column is called" in text for text in said) == 1
 
 
 def test_bad_rows_are_skipped_and_say_why(tmp_path: Path) -> None:
