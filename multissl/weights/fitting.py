@@ -157,7 +157,7 @@ def derive(
     at_default = [n for n in options if value_of(cfg, n) == value_of(usual, n)]
     unknown = [n for n in at_default if options[n] is None]
     if "heads" in unknown and options["dim"] == 64 * cfg.heads:
-        log.info("the number of heads is in no file: %s takes %d, of 64 channels", stream, cfg.heads)
+        log.warning("the number of heads is in no file: %s takes %d, of 64 channels", stream, cfg.heads)
         unknown.remove("heads")
     if unknown:
         raise ValueError(unknown_line(unknown, stream, title, options["dim"]))

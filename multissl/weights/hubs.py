@@ -6,6 +6,7 @@ What the library has in its cache needs no network; without one the answer is a 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def open_place(text: str | Path) -> Source:
     return open_file(text)
 
 
-def check_reachable(name: str) -> None:
+def check_reachable() -> None:
     """Raise a ValueError where the hub does not answer within a few seconds."""
     parts = urlsplit(os.environ.get("HF_ENDPOINT") or ENDPOINT)
     address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
@@ -43,11 +44,22 @@ def check_reachable(name: str) -> None:
         except OSError as error:
             problem = f"{address[0]} cannot be reached ({error.strerror or error})"
     if problem:
-        raise ValueError(f"{name} is not in the cache, and {problem}: give a file or folder of this machine")
+        raise ValueError(f"it is not in the cache, and {problem}: give a file or folder of this machine")
+
+
+def cached(pattern: str) -> bool:
+    """Return whether the cache of Hugging Face's hub holds a repository; asked before any library is imported."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return any(cache.glob(f"models--{pattern.replace('/', '--')}"))
 
 
 def fetch_hugging_face(name: str) -> Source:
     """Return the weights and config of a model on Hugging Face's hub, from the cache where they are there."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ValueError(f"hf:{name} is no name of a model: want hf:USER/NAME, or a folder")
+    if not cached(name):
+        check_reachable()
     hub: Any = require("huggingface_hub")
     errors: Any = require("huggingface_hub.errors")
 
@@ -60,7 +72,7 @@ def fetch_hugging_face(name: str) -> Source:
     try:
         for local in (True, False):
             if not local:
-                check_reachable(f"hf:{name}")
+                check_reachable()
             for file in FILES:
                 path = fetch(file, local)
                 if path is None:
@@ -78,16 +90,16 @@ def fetch_hugging_face(name: str) -> Source:
 
 def open_timm(name: str) -> Source:
     """Return the weights of a timm model, and what timm says of it; `local-dir:FOLDER` names a folder."""
-    timm: Any = require("timm")
     local = name.startswith("local-dir:")
+    if not local and not cached(f"timm/{name}*"):
+        check_reachable()
+    timm: Any = require("timm")
     if not local and not timm.is_model(name):
         raise ValueError(
             f"timm has no model {name!r}{suggest(name.partition('.')[0], timm.list_models(f'{name[:3]}*'))}"
         )
     if not local and not timm.is_model_pretrained(name):
         raise ValueError(f"timm:{name} has no published weights: name one of timm.list_pretrained()")
-    if not local and not is_cached(timm, name):
-        check_reachable(f"timm:{name}")
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the hub, the network or the file make it raise
@@ -101,15 +113,6 @@ def open_timm(name: str) -> Source:
     architecture = model.pretrained_cfg.get("architecture", name)
     config = {"architecture": architecture, **({"num_heads": attention[0]} if attention else {})}
     return Source(model.state_dict(), None, config, timm_layout(architecture, model))
-
-
-def is_cached(timm: Any, name: str) -> bool:
-    """Return whether weights of a timm model are in the cache of the hub that it takes them from."""
-    hub: Any = require("huggingface_hub")
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
-    if not repository or "/" not in repository:
-        return False
-    return any(isinstance(hub.try_to_load_from_cache(repository, file), str) for file in FILES)
 
 
 def timm_layout(architecture: str, model: Any) -> str:

@@ -20,6 +20,7 @@ from multissl.contract.encoder import Encoder, Encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.encoders.wrapped import ReadsPublishedNames
 from multissl.layers.positions import Position
+from multissl.parallel.ranks import is_main
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
 from multissl.weights.containers import Source
@@ -40,6 +41,12 @@ log = logging.getLogger("multissl")
 TABLE, PATCHES = "tokenizer.pos_embed", "tokenizer.patch_embed.proj.weight"
 """What is resampled, in our names."""
 OFFICIAL_PATCHES = "patch_embed.proj.weight"
+
+
+def tell(text: str, *values: object) -> None:
+    """Say once, on the first rank, what users have to know of the weights that they start from."""
+    if is_main():
+        log.warning(text, *values)
 
 
 def load_weights(encoders: Encoders, place: str | Path) -> None:
@@ -189,8 +196,25 @@ def published_layout(
         return found
     if len(network.state[OFFICIAL_PATCHES]) != model.dim:
         return found
-    log.info("these weights are taken for those of %s, by the name of the file", model.layout)
+    tell("these weights are taken for those of %s, by the name of the file", model.layout)
     return published(model.layout)
+
+
+def check_known(state: Mapping[str, Any], ours: State, encoder: TransformerEncoder) -> None:
+    """Raise a ValueError, with the nearest layout, where no name of a state is one of a transformer's."""
+    own = {shorten(name) for name in encoder.state_dict()}
+    if ours.keys() & encoder.state_dict().keys():
+        return
+    network = unwrap(state)
+    known = [layout for each in registry.GROUPS["layouts"] if (layout := published(each)) is not None]
+    counts = {layout.name: len(own & rename(network.state, layout.renames).keys()) for layout in known}
+    nearest = max(counts, key=lambda name: counts[name])
+    near = f"; nearest is {nearest}, with {counts[nearest]} of them" if counts[nearest] else ""
+    names = ", ".join(list(network.state)[:3])
+    raise ValueError(
+        f"the {len(network.state)} names of these weights, such as {names}, are in no layout that is known here{near}: "
+        f"known are {', '.join(layout.name for layout in known)}"
+    )
 
 
 def published(name: str) -> Published | None:
@@ -220,14 +244,16 @@ def load_state(
         found = published_layout(network, layout, config, path) if network.state else None
         if found is not None:
             fill_transformer(encoder, network, found, config or {}, stream)
-            log.info("%s", licence_line(stream, found.name, path, config or {}))
+            tell("%s", licence_line(stream, found.name, path, config or {}))
             return
     if not isinstance(encoder, TransformerEncoder) and any(isinstance(v, Mapping) for v in state.values()):
         state = unwrap(state).state
     if isinstance(encoder, ReadsPublishedNames) and not any(name.startswith("net.") for name in state):
         state = {f"net.{n}": t for n, t in encoder.read_published(state, config or {}).items()}
-        log.info("%s", licence_line(stream, "library", path, config or {}))
+        tell("%s", licence_line(stream, "library", path, config or {}))
     chosen = layout_of(state, encoder)
+    if isinstance(encoder, TransformerEncoder) and isinstance(chosen, Ours) and state:
+        check_known(state, chosen.to_ours(state, encoder), encoder)
     log.info("weights of %s are read as %s", stream, chosen.name)
     ours = chosen.to_ours(state, encoder)
     theirs = recorded if isinstance(chosen, Ours) else chosen.convention(state)
@@ -257,7 +283,7 @@ def fill_transformer(
     own = {shorten(name): tensor for name, tensor in encoder.state_dict().items()}
     absent = {n: own[n] for n in MAY_LACK if n in own and n not in official}
     if "mask_token" in absent:
-        log.info("the weights of %s have no mask token: the encoder keeps its own", stream)
+        tell("the weights of %s have no mask token: the encoder keeps its own", stream)
     ours = to_own(official | absent, encoder)
     fill(encoder, ours, conventions.resampling, stream, conventions.grid)
 
@@ -269,10 +295,10 @@ MAY_LACK = ("mask_token", "rope_periods")
 def say(stream: str, layout: Published, network: Network) -> None:
     """Say what weights are read as, which network of the file was taken, and what was left."""
     taken = f", of {network.source}" if network.source else ""
-    log.info("weights of %s are read as %s (%s)%s", stream, layout.name, layout.title, taken)
+    tell("weights of %s are read as %s (%s)%s", stream, layout.name, layout.title, taken)
     if left := layout.left_out(network):
         parts = ", ".join(dict.fromkeys(".".join(n.split(".")[:2]) for n in left))
-        log.info("left out are %d tensors that are no part of the encoder: %s", len(left), parts[:300])
+        tell("left out are %d tensors that are no part of the encoder: %s", len(left), parts[:300])
 
 
 def without_fixed_table(official: State, encoder: TransformerEncoder) -> State:
@@ -299,7 +325,7 @@ def fill(
     if PATCHES in own and PATCHES in ours and ours[PATCHES].dim() >= 3:
         ours[PATCHES], said = fit_patches(ours[PATCHES], own[PATCHES])
         if said:
-            log.info("weights of %s: %s", stream, "; ".join(said))
+            tell("weights of %s: %s", stream, "; ".join(said))
     problems = [f"missing {shorten(n)}" for n in own if n not in ours]
     problems += [f"unknown {shorten(n)}" for n in ours if n not in own]
     problems += [

@@ -32,6 +32,7 @@ NOT_READ: dict[str, dict[str, str]] = {
     },
     "test_golden_layouts_of_pictures": {"like": "the case whose tensors a wrapped file holds"},
     "test_golden_layouts_of_clips": {"like": "the case whose tensors a wrapped file holds"},
+    "test_golden_layouts_of_texts_and_waves": {"like": "the case whose tensors a wrapped file holds"},
     "test_golden_videomae_table": dict.fromkeys(("rect", "up"), "read by test_golden_sincos_pos_embed"),
 }
 """What a test does not read, and why."""

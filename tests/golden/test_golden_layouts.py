@@ -7,14 +7,19 @@ are the input of the first block, the output of every block, the final tokens an
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multissl.contract.data import Views
 from multissl.contract.plans import StreamSpec, tokens_along
+from multissl.encoders.huggingface import HuggingFaceEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import resample
 from multissl.weights.conventions import Context
@@ -77,6 +82,16 @@ OTHERS = {
     "hf_ast": Variant("huggingface_ast", kind="audio-spectrogram-transformer"),
     "hf_siglip2_vision": Variant("huggingface_siglip", kind="siglip2_vision_model"),
 }
+SEQUENCES = {
+    "hf_bert": "bert",
+    "hf_roberta": "roberta",
+    "hf_modernbert": "modernbert",
+    "hf_wav2vec2": "wav2vec2",
+    "wrapped_hf_bert_old": "bert",
+    "wrapped_hf_modernbert_mlm": "modernbert",
+    "wrapped_hf_wav2vec2_published": "wav2vec2",
+}
+"""Of texts and waves, whose networks are held as transformers has them: the config's model_type."""
 AFTER = ("last_hidden_state", "tokens")
 """What libraries call the final tokens."""
 POOLED = ("pooler_output", "pooled", "mean")
@@ -219,6 +234,43 @@ def test_golden_layouts_of_pictures_of_varying_size(case: Case) -> None:
         pooled = expected["pooler_output"].clone()
         pooled[row] = features.pooled[0]
         case.check(pooled, "out", "pooler_output")
+
+
+@pytest.mark.parametrize("case", cases_of("layouts", SEQUENCES))
+def test_golden_layouts_of_texts_and_waves(case: Case, tmp_path: Path) -> None:
+    config: dict[str, Any] = {"model_type": SEQUENCES[case.variant], **case.hyper["config"]}
+    given, expected = case.tensors("in"), case.tensors("out")
+    wave = given.get("wave")
+    if wave is None:
+        x, real = given["input_ids"], given["attention_mask"].bool()
+        spec = StreamSpec(
+            kind="sequence", shape=x.shape[1:], num_tokens=x.shape[1], vocab=config["vocab_size"]
+        )
+    else:
+        x, real = wave[:, None], torch.ones(expected["last_hidden_state"].shape[:2], dtype=torch.bool)
+        spec = StreamSpec(kind="grid", shape=(1, wave.shape[1]), num_tokens=1, patch=(wave.shape[1],))
+    (tmp_path / "config.json").write_text(json.dumps(config))  # with fields of before transformers 5
+    encoder = HuggingFaceEncoder(HuggingFaceEncoder.Config(model=str(tmp_path)), spec).eval()
+    load_state(encoder, case.tensors("param"), None, "x", config=config)
+    found: dict[str, Tensor] = {}
+    for name, block in encoder.net.named_modules():
+        if match := re.fullmatch(r"(?:encoder\.)?layers?\.(\d+)", name):
+            block.register_forward_hook(keep(found, f"block_{match[1]}"))
+    with torch.no_grad():
+        item = Views(x=x, stream="x", role="clean", valid=real if wave is None else None)
+        found["last_hidden_state"] = encoder([item])[0].tokens
+    assert len(found) == config["num_hidden_layers"] + 1
+    for name, tokens in found.items():  # padding counts nowhere
+        case.check(torch.where(real[:, :, None], tokens, expected[name]), "out", name)
+
+
+def keep(found: dict[str, Tensor], name: str) -> Callable[..., None]:
+    """A hook that keeps what a block gives."""
+
+    def hook(_: nn.Module, __: Any, out: Any) -> None:
+        found[name] = out if isinstance(out, Tensor) else out[0]
+
+    return hook
 
 
 @pytest.mark.parametrize("case", cases("layouts", "flexi_patch"))

@@ -219,7 +219,7 @@ def test_names_that_look_like_a_wrapper_inside_stay() -> None:
 def test_what_was_taken_and_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(
-        "multissl.weights.loading.log.info", lambda text, *values: lines.append(text % values)
+        "multissl.weights.loading.log.warning", lambda text, *values: lines.append(text % values)
     )
     theirs = encoder(position=Position(offset=0.1))
     state = {f"module.backbone.{n}": t for n, t in to_dinov2(theirs).items()}
