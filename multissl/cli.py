@@ -221,17 +221,26 @@ def encode(words: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"encode wants a file to write: multissl encode {name} --out features.parquet")
     data, recipe = "", None
     if located(name)[0].recipe.is_file():
-        data = options.only_data(rest, "encode takes --out, --data, --split and --stream beside a run")
+        data = options.only_data(
+            rest,
+            "encode takes --out, --data, --split, --stream, --tokens, --layer, --pool and --fp16 beside a run",
+        )
     else:
         recipe = options.open_recipe(name, rest, trust=Trust(everything=words.trust))[0]
-    import torch
-
+    from multissl.engine.trainer import Interrupted
+    from multissl.parallel.ranks import is_main, process_group
     from multissl.run import encode as features
     from multissl.run.model import load, untrained
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(name, device, data, words.trust) if recipe is None else untrained(recipe, device)
-    print(f"{words.out}: {features.encode(model, words.out, words.split, words.stream):,} lines")
+    wanted = features.Wanted(tokens=words.tokens, layer=words.layer, pool=words.pool, half=words.fp16)
+    with process_group() as device:
+        model = load(name, device, data, words.trust) if recipe is None else untrained(recipe, device)
+        say: Callable[[str], object] = print if is_main() else str
+        try:
+            rows = features.encode(model, words.out, words.split, words.stream, say=say, wanted=wanted)
+        except Interrupted as error:
+            return fail(error, 128 + error.number)
+        say(f"{words.out}: {rows:,} lines")
     return 0
 
 

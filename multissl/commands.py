@@ -86,17 +86,35 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     ),
     "eval": ("evaluate a run again", "RUN", {"name": FOLDER, **TRUST}),
     "encode": (
-        "write the features of all samples as a table, by the encoder of a run or of a recipe",
-        "RUN|NAME --out FILE [--data PATH] [--split SPLIT] [--stream STREAM]",
+        "write the features of all samples, by the encoder of a run or of a recipe",
+        "RUN|NAME --out FILE [--data PATH] [--split SPLIT] [--stream STREAM] [--tokens] [--layer K] ...",
         {
             "name": {
                 **FOLDER,
                 "metavar": "RUN|NAME",
                 "help": "folder of a run, or a recipe with its options",
             },
-            "--out": {"metavar": "FILE", "default": "", "help": "the table, .parquet or .csv"},
+            "--out": {
+                "metavar": "FILE",
+                "default": "",
+                "help": "a table (.parquet, .csv) or an array (.npy, .safetensors), beside which NAME.rows.csv says "
+                "which sample a row is; a command that was ended goes on",
+            },
             "--split": {"metavar": "SPLIT", "default": "", "help": "one split instead of all"},
             "--stream": {"metavar": "STREAM", "default": "", "help": "which stream, where a run has several"},
+            "--tokens": {"action": "store_true", "help": "every token instead of pooled features; an array"},
+            "--layer": {
+                "metavar": "K",
+                "type": int,
+                "default": 0,
+                "help": "of the K-th block from the end, before the final norm; the last one is 1",
+            },
+            "--pool": {
+                "choices": ("own", "mean", "concat"),
+                "default": "own",
+                "help": "as the encoder pools, the mean of the tokens, or both side by side (default own)",
+            },
+            "--fp16": {"action": "store_true", "help": "in half precision"},
             **TRUST,
         },
     ),

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -170,28 +170,38 @@ def _close_all() -> None:
 def _batches(
     steps: StepBatches, start: int, stop: int, cfg: Data, ranks: int, device: torch.device
 ) -> Generator[Fetched, None, None]:
-    workers = cfg.num_workers(ranks)
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        prefetch_factor=cfg.prefetch if workers else None,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_begin_worker if workers else None,
-    )
-    with _held_back_signals():
-        batches = iter(loader)
-    try:
+    raws = loaded(steps, range(start, stop), cfg.num_workers(ranks), cfg.prefetch, pin=device.type == "cuda")
+    with contextlib.closing(raws):
         for step in range(start, stop):
             before = time.perf_counter()
-            with named_deaths(batches):
-                raw, skipped = next(batches)
+            raw, skipped = next(raws)
             waited = time.perf_counter() - before
             batch = raw.to(device) if steps.final else steps.views(copied(raw, device), step, device)
             yield Fetched(batch, skipped, waited)
+
+
+def loaded(
+    items: Dataset[Any], order: Sequence[int], workers: int, prefetch: int = 2, *, pin: bool = False
+) -> Generator[Any, None, None]:
+    """Yield items in an order, made ahead by workers, which hear no signal and end when it is closed."""
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_begin_worker if workers else None,
+    )
+    with _held_back_signals():
+        made = iter(loader)
+    try:
+        for _ in order:
+            with named_deaths(made):
+                item = next(made)
+            yield item
     finally:
-        _end_workers(batches)
+        _end_workers(made)
 
 
 @contextlib.contextmanager

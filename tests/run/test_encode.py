@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from multissl import cli
 from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.trainer import Interrupted
 from multissl.inference import Pooled, featurize_split
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
@@ -22,6 +28,7 @@ from multissl.recipe import Recipe
 from multissl.run import encode as features
 from multissl.run.model import Model, untrained
 from tests.helpers.paired_data import IMAGE, TEXT, class_folders, png, rows, shard
+from tests.helpers.ranks import run_ranks
 
 ENCODER = MLPEncoder.Config(dims=(6,))
 
@@ -132,3 +139,165 @@ def test_the_command_writes_what_a_recipe_starts_from(
     assert len(told) == 12
     assert np.isfinite(found.numpy()).all()
     assert png(0)[:4] == Path(told[0]["file"]).read_bytes()[:4]
+
+
+# ------------------------------------------------------------------------------------- arrays, pieces
+
+
+def tokens_of(data: str) -> Model:
+    cfg = Image.Config(data=data, size=16, local_size=8, patch=4, blur_kernel=3)
+    encoder = TransformerEncoder.Config(dim=8, depth=3, heads=2)
+    return untrained(
+        Recipe(modality=cfg, encoders={"image": encoder}, objective=InfoNCE.Config(), batch_size=4)
+    )
+
+
+def array(path: Path) -> np.ndarray:
+    return np.load(path) if path.suffix == ".npy" else load_file(path)["features"].numpy()
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_arrays_hold_what_tables_do_and_every_token_where_that_is_asked_for(
+    suffix: str, tmp_path: Path
+) -> None:
+    model, out = tokens_of(class_folders(tmp_path / "data", "png", count=7)), tmp_path / f"a.{suffix}"
+    features.encode(model, tmp_path / "a.csv", workers=0)
+    assert features.encode(model, out, batch_size=4, workers=0) == 21
+    told, numbers = table(tmp_path / "a.csv")
+    torch.testing.assert_close(torch.from_numpy(array(out)), numbers, atol=1e-5, rtol=1e-5)
+    assert table(tmp_path / "a.rows.csv")[0] == told
+
+    def made(**wanted: Any) -> np.ndarray:
+        features.encode(model, out, batch_size=4, workers=0, wanted=features.Wanted(**wanted))
+        return array(out)
+
+    pooled, tokens = made(), made(tokens=True)
+    assert tokens.shape == (21, 16, 8)
+    np.testing.assert_allclose(made(pool="mean"), tokens.mean(1), atol=1e-6)
+    np.testing.assert_array_equal(made(pool="concat"), np.concatenate([pooled, made(pool="mean")], 1))
+    last, first = made(tokens=True, layer=1), made(tokens=True, layer=3)
+    assert not np.allclose(last, tokens)  # before the final norm
+    assert not np.allclose(last, first)
+    np.testing.assert_allclose(made(layer=3), first.mean(1), atol=1e-6)
+    assert made(half=True).dtype == np.float16
+
+
+def test_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model = tokens_of(class_folders(tmp_path / "data", "png"))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"layer": -1}, "--layer -1: want 0, or a block counted from the last one, which is 1"),
+        ({"tokens": True, "pool": "mean"}, "--tokens with --pool mean: want one of the two"),
+        ({"layer": 1, "pool": "concat"}, "--layer with --pool concat: a block gives tokens alone"),
+    ]
+    for wanted, message in cases:
+        with pytest.raises(ValueError, match=message):
+            features.Wanted(**wanted)
+    with pytest.raises(ValueError, match=r"want a file that ends in .npy or .safetensors for tokens"):
+        features.encode(model, tmp_path / "a.csv", wanted=features.Wanted(tokens=True))
+    with pytest.raises(ValueError, match="asked for the outputs of 4 blocks, the encoder has depth=3"):
+        features.encode(model, tmp_path / "a.npy", workers=0, wanted=features.Wanted(layer=4))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "csv"])
+def test_what_was_ended_goes_on_and_ends_with_the_same_bytes(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "ROWS", 4)
+    model, out = tokens_of(class_folders(tmp_path / "data", "png", count=7)), tmp_path / f"a.{suffix}"
+    features.encode(model, tmp_path / f"whole.{suffix}", batch_size=2, workers=0)
+    original, left = model.encoders.encode, [7]
+
+    def ended(*args: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.encoders, "encode", ended)
+        with pytest.raises(Interrupted, match=r"3 pieces more are in .*parts; repeat the command"):
+            features.encode(model, out, batch_size=2, workers=0)
+    assert not out.exists()
+    said, count = list[str](), [0]
+
+    def counted(*args: Any) -> Any:
+        count[0] += 1
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.encoders, "encode", counted)
+        features.encode(model, out, batch_size=2, workers=0, say=said.append)
+    assert count[0] == 11 - 6  # three pieces of two batches were there
+    assert said[0].startswith("going on with the pieces in")
+    assert out.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    assert not [*tmp_path.glob("*.parts")]
+
+
+def test_pieces_of_other_options_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "ROWS", 4)
+    model = tokens_of(class_folders(tmp_path / "data", "png", count=7))
+    monkeypatch.setattr(model.encoders, "encode", once_then_interrupted(model))
+    with pytest.raises(KeyboardInterrupt):
+        features.encode(model, tmp_path / "a.npy", batch_size=4, workers=0)
+    monkeypatch.undo()
+    said = list[str]()
+    mean = features.Wanted(pool="mean")
+    features.encode(model, tmp_path / "a.npy", batch_size=4, workers=0, say=said.append, wanted=mean)
+    assert not said
+    features.encode(model, tmp_path / "b.npy", batch_size=4, workers=0, wanted=mean)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def once_then_interrupted(model: Model) -> Any:
+    original, left = model.encoders.encode, [2]
+
+    def encode(*args: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    return encode
+
+
+def on_a_rank(_rank: int, data: str, out: Path) -> int:
+    features.ROWS = 4
+    return features.encode(tokens_of(data), out, batch_size=2, workers=0)
+
+
+def test_several_ranks_write_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "ROWS", 4)
+    data = class_folders(tmp_path / "data", "png", count=7)
+    features.encode(tokens_of(data), tmp_path / "one.npy", batch_size=2, workers=0)
+    assert run_ranks(2, on_a_rank, data, tmp_path / "two.npy") == [21, 21]
+    for name in ("npy", "rows.csv"):
+        assert (tmp_path / f"one.{name}").read_bytes() == (tmp_path / f"two.{name}").read_bytes()
+
+
+PEAK = """
+import resource, sys
+from multissl.run import encode as features
+from tests.run.test_encode import tokens_of
+features.encode(
+    tokens_of(sys.argv[1]), sys.argv[2], workers=0, wanted=features.Wanted(tokens=True, half=True)
+)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_ten_times_as_many_pictures_need_no_more_memory(tmp_path: Path) -> None:
+    peaks = []
+    for count in (6_000, 60_000):
+        folder = tmp_path / str(count) / "a"
+        folder.mkdir(parents=True)
+        picture = png(0)
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(picture)
+        words = [sys.executable, "-c", PEAK, str(folder.parent), str(tmp_path / f"{count}.npy")]
+        ended = subprocess.run(words, capture_output=True, text=True, check=True)
+        peaks.append(int(ended.stdout.split()[-1]))
+        assert np.load(tmp_path / f"{count}.npy", mmap_mode="r").shape == (count, 16, 8)
+    assert peaks[1] < 1.05 * peaks[0], peaks
