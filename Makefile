@@ -1,4 +1,4 @@
-.PHONY: check fix test test-all mutants bench docs
+.PHONY: check fix test test-all mutants fuzz bench docs
 
 check: ## what CI runs
 	bash .ci/run
@@ -15,6 +15,9 @@ test-all: ## with slow tests, and with GPU tests where there is a GPU
 
 mutants: ## plant 120 bugs of a seed and those with a name, and count what the tests notice; less than 40 minutes
 	uv run --all-extras python tools/mutants.py --seed 0 --count 120 --named
+
+fuzz: ## read 10,000 mutated files of all formats; less than 30 minutes
+	OMP_NUM_THREADS=1 uv run --all-extras python -m tests.faults.fuzz 10000 --seed 0
 
 bench: ## start times, loader, training step
 	uv run python benchmarks/start.py

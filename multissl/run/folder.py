@@ -256,7 +256,10 @@ class RunFolder(Places):
         values = read_sealed(self.data, unsealed=True)
         if values.get("format") != 1:  # of the first format there was no digest
             values = read_sealed(self.data)
-        return list(values.get("entries", []))
+        entries = values.get("entries", [])
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            raise Damaged(f"{self.data} is damaged: its entries are not what the data is known by")
+        return entries
 
     def write_data(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write what the data is known by."""
@@ -326,6 +329,14 @@ class RunFolder(Places):
                 f"{self.path} could not be written to ({error.strerror}); what was written before is intact. "
                 "Free some space, then repeat the command"
             ) from error
+
+
+def _is_entry(value: Any) -> bool:
+    """Return whether a value says what the data is known by from a step on."""
+    if not isinstance(value, dict) or not isinstance(value.get("from_step"), int):
+        return False
+    splits = value.get("splits")
+    return isinstance(splits, dict) and all(isinstance(about, dict) for about in splits.values())
 
 
 def _read_json(file: Path) -> dict[str, Any]:

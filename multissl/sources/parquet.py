@@ -62,7 +62,8 @@ class ParquetRows(Sequence[Any]):
         number = int(np.searchsorted(self.ends, row, side="right"))
         if number not in self.groups:
             table = parquet_file(self.path)
-            self.groups[number] = table.read_row_group(number, columns=[self.column])[self.column]
+            with file_errors(self.path, "parquet"):
+                self.groups[number] = table.read_row_group(number, columns=[self.column])[self.column]
             while len(self.groups) > 1 and sum(g.nbytes for g in self.groups.values()) > CACHED:
                 self.groups.popitem(last=False)
         self.groups.move_to_end(number)

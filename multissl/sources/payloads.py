@@ -26,6 +26,11 @@ class Slice(NamedTuple):
     size: int
     name: str
 
+    @property
+    def place(self) -> str:
+        """Return shard and name, as messages call it."""
+        return f"{self.path}: {self.name}"
+
     def read(self) -> bytes:
         """Return its bytes."""
         return read_part(self.path, self.offset, self.size, self.name)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from multissl.contract.data import Sample, Samples
+from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.sources.base import Label, Listing
 from multissl.sources.copies import Copies, split_together
+from multissl.sources.reading import first_line
 
 
 class SplitSamples(Samples):
@@ -41,7 +42,12 @@ class SplitSamples(Samples):
 
     def __getitem__(self, index: int) -> Sample:
         row = int(self.rows[index])
-        return Sample(self.data[row], index, int(self.labels[row]), int(self.groups[row]))
+        try:
+            data = self.data[row]  # of a shard this may read, and the shard may be damaged or gone by now
+        except (OSError, ValueError) as error:
+            file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            raise Unreadable(index, f"{file}{first_line(error)}") from None
+        return Sample(data, index, int(self.labels[row]), int(self.groups[row]))
 
 
 def select_split(listing: Listing, split: str) -> SplitSamples:

@@ -83,7 +83,7 @@ def load(sample: Sample, channels: int, reading: Reading = USUAL) -> Tensor:
     """
     data = sample.data
     file = isinstance(data, str | Path)
-    name = str(data) if file else data.name if isinstance(data, Slice) else f"sample {sample.index}"
+    name = str(data) if file else data.place if isinstance(data, Slice) else f"sample {sample.index}"
     with unreadable_errors(sample.index, name):
         image = scaled(decode(_bytes_of(data), channels, reading.background), reading)
     _, height, width = image.shape

@@ -82,7 +82,7 @@ def load_clip(sample: Sample) -> Clip:
 def unreadable(sample: Sample, error: Exception) -> Unreadable:
     """Return an error as `Unreadable`, in one line that names the file."""
     data = sample.data
-    named = str(data) if isinstance(data, str | Path) else data.name if isinstance(data, Slice) else ""
+    named = str(data) if isinstance(data, str | Path) else data.place if isinstance(data, Slice) else ""
     if isinstance(error, ImportError):  # no fault of the file: say it and stop
         raise error
     return Unreadable(sample.index, f"{named or f'sample {sample.index}'}: {first_line(error)}")
