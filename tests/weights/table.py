@@ -16,8 +16,17 @@ from tests.weights.test_libraries import HUGGING_FACE, TIMM
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 BEGIN, END = "<!-- table: python -m tests.weights.table -->", "<!-- end of table -->"
-COMPARED_ELSEWHERE = {"torchvision_vit": "torchvision, at its own size"}
-"""What `test_libraries.py` compares by a test of its own."""
+COMPARED_ELSEWHERE = {
+    "torchvision_vit": "torchvision, at its own size",
+    "dinov2": "golden encoders_dinov2/dinov2_vit",
+    "mae": "timm's ViT under these names",
+    "videomae": "Hugging Face's VideoMAE under these names",
+    "ast": "Hugging Face's AST under these names",
+    "data2vec_vision": "timm's Beit",
+    "openai_clip": "Hugging Face's CLIP under these names",
+    "open_clip": "Hugging Face's CLIP under these names",
+}
+"""What tests of their own compare: in `test_libraries.py`, `test_official_names.py` and `tests/golden`."""
 
 
 def rows() -> list[str]:

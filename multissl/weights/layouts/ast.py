@@ -15,11 +15,11 @@ from multissl.weights.layouts.huggingface_names import HEADS, RENAMES, act_of, e
 from multissl.weights.unwrapping import Network, State
 
 
-def plane_of(context: Context) -> tuple[int, int]:
-    """Return the tokens along time and frequency: the config's, else the encoder's."""
+def plane_of(context: Context) -> tuple[int, ...]:
+    """Return the tokens along time and frequency: the config's, else the encoder's; () where neither is there."""
     config = context.config
     if not config.get("max_length"):
-        return context.grid[:2] if len(context.grid) == 2 else (0, 0)  # type: ignore[return-value]
+        return context.grid
     patch = config.get("patch_size", 16)
     time = (config["max_length"] - patch) // config.get("time_stride", 10) + 1
     return time, (config["num_mel_bins"] - patch) // config.get("frequency_stride", 10) + 1
@@ -28,7 +28,10 @@ def plane_of(context: Context) -> tuple[int, int]:
 def time_first(state: State, second: str, context: Context) -> State:
     """Return official names in which tokens go time first and the second token is a register."""
     token = state.pop(second)
-    table, (time, mels) = state["pos_embed"], plane_of(context)
+    table, plane = state["pos_embed"], plane_of(context)
+    if len(plane) != 2:  # before there is an encoder sizes are asked for alone
+        return state | {"register_tokens": token, "pos_embed": torch.cat([table[:, :1], table[:, 2:]], 1)}
+    time, mels = plane
     if time * mels != table.shape[1] - 2:
         raise ValueError(
             f"the position table of these weights has {table.shape[1] - 2} tokens, where the config or encoder has "
