@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from multissl.sources.missing import is_missing
+
 ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?\s?(?:Z|[+-]\d\d:?\d\d)?)?")
 YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?P<time>[T ].*)?")
 YEAR_LAST = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?P<time>[T ].*)?")
@@ -24,6 +26,8 @@ FRACTION = re.compile(r"(\.\d{6})\d+")
 
 def iso_date(value: Any) -> str | None:
     """Return a date of any library in the one spelling, or None where a value is no date."""
+    if is_missing(value):  # no time of any library is a date
+        return None
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[us]").item()
     if isinstance(value, datetime):  # pandas' timestamps are some, too
@@ -103,7 +107,5 @@ def _dated(year: int, month: int, day: int, time: str | None) -> datetime:
 
 
 def _spelt(value: datetime) -> str:
-    if value != value:  # pandas' NaT
-        raise ValueError("no date")
     value = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
     return value.isoformat(timespec="microseconds" if value.microsecond else "seconds")

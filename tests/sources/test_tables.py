@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from multissl.contract.data import Sample
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.image.files import SUFFIXES
 from multissl.modalities.paired.adapter import Paired
@@ -21,6 +22,7 @@ from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.tabular.tables import holding
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.text.files import read_texts
+from multissl.random import RowRandom
 from multissl.sources import delimited
 from multissl.sources.base import TableOptions
 from multissl.sources.opening import open_source
@@ -41,7 +43,7 @@ def frame() -> Any:
             "large": [round(1234.5 * (i + 1), 2) for i in range(COUNT)],
             "color": [None if i % 9 == 0 else ("rød", "blue", "a, b")[i % 3] for i in range(COUNT)],
             "smoker": [i % 3 == 0 for i in range(COUNT)],
-            "seen": [start + datetime.timedelta(hours=31 * i) for i in range(COUNT)],
+            "seen": [None if i % 13 == 5 else start + datetime.timedelta(hours=31 * i) for i in range(COUNT)],
             "text": [None if i % 11 == 0 else f"note {i}, of; many | kinds" for i in range(COUNT)],
             "image": [f"{i}.png" for i in range(COUNT)],
             "label": [f"kind {i % 2}" for i in range(COUNT)],
@@ -380,3 +382,22 @@ def test_broken_and_packed_tables_are_refused_in_a_line(tmp_path: Path) -> None:
         open_table(put(tmp_path, gzip.compress(b"no parquet"), "a.parquet.gz"))
     with pytest.raises(ValueError, match=r"the limit is 200"):
         open_table(put(tmp_path, gzip.compress(b"a\n" + b"0" * (1 << 27)), "bomb.csv.gz"))
+
+
+def test_cells_of_pairs_are_read_as_those_of_a_table(tmp_path: Path) -> None:
+    lines = [f"{i}.png;1,{i:02};{'n/a' if i % 5 == 3 else f'{i % 28 + 1:02}.03.2024'}" for i in range(40)]
+    path = put(tmp_path, "image;height;day\n" + "\n".join(lines))
+    alone = Tabular(Tabular.Config(data=str(path), ignore=("image",))).fit()
+    members: dict[str, Any] = {
+        "image": Image.Config(size=32, local_size=16, patch=16), "tabular": Tabular.Config(),
+    }  # fmt: skip
+    pairs = Paired(Paired.Config(members=members, data=(str(path),)))
+    rows = pairs.dataset("all")
+    member: Any = Tabular(Tabular.Config())
+    member.fit([rows[i].data.parts["tabular"] for i in alone.rows().splits["train"].tolist()])
+    assert member.schema.columns == alone.schema.columns
+    assert {c.kind for c in member.schema.columns} == {"number", "flag"}
+    read = member.collate(
+        [Sample(rows[i].data.parts["tabular"], i) for i in range(40)], {}, RowRandom((0,), 0, 40, 40)
+    )
+    assert torch.equal(read["rows"], alone.rows().cells)

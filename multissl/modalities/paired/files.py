@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,21 @@ from multissl.modalities.paired.parts import (
     Pairs,
     cell_of,
     cells_of,
+    group_of,
     joined,
+    label_of,
     made,
     rows_with_values,
     texts_of_cell,
 )
+from multissl.modalities.tabular.tables import table_of
+from multissl.sources.delimited import objects
 from multissl.sources.missing import is_missing
 from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.reading import check_regular, file_errors, parquet_file
 from multissl.sources.rows import Rows
-from multissl.sources.tables import TABLES, open_table, pick, table_suffix
+from multissl.sources.tables import TABLES, OpenTable, open_table, pick, table_suffix
 
 FILES = (".tar", *TABLES)
 
@@ -59,10 +64,23 @@ def read_pairs(path: str, options: Options) -> Pairs:
             pairs = parquet_rows(file, options)
         else:
             table = open_table(file, delimiter=options.delimiter, missing=options.missing)
+            if any(want.form == "cells" for want in options.streams.values()):
+                _read_cells(table, options)
             pairs = table_rows(file, table.rows(), list(table.columns), options)
         word = split_in_name(file) if len(files) > 1 or suffix == ".tar" else ""
         found.append(pairs if any(pairs.tags) or not word else pairs._replace(tags=[word] * len(pairs.tags)))
     return joined(found)
+
+
+def _read_cells(table: OpenTable, options: Options) -> None:
+    """Read the columns that no file, text, label or group is in as the tabular modality reads a table of its own."""
+    known = list(table.columns)
+    away = {*_columns_of_streams(options, known).values(), label_of(options, known), group_of(options, known)}
+    own = {
+        name: column for name, column in table.columns.items() if name not in {*away, "split", *options.only}
+    }
+    for name, column in table_of(replace(table, columns=own)).columns.items():
+        table.columns[name] = objects([None if is_missing(cell) else cell for cell in column.tolist()])
 
 
 def _columns_of_streams(options: Options, known: list[str]) -> dict[str, str]:

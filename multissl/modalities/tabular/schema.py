@@ -179,7 +179,7 @@ def fit(
         known = ~np.isnan(values) | odd
         if not known.any():
             left_out[name] = "all cells are missing"
-        elif odd.all() and name not in categorical and read_dates(cells) is not None:
+        elif (odd == known).all() and name not in categorical and read_dates(cells) is not None:
             dated = _date_columns(name, cells, scaling)
             columns += dated
             if not dated:
