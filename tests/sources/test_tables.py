@@ -1,5 +1,7 @@
 """Tables: the same content through every door gives the same samples, and what is unusual in one is read or said."""
 
+# long file: the doors and dialects share their table and helpers
+
 from __future__ import annotations
 
 import datetime
