@@ -130,7 +130,7 @@ def run_files(package: Path) -> list[str]:
     return laws.run_files(package, "run.folder")
 
 
-WRITERS = {"run.encode": "a table of features, where the user wants it"}
+WRITERS = {"run.feature_files": "a file of features, where the user wants it"}
 """Where something is written to a disk by itself, and what; all else goes through `files`."""
 
 

@@ -27,6 +27,8 @@ TAIL = 1 << 16
 """Bytes at the end of a shard that are read."""
 THREADS = 16
 """That ask a file system for sizes: a network one answers many at a time."""
+AT_ONCE = 4096
+"""Files that are handed to them at a time."""
 GONE = 1
 """Stands for a file that is not there."""
 
@@ -49,8 +51,7 @@ def keys_of(payloads: Sequence[Any] | np.ndarray, rows: np.ndarray | None = None
         case Joined():
             return _of_parts(payloads, rows)
         case Paths():
-            names = [os.fsdecode(bytes(payloads.names[row])) for row in rows.tolist()]
-            return _of_files([os.path.join(payloads.root, name) for name in names], names)
+            return _of_files(payloads, rows)
         case ParquetRows():
             names = mixed(rows.astype(np.uint64), np.uint64(_number(os.path.basename(payloads.path))))
             return Keys(names, np.full(len(rows), _shard(payloads.path), np.uint64))
@@ -103,10 +104,15 @@ def _of_parts(payloads: Joined, rows: np.ndarray) -> Keys:
     return Keys(names, contents)
 
 
-def _of_files(paths: list[str], names: list[str]) -> Keys:
+def _of_files(payloads: Paths, rows: np.ndarray) -> Keys:
+    keys = Keys(np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64))
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = list(pool.map(_size, paths, chunksize=64))
-    return Keys(np.array([_number(name) for name in names], np.uint64), np.array(sizes, np.uint64))
+        for start in range(0, len(rows), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            names = [os.fsdecode(bytes(payloads.names[row])) for row in rows[some].tolist()]
+            keys.names[some] = [_number(name) for name in names]
+            keys.contents[some] = [*pool.map(_size, (os.path.join(payloads.root, name) for name in names))]
+    return keys
 
 
 def _size(path: str) -> int:
