@@ -1,10 +1,10 @@
 """The folder of a run, and the only place that knows what the files in it are called.
 
 A run's folder holds `recipe.json`, `data.json`, `metrics.jsonl`, `trace.bin`, `checkpoints/`, `encoder.safetensors`,
-`modality.json`, `summary.json` and `report.html`; `sessions.jsonl` with a line for each start, `evaluations.jsonl`
-where it was measured later, `lock.json` while it is trained; a folder for each logger that keeps files, `recipe_code/`
-where the recipe comes from a Python file or names code that is no installed package's, `nonfinite/` where steps were
-skipped.
+`modality.json`, `summary.json`, `report.html` and `README.md`; `sessions.jsonl` with a line for each start,
+`evaluations.jsonl` where it was measured later, `lock.json` while it is trained; a folder for each logger that keeps
+files, `recipe_code/` where the recipe comes from a Python file or names code that is no installed package's,
+`nonfinite/` where steps were skipped.
 What lies inside a checkpoint is up to `engine.checkpoint`. Files are whole at any moment: see `multissl.files`.
 """
 
@@ -102,6 +102,11 @@ class RunFolder(Places):
         return self.path / "report.html"
 
     @property
+    def readme(self) -> Path:
+        """Return the file that says how the run is used."""
+        return self.path / "README.md"
+
+    @property
     def data(self) -> Path:
         """Return the file of what the run's data is known by, and from which step on."""
         return self.path / "data.json"
@@ -145,6 +150,7 @@ class RunFolder(Places):
             self.evaluations,
             self.lock,
             self.trace,
+            self.readme,
         )
         if (
             name != folder.name
@@ -318,6 +324,11 @@ class RunFolder(Places):
         """Write the page about the run."""
         with self._writing():
             replace_text(self.report, page)
+
+    def write_readme(self, text: str) -> None:
+        """Write how the run is used."""
+        with self._writing():
+            replace_text(self.readme, text)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from multissl.run.model import load
 from multissl.run.preparing import entered, has_finished, prepare
 from multissl.run.report import draw, write_report
 from multissl.run.sessions import recorded, session_of
+from multissl.run.usage import readme
 from multissl.version import __version__
 
 
@@ -95,7 +96,7 @@ def train(
                     run.write_summary(values)
                 barrier()  # from here on the first rank is alone
                 if is_main():
-                    show(run, trainer)
+                    show(run, trainer, result.verdict)
             if is_main():
                 record_finish(run)  # the last thing that is written
             trainer.display.say(result.verdict)
@@ -178,11 +179,14 @@ def record_finish(run: RunFolder) -> None:
     run.write_summary(run.read_summary() | {"finished": shipped(run)})
 
 
-def show(run: RunFolder, trainer: Trainer) -> None:
-    """Write the page, and give its figures to the loggers."""
-    drawn = draw(load(run.path))
+def show(run: RunFolder, trainer: Trainer, verdict: str) -> None:
+    """Write the page and the README, and give the page's figures to the loggers."""
+    model = load(run.path)
+    drawn = draw(model)
     path = write_report(run.path, drawn)
     trainer.draw(checkpoint.newest_step(run.checkpoints), drawn.figures)
+    if text := readme(run, model, verdict):
+        run.write_readme(text)
     trainer.display.say(f"report: {path}")
 
 

@@ -249,7 +249,7 @@ def _written_out(name: str, known: Mapping[str, str]) -> str:
 
 RUN_FILES = {"recipe.json", "metrics.jsonl", "summary.json", "report.html", "encoder.safetensors", "modality.json",
              "checkpoints", "nonfinite", "recipe_code", "data.json", "sessions.jsonl", "evaluations.jsonl",
-             "lock.json", "trace.bin"}  # fmt: skip
+             "lock.json", "trace.bin", "README.md"}  # fmt: skip
 """What the files and folders of a run are called."""
 
 

@@ -33,6 +33,7 @@ def test_it_names_everything_that_a_run_leaves(tmp_path: Path) -> None:
         run.data,
         run.sessions,
         run.trace,
+        run.readme,
     }
     assert {*tmp_path.iterdir()} == {*named, run.nonfinite(3, 0).parent}
     assert run.nonfinite(3, 0).is_file()

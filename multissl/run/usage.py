@@ -1,0 +1,94 @@
+"""The README of a run: what it is, and lines of code that use it, which run as they stand where it was trained."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from multissl.config import config_name
+from multissl.contract.data import Unreadable
+from multissl.contract.modality import Modality
+from multissl.inference import clean_views
+from multissl.run.folder import RunFolder
+from multissl.run.model import Model
+
+SHOWN, TRIED = 4, 64
+"""Samples in the lines of code, and the most that are tried for that."""
+PAGE = """\
+# {name}
+
+{verdict}
+
+`{objective}` on `{modality}`, {steps:,} steps; [{report}]({report}) shows it. The lines below run in
+`{here}`, where it was trained; elsewhere give the folders as they are seen from there.
+
+```python
+import multissl
+
+model = multissl.load({run!r})  # reads JSON and safetensors alone
+data = model.modality.dataset("{split}")
+features = model.encode([data[i].data{member} for i in {samples}]{stream})
+print(features.shape)  # ({count}, {width})
+```
+
+Samples of your own are given to `encode` as the data has them: paths, arrays, texts, rows. From a shell:
+
+```sh
+multissl encode {quoted} --out features.parquet{option}
+multissl eval {quoted}
+multissl audit {quoted}
+```
+
+`--data PATH` encodes other data. `multissl train RECIPE --init {quoted}` starts from its weights.
+"""
+
+
+def readme(run: RunFolder, model: Model, verdict: str) -> str:
+    """Return the README of a run that ends with this verdict; "" where none of its first samples can be read."""
+    stream, *others = model.modality.streams()
+    split, samples = _some(model, stream)
+    if not samples:
+        return ""
+    member = f'["{stream}"]' if others else ""
+    data = model.modality.dataset(split)
+    own = data[samples[0]].data
+    width = model.encode([own[stream] if others else own], stream=stream).shape[1]
+    return PAGE.format(
+        name=run.path.resolve().name,
+        verdict=f"{verdict[:1].upper()}{verdict[1:]}.",
+        objective=config_name(type(model.recipe.objective)),
+        modality=config_name(type(model.recipe.modality)),
+        steps=model.step,
+        report=run.report.name,
+        here=Path.cwd(),
+        run=str(run.path),
+        quoted=shlex.quote(str(run.path)),
+        split=split,
+        member=member,
+        samples=samples,
+        stream=f', stream="{stream}"' if others else "",
+        option=f" --stream {stream}" if others else "",
+        count=len(samples),
+        width=width,
+    )
+
+
+def _some(model: Model, stream: str) -> tuple[str, list[int]]:
+    """Return a split and some of its samples that can be read and have a stream."""
+    for split in ("val", "train"):
+        try:
+            data = model.modality.dataset(split)
+        except ValueError:  # there is none
+            continue
+        found = [i for i in range(min(TRIED, len(data))) if _is_readable(model.modality, split, i, stream)]
+        if found:
+            return split, found[:SHOWN]
+    return "", []
+
+
+def _is_readable(modality: Modality, split: str, index: int, stream: str) -> bool:
+    try:
+        views = clean_views(modality, [modality.dataset(split)[index]], stream)
+    except Unreadable:
+        return False
+    return views.present is None or bool(views.present.all())
