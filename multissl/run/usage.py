@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from multissl.config import config_name
 from multissl.contract.data import Unreadable
 from multissl.contract.modality import Modality
 from multissl.inference import clean_views
+from multissl.modalities.paired.rows import Record
 from multissl.run.folder import RunFolder
 from multissl.run.model import Model
 
@@ -49,10 +51,8 @@ def readme(run: RunFolder, model: Model, verdict: str) -> str:
     split, samples = _some(model, stream)
     if not samples:
         return ""
-    member = f'["{stream}"]' if others else ""
-    data = model.modality.dataset(split)
-    own = data[samples[0]].data
-    width = model.encode([own[stream] if others else own], stream=stream).shape[1]
+    member, payload = _member(model.modality.dataset(split)[samples[0]].data, stream if others else "")
+    width = model.encode([payload], stream=stream).shape[1]
     return PAGE.format(
         name=run.path.resolve().name,
         verdict=f"{verdict[:1].upper()}{verdict[1:]}.",
@@ -71,6 +71,15 @@ def readme(run: RunFolder, model: Model, verdict: str) -> str:
         count=len(samples),
         width=width,
     )
+
+
+def _member(data: Any, stream: str) -> tuple[str, Any]:
+    """Return how the payload of a stream is picked from what a sample holds, and the payload."""
+    if not stream:
+        return "", data
+    if isinstance(data, Record):
+        return f'.parts["{stream}"]', data.parts[stream]
+    return f'["{stream}"]', data[stream]
 
 
 def _some(model: Model, stream: str) -> tuple[str, list[int]]:
