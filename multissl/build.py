@@ -15,6 +15,7 @@ from multissl.engine.learner import Learner
 from multissl.engine.optim.base import Optimizer
 from multissl.parallel.sharding import parallelize
 from multissl.recipe import Recipe
+from multissl.weights.containers import Source
 from multissl.weights.loading import derive_configs, load_weights
 
 
@@ -29,15 +30,18 @@ class Parts:
     blueprint: Blueprint
 
 
-def build(recipe: Recipe, device: torch.device) -> Parts:
-    """Build and check the components; the learner lies on `device`, parallelized."""
+def build(recipe: Recipe, device: torch.device, start: Source | None = None) -> Parts:
+    """Build and check the components; the learner lies on `device`, parallelized.
+
+    `start` holds the weights of `init` where they are those of a run's checkpoint.
+    """
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
     modality = recipe.modality.build().fit()
     encoders = encoders_of(recipe, modality)
     for encoder in encoders.values():
         encoder.load_pretrained()
     if recipe.init:
-        load_weights(encoders, recipe.init)
+        load_weights(encoders, recipe.init, start)
     learner = learner_of(recipe, modality, encoders)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)
@@ -50,9 +54,14 @@ def build(recipe: Recipe, device: torch.device) -> Parts:
     )
 
 
-def fitted(recipe: Recipe) -> Recipe:
-    """Return a recipe whose encoder is what the weights of `init` ask for; before a run writes its recipe."""
-    return recipe.replace(encoders=derive_configs(recipe.encoders, recipe.init)) if recipe.init else recipe
+def fitted(recipe: Recipe, start: Source | None = None) -> Recipe:
+    """Return a recipe whose encoder is what the weights of `init` ask for; before a run writes its recipe.
+
+    Weights of a run's checkpoint ask for nothing: they are compared as they load.
+    """
+    if not recipe.init or start is not None:
+        return recipe
+    return recipe.replace(encoders=derive_configs(recipe.encoders, recipe.init))
 
 
 def encoders_of(recipe: Recipe, modality: Modality) -> Encoders:

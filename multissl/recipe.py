@@ -39,8 +39,8 @@ class Recipe(Loop):
     """Evaluators, by the names of their metrics."""
     init: str = ""
     """Weights that the encoder starts from: a file (.safetensors, .pth, .bin, .ckpt), a folder of a model or run,
-    `hf:NAME` or `timm:NAME`; `dino:FILE` says whose a file is where it does not tell. Of a published model the
-    encoder's options that stand at their defaults are taken from the weights, all of them after
+    `RUN@STEP`, `hf:NAME` or `timm:NAME`; `dino:FILE` says whose a file is where it does not tell. Of a published model
+    the encoder's options that stand at their defaults are taken from the weights, all of them after
     `--encoders.STREAM transformer`."""
     locked: tuple[str, ...] = ()
     """Streams whose encoder stays as it starts, in evaluation mode and without gradient (LiT); its weights come from

@@ -34,6 +34,7 @@ from multissl.parallel.state import tensors
 from multissl.recipe import recipe_of
 from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, identity_of
+from multissl.run.model import start_of
 from multissl.run.sessions import environment
 from multissl.trust import Trust
 
@@ -181,7 +182,7 @@ def _taken(
         if before:
             copy_folder(before, place.checkpoints / before.name)
     barrier()
-    parts = build(recipe, device)
+    parts = build(recipe, device, start_of(recipe))
     if is_main():
         _check_data(folder, parts.modality, piece.start)
     trainer = Trainer(recipe, parts.modality, parts.learner, parts.optimizer, {}, place, device)

@@ -25,6 +25,7 @@ from multissl.recipe import Recipe, recipe_of
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder, located
 from multissl.trust import Trust
+from multissl.weights.containers import Source
 from multissl.weights.files import read_weights
 from multissl.weights.loading import tower_streams
 
@@ -172,10 +173,26 @@ def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
         raise ValueError(f"{place} does not fit the modality of the recipe beside it ({reason})") from None
 
 
+def start_of(recipe: Recipe) -> Source | None:
+    """Return the weights that `init` names where they are a checkpoint's: of `RUN@STEP`, or of a run that goes on."""
+    name = recipe.init.rpartition("@")[0]
+    if not Path(recipe.init).is_dir() and not (name and Path(name).is_dir()):
+        return None
+    folder, step = located(recipe.init)
+    if step is None and (folder.encoder.is_file() or not folder.recipe.is_file()):
+        return None
+    try:
+        encoders = load(recipe.init).encoders
+    except ValueError as error:
+        raise ValueError(f"--init {recipe.init}: {error}") from None
+    return Source(dict(encoders.state_dict()), folder.encoder)
+
+
 def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
     """Return the encoders as the recipe starts with them: pretrained, given with --init, or random."""
     # As `load` has them: whole, in fp32 and uncompiled, since every size of batch would be compiled anew.
-    recipe = fitted(recipe)
-    parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device))
+    start = start_of(recipe)
+    recipe = fitted(recipe, start)
+    parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device), start)
     encoders = parts.learner.encoders.eval().requires_grad_(False)
     return Model(recipe, parts.modality, encoders, torch.device(device))

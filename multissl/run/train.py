@@ -27,7 +27,7 @@ from multissl.run.copies import describe_copies
 from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, check_data, identity_of
-from multissl.run.model import load
+from multissl.run.model import load, start_of
 from multissl.run.preparing import entered, has_finished, prepare
 from multissl.run.report import draw, write_report
 from multissl.run.sessions import recorded, session_of
@@ -67,11 +67,12 @@ def train(
     """
     run = RunFolder(folder)
     with process_group(recipe.parallel.timeout) as device, entered(run, recipe.steps) as lock:
-        recipe = fitted(recipe)
+        start = start_of(recipe)
+        recipe = fitted(recipe, start)
         before = run.read_options().get("steps", recipe.steps)
         changed = prepare(run, recipe, file)
         began = time.time()
-        parts = build(recipe, device)
+        parts = build(recipe, device, start)
         trainer = Trainer(
             recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device,
             parts.blueprint, lock.check if lock else bool,

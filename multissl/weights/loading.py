@@ -49,14 +49,14 @@ def tell(text: str, *values: object) -> None:
         log.warning(text, *values)
 
 
-def load_weights(encoders: Encoders, place: str | Path) -> None:
+def load_weights(encoders: Encoders, place: str | Path, source: Source | None = None) -> None:
     """Fill encoders from a run's folder or the file it left, or a single one from a file in any known layout.
 
     A run's file may lack streams, whose encoders stay as they are, which is said; of its towers the heads are left out,
-    and so are those of other streams.
+    and so are those of other streams. `source` is what the place holds, where it has been opened.
     """
     try:
-        source = open_place(place)
+        source = source or open_place(place)
         state = dict(source.contents)
         if all(isinstance(t, Tensor) for t in state.values()):
             state = without_heads(state, encoders)

@@ -15,7 +15,7 @@ from multissl.recipe import Recipe
 from multissl.run import train
 from multissl.run.evaluate import judge
 from multissl.run.folder import RunFolder, located
-from multissl.run.model import load
+from multissl.run.model import load, untrained
 from multissl.run.report import report
 from multissl.weights.files import read_weights
 from tests.helpers import stubs
@@ -109,3 +109,14 @@ def test_a_folder_may_have_an_at_in_its_name(whole: Path, tmp_path: Path) -> Non
     assert located(folder)[1] is None
     assert load(folder).step == 30
     assert load(f"{folder}@10").step == 10
+
+
+def test_a_run_starts_from_a_checkpoint_of_another(whole: Path, going: Path, tmp_path: Path) -> None:
+    for place, step in ((f"{whole}@10", 10), (str(going), 20)):
+        model = untrained(recipe(30).replace(init=place))
+        assert equal(dict(model.encoders.state_dict()), weights(f"{whole}@{step}"))
+    begun = recipe(10).replace(init=f"{whole}@10")
+    train.train(begun, tmp_path / "next")
+    assert not equal(weights(tmp_path / "next"), weights(f"{whole}@10"))
+    with pytest.raises(ValueError, match=r"--init .*@11: .*none of step 11"):
+        untrained(recipe(30).replace(init=f"{whole}@11"))
