@@ -127,7 +127,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_bytes())
         files = {part["file"] for about in index["tensors"].values() for part in about["parts"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{folder / INDEX} is damaged ({error})") from None
     for name in files:
         if not isinstance(name, str) or not FILE.fullmatch(name):

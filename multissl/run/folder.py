@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LARGEST = 1e300
+"""Beyond any number that a run records; those that are not finite are recorded as null."""
+
+
 class NotWritten(RuntimeError):
     """A file that a run ends with could not be written; those of before are intact."""
 
@@ -280,8 +284,8 @@ class RunFolder(Places):
             replace_bytes(path, content)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return all lines of the record; a last line cut short by a crash is left out."""
-        return read_json_lines(self.metrics)
+        """Return all lines of the record; a last line cut short by a crash is left out, as are those of no sense."""
+        return [line for line in read_json_lines(self.metrics) if _is_line(line)]
 
     def read_modality(self) -> dict[str, Any]:
         """Return what the modality was fitted to."""
@@ -340,6 +344,16 @@ class RunFolder(Places):
                 f"{self.path} could not be written to ({error.strerror}); what was written before is intact. "
                 "Free some space, then repeat the command"
             ) from error
+
+
+def _is_line(line: Mapping[str, Any]) -> bool:
+    """Return whether a line of the record has a kind and a step, and numbers where it holds metrics."""
+    if not isinstance(line.get("kind"), str) or not isinstance(line.get("step"), int):
+        return False
+    if line["kind"] not in ("train", "eval"):
+        return True
+    numbers = [value for name, value in line.items() if name != "kind" and value is not None]
+    return all(isinstance(n, int | float) and abs(n) < LARGEST for n in numbers)
 
 
 def _is_entry(value: Any) -> bool:

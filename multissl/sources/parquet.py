@@ -67,5 +67,11 @@ class ParquetRows(Sequence[Any]):
             while len(self.groups) > 1 and sum(g.nbytes for g in self.groups.values()) > CACHED:
                 self.groups.popitem(last=False)
         self.groups.move_to_end(number)
-        cell = self.groups[number][row - self.ends[number] + self.counts[number]].as_py()
+        place = row - self.ends[number] + self.counts[number]
+        if place >= len(self.groups[number]):
+            raise ValueError(
+                f"{self.path} cannot be read as parquet (row group {number} has {len(self.groups[number]):,} rows of "
+                f"{self.counts[number]:,}): is the file whole?"
+            )
+        cell = self.groups[number][place].as_py()
         return cell_payload(cell, os.path.dirname(self.path))

@@ -103,10 +103,10 @@ def _every_tenth(keys: Sequence[Hashable]) -> np.ndarray:
 def numbered(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
     """Return labels as int64 [S], -1 for none, and the names of the classes in order.
 
-    Labels that are whole numbers stay as they are and have no names.
+    Labels that are whole numbers of at most 18 digits stay as they are and have no names.
     """
     known = {label for label in labels if label is not None and label != ""}
-    if all(re.fullmatch(r"-?\d+", str(label)) for label in known):
+    if all(re.fullmatch(r"-?\d{1,18}", str(label)) for label in known):
         numbers = [-1 if label is None or label == "" else int(label) for label in labels]
         return np.array(numbers, dtype=np.int64), []
     classes = sorted(map(str, known))

@@ -51,7 +51,9 @@ class Hang(BaseException):
 
 
 def body_of(name: str, kind: Format, seed: int, number: int) -> bytes:
-    """Return the bytes of a case."""
+    """Return the bytes of a case; those before 0 are the whole files, from the last on."""
+    if number < 0:
+        return kind.bodies[number]
     rng = random.Random(f"{seed}/{name}/{number}")
     return mutated(rng.choice(kind.bodies), rng.choice(kind.bodies), rng, kind.text)
 
@@ -68,7 +70,7 @@ def judged(kind: Format, path: Path, number: int) -> Outcome:
         # a listing names pictures beside it; the bytes in a cell have the number of their sample
         named = str(path.parent) in text or (isinstance(error, Unreadable) and "sample " in text)
         if expected and named:
-            return Outcome(number, "refused")
+            return Outcome(number, "refused", str(error)[:200])
         return Outcome(number, "unnamed", f"{type(error).__name__}: {str(error)[:200]}")
     except BaseException as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/multissl/" in f.filename]
@@ -124,7 +126,9 @@ def outcomes(name: str, kind: Format, seed: int, numbers: Sequence[int], folder:
             yield Outcome(left.pop(0), "died" if code != -signal.SIGKILL else "hang", f"exit code {code}")
 
 
-def fuzz(counts: dict[str, Sequence[int]], seed: int) -> list[tuple[str, Outcome]]:
+def fuzz(
+    counts: dict[str, Sequence[int]], seed: int, good: Sequence[str] = GOOD
+) -> list[tuple[str, Outcome]]:
     """Run cases by format; return the problems, one for each kind and place."""
     problems: dict[tuple[str, str, str], Outcome] = {}
     total = collections.Counter[str]()
@@ -134,7 +138,7 @@ def fuzz(counts: dict[str, Sequence[int]], seed: int) -> list[tuple[str, Outcome
             began, kinds = time.monotonic(), collections.Counter[str]()
             for outcome in outcomes(name, formats[name], seed, numbers, Path(folder)):
                 kinds[outcome.kind] += 1
-                if outcome.kind not in GOOD:
+                if outcome.kind not in good:
                     place = outcome.what.rpartition(" at ")[2][:60]
                     problems.setdefault((name, outcome.kind, place), outcome)
             total += kinds
@@ -149,7 +153,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("count", type=int, help="cases over all formats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", nargs="*")
-    parser.add_argument("--cases", nargs="*", type=int, help="these numbers alone")
+    parser.add_argument("--cases", nargs="*", type=int, help="these numbers alone; -1 is a whole file")
+    parser.add_argument("--fine", action="store_true", help="a file that is refused is a problem, too")
     known = parser.parse_args(words)
     warnings.simplefilter("ignore")
     for module in ("torchvision.io", "decord", "torchaudio"):  # once, and not in every child
@@ -158,7 +163,8 @@ def main(words: list[str]) -> int:
     logging.disable(logging.CRITICAL)
     names = known.formats or [*all_formats()]
     each = -(-known.count // len(names))
-    problems = fuzz({name: known.cases or range(each) for name in names}, known.seed)
+    good = ("fine",) if known.fine else GOOD
+    problems = fuzz({name: known.cases or range(each) for name in names}, known.seed, good)
     for name, outcome in problems:
         print(f"{name} case {outcome.number} of seed {known.seed}: {outcome.kind} {outcome.what}")
     return 1 if problems else 0

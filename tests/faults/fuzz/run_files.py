@@ -36,7 +36,7 @@ def in_run(name: str, how: str, path: Path) -> None:
     folder = path.with_name(path.stem)
     shutil.copytree(RUN, folder, ignore=shutil.ignore_patterns("checkpoints"))
     place = folder / name
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     path.rename(place)
     run = RunFolder(folder)
     try:
