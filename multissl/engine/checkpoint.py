@@ -132,7 +132,12 @@ def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save) -> No
     if target.exists():  # it has no meta.json: it was never whole
         remove_folder(target)
     rename(aside, target)
-    for old in find(target.parent)[: -cfg.keep_last]:
+    remove_old(target.parent, cfg)
+
+
+def remove_old(folder: Path, cfg: Save) -> None:
+    """Remove the checkpoints that are not to be kept."""
+    for old in find(folder)[: -cfg.keep_last]:
         if not cfg.keep_every or step_of(old) % cfg.keep_every:
             remove_folder(old)
 
