@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,15 @@ class Model:
         """Return the encoders as evaluators want them."""
         return FrozenEncoders.of(self.encoders)
 
-    def encode(self, samples: Sequence[Any] | Tensor, batch_size: int = 256, stream: str = "") -> Tensor:
+    def encode(self, samples: Any, batch_size: int = 256, stream: str = "") -> Tensor:
         """Return the pooled features of samples as the modality reads them: paths, arrays, tensors, rows. [S, D]
 
-        `stream` says what they are where the modality feeds several; empty: the first. Raises a ValueError that names
-        the first sample that cannot be read.
+        One path or text is one sample, a table of pandas one for each row. `stream` says what they are where the
+        modality feeds several; empty: the first. Raises a ValueError that names the first sample that cannot be read.
         """
         return torch.cat([f.pooled.float().cpu() for f in self._features(samples, batch_size, stream)])
 
-    def embed(self, samples: Sequence[Any] | Tensor, batch_size: int = 256, stream: str = "") -> Tensor:
+    def embed(self, samples: Any, batch_size: int = 256, stream: str = "") -> Tensor:
         """Return unit vectors in the space that streams share: a product of two streams' is their cosines. [S, P]
 
         Raises a ValueError as `encode` does, and where the run has no such space.
@@ -67,17 +68,28 @@ class Model:
             parts.append(torch.nn.functional.normalize(features.embedding.float(), dim=1).cpu())
         return torch.cat(parts)
 
-    def _features(self, samples: Sequence[Any] | Tensor, batch_size: int, stream: str) -> Iterator[Features]:
+    def _features(self, samples: Any, batch_size: int, stream: str) -> Iterator[Features]:
         streams = self.modality.streams()
         stream = stream or next(iter(streams))
         if stream not in streams:
             raise ValueError(f"stream={stream!r} is none of this run's{suggest(stream, streams)}")
+        samples = _listed(samples)
         for start in range(0, len(samples), batch_size):
             places = range(start, min(start + batch_size, len(samples)))
             some = [Sample(single_stream(self.modality, stream, samples[i]), i) for i in places]
             views = clean_views(self.modality, some, stream, self.device)
             with torch.inference_mode():
                 yield self.encoders.encode([views])[0]
+
+
+def _listed(samples: Any) -> Sequence[Any] | Tensor:
+    """Return samples one by one: a single path or text is one, a table of pandas has one in each row."""
+    if isinstance(samples, str | Path):
+        return [samples]
+    pandas = sys.modules.get("pandas")  # whoever has such a table has imported it
+    if pandas and isinstance(samples, pandas.DataFrame):
+        return samples.to_dict("records")
+    return samples
 
 
 def load(run: Path | str, device: torch.device | str = "cpu", data: str = "", trust: bool = False) -> Model:

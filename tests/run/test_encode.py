@@ -301,3 +301,31 @@ def test_ten_times_as_many_pictures_need_no_more_memory(tmp_path: Path) -> None:
         peaks.append(int(ended.stdout.split()[-1]))
         assert np.load(tmp_path / f"{count}.npy", mmap_mode="r").shape == (count, 16, 8)
     assert peaks[1] < 1.05 * peaks[0], peaks
+
+
+# ---------------------------------------------------------------------------------- Model.encode
+
+
+def test_one_path_is_one_sample(tmp_path: Path) -> None:
+    model = of_images(class_folders(tmp_path / "data", "png", count=3))
+    path = next((tmp_path / "data").rglob("*.png"))
+    one = model.encode(str(path))
+    assert one.shape == (1, 6)
+    for same in (path, [path], [str(path)]):
+        assert torch.equal(model.encode(same), one)
+
+
+def test_a_table_of_pandas_has_a_sample_in_each_row(tmp_path: Path) -> None:
+    from multissl.modalities.tabular.adapter import Tabular
+    from multissl.objectives.vime import VIME
+
+    pandas = pytest.importorskip("pandas", reason="reads tables, and is not installed")
+    table = pandas.DataFrame({"a": [float(i) for i in range(40)], "b": ["x", "y"] * 20})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    cfg = Tabular.Config(data=str(tmp_path / "t.csv"))
+    encoder = TransformerEncoder.Config(dim=8, depth=1, heads=2)
+    recipe = Recipe(modality=cfg, encoders={"tabular": encoder}, objective=VIME.Config(), batch_size=4)
+    model = untrained(recipe)
+    rows = model.encode(table)
+    assert rows.shape == (40, 8)
+    torch.testing.assert_close(rows[3:4], model.encode([{"a": 3.0, "b": "y"}]))
