@@ -116,6 +116,8 @@ class Trainer:
             untrained = self.measuring.measured(0, first=True) if floors_again else {}
             start = self.reached = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
             marks = newest[1]
+            # a process that was killed before it removed old ones has left them
+            checkpoint.on_main(lambda: checkpoint.remove_old(self.places.checkpoints, self.cfg.save))
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         if self.main:
             self.metrics = Metrics(
