@@ -30,7 +30,7 @@ from multissl.run.train import train
 from tests.helpers import stubs
 
 STEPS, SAVED = 12, 8
-UNREAD = ("report.html", "tensorboard")
+UNREAD = ("README.md", "report.html", "tensorboard")
 """What people and other programs read."""
 
 
