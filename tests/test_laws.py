@@ -13,7 +13,7 @@ from tests.helpers import laws
 PACKAGE = Path(__file__).parents[1] / "multissl"
 FOUNDATION = (
     "contract", "config", "registry", "schedules", "random", "parallel", "precision", "devices", "files",
-    "statistics", "trust", "plain_data", "limits", "waiting",
+    "statistics", "trust", "plain_data", "limits", "waiting", "shapes",
 )  # fmt: skip
 ROOMS: dict[str, tuple[str, ...]] = {
     "contract": FOUNDATION,
@@ -31,6 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "devices": (),
     "statistics": (),
     "files": (),
+    "shapes": ("files",),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),
     "sources": ("contract", "registry", "limits", "plain_data"),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from multissl import shapes
 from multissl.config import Config
 from multissl.files import Damaged, opened, remove_folder, rename, replace_text, sealed
 from multissl.parallel.collectives import all_true, broadcast_object
@@ -210,6 +211,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             "and eval read its encoder as before"
         )
     opened(path.read_bytes(), str(path))  # of this format none lacks a digest
+    shapes.check(meta, shapes.CHECKPOINT, str(path))
     if meta["step"] != step_of(folder):
         raise ValueError(
             f"{folder} holds the checkpoint of step {meta['step']}: give the folder its name back, or remove it"

@@ -42,11 +42,12 @@ from multissl.engine.signals import EndRequest, MeasuringEnded
 from multissl.engine.step import Step, StepResult
 from multissl.engine.trace import Trace
 from multissl.engine.window import Rates, Window
-from multissl.files import make_folder, read_json_lines, replace_text
+from multissl.files import make_folder, replace_text
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.gradients import largest_gradient
 from multissl.parallel.ranks import is_main, rank, world
 from multissl.parallel.watch import watched
+from multissl.shapes import read_record
 
 
 class Interrupted(RuntimeError):
@@ -128,7 +129,7 @@ class Trainer:
             self.trace = Trace(self.places.trace, start, marks.get("trace"))
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
-        self._remember(read_json_lines(self.places.metrics) if start and self.main else [])
+        self._remember(read_record(self.places.metrics) if start and self.main else [])
         with self.ending.heard(), watched(self.cfg.parallel.timeout) as self.watch:
             if start == 0:
                 for text in notes:
@@ -142,7 +143,7 @@ class Trainer:
                 raise self._interrupted(start)
             if start < self.cfg.steps:
                 self._loop(start, min(until or self.cfg.steps, self.cfg.steps))
-        return read_json_lines(self.places.metrics)
+        return read_record(self.places.metrics)
 
     def draw(self, step: int, figures: Sequence[Figure]) -> None:
         """Give figures to the loggers of this start, where there was one."""

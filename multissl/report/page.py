@@ -16,6 +16,7 @@ from typing import Any
 
 from multissl.contract.learning import Figure
 from multissl.report.charts import Points, chart, short
+from multissl.shapes import is_line
 
 Line = dict[str, Any]
 """A line of a run's record: its kind, its step and values by name."""
@@ -53,8 +54,7 @@ def page(
     `titles` says what evaluators call their metrics in the page, by the name in the record.
     """
     titles = {**TITLES, **(titles or {})}
-    # lines without a kind or a step nobody of us wrote
-    lines = [x for x in lines if isinstance(x.get("step"), int) and "kind" in x]
+    lines = [x for x in lines if is_line(x)]
     steps = max((x["step"] for x in lines), default=0)
     verdict = escape(
         summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
@@ -86,7 +86,11 @@ def _sections(
     kinds = ("train", "eval", "estimates", "note", "alarm")
     train, evals, estimates, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
     facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}
-    facts |= {TITLES["samples"]: f"{train[-1]['samples']:,}"} if train and "samples" in train[-1] else {}
+    facts |= (
+        {TITLES["samples"]: f"{train[-1]['samples']:,}"}
+        if train and train[-1].get("samples") is not None
+        else {}
+    )
     changes = "\n".join(summary.get("difference", ())) or "nothing"
     return {
         "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
@@ -164,12 +168,8 @@ def _later(evaluations: Sequence[Line], titles: Mapping[str, str]) -> str:
     rows = []
     for line in evaluations:
         for name, value in line.get("figures", {}).items():
-            text = (
-                "not a number"
-                if value is None
-                else short(value["value"] if isinstance(value, dict) else value)
-            )
-            if isinstance(value, dict) and value.get("low") is not None:
+            text = "not a number" if value["value"] is None else short(value["value"])
+            if value.get("low") is not None and value.get("high") is not None:
                 text += f" ({short(value['low'])} to {short(value['high'])}, n={value['n']:,})"
             rows.append([f"{line.get('time', '')}, step {line.get('step')}", _title(name, titles), text])
     return _table([[escape(cell) for cell in row] for row in rows])

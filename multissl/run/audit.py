@@ -142,7 +142,7 @@ def _checked(
 
 def _pieces(folder: RunFolder, begin: int, kept: Mapping[int, Path], stop: int) -> Iterator[Piece]:
     """Yield the steps in pieces that end at checkpoints and where another session went on."""
-    sessions = [s for s in folder.read_sessions() if isinstance(s.get("steps"), list)]
+    sessions = [s for s in folder.read_sessions() if "steps" in s]
     if not sessions:
         raise ValueError(
             f"{folder.path} does not say which sessions trained it: {folder.sessions.name} is gone"
@@ -160,11 +160,11 @@ def _elsewhere(pieces: Sequence[Piece], device: torch.device) -> str:
     here = {**environment(device), "ranks": world()}
     names = ("ranks", "devices", "threads", "instructions")
     other = [n for n in names if any(p.session.get(n) != here[n] for p in pieces)]
-    packages = {n for p in pieces for n in p.session["versions"]} - {"python"}
+    packages = {n for p in pieces for n in p.session.get("versions", {})} - {"python"}
     other += [
         n
         for n in sorted(packages)
-        if any(p.session["versions"].get(n) != here["versions"].get(n) for p in pieces)
+        if any(p.session.get("versions", {}).get(n) != here["versions"].get(n) for p in pieces)
     ]
     return ", ".join(other)
 

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multissl import shapes
 from multissl.contract.places import Places
 from multissl.files import (
     Damaged,
     alone,
     digest,
     make_folder,
-    read_json_lines,
     read_marked,
     read_sealed,
     read_sealed_lines,
@@ -36,10 +36,6 @@ from multissl.plain_data import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-LARGEST = 1e300
-"""Beyond any number that a run records; those that are not finite are recorded as null."""
 
 
 class NotWritten(RuntimeError):
@@ -240,7 +236,7 @@ class RunFolder(Places):
 
     def read_sessions(self) -> list[dict[str, Any]]:
         """Return a line for each session of the run, oldest first."""
-        return read_sealed_lines(self.sessions)
+        return _lines(self.sessions, shapes.SESSION)
 
     def write_sessions(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the lines of all sessions."""
@@ -249,7 +245,7 @@ class RunFolder(Places):
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """Return what was measured later, oldest first."""
-        return read_sealed_lines(self.evaluations)
+        return _lines(self.evaluations, shapes.EVALUATION)
 
     def add_evaluation(self, values: Mapping[str, Any]) -> None:
         """Add what was measured."""
@@ -266,10 +262,8 @@ class RunFolder(Places):
         values = read_sealed(self.data, unsealed=True)
         if values.get("format") != 1:  # of the first format there was no digest
             values = read_sealed(self.data)
-        entries = values.get("entries", [])
-        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-            raise Damaged(f"{self.data} is damaged: its entries are not what the data is known by")
-        return entries
+        shapes.check(values, shapes.DATA, str(self.data))
+        return values.get("entries", [])
 
     def write_data(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write what the data is known by."""
@@ -285,7 +279,7 @@ class RunFolder(Places):
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all lines of the record; a last line cut short by a crash is left out, as are those of no sense."""
-        return [line for line in read_json_lines(self.metrics) if _is_line(line)]
+        return shapes.read_record(self.metrics)
 
     def read_modality(self) -> dict[str, Any]:
         """Return what the modality was fitted to."""
@@ -314,9 +308,8 @@ class RunFolder(Places):
         finish = summary.get("finished")
         recorded = finish.get("sha256") if isinstance(finish, dict) else None
         if isinstance(recorded, dict) and self.recipe.name in recorded:
-            return read_sealed(
-                self.summary
-            )  # versions that record the recipe write a digest of the summary, too
+            read_sealed(self.summary)  # versions that record the recipe write a digest of the summary, too
+        shapes.check(summary, shapes.SUMMARY, str(self.summary))
         return summary
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
@@ -346,22 +339,12 @@ class RunFolder(Places):
             ) from error
 
 
-def _is_line(line: Mapping[str, Any]) -> bool:
-    """Return whether a line of the record has a kind and a step, and numbers where it holds metrics."""
-    if not isinstance(line.get("kind"), str) or not isinstance(line.get("step"), int):
-        return False
-    if line["kind"] not in ("train", "eval"):
-        return True
-    numbers = [value for name, value in line.items() if name != "kind" and value is not None]
-    return all(isinstance(n, int | float) and abs(n) < LARGEST for n in numbers)
-
-
-def _is_entry(value: Any) -> bool:
-    """Return whether a value says what the data is known by from a step on."""
-    if not isinstance(value, dict) or not isinstance(value.get("from_step"), int):
-        return False
-    splits = value.get("splits")
-    return isinstance(splits, dict) and all(isinstance(about, dict) for about in splits.values())
+def _lines(path: Path, shape: Mapping[str, shapes.Shape]) -> list[dict[str, Any]]:
+    """Return the values of a file of sealed lines; raise a `Damaged` where they are not those of a run."""
+    lines = read_sealed_lines(path)
+    for number, line in enumerate(lines, start=1):
+        shapes.check(line, shape, f"line {number} of {path}")
+    return lines
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def read(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError:  # being written, or left by a machine that lost power
+    except (ValueError, RecursionError):  # being written, or left by a machine that lost power
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -158,11 +158,11 @@ def started(pid: int) -> str:
 def is_alive(holder: Mapping[str, Any]) -> bool:
     """Return whether a process of this machine is still there; another one may have its number by now."""
     pid = holder.get("process")
-    if not isinstance(pid, int):
+    if not isinstance(pid, int) or pid <= 0:  # of 0 and below it means many processes
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
         pass
