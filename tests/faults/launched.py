@@ -13,10 +13,11 @@ from pathlib import Path
 from tests.faults.runs import log_of
 from tests.faults.warm import LIMIT, ROOT, Ended
 
+# a line for every step: one over several is a mean of those since the start that wrote it
 WORDS = [
     "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "multissl", "train",
     str(ROOT / "tests" / "helpers" / "stubs.py") + ":recipe",
-    "--steps", "300", "--save.every", "30", "--log_every", "5",
+    "--steps", "300", "--save.every", "30", "--log_every", "1",
 ]  # fmt: skip
 
 
