@@ -189,7 +189,8 @@ def entry(name: str) -> Entry:
         of_part = [n for n in known if n.startswith(f"{name}/")]
         if of_part:
             return known[f"{name}/default" if f"{name}/default" in of_part else of_part[0]]
-    raise ValueError(f"no recipe is called {name!r}{_nearest(name)}")
+    there = "; a folder is, but it holds no run" if Path(name).is_dir() else ""
+    raise ValueError(f"no recipe is called {name!r}{there}{_nearest(name)}")
 
 
 def _nearest(name: str) -> str:

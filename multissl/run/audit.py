@@ -27,12 +27,12 @@ from multissl.engine.checkpoint import Save
 from multissl.engine.display import Display
 from multissl.engine.trace import Entry, read_trace
 from multissl.engine.trainer import Trainer
-from multissl.files import copy_folder, make_folder, read_marked
+from multissl.files import copy_folder, make_folder, read_marked, replace_bytes
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.state import tensors
 from multissl.recipe import recipe_of
-from multissl.run.folder import RunFolder
+from multissl.run.folder import RunFolder, located
 from multissl.run.identity import DataChangedError, identity_of
 from multissl.run.model import start_of
 from multissl.run.sessions import environment
@@ -73,7 +73,7 @@ def audit(run: Path | str, start: int, stop: int, trust: bool = False) -> Audit:
 
     Raises a ValueError where the run has no trace of them, its data is not there any more, or has changed.
     """
-    folder = RunFolder(run)
+    folder = _folder(run)
     entries = read_trace(folder.trace)
     begin, kept = _checked(folder, entries, start, stop)
     pieces = list(_pieces(folder, begin, kept, stop))
@@ -105,11 +105,23 @@ def window(run: Path | str) -> tuple[int, int]:
 
     Where one alone is kept, they begin with the run.
     """
-    folder = RunFolder(run)
+    folder = _folder(run)
     kept = [*map(checkpoint.step_of, checkpoint.find(folder.checkpoints))]
     if not kept:
         raise ValueError(f"{folder.path} keeps no checkpoint: give --steps 0:B with steps that it has traced")
     return (kept[0] if len(kept) > 1 else 0), kept[-1]
+
+
+def _folder(run: Path | str) -> RunFolder:
+    """Return the folder of a run; raise a ValueError where there is none."""
+    folder, step = located(run)
+    if step is not None:
+        raise ValueError(
+            f"audit {run}: want the folder alone; --steps A:{step} ends with the step before {step}"
+        )
+    if not folder.recipe.is_file():
+        raise ValueError(f"{folder.path} holds no {folder.recipe.name}: give the folder of a run")
+    return folder
 
 
 def _checked(
@@ -181,6 +193,10 @@ def _taken(
         make_folder(place.path)
         if before:
             copy_folder(before, place.checkpoints / before.name)
+            mark = checkpoint.read_meta(before)["record"]
+            record = RunFolder(before.parents[1]).metrics  # of the run, or of the piece before
+            if mark and record.is_file():
+                replace_bytes(place.metrics, read_marked(record, mark))
     barrier()
     parts = build(recipe, device, start_of(recipe))
     if is_main():

@@ -9,6 +9,7 @@ Shapes: S samples, R rows of a batch, N tokens, D width.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,7 @@ PAUSE = 10.0
 """Seconds between two lines about how far it is."""
 ROWS, TOKEN_ROWS = 4096, 256
 """Samples of a piece that is written at a time: of pooled features, and of tokens."""
+SPLITS = ("train", "val", "test")
 Pool = Literal["own", "mean", "concat"]
 
 
@@ -77,10 +79,16 @@ class Wanted:
         if self.layer and self.pool == "concat":
             raise ValueError("--layer with --pool concat: a block gives tokens alone; want --pool mean")
 
+    def check(self, stream: str, depth: int) -> None:
+        """Raise a ValueError where an encoder that hands out the outputs of `depth` blocks has not that many."""
+        if self.layer > depth:
+            ways = f"1 to {depth}, or 0, which is its output" if depth else "0, which is its output"
+            raise ValueError(
+                f"--layer {self.layer}: the encoder of {stream} hands out the outputs of {depth} blocks; want {ways}"
+            )
+
     def of(self, features: Features, views: Views) -> Tensor:
         """Return it, [R, D] or [R, N, D], on the CPU."""
-        if self.layer and len(features.inner) != self.layer:
-            raise ValueError(f"--layer {self.layer}: this encoder hands out no inner blocks")
         tokens = features.inner[0] if self.layer else features.tokens
         valid = torch.ones(tokens.shape[:2], device=tokens.device) if views.valid is None else views.valid
         if valid.shape != tokens.shape[:2]:  # an encoder that sees no padding apart
@@ -119,7 +127,12 @@ def encode(
         raise ValueError(
             f"--out {out}: want a file that ends in {' or '.join(kinds)}" + " for tokens" * wanted.tokens
         )
+    if out.is_dir():
+        raise ValueError(
+            f"--out {out}: is a folder; want a file in it, such as {out / f'features{kinds[0]}'}"
+        )
     stream = stream_of(model.modality, stream)
+    wanted.check(stream, model.encoders[stream].depth)
     rows = TOKEN_ROWS if wanted.tokens else ROWS
     batches = Batches(model.modality, splits_of(model.modality, split), stream, batch_size)
     per_piece = max(1, rows // batch_size)
@@ -295,10 +308,12 @@ class Batches(Dataset[Batch]):
 
 def splits_of(modality: Modality, split: str) -> dict[str, Samples]:
     """Return the samples of a split by its name; without a name, those of all splits that the data has."""
+    if split and split not in SPLITS:
+        raise ValueError(f"--split {split}: want one of {', '.join(SPLITS)}, or none of them for all")
     if split:
         return {split: modality.dataset(split)}
     splits, problem = {}, None
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         try:
             splits[name] = modality.dataset(name)
         except ValueError as error:
@@ -315,7 +330,8 @@ def _writable(out: Path) -> Iterator[None]:
         make_folder(out.parent)
         yield
     except OSError as error:  # what cannot be read, the modality says of its sample
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way = "free some space and repeat the command, which goes on, or " if full else ""
         raise ValueError(
-            f"--out {out}: cannot be written ({error.strerror}); what was encoded so far is kept beside it where it "
-            "could be: free some space and repeat the command, or give another --out"
+            f"--out {out}: cannot be written ({error.strerror}); {way}give another --out"
         ) from None

@@ -56,7 +56,8 @@ class Lock:
 
     def _taken_from(self, gone: Mapping[str, Any] | None) -> bool:
         """Take the lock unless another process than the one that is gone holds it; one process at a time looks."""
-        text = json.dumps({"token": self.token, **this_process(), "since": now()}, indent=1)
+        values = {"token": self.token, **this_process(), "folder": _folder(self.path), "since": now()}
+        text = json.dumps(values, indent=1)
         with alone(self.path.parent):
             if read(self.path) not in (None, gone):
                 return False
@@ -105,10 +106,15 @@ def check_free(path: Path, say: Callable[[str], None]) -> None:
 
 
 def check_gone(path: Path, holder: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Raise a `RunBusyError` unless a holder is gone; from another machine that takes up to `PATIENCE` seconds."""
-    if holder.get("machine") == machine():
-        gone = not is_alive(holder)
-    else:
+    """Raise a `RunBusyError` unless a holder is gone.
+
+    Where it is of another machine, or trains in another folder, of which this one is a copy, that takes up to
+    `PATIENCE` seconds.
+    """
+    is_here, here = holder.get("machine") == machine(), _folder(path)
+    gone = is_here and not is_alive(holder)
+    copied = is_here and not gone and holder.get("folder", here) != here
+    if copied or not is_here:
         say(
             f"{path} names {described(holder)}: watching for {PATIENCE:.0f} seconds whether it is still there"
         )
@@ -117,7 +123,12 @@ def check_gone(path: Path, holder: Mapping[str, Any], say: Callable[[str], None]
         raise RunBusyError(
             f"{path.parent} is being trained by {described(holder)}: wait for it, end it, or give another --out"
         )
-    say(f"{described(holder)} ended without giving {path.name} back: going on")
+    how = (
+        "trains in another folder, of which this is a copy"
+        if copied
+        else f"ended without giving {path.name} back"
+    )
+    say(f"{described(holder)} {how}: going on")
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -191,6 +202,12 @@ def _touched_at(path: Path) -> int | None:
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
+
+
+def _folder(path: Path) -> list[int]:
+    """Return what tells the folder of a lock from its copies on the same machine: one that is moved stays the same."""
+    about = path.parent.stat()
+    return [about.st_dev, about.st_ino]
 
 
 def now() -> str:

@@ -167,7 +167,8 @@ def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple
             if step is None:
                 log.warning("%s; trying an earlier checkpoint", error)
             continue
-        log.warning("%s has not finished: this is its checkpoint of step %s", folder.path, number)
+        begun = "" if folder.finish() else " has not finished"
+        log.warning("%s%s: this is its checkpoint of step %s", folder.path, begun, number)
         return modality, learner.shipped(), number
     if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
         return _at_checkpoint(recipe, folder, step)

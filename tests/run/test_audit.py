@@ -41,6 +41,21 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_what_is_no_folder_of_a_run_is_said(honest: Path, tmp_path: Path) -> None:
+    for name in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ValueError, match=r"holds no recipe\.json: give the folder of a run"):
+            window(name)
+    with pytest.raises(ValueError, match="want the folder alone; --steps A:20"):
+        window(f"{honest}@20")
+
+
+def test_a_record_that_is_there_is_not_said_to_be_gone(
+    honest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit(honest, 20, 21)
+    assert "is gone" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, 40), (13, 17), (20, 30), (39, 40), (5, 11)])
 def test_honest_steps_are_equal_to_the_bit(honest: Path, start: int, stop: int) -> None:
     before = {p: p.stat().st_mtime_ns for p in honest.rglob("*")}

@@ -194,8 +194,26 @@ def test_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
             features.Wanted(**wanted)
     with pytest.raises(ValueError, match=r"want a file that ends in .npy or .safetensors for tokens"):
         features.encode(model, tmp_path / "a.csv", wanted=features.Wanted(tokens=True))
-    with pytest.raises(ValueError, match="asked for the outputs of 4 blocks, the encoder has depth=3"):
+    with pytest.raises(
+        ValueError, match="--layer 4: the encoder of image hands out the outputs of 3 blocks; want 1 to 3"
+    ):
         features.encode(model, tmp_path / "a.npy", workers=0, wanted=features.Wanted(layer=4))
+
+
+def test_an_encoder_without_blocks_an_unknown_split_and_a_folder_are_said(tmp_path: Path) -> None:
+    model = of_images(class_folders(tmp_path / "data", "png"))
+    with pytest.raises(
+        ValueError, match="--layer 1: the encoder of image hands out the outputs of 0 blocks; want 0"
+    ):
+        features.encode(model, tmp_path / "a.npy", wanted=features.Wanted(layer=1))
+    with pytest.raises(ValueError, match="--split nope: want one of train, val, test"):
+        features.encode(model, tmp_path / "a.npy", split="nope")
+    (tmp_path / "a.npy").mkdir()
+    with pytest.raises(
+        ValueError, match=r"--out .*a.npy: is a folder; want a file in it, such as .*features"
+    ):
+        features.encode(model, tmp_path / "a.npy")
+    assert not [*tmp_path.glob("*.parts")]
 
 
 @pytest.mark.parametrize("suffix", ["npy", "parquet", "csv"])

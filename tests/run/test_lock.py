@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -89,6 +90,23 @@ def test_a_lock_that_nobody_touches_is_watched_and_taken(
     with locked(place, said):
         assert time.monotonic() - began >= 0.3
     assert "watching for 0 seconds whether it is still there" in said[0]
+
+
+def test_a_copy_of_a_folder_that_is_trained_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    run, copy, moved = tmp_path / "run", tmp_path / "copy", tmp_path / "moved"
+    run.mkdir()
+    with locked(run / "lock.json", Lines()):
+        shutil.copytree(run, copy)
+        said = Lines()
+        with locked(copy / "lock.json", said):
+            assert "trains in another folder, of which this is a copy: going on" in said[-1]
+        run.rename(moved)
+        with pytest.raises(RunBusyError):
+            lock.check_free(moved / "lock.json", Lines())
+        moved.rename(run)
 
 
 def test_a_lock_of_another_machine_that_is_touched_is_held(
