@@ -71,12 +71,19 @@ def replace_tensors(
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time in, where the file system can: it ends with its process."""
+def alone(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time in, where the file system can: it ends with its process.
+
+    Raises a BlockingIOError where another one is in and nobody is to `wait` for it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # some network file systems cannot
+            pass
         yield
     finally:
         os.close(descriptor)

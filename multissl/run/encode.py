@@ -137,8 +137,8 @@ def encode(
     batches = Batches(model.modality, splits_of(model.modality, split), stream, batch_size)
     per_piece = max(1, rows // batch_size)
     count = -(-len(batches) // per_piece)
-    with _writable(out):
-        pieces = Pieces(out, _identity(model, wanted, split, stream, batch_size))
+    pieces = Pieces(out, _identity(model, wanted, split, stream, batch_size))
+    with _writable(out), pieces.held():
         kept = broadcast_object(pieces.begin() if is_main() else False)
         if kept:
             say(f"going on with the pieces in {pieces.folder}")

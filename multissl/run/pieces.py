@@ -6,15 +6,17 @@ several and one that was started again write the same bytes. Pieces of other enc
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from multissl.files import make_folder, remove_folder, replace_tensors, replace_text
+from multissl.files import alone, make_folder, remove, remove_folder, replace_tensors, replace_text
+from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.ranks import is_main
 
 
@@ -33,18 +35,37 @@ class Pieces:
     """The pieces of a file. `about` is all that their content depends on."""
 
     def __init__(self, out: Path, about: Mapping[str, Any]) -> None:
-        self.folder = out.with_name(f"{out.name}.parts")
+        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
         self.about = json.dumps(about, sort_keys=True)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process make pieces of this file. Raises a ValueError on every rank where one does."""
+        problem = None
+        with contextlib.ExitStack() as stack:
+            if is_main():
+                make_folder(self.folder)
+                try:
+                    stack.enter_context(alone(self.folder, wait=False))
+                except BlockingIOError:
+                    problem = ValueError(
+                        f"--out {self.out}: another process is writing it: wait for it, or give another --out"
+                    )
+            if problem := broadcast_object(problem):
+                raise problem
+            yield
+
     def begin(self) -> bool:
-        """Keep the pieces that are there, if they are of this file; return whether some are kept."""
+        """Keep the pieces that are there, if they are whole and of this file; return whether some are kept."""
         mark = self.folder / "about.json"
-        if mark.is_file() and mark.read_text() == self.about:
-            return self.some()
-        remove_folder(self.folder)
-        make_folder(self.folder)
+        is_ours = mark.is_file() and mark.read_bytes() == self.about.encode()
+        if not is_ours:
+            remove(mark)
+        for path in self.folder.glob("*.safetensors"):
+            if not (is_ours and _is_whole(path)):
+                remove(path)
         replace_text(mark, self.about)
-        return False
+        return self.some()
 
     def path(self, number: int) -> Path:
         """Return the file of a piece."""
@@ -78,6 +99,17 @@ class Pieces:
     def remove(self) -> None:
         """Remove all pieces."""
         remove_folder(self.folder)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a piece has the length that it says it has; a machine that loses power may cut it off."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {"lines", "problems"} <= (file.metadata() or {}).keys()
+    except (SafetensorError, OSError):
+        return False
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor | None:

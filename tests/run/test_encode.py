@@ -27,6 +27,7 @@ from multissl.objectives.infonce import InfoNCE
 from multissl.recipe import Recipe
 from multissl.run import encode as features
 from multissl.run.model import Model, untrained
+from multissl.run.pieces import Pieces
 from tests.helpers.paired_data import IMAGE, TEXT, class_folders, png, rows, shard
 from tests.helpers.ranks import run_ranks
 
@@ -198,6 +199,32 @@ def test_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ValueError, match="--layer 4: the encoder of image hands out the outputs of 3 blocks; want 1 to 3"
     ):
         features.encode(model, tmp_path / "a.npy", workers=0, wanted=features.Wanted(layer=4))
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    model, out = of_images(class_folders(tmp_path / "data", "png")), tmp_path / "a.npy"
+    with (
+        Pieces(out, {}).held(),
+        pytest.raises(ValueError, match=r"a.npy: another process is writing it: wait for it"),
+    ):
+        features.encode(model, out, workers=0)
+    assert features.encode(model, out, workers=0)
+    assert not [*tmp_path.glob("*.parts")]
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 500, None])
+def test_a_piece_that_is_cut_off_is_made_again(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = of_images(class_folders(tmp_path / "data", "png")), tmp_path / "a.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(Pieces, "remove", lambda _pieces: None)
+        features.encode(model, out, workers=0)
+    whole, (piece,) = out.read_bytes(), (tmp_path / "a.npy.parts").glob("*.safetensors")
+    piece.write_bytes(piece.read_bytes()[:-1] if content is None else content)
+    out.unlink()
+    features.encode(model, out, workers=0)
+    assert out.read_bytes() == whole
 
 
 def test_an_encoder_without_blocks_an_unknown_split_and_a_folder_are_said(tmp_path: Path) -> None:
