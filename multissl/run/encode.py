@@ -308,10 +308,15 @@ class Batches(Dataset[Batch]):
 
 def splits_of(modality: Modality, split: str) -> dict[str, Samples]:
     """Return the samples of a split by its name; without a name, those of all splits that the data has."""
-    if split and split not in SPLITS:
-        raise ValueError(f"--split {split}: want one of {', '.join(SPLITS)}, or none of them for all")
     if split:
-        return {split: modality.dataset(split)}
+        try:
+            samples = modality.dataset(split)
+            len(samples)  # what is built in makes its samples as they are asked for
+        except KeyError:  # of data with splits of its own, which says what it has itself
+            raise ValueError(
+                f"--split {split}: this data has no such split; want {', '.join(SPLITS)}"
+            ) from None
+        return {split: samples}
     splits, problem = {}, None
     for name in SPLITS:
         try:

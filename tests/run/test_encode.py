@@ -233,8 +233,11 @@ def test_an_encoder_without_blocks_an_unknown_split_and_a_folder_are_said(tmp_pa
         ValueError, match="--layer 1: the encoder of image hands out the outputs of 0 blocks; want 0"
     ):
         features.encode(model, tmp_path / "a.npy", wanted=features.Wanted(layer=1))
-    with pytest.raises(ValueError, match="--split nope: want one of train, val, test"):
+    with pytest.raises(ValueError, match="--split nope: this data has no such split; want train, val, test"):
+        features.encode(of_images(""), tmp_path / "a.npy", split="nope")
+    with pytest.raises(ValueError, match="has no nope split"):
         features.encode(model, tmp_path / "a.npy", split="nope")
+    assert [*features.splits_of(model.modality, "all")] == ["all"]
     (tmp_path / "a.npy").mkdir()
     with pytest.raises(
         ValueError, match=r"--out .*a.npy: is a folder; want a file in it, such as .*features"
