@@ -18,7 +18,7 @@ class TableConfig(Modality.Config):
     label: str = ""
     """The column of a table that holds the class; empty: label, class, target or another usual name."""
     delimiter: str = ""
-    """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+    """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: found in the file."""
     missing: tuple[str, ...] = ()
     """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
 

@@ -45,7 +45,7 @@ class Watch:
         self._round()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watch over ranks")
 
-    def start(self) -> None:
+    def begin(self) -> None:
         """Begin to watch; every rank has written once by then."""
         barrier()
         self._thread.start()
@@ -121,7 +121,7 @@ def watched(timeout: float) -> Iterator[Watch | Alone]:
         yield Alone()
         return
     watch = Watch(timeout)
-    watch.start()
+    watch.begin()
     try:
         yield watch
     except RuntimeError as error:

@@ -82,7 +82,7 @@ def page(
 def _sections(
     lines: Sequence[Line], summary: Mapping[str, Any], figures: Sequence[Figure], titles: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return what the page tells of the training, by its heading."""
+    """Return the sections on the training, by heading."""
     kinds = ("train", "eval", "estimates", "note", "alarm")
     train, evals, estimates, notes, alarms = ([x for x in lines if x["kind"] == kind] for kind in kinds)
     facts = summary.get("environment", {}) | {k: summary[k] for k in ("steps", "seconds") if k in summary}

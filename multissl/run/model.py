@@ -167,8 +167,8 @@ def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple
             if step is None:
                 log.warning("%s; trying an earlier checkpoint", error)
             continue
-        begun = "" if folder.finish() else " has not finished"
-        log.warning("%s%s: this is its checkpoint of step %s", folder.path, begun, number)
+        state = "" if folder.finish() else " has not finished"
+        log.warning("%s%s: this is its checkpoint of step %s", folder.path, state, number)
         return modality, learner.shipped(), number
     if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
         return _at_checkpoint(recipe, folder, step)

@@ -33,14 +33,14 @@ NAMES = {"\t": "tab", " ": "space"}
 NEVER = "\x1f"
 """Parts nothing: the delimiter of a table with a single column."""
 HEAD = 1 << 18
-"""Characters that the delimiter is told from."""
+"""Characters in which the delimiter is looked for."""
 LOOKED_AT = 50
-"""Rows that the delimiter is told from."""
+"""Rows in which the delimiter is looked for."""
 UNNAMED = re.compile(r"(?:Unnamed: 0|__index_level_0__)?")
 """What the index of a table is called that another program wrote without leaving it out."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 LONGEST = 1 << 30
-"""The most characters of a cell that csv is told; what reads cells may want less."""
+"""The most characters of a cell that csv may read; other limits may be lower."""
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ def delimiter_of(option: str) -> str:
 def read_delimited(
     path: str, delimiter: str = "", words: frozenset[str] = MISSING, longest: int = LONGEST
 ) -> Written:
-    """Return a table of text; `delimiter` "" is told from it, `words` stand for missing cells.
+    """Return a table of text; `delimiter` "" is found in it, `words` stand for missing cells.
 
     Raises a ValueError where its header cannot be read or is parted by something else than its rows.
     """
@@ -98,7 +98,7 @@ def read_delimited(
 
 
 def _dialect(head: str, option: str) -> Dialect:
-    """Return how a table is parted, told from its beginning."""
+    """Return the delimiter of a table, by its beginning."""
     choices = [option] if option else list(DELIMITERS)
     read = {choice: _rows(head, choice) for choice in choices}
     parted = {choice: rows for choice, rows in read.items() if rows and len(rows[0]) > 1}

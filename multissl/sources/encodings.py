@@ -45,7 +45,7 @@ def encoding_of(content: bytes) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Return a text; bytes that are no UTF-8 become lone surrogates, which no text can hold."""
+    """Return a text; bytes that are no UTF-8 become surrogates, which no text can hold."""
     encoding = encoding_of(content)
     return content.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "replace")
 

@@ -41,8 +41,8 @@ class FolderSource(Source):
         shards = _shards(files, request)
         if not names and shards:
             listing = list_shards(shards, request)
-            taken = {os.path.relpath(path, request.path) for path in shards}
-            others = Counter(kinds[name] or NAMELESS for name in files if name not in taken)
+            listed = {os.path.relpath(path, request.path) for path in shards}
+            others = Counter(kinds[name] or NAMELESS for name in files if name not in listed)
             return listing._replace(left_out={**listing.left_out, **others}, unit="samples and files")
         if not names:
             found = sorted({kind or NAMELESS for kind in kinds.values()})
@@ -53,8 +53,8 @@ class FolderSource(Source):
                 + "".join(f"; {line}" for line in advice)
             )
         labels, tags = read_folders([name.split(os.sep) for name in names])
-        taken = set(names)
-        left_out = Counter(kinds[name] or NAMELESS for name in files if name not in taken)
+        listed = set(names)
+        left_out = Counter(kinds[name] or NAMELESS for name in files if name not in listed)
         listing = Listing(Paths(request.path, names), labels, tags, left_out=left_out)
         return _with_shards(listing, shards, request) if shards else listing
 

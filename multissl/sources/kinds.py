@@ -27,7 +27,7 @@ MAGIC = (
     (8, b"AVI ", ".avi"), (0, b"\x00\x00\x01\xba", ".mpg"), (0, b"0&\xb2u\x8ef\xcf\x11", ".wmv"),
     (0, b"FLV\x01", ".flv"), (0, b"\x93NUMPY", ".npy"), (0, b"PAR1", ".parquet"),
 )  # fmt: skip
-"""Place, bytes and suffix of the formats that are told by content, the special before the general."""
+"""Place, bytes and suffix of the formats that are known by content, the special before the general."""
 PACKAGES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
     **dict.fromkeys((".avif", ".jp2", ".j2k", ".jpx", ".j2c"), "'pillow>=11.3'"),
@@ -56,12 +56,12 @@ def content_kind(path: str) -> str:
     return next((suffix for place, magic, suffix in MAGIC if head[place:].startswith(magic)), "")
 
 
-def describe_left_out(taken: int, left_out: Mapping[str, int], unit: str) -> str:
-    """Return the sentence that says how much was taken, and what was left out with the reason or the way out."""
+def describe_left_out(accepted: int, left_out: Mapping[str, int], unit: str) -> str:
+    """Return the sentence that says how much was accepted, and what was left out with the reason or the way out."""
     reasons = []
     for reason, count in Counter(left_out).most_common(MENTIONED):
         advice = f" (pip install {PACKAGES[reason]})" if reason in PACKAGES else ""
         reasons.append(f"{reason} {count:,}{advice}")
     more = f" and {len(left_out) - MENTIONED} more" if len(left_out) > MENTIONED else ""
-    total = taken + sum(left_out.values())
-    return f"took {taken:,} of {total:,} {unit}; left out: {', '.join(reasons)}{more}"
+    total = accepted + sum(left_out.values())
+    return f"took {accepted:,} of {total:,} {unit}; left out: {', '.join(reasons)}{more}"

@@ -32,11 +32,11 @@ BODY = {
 """The digits of a number by its decimal mark."""
 CURRENCY = re.compile(r"^(?:[$€£¥₹]|USD|EUR|GBP|CHF|JPY)\s*|\s*(?:[$€£¥₹]|USD|EUR|GBP|CHF|JPY)$")
 SAMPLE = 5000
-"""Cells that the decimal mark is told from, where they leave no doubt."""
+"""Cells that settle the decimal mark, where they leave no doubt."""
 CODE = re.compile(r"[+-]?0\d+")
 """A number with leading zeros is a code, such as that of a place."""
 EXACT = 2**53
-"""Whole numbers from here on are not all told apart as floats and stay text."""
+"""Whole numbers from here on are not all different as floats and stay text."""
 HALF, FEW, ODD = 0.5, 3, 0.02
 """The least share of numbers in a column of numbers; how many words in it may stand for a missing cell, where they are
 more than a share of the known cells that is left to be unreadable."""

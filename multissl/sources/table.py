@@ -1,7 +1,7 @@
 """A list or table that names one file per row: .txt, .csv, .jsonl, .xlsx and others; names are relative to the list.
 
 A list holds one name per line, and lines that start with # are comments. A table, which `tables` opens, holds the names
-in a column called like the kind of sample (`image`), or `path` or `file`, or in the one that an option names; columns
+in a column called like the kind of sample (`image`), or `path` or `file`, or in a column that an option names; columns
 `label`, `split` and `group` are used where they exist.  State: none.
 """
 

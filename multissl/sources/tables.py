@@ -1,6 +1,6 @@
 """The one opener of tables: csv and its kin, parquet, feather, JSON lines and arrays, xlsx, each also packed by gzip.
 
-Every modality that meets a table opens it here, so that the same table gives the same cells through any door. Cells
+Every modality that meets a table opens it here, so that the same table gives the same cells in any format. Cells
 keep the type they are written with: text in csv, numbers where a format has them. What they mean is the modality's
 part.
 Shapes: S rows.  State: what was said.
@@ -89,7 +89,7 @@ def open_table(
 ) -> OpenTable:
     """Return the table of a file; raise a ValueError of one line where it cannot be read.
 
-    `delimiter` "" is told from the file; `missing` are more words for missing cells; `longest` cells are refused.
+    `delimiter` "" is found in the file; `missing` are more words for missing cells; `longest` cells are refused.
     """
     place, words = os.fspath(path), missing_words(missing)
     suffix = table_suffix(place)

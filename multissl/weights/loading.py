@@ -294,8 +294,8 @@ MAY_LACK = ("mask_token", "rope_periods")
 
 def say(stream: str, layout: Published, network: Network) -> None:
     """Say what weights are read as, which network of the file was taken, and what was left."""
-    taken = f", of {network.source}" if network.source else ""
-    tell("weights of %s are read as %s (%s)%s", stream, layout.name, layout.title, taken)
+    origin = f", of {network.source}" if network.source else ""
+    tell("weights of %s are read as %s (%s)%s", stream, layout.name, layout.title, origin)
     if left := layout.left_out(network):
         parts = ", ".join(dict.fromkeys(".".join(n.split(".")[:2]) for n in left))
         tell("left out are %d tensors that are no part of the encoder: %s", len(left), parts[:300])

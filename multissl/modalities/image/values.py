@@ -19,7 +19,7 @@ WHITE = {torch.uint8: 255, torch.uint16: 65535}
 """The largest value of each type."""
 TOPS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 """Largest values that numbers usually have: shares, and 8, 10, 12, 14 and 16 bits."""
-SPREAD = (0.001, 0.999)
+QUANTILES = (0.001, 0.999)
 """Shares of the values of a set between which the others lie; what is beyond is cut."""
 TURNS: dict[int, tuple[bool, int]] = {
     2: (True, 0), 3: (False, 2), 4: (True, 2), 5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1),
@@ -126,7 +126,7 @@ def measured_range(pictures: Sequence[Tensor]) -> tuple[float, float]:
     Values from near 0 on begin there, and the largest is the usual one above where more than half of that is used.
     """
     values = np.concatenate([picture.float().flatten().numpy() for picture in pictures])
-    low, high = (float(v) for v in np.quantile(values, SPREAD))
+    low, high = (float(v) for v in np.quantile(values, QUANTILES))
     if low >= 0 and low < 0.1 * high:
         low = 0.0
     top = next((t for t in TOPS if high <= t * (1 + 1e-6)), high)

@@ -84,7 +84,7 @@ class Paired(Modality):
         only: dict[str, str] = field(default_factory=dict)
         """Rows are read whose column has this value: "label": "1"."""
         delimiter: str = ""
-        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: found in the file."""
         missing: tuple[str, ...] = ()
         """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
 

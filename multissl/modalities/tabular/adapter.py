@@ -68,7 +68,7 @@ class Tabular(HasTargets):
         categorical: tuple[str, ...] = ()
         """Columns of numbers that are names."""
         delimiter: str = ""
-        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: found in the file."""
         missing: tuple[str, ...] = ()
         """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
         most_missing: float = 0.5

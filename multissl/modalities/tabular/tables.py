@@ -69,7 +69,7 @@ def read_table(
 ) -> Table:
     """Return the table that an option names, a new one each time; errors name the option as it was typed.
 
-    `delimiter` "" is told from the file; `missing` are more words for missing cells.
+    `delimiter` "" is found in the file; `missing` are more words for missing cells.
     """
     try:
         table = _open(data, delimiter, missing)
@@ -200,7 +200,7 @@ def _from_arrow(column: Any, words: frozenset[str]) -> Any:
 
 
 def _is_long(compute: Any, column: Any) -> bool:
-    """Return whether a column of whole numbers holds one that a float does not tell from its neighbors."""
+    """Return whether a column of whole numbers holds numbers too large for a float to keep apart from their neighbors."""
     bounds = compute.min_max(column).as_py()
     return any(value is not None and abs(value) >= EXACT for value in bounds.values())
 

@@ -58,7 +58,7 @@ class Text(HasText):
         label: str = ""
         """The column that holds the class; empty: label, class or target where there is one."""
         delimiter: str = ""
-        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: told from the file."""
+        """What parts the cells of a .csv file, one character or tab, semicolon, bar; empty: found in the file."""
         missing: tuple[str, ...] = ()
         """More words that stand for a missing cell, beside NA, NaN, null, None and what else pandas takes for one."""
         tokenizer: str = ""

@@ -25,7 +25,7 @@ class TimmViT(PlainViT):
         return False
 
     def official(self, network: Network, context: Context) -> State:
-        """Rename; gated feed-forward nets are told by their shapes."""
+        """Rename; gated feed-forward nets are known by their shapes."""
         return gated(super().official(network, context))
 
     def conventions(self, state: State, context: Context) -> Conventions:
