@@ -87,7 +87,7 @@ def audit(run: Path | str, start: int, stop: int, trust: bool = False) -> Audit:
         before = kept.get(begin)
         for number, piece in enumerate(pieces):
             place = RunFolder(shared / str(number))
-            again = _taken(folder, piece, before, place, device, trust)
+            again = _repeated(folder, piece, before, place, device, trust)
             if is_main():
                 differences += _compare(piece, entries, read_trace(place.trace), bool(why))
                 if piece.stop in kept:
@@ -181,7 +181,7 @@ def _elsewhere(pieces: Sequence[Piece], device: torch.device) -> str:
     return ", ".join(other)
 
 
-def _taken(
+def _repeated(
     folder: RunFolder, piece: Piece, before: Path | None, place: RunFolder, device: torch.device, trust: bool
 ) -> Path:
     """Take the steps of a piece again, from a checkpoint or the start of the run; return the checkpoint at its end."""

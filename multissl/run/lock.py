@@ -37,7 +37,7 @@ class LockLostError(RuntimeError):
 
 
 class Lock:
-    """The lock of a run's folder, held by this process between `take` and `release`."""
+    """The lock of a run's folder, held by this process between `acquire` and `release`."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self.path, self.say = path, say
@@ -45,16 +45,16 @@ class Lock:
         """What tells this holder from all others."""
         self._stop = threading.Event()
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Take the lock, also one that was left behind. Raises a `RunBusyError` that names who holds it."""
         gone: dict[str, Any] | None = None
-        while not self._taken_from(gone):
+        while not self._acquired_from(gone):
             gone = read(self.path)
             if gone is not None:
                 check_gone(self.path, gone, self.say)
         threading.Thread(target=self._beat, daemon=True, name="lock of the run").start()
 
-    def _taken_from(self, gone: Mapping[str, Any] | None) -> bool:
+    def _acquired_from(self, gone: Mapping[str, Any] | None) -> bool:
         """Take the lock unless another process than the one that is gone holds it; one process at a time looks."""
         values = {"token": self.token, **this_process(), "folder": _folder(self.path), "since": now()}
         text = json.dumps(values, indent=1)
@@ -91,7 +91,7 @@ class Lock:
 def locked(path: Path, say: Callable[[str], None]) -> Iterator[Lock]:
     """Hold a lock."""
     lock = Lock(path, say)
-    lock.take()
+    lock.acquire()
     try:
         yield lock
     finally:

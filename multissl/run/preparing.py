@@ -42,7 +42,7 @@ def entered(run: RunFolder, steps: int) -> Iterator[Lock | None]:
         lock = Lock(run.lock, Display(True).say)
         try:
             make_folder(run.path)
-            lock.take()
+            lock.acquire()
         except OSError as error:
             problem = refusal(run, error)
         except RunBusyError as error:

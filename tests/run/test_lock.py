@@ -41,7 +41,7 @@ def test_a_lock_is_there_while_it_is_held(place: Path) -> None:
     with locked(place, Lines()):
         assert lock.read(place)
         with pytest.raises(RunBusyError, match=rf"being trained by process {os.getpid()} on .*another --out"):
-            Lock(place, Lines()).take()
+            Lock(place, Lines()).acquire()
     assert not place.exists()
 
 
@@ -52,7 +52,7 @@ def test_one_of_many_takes_it(place: Path) -> None:
     def take() -> None:
         together.wait()
         try:
-            Lock(place, said).take()
+            Lock(place, said).acquire()
         except RunBusyError as error:
             refused.append(error)
 
@@ -118,7 +118,7 @@ def test_a_lock_of_another_machine_that_is_touched_is_held(
         holder(place, machine="elsewhere", token=held.token)
         os.utime(place, (0, 0))  # a clock that was set back is no matter
         with pytest.raises(RunBusyError, match="give another --out"):
-            Lock(place, Lines()).take()
+            Lock(place, Lines()).acquire()
 
 
 def test_who_lost_the_lock_writes_nothing_more(tmp_path: Path) -> None:

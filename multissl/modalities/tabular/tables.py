@@ -200,7 +200,7 @@ def _from_arrow(column: Any, words: frozenset[str]) -> Any:
 
 
 def _is_long(compute: Any, column: Any) -> bool:
-    """Return whether a column of whole numbers holds numbers too large for a float to keep apart from their neighbors."""
+    """Return whether a column of whole numbers holds numbers that are too large for a float."""
     bounds = compute.min_max(column).as_py()
     return any(value is not None and abs(value) >= EXACT for value in bounds.values())
 
