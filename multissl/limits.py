@@ -49,6 +49,8 @@ SOUND_VALUES = Limit("MULTISSL_MAX_SOUND_VALUES", 1 << 30, "values")
 """Of a stretch of sound that is decoded at once, all channels together."""
 TABLE_BYTES = Limit("MULTISSL_MAX_TABLE_BYTES", 64 << 30, "bytes")
 """That a table or an archive of arrays takes in memory."""
+COLUMNS = Limit("MULTISSL_MAX_COLUMNS", 1 << 17, "columns")
+"""Of a table: each takes its time, and is a token of whoever trains on it."""
 RATIO = Limit("MULTISSL_MAX_RATIO", 200, "times its packed size")
 """Of what a member of an archive is unpacked to; not asked below `SMALL` bytes."""
 SMALL = 64 << 20

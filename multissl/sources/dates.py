@@ -31,7 +31,10 @@ def iso_date(value: Any) -> str | None:
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[us]").item()
     if isinstance(value, datetime):  # pandas' timestamps are some, too
-        return _spelt(value)
+        try:
+            return _spelt(value)
+        except OverflowError:  # of the first or last day, in UTC beyond the years that there are
+            return None
     return _spelt(datetime(value.year, value.month, value.day)) if isinstance(value, date) else None
 
 
@@ -43,7 +46,7 @@ def read_dates(cells: np.ndarray) -> np.ndarray | None:
     read = _reader(known)
     try:
         spelt = {cell: _spelt(read(cell)) for cell in known}
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter where UTC is beyond the years that there are
         return None
     made = np.empty(len(cells), object)
     made[:] = [None if cell is None else spelt[cell] for cell in cells.tolist()]

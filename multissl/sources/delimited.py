@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multissl import registry
+from multissl.limits import COLUMNS
 from multissl.sources.encodings import decode_text, encoding_of, is_broken
 from multissl.sources.missing import MISSING
 from multissl.sources.reading import unpacked
@@ -90,6 +91,7 @@ def read_delimited(
     head = decode_text(content[:HEAD] if not encoding.startswith("utf-16") else content[: 2 * HEAD])
     head = head.removeprefix("\ufeff") if len(content) <= HEAD else head[: head.rfind("\n") + 1]
     dialect = _dialect(head or decode_text(content), delimiter)
+    COLUMNS.check(len(dialect.names), "its header names")
     columns = _by_arrow(content, encoding, dialect, words, longest)
     broken: dict[int, str] = {}
     if columns is None:
@@ -104,7 +106,6 @@ def _dialect(head: str, option: str) -> Dialect:
     parted = {choice: rows for choice, rows in read.items() if rows and len(rows[0]) > 1}
     best = max(parted, key=lambda choice: _agreement(parted[choice]), default="")
     delimiter = best or option or next((c for c in (*DELIMITERS, NEVER) if c not in head), NEVER)
-    csv.field_size_limit(LONGEST)
     reader = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)
     names = [name.strip() for name in next(reader, [])]
     lines = reader.line_num
@@ -120,6 +121,7 @@ def _dialect(head: str, option: str) -> Dialect:
 def _rows(head: str, delimiter: str) -> list[list[str]]:
     """Return the first rows of a table that are not empty."""
     rows: list[list[str]] = []
+    csv.field_size_limit(LONGEST)
     try:
         for row in csv.reader(io.StringIO(head, newline=""), delimiter=delimiter):
             if row:

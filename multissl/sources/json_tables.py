@@ -92,17 +92,19 @@ def _rows(document: Any) -> list[Any] | None:
 
 def _coco(document: dict[str, Any]) -> list[Any]:
     """Return a row for each picture with what its annotations say."""
-    names = {c.get("id"): c.get("name") for c in document.get("categories") or () if isinstance(c, dict)}
+    categories = document.get("categories")
+    categories = categories if isinstance(categories, list) else []
+    names = {_key(c, "id"): _key(c, "name") for c in categories if isinstance(c, dict)}
     captions: dict[Any, list[str]] = {}
     classes: dict[Any, set[Any]] = {}
     for note in document["annotations"]:
         if not isinstance(note, dict):
             continue
         if isinstance(note.get("caption"), str):
-            captions.setdefault(note.get("image_id"), []).append(note["caption"])
+            captions.setdefault(_key(note, "image_id"), []).append(note["caption"])
         if note.get("category_id") is not None:
-            category = note["category_id"]
-            classes.setdefault(note.get("image_id"), set()).add(names.get(category, category))
+            category = _key(note, "category_id")
+            classes.setdefault(_key(note, "image_id"), set()).add(names.get(category, category))
     rows: list[Any] = []
     for image in document["images"]:
         if not isinstance(image, dict):
@@ -110,9 +112,17 @@ def _coco(document: dict[str, Any]) -> list[Any]:
             continue
         row = dict(image)
         if captions:
-            row["caption"] = captions.get(image.get("id"))
+            row["caption"] = captions.get(_key(image, "id"))
         if classes:
-            own = classes.get(image.get("id"), set())
+            own = classes.get(_key(image, "id"), set())
             row["label"] = next(iter(own)) if len(own) == 1 else None
         rows.append(row)
     return rows
+
+
+def _key(entry: dict[str, Any], name: str) -> str | int | float | None:
+    """Return a number or name by which COCO's lists refer to each other; raise a ValueError for a list or mapping."""
+    value = entry.get(name)
+    if isinstance(value, list | dict):
+        raise ValueError(f"a COCO file whose {name!r} is {value!r:.40}: want a number or a text")
+    return value

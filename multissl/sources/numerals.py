@@ -36,7 +36,7 @@ SAMPLE = 5000
 CODE = re.compile(r"[+-]?0\d+")
 """A number with leading zeros is a code, such as that of a place."""
 EXACT = 2**53
-"""Whole numbers from here on are not all different as floats and stay text."""
+"""Whole numbers from here on are not all different as floats and stay text, but for those with an exponent."""
 HALF, FEW, ODD = 0.5, 3, 0.02
 """The least share of numbers in a column of numbers; how many words in it may stand for a missing cell, where they are
 more than a share of the known cells that is left to be unreadable."""
@@ -186,7 +186,7 @@ def _read(cells: np.ndarray, counts: Counter[str], mark: Mark) -> Column | None:
     numbers = sum(counts[cell] for cell in values)
     if not numbers or numbers < HALF * counts.total() or len(percents) > 1:
         return None  # 5 and 5 % in one column may mean anything
-    if any(CODE.fullmatch(cell) for cell in values) or any(abs(v) >= EXACT for v in values.values()):
+    if any(CODE.fullmatch(cell) for cell in values) or any(_is_long(c, v) for c, v in values.items()):
         return None
     odd = [cell for cell in counts if cell not in values]
     share = 1 - numbers / counts.total()
@@ -199,6 +199,11 @@ def _read(cells: np.ndarray, counts: Counter[str], mark: Mark) -> Column | None:
     made = np.empty(len(cells), object)
     made[:] = [texts.get(_bare(cell), _bare(cell)) for cell in cells.tolist()]
     return Column(made, notes)
+
+
+def _is_long(cell: str, value: float) -> bool:
+    """Return whether a cell has digits that a float does not keep; what has an exponent was measured."""
+    return abs(value) >= EXACT and ("e" not in cell.lower() or not np.isfinite(value))
 
 
 def _bare(cell: str | None) -> Any:

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from multissl import registry
-from multissl.limits import check_unpacked
+from multissl.limits import COLUMNS, check_unpacked
 from multissl.sources.delimited import LONGEST, UNNAMED, delimiter_of, objects, read_delimited
 from multissl.sources.json_tables import json_table
 from multissl.sources.missing import MISSING, is_missing, missing_words
 from multissl.sources.names import normal_name
-from multissl.sources.reading import check_regular, file_errors, parquet_file, unpacked
+from multissl.sources.reading import check_regular, file_errors, first_line, parquet_file, unpacked
 from multissl.sources.rows import Bad, Rows, json_rows
 
 DELIMITED = (".csv", ".tsv", ".tab", ".psv")
@@ -62,7 +62,7 @@ class OpenTable:
         """Return the cells of a column, objects [S], None where missing; `data.text` is the entry of a nested one."""
         head, below = _path_of(name, self.columns)
         column = self.columns[head]
-        cells = column.tolist() if isinstance(column, np.ndarray) else column.to_pylist()
+        cells = column.tolist() if isinstance(column, np.ndarray) else arrow_cells(column)
         for key in below:
             cells = [cell.get(key) if isinstance(cell, dict) else None for cell in cells]
         return objects([None if is_missing(cell, self.words) else cell for cell in cells])
@@ -105,6 +105,7 @@ def open_table(
     else:
         written = read_delimited(place, delimiter_of(delimiter), words, longest)
         table = OpenTable(written.columns, written.broken, written.notes, written.delimiter, words)
+    COLUMNS.check(len(table.columns), "it has")
     _without_index(table)
     table.name = place
     for note in table.notes:
@@ -162,6 +163,17 @@ def _of_rows(rows: Rows, words: frozenset[str]) -> OpenTable:
     return OpenTable(cells, broken, words=words)
 
 
+def arrow_cells(column: Any) -> list[Any]:
+    """Return the cells of an arrow array; raise a ValueError where they are times that Python cannot hold."""
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError) as error:
+        raise ValueError(
+            f"a column of {column.type} holds what is no time of the years 1 to 9999 ({first_line(error)}): "
+            "write it as a number or as text"
+        ) from None
+
+
 def _columnar(path: str, suffix: str) -> Any:
     arrow, packed = registry.require("pyarrow"), path.lower().endswith(".gz")
     if suffix in (".feather", ".arrow"):
@@ -187,15 +199,18 @@ def _of_arrow(table: Any, words: frozenset[str]) -> OpenTable:
 def _of_sheet(path: str, words: frozenset[str]) -> OpenTable:
     """Return the first sheet of a workbook, its first row being the header."""
     openpyxl = registry.require("openpyxl")
+    with file_errors(path, "xlsx"), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for member in members:
+        check_unpacked(member.compress_size, member.file_size, f"{member.filename} of {path}")
     with file_errors(path, "xlsx"):
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                check_unpacked(member.compress_size, member.file_size, f"{member.filename} of {path}")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # or every row would be as wide as the farthest cell
+        rows = [row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
         book.close()
-    rows = [row for row in rows if any(cell is not None for cell in row)]
-    header = [None if cell is None else str(cell).strip() for cell in (rows[0] if rows else [])]
+    header = [None if cell is None else str(cell).strip() for cell in (rows[0] if rows else ())]
+    header += [None] * (max(map(len, rows), default=0) - len(header))
     columns: dict[str, Any] = {}
     for place, name in enumerate(header):
         cells = [row[place] if place < len(row) else None for row in rows[1:]]

@@ -283,7 +283,10 @@ def _knots(values: np.ndarray, scaling: Scaling) -> list[float]:
 def _scaled(values: np.ndarray, knots: list[float]) -> np.ndarray:
     if len(knots) == 2:
         return np.clip((values - knots[0]) / knots[1], -FAR, FAR)
-    at, grid = np.asarray(knots), np.linspace(0, 1, QUANTILES)
+    # by a power of 2 all places stay what they are, and differences of the largest and smallest numbers finite
+    exponent = np.frexp(np.abs(knots).max())[1] + 1
+    at, grid = np.ldexp(knots, -exponent), np.linspace(0, 1, QUANTILES)
+    values = np.ldexp(values.clip(knots[0], knots[-1]), -exponent)
     # the first and the last of equal quantiles, averaged
     rank = 0.5 * (np.interp(values, at, grid) - np.interp(-values, -at[::-1], -grid[::-1]))
     return torch.special.ndtri(torch.from_numpy(rank.clip(EDGE, 1 - EDGE))).numpy()

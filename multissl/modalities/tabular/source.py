@@ -86,12 +86,26 @@ def read_source(cfg: TableOptions) -> TableSource:
     answers = table.columns.pop(label, None) if label else None
     for name in (*cfg.ignore, *leaks):
         table.columns.pop(name, None)
+    if not table.columns:
+        not_inputs = ", ".join(
+            map(repr, dict.fromkeys(n for n in (label, cfg.group, *cfg.ignore, *leaks) if n))
+        )
+        raise ValueError(
+            f"modality.data={cfg.data!r}: no column is left to be an input beside {not_inputs}: leave out fewer, "
+            "--modality.label '' makes the label an input"
+        )
     copies = equal_rows(table)
+    splits = draws.split(len(table), count, groups, copies)
+    if not len(splits["train"]):
+        raise ValueError(
+            f"modality.data={cfg.data!r}: of {count:,} rows none is left to train on, as one in ten is for validation "
+            "and one for the test: give more rows that are not equal, or of more groups"
+        )
     numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
     return TableSource(
         table=table,
         label=answers,
-        splits=draws.split(len(table), count, groups, copies),
+        splits=splits,
         groups=[numbered[g] for g in groups] if groups else [-1] * len(table),
         copies=copies,
     )

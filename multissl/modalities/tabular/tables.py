@@ -31,7 +31,7 @@ from multissl.sources.missing import is_missing, missing_words
 from multissl.sources.names import find_test_file
 from multissl.sources.numerals import EXACT, number_columns, plain_text
 from multissl.sources.reading import check_regular
-from multissl.sources.tables import TABLES, OpenTable, open_table, say_once, table_suffix
+from multissl.sources.tables import TABLES, OpenTable, arrow_cells, open_table, say_once, table_suffix
 
 MEMORY: dict[str, Any] = {}
 """The DataFrames of this process, by the name that stands for them in a recipe file."""
@@ -77,6 +77,8 @@ def read_table(
         raise ValueError(f"{option}={data!r}: {error}") from None
     if not len(table):
         raise ValueError(f"{option}={data!r}: the file holds no rows below its header")
+    if len(table.broken) == len(table):
+        raise ValueError(f"{option}={data!r}: none of its rows can be read; the first: {table.broken[0]}")
     return table
 
 
@@ -196,7 +198,7 @@ def _from_arrow(column: Any, words: frozenset[str]) -> Any:
         absent = arrow.array(sorted(words), column.type)
         gone = compute.is_in(compute.utf8_trim_whitespace(column), value_set=absent)
         return compute.if_else(gone, arrow.scalar(None, column.type), column)
-    return objects(column.to_pylist())
+    return objects(arrow_cells(column))
 
 
 def _is_long(compute: Any, column: Any) -> bool:
