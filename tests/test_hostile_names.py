@@ -299,7 +299,9 @@ def test_a_stream_is_taken_out_of_a_run_of_several(objective: str, folder: Path)
             theirs = model.encoders[stream].state_dict()
             assert all(torch.equal(t, theirs[f"encoder.{n}"]) for n, t in alone[stream].state_dict().items())
         else:
-            with pytest.raises(ValueError, match="these weights do not fit the encoder"):
+            with pytest.raises(
+                ValueError, match=r"these weights do not fit the encoder|are in no layout that is known here"
+            ):
                 load_weights(alone, run)
 
 

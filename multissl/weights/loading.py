@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from multissl import registry
 from multissl.contract.encoder import Encoder, Encoders
+from multissl.encoders.masked import MaskedWrapped
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.encoders.wrapped import ReadsPublishedNames
 from multissl.layers.positions import Position
@@ -319,6 +320,8 @@ def fill(
 ) -> None:
     """Fill an encoder from tensors under its own names; tables and patches are resampled, the rest has to fit."""
     own, refusal = {name: tensor.shape for name, tensor in encoder.state_dict().items()}, ""
+    if isinstance(encoder, MaskedWrapped):  # libraries' networks have no mask token: it keeps its own
+        ours = {n: t for n, t in encoder.state_dict().items() if n in MAY_LACK} | ours
     if isinstance(encoder, TransformerEncoder) and {TABLE, PATCHES} <= own.keys() & ours.keys():
         axes = ours[PATCHES].dim() - 2
         ours[TABLE], refusal = fit_positions(encoder, ours[TABLE], axes, theirs, stream, native)

@@ -181,7 +181,7 @@ def timm_encoder(name: str, **options: Any) -> Encoder:
 
 def test_names_inside_published_networks_are_their_contract() -> None:
     kinds = named_kinds(timm_encoder("vit_tiny_patch16_224", embed_dim=12, depth=1, num_heads=2))
-    assert {n for n, kind in kinds.items() if kind.token} == {"net.cls_token", "net.pos_embed"}
+    assert {n for n, kind in kinds.items() if kind.token} == {"net.cls_token", "net.pos_embed", "mask_token"}
     assert {n for n, kind in kinds.items() if kind.patch} == {
         f"net.patch_embed.proj.{n}" for n in ("weight", "bias")
     }
@@ -198,7 +198,10 @@ def test_hugging_face_networks_keep_their_tokens() -> None:
     made = HuggingFaceEncoder.Config(config={"model_type": "dinov2_with_registers", **small}).build(GRID)
     kinds = named_kinds(made)
     tokens = ("cls_token", "mask_token", "register_tokens")
-    assert {n for n, kind in kinds.items() if kind.token} == {f"net.embeddings.{t}" for t in tokens}
+    assert {n for n, kind in kinds.items() if kind.token} == {
+        "mask_token",
+        *(f"net.embeddings.{t}" for t in tokens),
+    }
     assert all(kind.vector for n, kind in kinds.items() if "norm" in n or "layer_scale" in n)
 
 

@@ -48,7 +48,7 @@ def build(case: Case, heads: int, offset: float, antialias: bool) -> Transformer
         kind="grid", shape=(channels, side * patch, side * patch), num_tokens=side**2, patch=(patch, patch)
     )
     encoder = TransformerEncoder(cfg, spec).eval()
-    load_state(encoder, state)
+    load_state(encoder, case.tensors("param"))  # in its own names, which tell how it resamples
     return encoder
 
 
