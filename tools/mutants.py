@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -196,6 +197,7 @@ def _forked(folder: Path, tests: str) -> Outcome:
 def _child(folder: Path, tests: str) -> int:
     import pytest
 
+    gc.freeze()  # what the parent left is the parent's to end: its threads are not here
     os.setsid()
     server: Any = forkserver._forkserver  # type: ignore[attr-defined] # one that was inherited is the parent's
     server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
