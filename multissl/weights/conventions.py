@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 from multissl.encoders.transformer import Pooling
 from multissl.layers.transformer import Act, FinalNorm, NormOrder
 
+RESAMPLED = ("position.offset", "position.antialias", "position.interpolation")
+"""The options of an encoder that say how it resamples its position table; wherever a table of a file is resampled, they
+are compared with `Conventions.resampling`."""
+
 
 class Resampling(NamedTuple):
     """How some code resamples the position table of its models."""

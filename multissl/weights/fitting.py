@@ -15,7 +15,7 @@ from typing import Any
 
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.transformer import FFN, ffn_width
-from multissl.weights.conventions import Conventions
+from multissl.weights.conventions import RESAMPLED, Conventions
 from multissl.weights.layouts.base import Published
 from multissl.weights.unwrapping import State
 
@@ -23,7 +23,6 @@ log = logging.getLogger("multissl")
 
 FREE = ("pooling", "position.grid", "position.base")
 """What may differ from what the weights give: the base where periods are in the file."""
-RESAMPLED = ("position.offset", "position.antialias", "position.interpolation")
 Options = dict[str, Any]
 """Values by the names of an encoder's options, `position.kind` for those of positions; None: nothing tells."""
 
@@ -122,9 +121,9 @@ def same(cfg: TransformerEncoder.Config, name: str, wanted: Any) -> bool:
     return value == wanted
 
 
-def differences(cfg: TransformerEncoder.Config, options: Options) -> list[str]:
-    """Return the names of options that are not what a network asks for."""
-    return [n for n, v in options.items() if v is not None and n not in FREE and not same(cfg, n, v)]
+def differences(cfg: TransformerEncoder.Config, options: Options, free: tuple[str, ...] = FREE) -> list[str]:
+    """Return the names of options that are not what a network asks for, but for those that are free."""
+    return [n for n, v in options.items() if v is not None and n not in free and not same(cfg, n, v)]
 
 
 def refusal(
@@ -147,11 +146,12 @@ def typed(value: Any) -> str:
 
 
 def derive(
-    cfg: TransformerEncoder.Config, options: Options, stream: str, title: str
+    cfg: TransformerEncoder.Config, options: Options, stream: str, title: str, free: tuple[str, ...] = ()
 ) -> TransformerEncoder.Config:
     """Return the config with every option that stands at its default as a network asks; others are compared.
 
-    Raises a ValueError that names those which contradict, and those which nothing tells.
+    Those that are `free` may differ. Raises a ValueError that names those which contradict, and those which nothing
+    tells.
     """
     usual = TransformerEncoder.Config()
     at_default = [n for n in options if value_of(cfg, n) == value_of(usual, n)]
@@ -162,7 +162,7 @@ def derive(
     if unknown:
         raise ValueError(unknown_line(unknown, stream, title, options["dim"]))
     kept = cfg.replace(**changes(cfg, {n: options[n] for n in at_default if options[n] is not None}))
-    if wrong := differences(kept, options):
+    if wrong := differences(kept, options, FREE + free):
         raise ValueError(refusal(kept, options, wrong, stream, title))
     return kept
 
@@ -192,7 +192,8 @@ def check(encoder: TransformerEncoder, options: Options, stream: str, layout: Pu
 
     A clip's table is made of a picture's once, when it is loaded, so that how it is resampled is asked only there.
     """
+    free = FREE + layout.free
     if len(encoder.spec.patch) == 3 and layout.of_pictures:
-        options = {n: v for n, v in options.items() if n not in RESAMPLED}
-    if wrong := differences(encoder.cfg, options):
+        free += RESAMPLED
+    if wrong := differences(encoder.cfg, options, free):
         raise ValueError(refusal(encoder.cfg, options, wrong, stream, layout.title))

@@ -104,7 +104,7 @@ def derive_configs(configs: Mapping[str, Encoder.Config], place: str | Path) -> 
             layout.check_told(official)
         if conventions.heads is None:
             conventions = replace(conventions, heads=released_heads(layout.name, official))
-        return {stream: derive(cfg, options_of(official, conventions), stream, layout.title)}
+        return {stream: derive(cfg, options_of(official, conventions), stream, layout.title, layout.free)}
     except ValueError as error:
         raise ValueError(f"--init {place}: {error}") from None
 

@@ -177,8 +177,12 @@ def test_official_files_are_resampled_as_the_release_does(
     x = torch.randn(2, 3, 56, 56)
     torch.testing.assert_close(features(small, x), features(large, x))
     for other in {id(p): p for p in (OFFICIAL, PLAIN, SMOOTH) if p != right}.values():
-        with pytest.raises(ValueError, match=r"DINOv2 and ask for .*position\.(offset|antialias)"):
+        with pytest.raises(ValueError, match=r"resampled to 4 x 4.*DINOv2.*position\.(offset|antialias)"):
             load_state(encoder(56, other, registers), state)
+        # its code takes them as options: on the table's own grid another choice is a network that it could train
+        load_state(chosen := encoder(NATIVE, other, registers), state)
+        whole = torch.randn(2, 3, NATIVE, NATIVE)
+        torch.testing.assert_close(features(chosen, whole), features(large, whole))
 
 
 @pytest.mark.parametrize("change", ["mask", "scale"])

@@ -60,6 +60,8 @@ class Published(Layout):
 
     of_pictures: ClassVar[bool] = True
     """Whether its networks read pictures alone."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Options that its own code has too, so that an encoder may differ from the released networks in them."""
 
     @abstractmethod
     def matches(self, network: Network) -> bool:

@@ -15,7 +15,7 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.patches import Patches
 from multissl.layers.tokenizers import GridTokenizer
 from multissl.parallel.sharding import full
-from multissl.weights.conventions import Context, Conventions, Resampling
+from multissl.weights.conventions import RESAMPLED, Context, Conventions, Resampling
 from multissl.weights.layouts.base import fuse, names_of, shorten
 from multissl.weights.layouts.plain_vit import PlainViT
 from multissl.weights.unwrapping import Network, State, strip
@@ -26,6 +26,7 @@ class DINOv2(PlainViT):
 
     name = "dinov2"
     title = "DINOv2"
+    free = RESAMPLED
     heads = (*PlainViT.heads, r"dino_head\.", r"ibot_head\.")
 
     def matches(self, network: Network) -> bool:
