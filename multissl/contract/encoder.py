@@ -76,7 +76,11 @@ class Encoder(Component, nn.Module, ABC):
             features: list[Features] = super().__call__(views, masking, inner)
         return [
             replace(
-                f, pooled=f.pooled.float(), tokens=f.tokens.float(), inner=tuple(t.float() for t in f.inner)
+                f,
+                pooled=f.pooled.float(),
+                tokens=f.tokens.float(),
+                inner=tuple(t.float() for t in f.inner),
+                inner_pooled=tuple(t.float() for t in f.inner_pooled),
             )
             for f in features
         ]

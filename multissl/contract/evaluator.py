@@ -11,9 +11,9 @@ import functools
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class FrozenEncoders(EncodeFunction):
     saved encoder comes without its objective."""
     modules: Encoders | None = None
     """The encoders themselves, for evaluators that train a copy; None inside a run, where they may be sharded."""
+    depths: Mapping[str, int] = field(default_factory=dict)
+    """Blocks whose outputs an encoder can hand out, by stream; one that is not named here hands out none."""
 
     @staticmethod
     def of(encoders: Encoders) -> FrozenEncoders:
@@ -62,7 +64,7 @@ class FrozenEncoders(EncodeFunction):
                 for module, mode in modes:
                     module.training = mode
 
-        return FrozenEncoders(encode, device, modules=encoders)
+        return FrozenEncoders(encode, device, modules=encoders, depths=depths_of(encoders))
 
     def __post_init__(self) -> None:
         if self.part_errors is not None:
@@ -76,12 +78,17 @@ class FrozenEncoders(EncodeFunction):
         features = self.function(views, masking, inner)
         for made, v in zip(features, views, strict=True):
             check_finite(made.pooled, v.present)
-            if made.embedding is not None:
-                check_finite(made.embedding, v.present)
+            for rows in made.inner_pooled if made.embedding is None else (made.embedding, *made.inner_pooled):
+                check_finite(rows, v.present)
             for tokens in (made.tokens, *made.inner):
                 if v.valid is None or v.valid.shape == tokens.shape[:2]:
                     check_finite(tokens, v.present, v.valid)
         return features
+
+
+def depths_of(encoders: Encoders) -> dict[str, int]:
+    """Return the blocks whose outputs encoders can hand out, by stream."""
+    return {stream: encoder.depth for stream, encoder in encoders.items()}
 
 
 def finite_errors(errors: Callable[[Views], Tensor]) -> Callable[[Views], Tensor]:
@@ -115,6 +122,10 @@ class Evaluator(Component, ABC):
     group: ClassVar[str] = "evaluators"
     titles: ClassVar[dict[str, str]] = {}
     """What the report calls its figures, by name."""
+    version: ClassVar[int] = 1
+    """Raised whenever the same features and options give other figures: those of two versions are not compared."""
+    reads: ClassVar[Literal["pooled", "encoders"]] = "encoders"
+    """pooled: features [S, D] with labels and groups are all that it reads, so that a file of features is enough."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
@@ -152,6 +163,14 @@ class Evaluator(Component, ABC):
     def measures_student(self) -> bool:
         """Return whether the student is measured too, where a teacher is what the run exports."""
         return False
+
+    @property
+    def selected_on(self) -> str:
+        """Return what its hyperparameters are chosen on, which is recorded beside its figures; by default "none".
+
+        Never the scored split, unless the names of its figures say so.
+        """
+        return "none"
 
     @abstractmethod
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:

@@ -27,6 +27,9 @@ class Features:
     """[R, N, D] without class and register tokens; the visible ones, in order, under `drop`."""
     inner: tuple[Tensor, ...] = ()
     """Outputs of the last blocks asked for, first to last, each [R, N, D], before the final norm."""
+    inner_pooled: tuple[Tensor, ...] = ()
+    """What stands for a row in each of these blocks, [R, D], behind the final norm: `pooled` of the last one. For
+    evaluators alone: made in evaluation mode, and by encoders that pool a block as they pool their output."""
     embedding: Tensor | None = None
     """[R, P] where the row lies in the space that streams share, of a shipped tower; None without such a space."""
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from multissl.contract.data import Views
@@ -162,8 +163,25 @@ class HuggingFaceEncoder(MaskedWrapped, ReadsPublishedNames):
             case _:
                 real = v.valid if v.valid is not None and v.valid.shape == every.shape[:2] else None
                 pooled = mean_of(tokens, None if real is None else real[:, first:])
-        taps = out.hidden_states[-inner:] if inner else ()
-        return Features(pooled=pooled, tokens=tokens, inner=tuple(tokens_of(t)[:, first:] for t in taps))
+        taps = [tokens_of(t) for t in out.hidden_states[-inner:]] if inner else []
+        blocks = () if self.training or not taps else self._pooled(taps, every, pooled, v, first)
+        return Features(
+            pooled=pooled, tokens=tokens, inner=tuple(t[:, first:] for t in taps), inner_pooled=blocks
+        )
+
+    def _pooled(
+        self, taps: Sequence[Tensor], every: Tensor, pooled: Tensor, v: Views, first: int
+    ) -> tuple[Tensor, ...]:
+        """What stands for a row in each of the last blocks; nothing where that is more than tokens behind a norm."""
+        bare = torch.equal(every, taps[-1])  # CLIP norms its pooler's token alone
+        norm = nn.Identity() if bare else final_norm_of(self.net)
+        if norm is None or self.cfg.pooling == "pooler":
+            return ()
+        whole = [norm(t) for t in taps[:-1]]
+        if self.cfg.pooling == "cls":
+            return (*(t[:, 0] for t in whole), pooled)
+        valid = None if v.valid is None or v.valid.shape != taps[0].shape[:2] else v.valid[:, first:]
+        return (*(mean_of(t[:, first:], valid) for t in whole), pooled)
 
     def _prefix(self, every: Tensor, x: Tensor, dropped: int = 0) -> int:
         """How many tokens stand before those of the input x, of which some were left out."""
@@ -180,6 +198,16 @@ class HuggingFaceEncoder(MaskedWrapped, ReadsPublishedNames):
         places = zip(x.shape[2:], (high, wide), steps, strict=True)
         excess = every.shape[1] + dropped - math.prod((size - cut) // step + 1 for size, cut, step in places)
         return excess if 0 <= excess < every.shape[1] and excess <= 16 else 0
+
+
+NORMS = ("layernorm", "norm", "post_layernorm", "vision_model.post_layernorm")
+"""What transformers calls the norm behind the last block of its vision and text models."""
+
+
+def final_norm_of(net: nn.Module) -> nn.Module | None:
+    """Return the norm behind a network's last block, None where it has none under a usual name."""
+    modules = dict(net.named_modules())
+    return next((modules[name] for name in NORMS if name in modules), None)
 
 
 def input_name(spec: StreamSpec) -> str:

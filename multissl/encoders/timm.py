@@ -94,20 +94,31 @@ class TimmEncoder(MaskedWrapped):
 
     def _features(self, x: Tensor, inner: int) -> Features:
         net, taps = self.net, ()
+        pooled_taps: tuple[Tensor, ...] = ()
         if inner:
             if not self.prefix or not hasattr(net, "forward_intermediates"):
                 raise ValueError(f"{self.cfg.name} hands out no inner tokens: take a vision transformer")
-            last, taps = net.forward_intermediates(x, indices=inner, output_fmt="NLC")
+            last, every = net.forward_intermediates(
+                x, indices=inner, output_fmt="NLC", return_prefix_tokens=True
+            )
+            taps = [tap for tap, _ in every]
+            if not self.training:
+                whole = [net.norm(torch.cat([prefix, tap], 1)) for tap, prefix in every]
+                pooled_taps = tuple(self._pooled(tokens) for tokens in whole)
         else:
             last = net.forward_features(x)
         if last.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
             last = last.permute(0, 3, 1, 2)
         tokens = tokens_of(last)[:, self.prefix :]  # [R, N, D]
-        if self.cfg.pooling == "mean":
-            return Features(pooled=mean_of(tokens), tokens=tokens, inner=tuple(taps))
         back = last.permute(0, 2, 3, 1) if getattr(net, "output_fmt", "NCHW") == "NHWC" else last
-        pooled = net.forward_head(back, pre_logits=True)  # [R, D]
-        return Features(pooled=pooled, tokens=tokens, inner=tuple(taps))
+        pooled = mean_of(tokens) if self.cfg.pooling == "mean" else self._pooled(back)
+        return Features(pooled=pooled, tokens=tokens, inner=tuple(taps), inner_pooled=pooled_taps)
+
+    def _pooled(self, last: Tensor) -> Tensor:
+        """What stands for a row, of tokens [R, P+N, D] behind the final norm, or of a map in the network's order."""
+        if self.cfg.pooling == "mean":
+            return mean_of(last[:, self.prefix :])
+        return self.net.forward_head(last, pre_logits=True)  # [R, D]
 
 
 def blocks_of(net: Any) -> list[nn.Module]:

@@ -7,7 +7,7 @@ Shapes: R rows, N tokens, P = 1 + registers tokens before them, H heads, D width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -204,9 +204,17 @@ class TransformerEncoder(Encoder):
         where = self._where(views, masking)
         groups, taps = self.trunk(tokens, valid, causal, inner, [v.place for v in views], where)
         return [
-            self._features(group, real, tuple(tap[i] for tap in taps))
+            self._with_blocks(group, real, [tap[i] for tap in taps])
             for i, (group, real) in enumerate(zip(groups, valid, strict=True))
         ]
+
+    def _with_blocks(self, group: Tensor, valid: Tensor | None, taps: list[Tensor]) -> Features:
+        """Features of an item, with outputs of its last blocks; these are pooled where it is not trained."""
+        features, prefix = self._features(group, valid), self.tokenizer.prefix
+        pooled = (
+            () if self.training else (self._features(self.trunk.normalized(t), valid).pooled for t in taps)
+        )
+        return replace(features, inner=tuple(t[:, prefix:] for t in taps), inner_pooled=tuple(pooled))
 
     def _where(self, views: Sequence[Views], masking: Masking = "none") -> Where:
         """Where the tokens of views lie, for blocks that ask."""
@@ -219,7 +227,7 @@ class TransformerEncoder(Encoder):
             case _:
                 return NOWHERE
 
-    def _features(self, group: Tensor, valid: Tensor | None, inner: tuple[Tensor, ...] = ()) -> Features:
+    def _features(self, group: Tensor, valid: Tensor | None) -> Features:
         p = self.tokenizer.prefix
         tokens = group[:, p:]  # [R, N, D]
         if self.cfg.pooling == "cls":
@@ -239,7 +247,7 @@ class TransformerEncoder(Encoder):
             pooled = (tokens.float() * weight[:, :, None]).sum(1).to(tokens.dtype)
         if self.cfg.final_norm == "pooled":
             pooled = self.trunk.norm(pooled)
-        return Features(pooled=pooled, tokens=tokens, inner=tuple(t[:, p:] for t in inner))
+        return Features(pooled=pooled, tokens=tokens)
 
     def layers(self, views: Views, n: int | Sequence[int], norm: bool = True) -> list[Features]:
         """Outputs of the last n blocks, or of the blocks with these indices, in ascending order."""

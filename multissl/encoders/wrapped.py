@@ -86,11 +86,22 @@ def by_size(views: Sequence[Views], net: Callable[[Views], Features]) -> list[Fe
         valid = None if size[1] else torch.cat([cast(Tensor, v.valid) for v in some])
         found = net(Views(x=torch.cat([v.x for v in some]), valid=valid, stream=some[0].stream, role="clean"))
         rows = [len(v.x) for v in some]
-        inner = zip(*(t.split(rows) for t in found.inner), strict=True) if found.inner else [()] * len(rows)
-        parts = zip(places, found.pooled.split(rows), found.tokens.split(rows), inner, strict=True)
-        for i, pooled, tokens, taps in parts:
-            features[i] = Features(pooled=pooled, tokens=tokens, inner=tuple(taps))
+        parts = zip(
+            places,
+            found.pooled.split(rows),
+            found.tokens.split(rows),
+            by_item(found.inner, rows),
+            by_item(found.inner_pooled, rows),
+            strict=True,
+        )
+        for i, pooled, tokens, taps, pooled_taps in parts:
+            features[i] = Features(pooled=pooled, tokens=tokens, inner=taps, inner_pooled=pooled_taps)
     return cast(list[Features], features)
+
+
+def by_item(taps: Sequence[Tensor], rows: list[int]) -> list[tuple[Tensor, ...]]:
+    """Return outputs of blocks, each of all rows, as those of each item, which has so many of the rows."""
+    return list(zip(*(t.split(rows) for t in taps), strict=True)) if taps else [()] * len(rows)
 
 
 def tokens_of(out: Tensor) -> Tensor:

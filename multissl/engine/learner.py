@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multissl.contract.abilities import PredictsParts, Shardable
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
-from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.evaluator import FrozenEncoders, depths_of
 from multissl.contract.learning import Features, Losses, Progress
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking
@@ -88,7 +88,10 @@ class Learner(Shardable):
     def frozen(self, which: Which, device: torch.device) -> FrozenEncoders:
         """Return one of the two sides for evaluators."""
         errors = self.part_errors if isinstance(self.objective, PredictsParts) else None
-        return FrozenEncoders(functools.partial(self.encode, which), device, part_errors=errors)
+        depths = depths_of(self.encoders)
+        return FrozenEncoders(
+            functools.partial(self.encode, which), device, part_errors=errors, depths=depths
+        )
 
     def shipped(self) -> Encoders:
         """Return the encoders that the objective exports: what is evaluated, checked and written."""

@@ -32,6 +32,7 @@ from multissl.statistics import LEVEL, t_quantile
 class Collapse(Evaluator):
     """Rank, spread and mean cosine of pooled features, and the alarm that they have become one."""
 
+    reads = "pooled"
     titles: ClassVar[dict[str, str]] = {
         "rankme": "RankMe",
         "std": "feature std (1: spread out, 0: one point)",

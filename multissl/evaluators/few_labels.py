@@ -48,6 +48,7 @@ Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 class FewLabels(Evaluator):
     """Linear and fine-tuned figures at few labels, beside classical models on the same rows."""
 
+    reads = "pooled"
     titles: ClassVar[dict[str, str]] = {
         "score": "frozen, few labels, %",
         "gain": "gain over the best classical",
@@ -94,6 +95,11 @@ class FewLabels(Evaluator):
         super().__init__(cfg)
         self._floors: dict[str, list[float]] | None = None
         self._untrained: np.ndarray | None = None
+
+    @property
+    def selected_on(self) -> str:
+        """The labeled samples of each draw."""
+        return "cross-validation on the draw"
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`score` and, where asked, `fine_tuned`; beside classical models `gain`. Percent.

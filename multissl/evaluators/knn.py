@@ -32,6 +32,7 @@ from multissl.statistics import LEVEL
 class KNN(Evaluator):
     """Accuracy of a weighted vote of the nearest training samples, in percent."""
 
+    reads = "pooled"
     titles: ClassVar[dict[str, str]] = {"top1": "k-NN accuracy, %"}
 
     @dataclass(kw_only=True, slots=True)

@@ -41,6 +41,7 @@ Scale = Callable[..., tuple[Tensor, ...]]
 class LinearProbe(Evaluator):
     """Accuracy of a linear classifier on pooled features, in percent."""
 
+    reads = "pooled"
     titles: ClassVar[dict[str, str]] = {"top1": "linear probe accuracy, %"}
 
     @dataclass(kw_only=True, slots=True)
@@ -76,6 +77,13 @@ class LinearProbe(Evaluator):
                 raise ValueError(f"max_steps={self.max_steps}: want 1 or more")
 
     cfg: Config
+
+    @property
+    def selected_on(self) -> str:
+        """A tenth of training or its groups, where there is something to choose."""
+        if len(self.cfg.l2) == 1:
+            return "none"
+        return "groups of training, each left out" if self.cfg.by_group else "a tenth of training"
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`top1` of the pooled features, in percent; nothing on data without labels."""
