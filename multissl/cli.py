@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from multissl import catalogue, commands, completion, matrix, option_help, options
-from multissl.files import set_aside
+from multissl.files import replace_text, set_aside
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder, located
 from multissl.run.lock import check_free
@@ -176,6 +176,28 @@ def print_options(words: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def examine_data(words: argparse.Namespace, rest: list[str]) -> int:
+    """Run `multissl data`."""
+    place = named(words, "data")
+    if words.limit < 0:
+        raise ValueError(f"--limit {words.limit}: want 0 for all samples, or how many of each split")
+    from multissl.doctor.advice import advise
+    from multissl.doctor.examination import examine
+    from multissl.doctor.guess import part_of
+    from multissl.doctor.page import page, sample_list
+
+    part = words.part or part_of(place)
+    recipe, _ = options.open_recipe(part, ["--data", place, *rest], trust=Trust(everything=words.trust))
+    examination = examine(recipe.modality.build(), words.limit)
+    examination.advice += advise(part, place, examination, rest)
+    out = Path(words.out or f"data-{folder_name(Path(place).name)}.html")
+    replace_text(out, page(place, examination))
+    replace_text(out.with_suffix(".csv"), sample_list(examination))
+    print("\n".join(examination.lines()))
+    print(f"{out} shows it, {out.with_suffix('.csv')} names every sample")
+    return 0
+
+
 def list_recipes(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl list`."""
     if words.matrix:
@@ -291,6 +313,7 @@ def complete(words: argparse.Namespace, _rest: list[str]) -> int:
 
 CALLS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "train": train,
+    "data": examine_data,
     "list": list_recipes,
     "show": show,
     "eval": evaluate,

@@ -13,6 +13,7 @@ DESCRIPTION = "Self-supervised learning beyond images."
 EPILOG = """\
 examples
   multissl list image                      recipes of a part; also a word such as resnet50
+  multissl data FOLDER                     what is in your data, and what is wrong with it
   multissl train image --data FOLDER       run a recipe; the same command resumes it
   multissl train image --help              all options of the recipe
   multissl encode runs/image --data MORE --out features.parquet
@@ -63,6 +64,37 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "--accept-data": {
                 "action": "store_true",
                 "help": "resume though the data is not what the run was trained on so far",
+            },
+            **TRUST,
+        },
+    ),
+    "data": (
+        "say what data holds and what is wrong with it, and which recipe suits it",
+        "PATH [--as MODALITY] [--out PAGE] [--limit N] [options of the modality]",
+        {
+            "name": {
+                "metavar": "PATH",
+                "nargs": "?",
+                "default": "",
+                "help": "whatever --data of a training takes: a folder, a table, a shard, gym:NAME, ...",
+            },
+            "--as": {
+                "dest": "part",
+                "metavar": "MODALITY",
+                "default": "",
+                "help": "image, audio, tabular, text, video, rl, or streams such as image_text (default: as most "
+                "files are)",
+            },
+            "--out": {
+                "metavar": "PAGE",
+                "default": "",
+                "help": "the page (default data-NAME.html); beside it, as .csv, all samples that findings are about",
+            },
+            "--limit": {
+                "metavar": "N",
+                "type": int,
+                "default": 10_000,
+                "help": "samples of each split that are read, drawn evenly; 0: all (default 10,000)",
             },
             **TRUST,
         },
@@ -157,7 +189,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     ),
 }
 """By name: what it does, its usage, and the arguments of its parser."""
-OF_RECIPES = ("train", "show", "encode")
+OF_RECIPES = ("train", "show", "encode", "data")
 """Commands that pass options on to a recipe."""
 
 

@@ -68,6 +68,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "commands": ("option_help", "registry"),
     "completion": ("commands", "options", "catalogue", "registry"),
     "verify": ("*",),
+    "doctor": ("modalities", "sources", "inference", "report", *FOUNDATION),
     "cli": ("*",),
     "__main__": ("cli",),
     "version": (),

@@ -19,7 +19,7 @@ from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.contract.data import Batch, DataOf, Raw, Sample, Samples, Views
 from multissl.contract.learning import Figure
-from multissl.contract.plans import Plans, StreamSpec
+from multissl.contract.plans import CLEAN, Plans, StreamSpec
 from multissl.random import RowRandom
 
 if TYPE_CHECKING:
@@ -144,6 +144,19 @@ class Modality(Component, ABC):
         None where it is no picture, or cannot be read.
         """
         return None
+
+    def extent(self, sample: Sample) -> dict[str, float]:
+        """Return how much a sample holds, by what it is counted in, such as seconds; it is read as a clean view is.
+
+        Names are units or say theirs: width and height in pixels, seconds, "samples per second", frames, tokens.
+        Raises `Unreadable` where it cannot be read. Nothing by default, where all samples hold the same.
+        """
+        self.collate([sample], dict.fromkeys(self.streams(), CLEAN), RowRandom((0, 0), 0, 1, 1))
+        return {}
+
+    def missing(self) -> dict[str, float]:
+        """Return the share of training samples in which a value is missing or unknown, by its name; none by default."""
+        return {}
 
     def baselines(self) -> dict[str, Baseline]:
         """Return classical features that learning has to beat, by name; the raw input, flattened, by default."""

@@ -6,16 +6,14 @@ the run.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from multissl.contract.learning import Figure
 from multissl.report.charts import Points, chart, short
+from multissl.report.document import document, picture, table, wrapped
 from multissl.shapes import is_line
 
 Line = dict[str, Any]
@@ -33,8 +31,6 @@ EXPORTED = (
 NOMINAL = "nominal_"
 """Before the name of a figure of the whole architecture, without what a step leaves out."""
 MOST_NOTES = 30
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""It forbids the browser to load anything, so a page that needs the network would show it at once."""
 
 
 def page(
@@ -56,7 +52,7 @@ def page(
     titles = {**TITLES, **(titles or {})}
     lines = [x for x in lines if is_line(x)]
     steps = max((x["step"] for x in lines), default=0)
-    verdict = escape(
+    verdict = str(
         summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
     )
     mood = {True: " learned", False: " not"}.get(summary.get("learned", ""), "")
@@ -67,16 +63,8 @@ def page(
         "Measured later": _later(evaluations, titles),
         "Sessions": _sessions(sessions),
     }
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{verdict}</title><style>{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
-        f'</head>\n<body><h1>multissl run {escape(name)}</h1><p class="verdict{mood}">{verdict}</p>'
-        + "".join(f"<section><h2>{title}</h2>{body}</section>\n" for title, body in sections.items() if body)
-        + f"<details><summary>Recipe</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
-        + "</body></html>\n"
-    )
+    options = f"<details><summary>Recipe</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
+    return document(f"multissl run {name}", verdict, sections, mood=mood, last=options)
 
 
 def _sections(
@@ -95,12 +83,12 @@ def _sections(
     return {
         "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
         "Figures": _metrics(evals, estimates, titles),
-        "Evaluation": _wrapped("charts", _eval_charts(evals, titles))
+        "Evaluation": wrapped("charts", _eval_charts(evals, titles))
         + EXPORTED * any("/student/" in n for x in evals for n in x),
-        "Training": _wrapped("charts", _train_charts(train, titles)),
-        "Pictures": _wrapped("figures", map(_picture, figures)),
+        "Training": wrapped("charts", _train_charts(train, titles)),
+        "Pictures": wrapped("figures", (picture(f.image, f.title, f.caption) for f in figures)),
         "Notes": _notes(notes),
-        "Environment": _table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
+        "Environment": table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
         "What differs from the recipe's default": f"<pre>{escape(changes)}</pre>" if summary else "",
     }
 
@@ -160,7 +148,7 @@ def _metrics(evals: list[Line], estimates: list[Line], titles: Mapping[str, str]
         values = [cell(first, name), cell(last, name), cell(last, f"{evaluator}/student/{metric}")]
         beside = ", ".join(f"{n} {cell(first, f'{evaluator}/{n}')}" for n in baselines.pop(evaluator, {}))
         rows.append([escape(_title(name, titles)), *values, escape(beside)])
-    return _table(rows)
+    return table(rows)
 
 
 def _later(evaluations: Sequence[Line], titles: Mapping[str, str]) -> str:
@@ -172,7 +160,7 @@ def _later(evaluations: Sequence[Line], titles: Mapping[str, str]) -> str:
             if value.get("low") is not None and value.get("high") is not None:
                 text += f" ({short(value['low'])} to {short(value['high'])}, n={value['n']:,})"
             rows.append([f"{line.get('time', '')}, step {line.get('step')}", _title(name, titles), text])
-    return _table([[escape(cell) for cell in row] for row in rows])
+    return table([[escape(cell) for cell in row] for row in rows])
 
 
 def _sessions(sessions: Sequence[Line]) -> str:
@@ -184,7 +172,7 @@ def _sessions(sessions: Sequence[Line]) -> str:
         steps = " to ".join(map(str, line.get("steps", ())))
         cells = [line.get("began"), steps, line.get("seconds"), line.get("host"), line.get("ranks")]
         rows.append([escape(str(c)) for c in (*cells, line.get("end") or "going on")])
-    return _table(rows)
+    return table(rows)
 
 
 def _series(lines: list[Line]) -> dict[str, Points]:
@@ -208,16 +196,6 @@ def _baselines(evals: list[Line]) -> dict[str, dict[str, float]]:
     return baselines
 
 
-def _picture(figure: Figure) -> str:
-    from PIL.Image import fromarray
-
-    png = io.BytesIO()
-    fromarray(figure.image).save(png, "PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-    title, caption = escape(figure.title), f"<figcaption>{escape(figure.caption)}</figcaption>"
-    return f'<figure><b>{title}</b><img src="{source}" alt="{title}">{caption}</figure>'
-
-
 def _notes(notes: list[Line]) -> str:
     shown = "".join(
         f"<li>step {escape(str(n['step']))}: {escape(str(n['text']))}</li>" for n in notes[:MOST_NOTES]
@@ -226,16 +204,6 @@ def _notes(notes: list[Line]) -> str:
     return f"<ul>{shown}</ul>" * bool(shown) + f'<p class="soft">and {rest} more in metrics.jsonl</p>' * (
         rest > 0
     )
-
-
-def _table(rows: list[list[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table>{body}</table></div>' if rows else ""
-
-
-def _wrapped(kind: str, parts: Iterable[str]) -> str:
-    body = "".join(parts)
-    return f'<div class="{kind}">{body}</div>' if body else ""
 
 
 def _title(name: str, titles: Mapping[str, str]) -> str:

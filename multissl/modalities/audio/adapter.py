@@ -214,6 +214,12 @@ class Audio(HasRecordings):
         """Return the files; of the built-in sounds, which are drawn, none is a copy."""
         return super().contents(split) if self.cfg.data else []
 
+    def extent(self, sample: Sample) -> dict[str, float]:
+        """Return the seconds of a recording and the rate of its file, in samples per second."""
+        clip = Clip(sample, self.cfg.rate)
+        clip.cut(max(clip.length - self.cfg.rate, 0), self.cfg.rate)  # the end of one that was not read whole
+        return {"seconds": clip.length / self.cfg.rate, "samples per second": clip.native}
+
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
         plan, cfg = plans["audio"], self.cfg

@@ -223,6 +223,11 @@ class Image(Modality):
             return None
         return F.adaptive_avg_pool2d(image.float(), 8).permute(1, 2, 0).numpy()
 
+    def extent(self, sample: Sample) -> dict[str, float]:
+        """Return width and height in pixels."""
+        _, height, width = load(sample, self.cfg.channels, self.reading()).shape
+        return {"width": width, "height": height}
+
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""
         plan, cfg, count = plans["image"], self.cfg, len(samples)

@@ -249,6 +249,12 @@ class Tabular(HasTargets):
         label = [] if source.label is None else [source.label]
         return [Some(column, rows) for column in (*source.table.columns.values(), *label)]
 
+    def missing(self) -> dict[str, float]:
+        """Return the share of training rows whose cell is missing or unknown, by column, where there are some."""
+        rows = self.fit().rows().splits["train"]
+        source = self._source or read_source(self.cfg)
+        return dict(self.schema.unread(source.table.select(rows)))
+
     def targets(self, split: str) -> Tensor | None:
         """The numbers to predict, float32 [S of the split], NaN where unknown; None where the label is a class."""
         rows = self.rows()

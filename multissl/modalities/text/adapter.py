@@ -212,6 +212,10 @@ class Text(HasText):
         documents = self._documents(split)
         return [documents.contents, documents.class_numbers()]
 
+    def extent(self, sample: Sample) -> dict[str, float]:
+        """Return the number of tokens of a document."""
+        return {"tokens": len(self._passage(sample).own.ids)}
+
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Windows of every role, int64 [V*B, L], which ids are real, masks, targets, and who the samples are."""
         plan, cfg = plans["text"], self.cfg

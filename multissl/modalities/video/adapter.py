@@ -222,6 +222,24 @@ class Video(Modality):
         """Return the files; of the built-in videos, which are drawn, none is a copy."""
         return super().contents(split) if self.cfg.data else []
 
+    def extent(self, sample: Sample) -> dict[str, float]:
+        """Return frames, seconds, frames per second, and width and height in pixels; a few frames are decoded."""
+        clip = load_clip(sample)
+        count = len(clip.times)
+        try:
+            height, width = frames_of(clip, [0, count // 2, count - 1]).shape[2:]
+        except Exception as error:  # decoders raise almost anything on a damaged file
+            raise unreadable(sample, error) from None
+        gap = float(clip.times[-1] - clip.times[0]) / (count - 1)
+        rate = round(1 / gap, 2) if gap > 0 else 0.0
+        return {
+            "frames": count,
+            "seconds": gap * count,
+            "frames per second": rate,
+            "width": width,
+            "height": height,
+        }
+
     def _shape(self, role: Role) -> tuple[int, int]:
         """Frames and pixels per side of a role's clips."""
         cfg = self.cfg

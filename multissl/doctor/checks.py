@@ -1,0 +1,247 @@
+"""One function for each kind of finding. They return findings; nothing is printed here.
+
+Shapes: n samples of a column, over all splits one after the other.  State: none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import NamedTuple
+
+import numpy as np
+
+from multissl.contract.modality import Modality
+from multissl.doctor.reading import SplitReading, reason_counts
+from multissl.sources.copies import equal_contents, joined_sets, look_alike
+from multissl.sources.payloads import Joined
+
+READ = 8 * 2**30
+"""The most bytes of files that are compared for equal contents."""
+USUAL = 0.8
+"""Share of samples that must agree in a value for the others to be odd."""
+VARYING = ("seconds", "frames", "tokens")
+"""What samples hold different amounts of without being odd."""
+UNEVEN = 10
+"""Times as many samples of the largest class as of the smallest from which that is worth a line."""
+SERIES, MEMBERS = 5, 3
+"""The fewest series that names tell of, and the fewest members of one of usual size."""
+BLOCK = 1024
+"""Thumbnails that are compared with others at once."""
+
+
+class Finding(NamedTuple):
+    """Something that is worth knowing before a training."""
+
+    kind: str
+    """In a word: unreadable, equal, near-equal, leaked, odd, missing, classes, series."""
+    text: str
+    names: Sequence[str] = ()
+    """The samples that it is about."""
+
+
+class Place(NamedTuple):
+    """A sample: its split and its position there."""
+
+    split: str
+    row: int
+
+
+def unreadable(readings: Mapping[str, SplitReading], plural: str) -> list[Finding]:
+    """Return how many samples cannot be read, and why."""
+    names, reasons, looked = [], Counter[str](), 0
+    for reading in readings.values():
+        looked += len(reading.places)
+        names += [reading.names[place] for place in reading.reasons]
+        reasons += reason_counts(reading)
+    if not names:
+        return []
+    why = "; ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(5))
+    return [Finding("unreadable", f"{len(names):,} of {looked:,} {plural} cannot be read: {why}", names)]
+
+
+def odd(readings: Mapping[str, SplitReading], plural: str) -> list[Finding]:
+    """Return which samples differ from nearly all others in a rate or a size."""
+    findings = []
+    extents = [
+        (reading.names[p], held) for reading in readings.values() for p, held in reading.extents.items()
+    ]
+    for unit in dict.fromkeys(unit for _, held in extents for unit in held if unit not in VARYING):
+        values = [(name, held[unit]) for name, held in extents if unit in held]
+        counts = Counter(value for _, value in values)
+        usual, often = counts.most_common(1)[0]
+        if often == len(values) or often < USUAL * len(values):
+            continue
+        names = [name for name, value in values if value != usual]
+        others = ", ".join(f"{v:,g} ({c:,})" for v, c in counts.most_common(9) if v != usual)
+        text = f"{len(names):,} of {len(values):,} {plural} have another number of {unit} than {usual:,g}: {others}"
+        findings.append(Finding("odd", text, names))
+    return findings
+
+
+def missing(shares: Mapping[str, float]) -> list[Finding]:
+    """Return in which columns values are missing or unknown."""
+    if not shares:
+        return []
+    listed = ", ".join(
+        f"{name} {100 * share:.2g} %" for name, share in sorted(shares.items(), key=lambda x: -x[1])
+    )
+    return [Finding("missing", f"values that are missing or unknown, by column: {listed}", list(shares))]
+
+
+def absent(lacking: Mapping[str, tuple[int, int]], plural: str) -> list[Finding]:
+    """Return how many samples lack a stream."""
+    return [
+        Finding("missing", f"{count:,} of {total:,} {plural} lack {stream}")
+        for stream, (count, total) in lacking.items()
+    ]
+
+
+def copies(modality: Modality, readings: Mapping[str, SplitReading]) -> list[Finding]:
+    """Return how many samples have equal contents, and how many of them a split shares with the training samples."""
+    columns = [modality.contents(split) for split in readings]
+    if not columns or not all(columns) or any(len(each) != len(columns[0]) for each in columns):
+        return []
+    equal = [equal_contents(Joined(list(parts)), READ) for parts in zip(*columns, strict=True)]
+    sets = joined_sets(part.sets.tolist() for part in equal)
+    lengths = {split: len(each[0]) for split, each in zip(readings, columns, strict=True)}
+    where = [Place(split, row) for split, length in lengths.items() for row in range(length)]
+    compared = int(np.any([part.compared for part in equal], axis=0).sum())
+    _, number, sizes = np.unique(sets, return_inverse=True, return_counts=True)
+    copied = [place for place, size in zip(where, sizes[number].tolist(), strict=True) if size > 1]
+    findings = []
+    if copied:
+        text = (
+            f"{len(copied):,} of {compared:,} {modality.plural} have an equal one: {int((sizes > 1).sum()):,} sets, "
+            f"{len(copied) - int((sizes > 1).sum()):,} to leave out"
+        )
+        findings.append(Finding("equal", text, _names(modality, readings, copied)))
+    train = np.unique(sets[[i for i, place in enumerate(where) if place.split == "train"]])
+    shared = [
+        p
+        for p, known in zip(where, np.isin(sets, train).tolist(), strict=True)
+        if known and p.split != "train"
+    ]
+    return findings + _leaked(modality, readings, shared, "equal to")
+
+
+def near_copies(modality: Modality, readings: Mapping[str, SplitReading]) -> list[Finding]:
+    """Return how many pictures look like another one and are not equal to it, and how many of them splits share."""
+    pictures = [(Place(s, row), x) for s, r in readings.items() for row, x in r.thumbnails.items()]
+    if len(pictures) < 2:
+        return []
+    near = _pairs(np.stack([picture for _, picture in pictures]))
+    contents = {s: modality.contents(s)[0] for s in readings if modality.contents(s)}
+    pairs = [(pictures[i][0], pictures[j][0]) for i, j in near]
+    payloads = [contents[place.split][place.row] for pair in pairs for place in pair]
+    same = equal_contents(payloads, READ).sets if payloads else np.zeros(0, np.int64)
+    pairs = [pair for k, pair in enumerate(pairs) if same[2 * k] != same[2 * k + 1]]
+    alike = sorted({place for pair in pairs for place in pair})
+    if not alike:
+        return []
+    text = f"{len(alike):,} of {len(pictures):,} {modality.plural} look like another one, as after another encoding"
+    findings = [Finding("near-equal", text, _names(modality, readings, alike))]
+    shared = sorted(
+        {place for pair in pairs for place in pair if len({p.split == "train" for p in pair}) == 2}
+        - _train(alike)
+    )
+    return findings + _leaked(modality, readings, shared, "like")
+
+
+def _train(places: Iterable[Place]) -> set[Place]:
+    return {place for place in places if place.split == "train"}
+
+
+def _leaked(
+    modality: Modality, readings: Mapping[str, SplitReading], shared: Sequence[Place], how: str
+) -> list[Finding]:
+    """Return, for every split beside training, how many of its samples are in the training samples too."""
+    findings = []
+    for split in dict.fromkeys(place.split for place in shared):
+        here = [place for place in shared if place.split == split]
+        text = (
+            f"{len(here):,} of {len(readings[split].samples):,} {modality.plural} of {split} are {how} training "
+            f"{modality.plural}: figures on {split} are too high"
+        )
+        findings.append(Finding("leaked", text, _names(modality, readings, here)))
+    return findings
+
+
+def _pairs(pictures: np.ndarray) -> list[tuple[int, int]]:
+    """Return which of n thumbnails [n, 8, 8, C] look alike, each pair once, a block at a time."""
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(pictures), BLOCK):
+        alike = look_alike(pictures[start : start + BLOCK], pictures)
+        one, other = np.nonzero(alike)
+        pairs += [(i + start, j) for i, j in zip(one.tolist(), other.tolist(), strict=True) if i + start < j]
+    return pairs
+
+
+def classes(readings: Mapping[str, SplitReading]) -> list[Finding]:
+    """Return whether classes are uneven, of one sample, or in a split that training has none of."""
+    counts = {split: class_counts(reading) for split, reading in readings.items()}
+    train = counts["train"]
+    if not train:
+        return []
+    findings = []
+    (large, most), (small, least) = train.most_common()[0], train.most_common()[-1]
+    if most >= UNEVEN * least:
+        text = f"classes are uneven: {most:,} training samples of {large}, {least:,} of {small}"
+        findings.append(Finding("classes", text, [name for name, n in train.items() if n * UNEVEN <= most]))
+    for split, known in counts.items():
+        if unseen := [name for name in known if name not in train]:
+            text = f"{len(unseen):,} classes of {split} have no training sample: {', '.join(unseen[:5])}"
+            findings.append(Finding("classes", text, unseen))
+    return findings
+
+
+def class_counts(reading: SplitReading) -> Counter[str]:
+    """Return how many samples of a split each class has, by its name."""
+    samples = reading.samples
+    names = samples.classes
+    return Counter(names[k] if k < len(names) else str(k) for k in samples.class_numbers() if k >= 0)
+
+
+def series(readings: Mapping[str, SplitReading], plural: str) -> list[Finding]:
+    """Return whether names without a group look like numbered members of series, as of speakers or episodes."""
+    if any(reading.grouped for reading in readings.values()):
+        return []
+    begin: Counter[str] = Counter()
+    labels: dict[str, set[int]] = {}
+    for reading in readings.values():
+        numbers = reading.samples.class_numbers()
+        for place, name in reading.names.items():
+            part = re.fullmatch(r"(.*[^\W\d].*?)[-_. ]+\d+", PurePath(name).stem)
+            if part is None or PurePath(name).suffix == "":
+                return []
+            begin[part[1]] += 1
+            labels.setdefault(part[1], set()).add(numbers[place])
+    usual = sorted(begin.values())[len(begin) // 2] if begin else 0
+    by_class = {frozenset(known) for known in labels.values()}
+    if (
+        len(begin) < SERIES
+        or usual < MEMBERS
+        or (len(by_class) == len(begin) and max(map(len, by_class)) == 1)
+    ):
+        return []
+    text = (
+        f"names look like {len(begin):,} series of about {usual:,} {plural}, such as {min(begin)}: if members of one "
+        "belong together (a speaker, an episode, a patient), give them a group, so that no split shares one"
+    )
+    return [Finding("series", text, list(begin))]
+
+
+def _names(modality: Modality, readings: Mapping[str, SplitReading], places: Sequence[Place]) -> list[str]:
+    """Return how samples are called; those that were not read are asked for it."""
+    names = []
+    for split, row in places:
+        name = readings[split].names.get(row)
+        if name is None:
+            try:
+                name = modality.describe(readings[split].samples[row]).get("file")
+            except ValueError:
+                name = None
+        names.append(name or f"{split} {row}")
+    return names

@@ -1,0 +1,151 @@
+"""An examination: what data holds and what is wrong with it, as a training would meet it.
+
+State: none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from multissl.contract.data import Sample
+from multissl.contract.modality import Modality
+from multissl.doctor import checks
+from multissl.doctor.checks import Finding
+from multissl.doctor.reading import SplitReading, read_split, splits_of
+from multissl.inference import readable_views
+
+LIMIT = 10_000
+"""Samples of a split that are read, unless more are asked for."""
+SHOWN = 12
+"""Samples that the page shows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Examination:
+    """What was found."""
+
+    plural: str
+    readings: Mapping[str, SplitReading]
+    findings: Sequence[Finding]
+    said: Sequence[str]
+    """What was said of the data while it was listed and read, such as what was left out."""
+    pictures: Sequence[np.ndarray] = ()
+    """Clean views of some samples, uint8 [H, W, 3]."""
+    advice: list[str] = field(default_factory=list)
+    """What to do next: a command, and why."""
+
+    @property
+    def looked_at(self) -> int:
+        """Return how many samples were read."""
+        return sum(len(reading.places) for reading in self.readings.values())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what the data holds, as names and values."""
+        facts = []
+        for split, reading in self.readings.items():
+            total, read = len(reading.samples), len(reading.places)
+            of = f", {read:,} of them read" if read < total else ""
+            facts.append((split, f"{total:,} {self.plural}{of}"))
+        counts = checks.class_counts(self.readings["train"])
+        if counts:
+            largest, smallest = counts.most_common()[0], counts.most_common()[-1]
+            facts.append(
+                (
+                    "classes",
+                    f"{len(counts):,}: {largest[1]:,} of {largest[0]} to {smallest[1]:,} of {smallest[0]}",
+                )
+            )
+        else:
+            facts.append(("classes", "none: figures that need labels step aside"))
+        facts += [(unit, median_line(values)) for unit, values in self.extents().items()]
+        return facts
+
+    def extents(self) -> dict[str, list[float]]:
+        """Return what the readable samples of all splits hold, by unit."""
+        values: dict[str, list[float]] = {}
+        for reading in self.readings.values():
+            for held in reading.extents.values():
+                for unit, value in held.items():
+                    values.setdefault(unit, []).append(value)
+        return values
+
+    def lines(self) -> list[str]:
+        """Return all of it as lines of text."""
+        lines = [f"{name:<20} {value}" for name, value in self.facts()]
+        lines += [f"{finding.kind:<20} {finding.text}" for finding in self.findings]
+        if not self.findings:
+            lines.append(f"nothing wrong was found in {self.looked_at:,} {self.plural}")
+        return lines + self.advice
+
+
+def examine(modality: Modality, limit: int = LIMIT) -> Examination:
+    """Read up to `limit` samples of each split (0: all) and return what is found.
+
+    Raises a ValueError where a training could not begin either: no such place, nothing readable.
+    """
+    with _listening() as said:
+        modality.fit()
+        readings = {s: read_split(modality, s, samples, limit) for s, samples in splits_of(modality).items()}
+        plural = modality.plural
+        findings = [
+            *checks.unreadable(readings, plural),
+            *checks.copies(modality, readings),
+            *checks.near_copies(modality, readings),
+            *checks.odd(readings, plural),
+            *checks.missing(modality.missing()),
+            *checks.absent(modality.lacking(), plural),
+            *checks.classes(readings),
+            *checks.series(readings, plural),
+        ]
+        pictures = _pictures(modality, readings["train"])
+    return Examination(
+        plural=plural, readings=readings, findings=findings, said=list(dict.fromkeys(said)), pictures=pictures
+    )
+
+
+def _pictures(modality: Modality, reading: SplitReading) -> list[np.ndarray]:
+    """Return clean views of some readable training samples as pictures, where they are some."""
+    readable = [place for place in reading.places if place not in reading.reasons]
+    some: list[Sample] = [
+        reading.samples[readable[i * len(readable) // SHOWN]] for i in range(min(SHOWN, len(readable)))
+    ]
+    if not some:
+        return []
+    views, _ = readable_views(modality, some, next(iter(modality.streams())))
+    pictures = modality.pictures(views)
+    return [] if pictures is None else list(pictures)
+
+
+def median_line(values: Sequence[float]) -> str:
+    """Return the median of values, with the smallest and the largest where they differ."""
+    low, middle, high = (float(np.quantile(values, q)) for q in (0, 0.5, 1))
+    if low == high:
+        return f"{middle:,g}"
+    return f"{_number(middle)} (median), {_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """Collect what is said in warnings meanwhile."""
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    ear = Ear(logging.WARNING)
+    log = logging.getLogger("multissl")
+    log.addHandler(ear)
+    try:
+        yield said
+    finally:
+        log.removeHandler(ear)

@@ -1,0 +1,84 @@
+"""Samples of every split, read once each: what they hold, or why they cannot be read.
+
+Shapes: S samples that were read.  State: none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from multissl.contract.data import Samples, Unreadable
+from multissl.contract.modality import Modality
+from multissl.inference import drawn
+from multissl.sources.copies import size_of
+from multissl.waiting import followed
+
+SPLITS = ("train", "val", "test")
+PICTURES = 10_000
+"""The most thumbnails of a split."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitReading:
+    """What was read of a split."""
+
+    samples: Samples
+    places: list[int]
+    """Positions in the split that were looked at, ascending."""
+    names: dict[int, str] = field(default_factory=dict)
+    """How samples are called, by position."""
+    extents: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """What the readable ones hold, by position."""
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Why others cannot be read, by position."""
+    grouped: bool = False
+    """Whether a sample belongs to a group."""
+    bytes: int = 0
+    """Of the files that were read."""
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+    """float32 [8, 8, C], by position; only of pictures."""
+
+
+def splits_of(modality: Modality) -> dict[str, Samples]:
+    """Return the samples of every split there is. Raises a ValueError where there are none to train on."""
+    splits = {"train": modality.dataset("train")}
+    for split in SPLITS[1:]:
+        try:
+            splits[split] = modality.dataset(split)
+        except (ValueError, KeyError):  # data without a test split, or too little to validate on
+            continue
+    return splits
+
+
+def read_split(modality: Modality, split: str, samples: Samples, limit: int) -> SplitReading:
+    """Read `limit` of a split's samples (0: all), always the same ones, and what a thumbnail shows of pictures."""
+    reading = SplitReading(samples=samples, places=drawn(len(samples), limit))
+    for place in followed(reading.places, f"reading {split}", len(reading.places)):
+        reading.names[place] = f"{split} {place}"
+        try:
+            sample = samples[place]
+            reading.names[place] = modality.describe(sample).get("file", reading.names[place])
+            reading.grouped |= sample.group >= 0
+            reading.bytes += size_of(sample.data)
+            reading.extents[place] = modality.extent(sample)
+        except Unreadable as bad:
+            reading.reasons[place] = bad.reason
+            continue
+        if len(reading.thumbnails) < PICTURES:
+            picture = modality.thumbnail(sample)
+            if picture is not None:
+                reading.thumbnails[place] = picture
+    return reading
+
+
+def reason_counts(reading: SplitReading) -> Counter[str]:
+    """Return how often each reason was given, without the sample that most begin with."""
+    reasons = (
+        reason.removeprefix(reading.names[place]).lstrip(": ") for place, reason in reading.reasons.items()
+    )
+    return Counter(re.sub(r"^(?:row|document) \d+ (?:of \S+ )?", "", reason) for reason in reasons)

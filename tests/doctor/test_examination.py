@@ -1,0 +1,237 @@
+"""Planted faults that an examination finds, all of them and no others, in data of every modality."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from multissl.cli import main
+from multissl.doctor.checks import Finding
+from multissl.doctor.examination import Examination, examine
+from multissl.doctor.guess import part_of
+from multissl.options import open_recipe
+
+
+def examination_of(place: Path, part: str = "", *options: str) -> Examination:
+    recipe, _ = open_recipe(part or part_of(str(place)), ["--data", str(place), *options])
+    return examine(recipe.modality.build())
+
+
+def finding(examination: Examination, kind: str) -> Finding:
+    (only,) = [each for each in examination.findings if each.kind == kind]
+    return only
+
+
+def kinds(examination: Examination) -> list[str]:
+    return [each.kind for each in examination.findings]
+
+
+def picture(seed: int) -> Pillow.Image:
+    rng = np.random.default_rng(seed)
+    small = Pillow.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+    return small.resize((48, 40), Pillow.Resampling.BICUBIC)
+
+
+def pictures(root: Path, count: int = 60) -> Path:
+    for i in range(count):
+        folder = root / ("train" if i < count * 2 // 3 else "test") / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / f"{chr(97 + i % 26)}{chr(97 + i // 26)}x.png")
+    return root
+
+
+def sounds(root: Path, count: int = 40, rate: int = 8000) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        tone(root / f"{chr(97 + i % 26)}{chr(97 + i // 26)}.wav", i, rate)
+    return root
+
+
+def tone(path: Path, seed: int, rate: int) -> None:
+    values = np.random.default_rng(seed).normal(0, 3000, rate // 4).astype(np.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(values.tobytes())
+
+
+def names_of(found: Finding) -> set[str]:
+    return {Path(name).name for name in found.names}
+
+
+def test_clean_data_has_no_findings(tmp_path: Path) -> None:
+    assert kinds(examination_of(pictures(tmp_path / "pictures"))) == []
+    assert kinds(examination_of(sounds(tmp_path / "sounds"))) == []
+
+
+def test_faults_of_pictures_are_found_by_name(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "all")
+    train, test = root / "train" / "class0", root / "test" / "class0"
+    first, second, third, *_ = sorted(train.iterdir())
+    shutil.copy(first, train / "copy.png")
+    picture_of = Pillow.open(second)
+    picture_of.resize((96, 80)).save(train / "near.jpg", quality=60)
+    third.write_bytes(third.read_bytes()[:60])
+    for i, each in enumerate(sorted((root / "train" / "class1").iterdir())[:3]):
+        shutil.copy(each, test / f"leak{'abc'[i]}.png")
+    result = examination_of(root)
+    assert names_of(finding(result, "unreadable")) == {third.name}
+    leaks = {f"leak{x}.png" for x in "abc"}
+    origins = {p.name for p in sorted((root / "train" / "class1").iterdir())[:3]}
+    assert names_of(finding(result, "equal")) == {first.name, "copy.png"} | leaks | origins
+    assert names_of(finding(result, "near-equal")) == {second.name, "near.jpg"}
+    assert names_of(finding(result, "leaked")) == leaks
+    odd = [each for each in result.findings if each.kind == "odd"]
+    assert [names_of(each) for each in odd] == [{"near.jpg"}] * 2, "its width and its height"
+
+
+def test_a_near_copy_of_a_training_picture_in_another_split_is_a_leak(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "all")
+    source = sorted((root / "train" / "class0").iterdir())[0]
+    Pillow.open(source).save(root / "test" / "class1" / "again.jpg", quality=70)
+    leak = finding(examination_of(root), "leaked")
+    assert names_of(leak) == {"again.jpg"}
+    assert "like training images" in leak.text
+
+
+def test_odd_rates_and_damaged_sounds_are_found(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "sounds")
+    for i, rate in enumerate((16000, 11025, 16000)):
+        tone(root / f"odd{'abc'[i]}.wav", 100 + i, rate)
+    (root / "bad.wav").write_bytes(b"RIFF\x00\x00\x00\x00WAVEjunk")
+    result = examination_of(root)
+    assert names_of(finding(result, "odd")) == {"odda.wav", "oddb.wav", "oddc.wav"}
+    assert "16,000 (2), 11,025 (1)" in finding(result, "odd").text
+    assert names_of(finding(result, "unreadable")) == {"bad.wav"}
+    assert set(kinds(result)) == {"odd", "unreadable"}
+
+
+def test_missing_words_of_tables_and_documents_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = tmp_path / "rows.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "kind"])
+        for i in range(200):
+            writer.writerow([f"{rng.normal():.4f}", "n/a" if i % 19 == 0 else f"{i}.5", "xyz"[i % 3]])
+    result = examination_of(table)
+    assert finding(result, "missing").names == ["b"]
+    assert "b 5" in finding(result, "missing").text, "one in 19"
+    documents = tmp_path / "notes.jsonl"
+    lines = [{"text": f"a document about the number {i} and a few words more than that"} for i in range(60)]
+    lines += [{"text": "nan"}, {"text": None}, lines[3]]
+    documents.write_text("\n".join(map(json.dumps, lines)))
+    result = examination_of(documents)
+    assert finding(result, "unreadable").text.startswith("2 of 63 documents")
+    assert finding(result, "equal").text.startswith("2 of 61 documents")
+    assert set(kinds(result)) == {"unreadable", "equal"}
+
+
+def test_damaged_videos_and_odd_clocks_are_found(tmp_path: Path) -> None:
+    for i in range(12):
+        frames = np.random.default_rng(i).integers(0, 255, (6, 24, 32, 3), dtype=np.uint8)
+        np.save(tmp_path / f"clip_{chr(97 + i)}.npy", frames)
+    np.save(tmp_path / "tall.npy", np.zeros((6, 48, 32, 3), dtype=np.uint8))
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    result = examination_of(tmp_path, "video")
+    assert names_of(finding(result, "unreadable")) == {"bad.npy"}
+    assert names_of(finding(result, "odd")) == {"tall.npy"}
+
+
+def test_uneven_and_unseen_classes_are_said(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "all")
+    shutil.rmtree(root / "train" / "class1")
+    (root / "train" / "class1").mkdir()
+    picture(500).save(root / "train" / "class1" / "rare.png")
+    (root / "test" / "class9").mkdir()
+    picture(510).save(root / "test" / "class9" / "new.png")
+    texts = {each.text for each in examination_of(root).findings if each.kind == "classes"}
+    assert any(
+        re.fullmatch(r"classes are uneven: 1\d training samples of class0, 1 of class1", t) for t in texts
+    )
+    assert "1 classes of test have no training sample: class9" in texts
+
+
+def test_names_that_count_within_series_are_pointed_at(tmp_path: Path) -> None:
+    for i in range(48):
+        folder = tmp_path / f"class{i % 2}"
+        folder.mkdir(exist_ok=True)
+        picture(i).save(folder / f"patient{chr(97 + i // 8)}_{i:03}.png")
+    assert "6 series of about 8 images" in finding(examination_of(tmp_path), "series").text
+
+
+def test_drawn_data_has_nothing_to_find() -> None:
+    for part in ("image", "tabular"):
+        recipe, _ = open_recipe(part, [])
+        assert [f.kind for f in examine(recipe.modality.build(), 20).findings if f.kind != "missing"] == [], (
+            part
+        )
+
+
+def test_the_command_leaves_a_page_a_list_and_a_command_that_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = pictures(tmp_path / "mine")
+    shutil.copy(sorted((root / "train" / "class0").iterdir())[0], root / "train" / "class0" / "<b>.png")
+    assert main(["data", str(root), "--limit", "0"]) == 0
+    out = capsys.readouterr().out
+    page = (tmp_path / "data-mine.html").read_text()
+    assert "<b>.png" not in page
+    assert "&lt;b&gt;.png" in page
+    assert page.count("<img") == 12
+    listed = (tmp_path / "data-mine.csv").read_text().splitlines()
+    assert len(listed) == 3
+    (advice,) = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
+    command = advice.split()
+    recipe, _ = open_recipe(command[2], command[3:])
+    assert recipe.modality.build().dataset("train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "holds no files, which no modality reads"),
+        (
+            {"a.xyz": b"1", "b.xyz": b"2"},
+            r"holds \.xyz \(2\), which no modality reads: say which is meant, as --as image",
+        ),
+        ({"a.parquet": b"1"}, "holds 1 tables or shards and no plain files: name one"),
+    ],
+)
+def test_places_that_tell_no_modality_are_refused(
+    tmp_path: Path, content: dict[str, bytes], message: str
+) -> None:
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        part_of(str(tmp_path))
+
+
+def test_bad_words_of_the_command_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words, message in {
+        ("data",): "data wants a name first",
+        ("data", str(tmp_path / "none")): "no such file or folder",
+        ("data", str(tmp_path), "--as", "imag"): "did you mean image",
+        ("data", str(tmp_path), "--limit", "-1"): "want 0 for all samples",
+    }.items():
+        assert main([*words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_tables_are_of_what_their_columns_hold(tmp_path: Path) -> None:
+    names = {"image": "file_name,label\na.png,x\nb.png,y\n", "tabular": "width,name\n1,b\n2,c\n"}
+    names["text"] = "text,label\n" + "a sentence that is long enough to be read as one,x\n" * 3
+    names["audio"] = "audio_filepath,label\na.wav,x\n"
+    for part, content in names.items():
+        (tmp_path / f"{part}.csv").write_text(content)
+        assert part_of(str(tmp_path / f"{part}.csv")) == part
