@@ -30,6 +30,9 @@ class Schedule:
     factor: float = 0.1
     cooldown: int = 0
     """Of shape constant: so many steps before `total` it begins to fall, on a line, to `final` at `total`."""
+    cut: float = 0.0
+    """Of shape cosine: lay it out for so many more of its steps, cut it off and stretch what is left so that its last
+    step has `final` (DINOv3's trunc_extra)."""
 
     def at(self, step: int, total: int) -> float:
         """The value at `step` of a run of `total` steps."""
@@ -46,6 +49,8 @@ class Schedule:
             )
         share = (step - self.warmup) / (total - self.warmup)
         match self.shape:
+            case "cosine" if self.cut:
+                return self._cut(step - self.warmup, total - self.warmup)
             case "cosine":
                 return self.final + (self.base - self.final) * (1 + math.cos(math.pi * share)) / 2
             case "linear":
@@ -54,6 +59,38 @@ class Schedule:
                 return self.final + (self.base - self.final) * (total - step) / self.cooldown
             case _:
                 return self.base
+
+    def _cut(self, step: int, steps: int) -> float:
+        """The value at a step of a cosine that is cut off after so many."""
+        if steps < 2:
+            return self.final
+        last = int((1 + self.cut) * steps) - 1
+        low = math.cos(math.pi * (steps - 1) / last)
+        height = (math.cos(math.pi * step / last) - low) / (1 - low)
+        return self.final + (self.base - self.final) * height
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldCosine:
+    """DINOv3's other schedule: a line from `start` to `base`, then a cosine to `final`, which is held.
+
+    The line does not include its end, the cosine includes both of its ends; `base` and `final` may be one value.
+    """
+
+    base: float
+    final: float
+    warmup: int = 0
+    start: float = 0.0
+    cosine: int = 0
+    """Steps of the cosine; 0: all that the warm-up leaves."""
+
+    def at(self, step: int, total: int) -> float:
+        """The value at `step` of a run of `total` steps."""
+        if step < self.warmup:
+            return self.start + (self.base - self.start) * step / self.warmup
+        last = (self.cosine or total - self.warmup) - 1
+        share = min((step - self.warmup) / last, 1.0) if last > 0 else float(step > self.warmup)
+        return self.final + (self.base - self.final) * (1 + math.cos(math.pi * share)) / 2
 
 
 def constant(value: float) -> Schedule:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from multissl.schedules import Schedule, constant, ramp
+from multissl.schedules import HeldCosine, Schedule, constant, ramp
 
 
 def test_the_warm_up_includes_both_its_ends() -> None:
@@ -58,3 +59,22 @@ def test_steps_fall_by_a_factor_from_each_drop_on() -> None:
     s = Schedule(base=1.0, final=0.0, warmup=3, start=0.2, shape="steps", drops=(5, 8))
     found = [s.at(i, 10) for i in (0, 2, 3, 4, 5, 7, 8, 10, 20)]
     assert found == pytest.approx([0.2, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])
+
+
+def test_a_held_cosine_has_its_final_value_at_its_last_step_and_after() -> None:
+    schedule = HeldCosine(base=1.0, final=0.2, warmup=4, cosine=5)
+    values = [schedule.at(step, 12) for step in range(12)]
+    assert values == pytest.approx([0, 0.25, 0.5, 0.75, 1, 0.88284271, 0.6, 0.31715729, 0.2, 0.2, 0.2, 0.2])
+    whole = HeldCosine(base=1.0, final=0.2, warmup=4)
+    assert whole.at(4, 12) == 1.0
+    assert whole.at(11, 12) == pytest.approx(0.2)
+
+
+def test_a_cosine_that_is_cut_off_still_ends_at_its_final_value() -> None:
+    schedule = Schedule(base=1.0, final=0.2, warmup=2, cut=0.5)
+    values = [schedule.at(step, 10) for step in range(10)]
+    raw = [math.cos(math.pi * step / 11) for step in range(8)]  # 12 steps, of which 8 are left
+    assert values[2:] == pytest.approx([0.2 + 0.8 * (r - raw[-1]) / (1 - raw[-1]) for r in raw])
+    assert values[-1] == pytest.approx(0.2)
+    assert schedule.at(10, 10) == 0.2
+    assert schedule.at(2, 3) == 0.2

@@ -170,4 +170,12 @@ def class_embeddings(
     assert found is not None  # as the samples' own stream has it
     if len(found.samples) < len(texts):
         raise ValueError(f"zero_shot: {stream} cannot read the descriptions of classes such as {texts[0]!r}")
-    return F.normalize(found.z[stream].unflatten(0, (len(names), len(templates))).mean(1), dim=1)
+    return ensemble(found.z[stream].unflatten(0, (len(names), len(templates))))
+
+
+def ensemble(descriptions: Tensor) -> Tensor:
+    """Return unit vectors [C, P] of classes from descriptions [C, T, P]: the mean of their unit vectors, made one.
+
+    Averaging the scores of descriptions instead would be another ensemble.
+    """
+    return F.normalize(F.normalize(descriptions, dim=2).mean(1), dim=1)

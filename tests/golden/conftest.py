@@ -20,6 +20,9 @@ SEED = {
 NOT_READ: dict[str, dict[str, str]] = {
     "test_golden_rankme": {"decay": "made the features, which are stored"},
     "test_golden_alpha_req": {"decay": "made the features, which are stored"},
+    "test_golden_lidar": {"within": "made the features, which are stored"},
+    "test_golden_alpha_req_wls": {"power": "made the features, which are stored"},
+    "test_golden_clid": {"noise": "made the features, which are stored"},
     "test_golden_t5_corruption": {"density": "drew the mask, which is stored"},
     "test_golden_mae_loss": {"ratio": "drew the mask, token by token, which is stored"},
     "test_golden_audiomae_loss": {"ratio": "drew the mask, token by token, which is stored"},

@@ -49,6 +49,10 @@ READ = {
     "metrics": "alpha_req knn_weighted rankme retrieval_map",
     "noncontrastive": "barlow_twins data2vec_targets negative_cosine vicreg vicregl wmse_whitening",
     "optim_ema": "ema_and_clip lars",
+    "protocols": "alpha_req_wls attention_mask_jaccard attentive_probe attentive_probe_aim attentive_probe_capi "
+    "clid clip_zero_shot copy_detection depth_bins dinov2_knn_few dinov3_knn_skip_first dinov3_linear_seg_head "
+    "dinov3_schedules few_shot_subset imagenet_c_mce label_propagation lidar linear_probe_input "
+    "retrieval_revisited segmentation_miou",
     "schedules_groups": "dinov2_cosine dinov2_param_groups dinov2_training_schedules peer_schedules",
     "stochastic": "dinov2_augmentation_rates dinov2_block_mask dinov2_collate dinov2_crops ibot_mask ijepa_masks "
     "simmim_mask videomae_tube_mask vjepa_masks",
@@ -73,15 +77,18 @@ LICENCES = {
     "MishaLaskin/curl": "MIT",
     "bytedance/ibot": "Apache-2.0",
     "facebookresearch/barlowtwins": "MIT",
+    "facebookresearch/capi": "Apache-2.0",
     "facebookresearch/dino": "Apache-2.0",
     "facebookresearch/dinov2": "Apache-2.0",
     "facebookresearch/fairseq": "MIT",
     "facebookresearch/vicreg": "MIT",
     "galilai-group/stable-pretraining": "MIT",
+    "facebookresearch/vjepa2": "MIT",
     "google-research/simclr": "Apache-2.0",
     "google-research/text-to-text-transfer-transformer": "Apache-2.0",
     "info-nce-pytorch": "MIT",
     "lightly": "MIT",
+    "mlfoundations/open_clip": "MIT",
     "microsoft/SimMIM": "MIT",
     "open_clip_torch": "MIT",
     "pytorch-metric-learning": "MIT",
@@ -96,8 +103,11 @@ OWN = "own-numpy-reference"
 """The kind of source that is no third party's code."""
 
 OTHERS = {
+    "clid": {"SirNader/SSL_representation_assessment": ["out/cl_split"]},
+    "depth_bins": {"facebookresearch/dinov3": ["out/gradlog", "out/m_*"]},
     "dist_sinkhorn_center": {"facebookresearch/swav": ["out/q_swav_*"]},
     "koleo": {"facebookresearch/dinov3": ["out/loss_topk", "grad/topk_x"]},
+    "lidar": {"NVlabs/RADIO": ["out/lidar_radio"], "arnab39/reptrix": ["out/lidar_reptrix"]},
     "lars": {"facebookresearch/moco-v3": ["out/mocov3_*"]},
     "msn": {"facebookresearch/msn": ["out/ce", "out/rloss", "out/target_probs", "out/loss", "grad/*"]},
     "negative_cosine": {"facebookresearch/simsiam": ["out/simsiam_sym", "grad/simsiam_*"]},

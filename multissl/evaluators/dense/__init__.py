@@ -1,0 +1,1 @@
+"""Evaluators of what an encoder says of the parts of a picture."""

@@ -1,0 +1,1 @@
+"""Evaluators that train classifiers on frozen features."""
