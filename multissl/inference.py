@@ -37,9 +37,43 @@ class Pooled:
     def __init__(self, encoders: FrozenEncoders) -> None:
         self.encoders = encoders
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Return what tells these features from others of the same encoders."""
+        return ("pooled",)
+
     def __call__(self, views: Views) -> Tensor:
         """Return features [R, D] in fp32."""
         return pooled(self.encoders, views)
+
+
+class Blocks(Pooled):
+    """What stands for a row in each of the last blocks, oldest first, then the mean of its tokens, side by side."""
+
+    def __init__(self, encoders: FrozenEncoders, count: int) -> None:
+        super().__init__(encoders)
+        self.count = count
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Return the number of blocks."""
+        return ("blocks", self.count)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Return features [R, (n + 1) * D] in fp32; of one block it is what the encoder pools itself."""
+        inner = self.count if self.count > 1 else 0
+        (features,) = self.encoders.encode([views], inner=inner)
+        rows = features.inner_pooled if inner else (features.pooled,)
+        parts = [*rows, mean_token(features.tokens, views.valid)]
+        return torch.cat([part.float() for part in parts], dim=1)
+
+
+def mean_token(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean of the real tokens [R, N, D] in fp32: [R, D]; of all where padding is not told apart."""
+    if valid is None or valid.shape != tokens.shape[:2]:
+        return tokens.float().mean(1)
+    weight = valid.float() / valid.sum(1, keepdim=True).clamp(min=1)  # [R, N]
+    return (tokens.float() * weight[:, :, None]).sum(1)
 
 
 def pooled(encoders: EncodeFunction, views: Views) -> Tensor:
@@ -105,7 +139,7 @@ def featurized(
     """
     data, stream = modality.dataset(split), stream_of(modality, stream)
     memory = featurize.encoders.memory if isinstance(featurize, Pooled) else None
-    key = (split, stream, tuple(places))
+    key = (*featurize.kind, split, stream, tuple(places)) if isinstance(featurize, Pooled) else ()
     if memory is not None and key in memory:
         return memory[key]
     features, labels, kept, groups = [], [], [], []

@@ -78,6 +78,8 @@ GROUPS: dict[str, dict[str, str]] = {
     "evaluators": {
         "knn": "multissl.evaluators.knn:KNN",
         "linear_probe": "multissl.evaluators.linear_probe:LinearProbe",
+        "linear_grid": "multissl.evaluators.linear_grid:LinearGrid",
+        "logistic_regression": "multissl.evaluators.logistic_regression:LogisticRegression",
         "state_probe": "multissl.evaluators.state_probe:StateProbe",
         "collapse": "multissl.evaluators.collapse:Collapse",
         "patches": "multissl.evaluators.patches:Patches",

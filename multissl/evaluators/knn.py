@@ -2,14 +2,17 @@
 
 Wu et al., CVPR 2018, arXiv 1805.01978, as DINO uses it (Caron et al., arXiv 2104.14294): a query's k most
 similar bank samples vote for their class with exp(similarity / T). One function serves learned, untrained and
-raw features: centered with the bank's mean, then l2-normalized.
+raw features: centered with the bank's mean (or whitened by the bank, if asked), then l2-normalized. The figure that is
+compared is that of the first k at `temperature`; others stand beside it, and none is chosen by its score.
+DINO's and DINOv2's own scripts do not center, and report k 10, 20, 100 and 200 at a temperature of 0.07:
+`--knn.k 20 10 100 200 --knn.center false`.
 Shapes: S samples in the bank, Q queries, F features, C classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -22,7 +25,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.neighbors import centered, nearest, neighbor_strip
+from multissl.evaluators.neighbors import centered, nearest, neighbor_strip, normalized, whitened
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
 from multissl.inference import Featurize, Pooled, labeled_split, scored_split
@@ -43,6 +46,12 @@ class KNN(Evaluator):
         """Neighbors that vote. The first is reported as top1, others as top1_k10 and so on."""
         temperature: float = 0.07
         """Temperature of the votes: a neighbour counts exp((s - 1) / temperature) at cosine s."""
+        temperatures: tuple[float, ...] = ()
+        """More temperatures: every k is reported at each as well, as top1_k20_t0.1 and so on."""
+        center: bool = True
+        """Take the bank's mean off all features, the classical ones too; DINO's and DINOv2's scripts do not."""
+        whiten: bool = False
+        """Whiten all features by the bank's principal components, the classical ones too."""
         split: str = "val"
         """Where the queries come from; the bank is the train split."""
         bank: int = 20_000
@@ -61,6 +70,12 @@ class KNN(Evaluator):
                 raise ValueError(f"k={self.k}: want one or more counts of neighbors, each 1 or more")
             if not self.temperature >= 0.01:
                 raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
+            if not all(t >= 0.01 for t in self.temperatures):
+                raise ValueError(f"temperatures={self.temperatures}: want each 0.01 or more, 0.07 is usual")
+            if self.whiten and not self.center:
+                raise ValueError(
+                    "whiten=True and center=False: whitened features are centered; leave center on"
+                )
             if self.bank < 0 or self.queries < 0:
                 raise ValueError(
                     f"bank={self.bank}, queries={self.queries}: want 0 (all) or a number of samples"
@@ -80,9 +95,18 @@ class KNN(Evaluator):
         measured = self._measured(Pooled(encoders), modality, encoders.device)
         if measured is None:
             return {}
-        found = measured.by_k
-        first, *others = self.cfg.k
-        return {"top1": found[first], **{f"top1_k{k}": found[k] for k in others}}
+        first, others = measured.accuracies[0], measured.accuracies[1:]
+        return {"top1": first, **dict(zip(self._names(), others, strict=True))}
+
+    def _names(self) -> list[str]:
+        """Return what figures beside the first are called, in the order of `measured`."""
+        ks = [*dict.fromkeys(self.cfg.k)]
+        more = [f"top1_k{k}_t{t:g}" for t in self.cfg.temperatures for k in ks]
+        return [*(f"top1_k{k}" for k in ks[1:]), *more]
+
+    def metric_names(self) -> list[str]:
+        """Of every k at every temperature."""
+        return ["top1", *self._names()]
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The same figure for each of the modality's classical features, and that of the most frequent class."""
@@ -92,7 +116,7 @@ class KNN(Evaluator):
         for name, baseline in modality.baselines().items():
             measured = self._measured(baseline, modality, "cpu")
             if measured is not None:
-                figures[name] = measured.by_k[self.cfg.k[0]]
+                figures[name] = measured.accuracies[0]
                 figures[MAJORITY] = measured.majority
         return figures
 
@@ -117,14 +141,22 @@ class KNN(Evaluator):
             return None
         if said := unseen_classes(labels, truth, cfg.split):
             self.warn(said)
-        by_k = knn_accuracy(bank, labels, queries, truth, cfg.k, cfg.temperature, device, groups)
-        return Accuracies(by_k, majority_accuracy(labels, truth, groups))
+        prepare = whitened if cfg.whiten else centered if cfg.center else normalized
+        accuracies = [
+            accuracy
+            for T in (cfg.temperature, *cfg.temperatures)
+            for accuracy in knn_accuracy(
+                bank, labels, queries, truth, cfg.k, T, device, groups, prepare
+            ).values()
+        ]
+        return Accuracies(accuracies, majority_accuracy(labels, truth, groups))
 
 
 class Accuracies(NamedTuple):
     """What the k-NN measures of some features, in percent."""
 
-    by_k: dict[int, float]
+    accuracies: list[float]
+    """Of every k at the first temperature, then at the others."""
     majority: float
     """Of the most frequent class, whatever the query."""
 
@@ -138,16 +170,17 @@ def knn_accuracy(
     T: float = 0.07,
     device: torch.device | str = "cpu",
     groups: np.ndarray | None = None,
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = centered,
 ) -> dict[int, float]:
     """Accuracy in percent by k, of raw features bank [S, F] and queries [Q, F]; labels int64 [S] and [Q].
 
-    Queries of one of the groups [Q] count together in the figure's interval.
+    Queries of one of the groups [Q] count together in the figure's interval. `prepare` makes unit vectors of both.
 
     NaN where features are not finite. A vote that is equal for all classes is worth chance.
     """
     if not bool(bank.isfinite().all() & queries.isfinite().all()):
         return dict.fromkeys(ks, math.nan)
-    bank, queries = (x.to(device) for x in centered(bank, queries))
+    bank, queries = (x.to(device) for x in prepare(bank, queries))
     similarity, index = nearest(bank, queries, max(ks))  # [Q, max k]
     similarity, index = similarity.cpu(), drawn_if_equal(bank, queries, similarity, index).cpu()
     num_classes, known = 1 + int(max(labels.max(), truth.max())), labels.unique()

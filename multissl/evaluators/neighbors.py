@@ -33,6 +33,35 @@ def centered(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(bank - mean, dim=1), F.normalize(queries - mean, dim=1)
 
 
+def normalized(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [*, F], l2-normalized alone."""
+    return F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+
+
+WIDEST, SMALLEST = 2048, 1e-6
+"""Of features that are wider, and more samples, so many random projections are whitened; components whose variance is
+a smaller part of the largest one hold rounding alone."""
+
+
+def whitened(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [*, F] on the bank's principal components, each of unit variance there, then l2-normalized: [*, F']."""
+    center = bank.double().mean(0)
+    bank, queries = bank.double() - center, queries.double() - center  # both on the CPU, where float64 is
+    if min(bank.shape) > WIDEST:
+        draw = torch.randn(
+            bank.shape[1], WIDEST, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        bank, queries = bank @ draw, queries @ draw
+    if len(bank) < bank.shape[1]:
+        _, spread, rows = torch.linalg.svd(bank, full_matrices=False)
+        variances, axes = spread.square() / len(bank), rows.T  # [S], [F, S]
+    else:
+        variances, axes = torch.linalg.eigh(bank.T @ bank / len(bank))  # [F], [F, F]
+    kept = variances > SMALLEST * variances.max().clamp(min=torch.finfo(variances.dtype).tiny)
+    scaled = axes[:, kept] * variances[kept].rsqrt()
+    return F.normalize((bank @ scaled).float(), dim=1), F.normalize((queries @ scaled).float(), dim=1)
+
+
 def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Similarity and index [Q, k] of the k nearest bank rows, nearest first, `chunk` queries at a time."""
     k = min(k, len(bank))

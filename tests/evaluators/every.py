@@ -116,6 +116,8 @@ class Case:
 CASES: dict[str, Case] = {
     "knn": Case({"k": (5, 20)}),
     "linear_probe": Case({}),
+    "linear_grid": Case({"lr": (0.01, 0.1), "steps": 60, "batch": 16}),
+    "logistic_regression": Case({"c": (0.01, 1.0), "max_iter": 100, "tolerance": 1e-6}, needs="sklearn"),
     "state_probe": Case({}),
     "collapse": Case({}),
     "patches": Case({"tokens": 2}, encoders=two_tokens),

@@ -18,10 +18,11 @@ from multissl.contract.data import Views
 from multissl.contract.estimate import Estimate, estimate
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
+from multissl.contract.modality import Baseline
 from multissl.contract.plans import Masking
 from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.knn import KNN, knn_accuracy, knn_predict
-from multissl.evaluators.neighbors import centered, nearest
+from multissl.evaluators.neighbors import centered, nearest, normalized, whitened
 from multissl.inference import featurize_split
 from tests.evaluators.clusters import START, Clusters, Pointwise, encoders, frozen
 from tests.helpers.stubs import Listed
@@ -91,6 +92,72 @@ def test_every_k_gets_its_figure_and_the_first_is_top1() -> None:
     found = knn(k=(5, 1)).run(frozen(), Clusters(Clusters.Config(noise=1.0)), START)
     assert found.keys() == {"top1", "top1_k1"}
     assert found["top1"] != found["top1_k1"]
+
+
+def test_a_grid_of_k_and_temperature_is_reported_and_the_first_k_at_the_temperature_is_top1() -> None:
+    modality = Clusters(Clusters.Config(noise=1.0))
+    evaluator = knn(k=(3, 20), temperatures=(0.01, 1.0))
+    grid = evaluator.run(frozen(), modality, START)
+    assert [*grid] == evaluator.metric_names()
+    assert [*grid] == ["top1", "top1_k20", "top1_k3_t0.01", "top1_k20_t0.01", "top1_k3_t1", "top1_k20_t1"]
+    for name, k, temperature in (("top1", 3, 0.07), ("top1_k20_t1", 20, 1.0), ("top1_k3_t0.01", 3, 0.01)):
+        alone = knn(k=(k,), temperature=temperature).run(frozen(), modality, START)
+        assert grid[name] == alone["top1"]
+    assert grid["top1"] < max(grid.values())  # it is no choice by score
+    assert evaluator.baselines(modality)["raw"] == grid["top1"]
+
+
+def test_whitened_features_are_those_of_scikit_learn() -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    mixing = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()
+    bank, queries = (torch.randn(n, 6, generator=torch.Generator().manual_seed(n)).double() for n in (90, 9))
+    bank, queries = bank @ mixing + 3, queries @ mixing + 3
+    reference = decomposition.PCA(whiten=True).fit(bank.numpy())
+    ours = whitened(bank, queries)
+    theirs = [F.normalize(torch.from_numpy(reference.transform(x.numpy())), dim=1) for x in (bank, queries)]
+    torch.testing.assert_close(ours[1] @ ours[0].T, (theirs[1] @ theirs[0].T).float(), atol=1e-5, rtol=0)
+
+
+class Drowned(nn.Module):
+    """Points beside eight numbers that vary a hundred times as much and tell nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixing = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+        return torch.cat([x, 100 * torch.sin(1000 * x @ mixing)], dim=1)
+
+
+def test_whitening_brings_out_what_hardly_varies_and_holds_for_baselines_too() -> None:
+    class Noisy(Clusters):
+        def baselines(self) -> dict[str, Baseline]:
+            return {"raw": lambda views: Drowned()(views.x)}
+
+    modality = Noisy(Noisy.Config())
+    plain, white = (knn(whiten=w).run(frozen(Drowned()), modality, START)["top1"] for w in (False, True))
+    assert plain < 60 < white
+    assert knn().baselines(modality)["raw"] == plain
+    assert knn(whiten=True).baselines(modality)["raw"] == white
+
+
+def test_whitening_takes_wide_and_dead_features() -> None:
+    x, y = torch.randn(60, 3000, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+    x[:, 0] += 500 * y
+    assert knn_accuracy(x[:40], y[:40], x[40:], y[40:], (5,), prepare=whitened) == {5: 100.0}
+    dead = torch.zeros(60, 4)
+    assert knn_accuracy(dead[:40], y[:40], dead[40:], y[40:], (5,), prepare=whitened)[5] < 70
+
+
+def test_without_centering_a_common_offset_counts() -> None:
+    modality = Clusters(Clusters.Config(noise=0.3))
+    bank, queries = torch.randn(30, 4), torch.randn(6, 4)
+    assert torch.equal(normalized(bank, queries)[0], F.normalize(bank, dim=1))
+    assert torch.equal(normalized(bank, queries)[1], F.normalize(queries, dim=1))
+    offset = knn(center=False).run(frozen(), modality, START)["top1"]
+    assert offset != knn().run(frozen(), modality, START)["top1"]
+    assert knn(center=False).baselines(modality)["raw"] == offset
+    with pytest.raises(ValueError, match="leave center on"):
+        knn(center=False, whiten=True)
+    with pytest.raises(ValueError, match="temperatures"):
+        knn(temperatures=(0.001,))
 
 
 def test_baselines_come_from_the_same_function() -> None:

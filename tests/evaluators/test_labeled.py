@@ -13,7 +13,7 @@ from tests.evaluators.every import CASES, Subject
 from tests.evaluators.pairs import Facts, Knows
 from tests.helpers.stubs import Listed
 
-NEEDY = ("knn", "linear_probe", "patches", "few_labels")
+NEEDY = ("knn", "linear_probe", "linear_grid", "logistic_regression", "patches", "few_labels")
 """Evaluators that need labels of the train split and of the scored one."""
 
 

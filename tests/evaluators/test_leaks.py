@@ -15,12 +15,14 @@ from torch import Tensor
 from multissl import registry
 from multissl.contract.data import Sample
 from multissl.contract.evaluator import Evaluator
-from multissl.evaluators import few_labels, knn, linear_probe, state_probe
+from multissl.evaluators import few_labels, knn, linear_grid, linear_probe, state_probe
 from tests.evaluators.clusters import START
 from tests.evaluators.every import CASES, Change, Subject
 
 NAMES = sorted(registry.GROUPS["evaluators"])
-FITTED = ("knn", "patches", "linear_probe", "state_probe", "few_labels")
+FITTED = (
+    "knn", "patches", "linear_probe", "linear_grid", "logistic_regression", "state_probe", "few_labels",
+)  # fmt: skip
 """Those that fit or store something of the train split; the others describe the split alone, and leave no record."""
 
 
@@ -63,6 +65,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             lambda result, self, *_: [p.detach().clone() for p in self.param_groups[0]["params"]],
         )
     spy(linear_probe, "fit_logistic", lambda result, x, y, l2, *_: [x, y, l2])
+    spy(linear_grid, "train_heads", lambda result, x, y, *_: [x, y, *result])
     spy(knn, "nearest", lambda result, bank, queries, k: [bank, k])
     if importlib.util.find_spec("sklearn"):
         models = pytest.importorskip("sklearn.linear_model")

@@ -35,6 +35,7 @@ LEAVE = ("stream", "split", "every", "classical", "fine_tune_lr")
 FEWER: dict[str, dict[str, Any]] = {
     "linear_probe": {"l2": (1e-2, 1.0), "max_steps": 20},
     "few_labels": {"labels": 8},
+    "logistic_regression": {"max_iter": 10, "tolerance": 1e-2},
 }
 """What is enough where an option takes long."""
 
@@ -174,7 +175,7 @@ def relatives(name: str) -> Iterator[tuple[str, Case]]:
     yield "as it is", case
     if case.encoders is Knows:
         yield "confused", replace(case, encoders=Confused)
-    if case.encoders is seeing and name not in ("few_labels", "bits_per_character"):
+    if case.encoders is seeing and name not in ("few_labels", "logistic_regression", "bits_per_character"):
         yield "narrow", replace(case, encoders=wide(4))
         yield "wide", replace(case, encoders=wide(48))
 
