@@ -52,6 +52,8 @@ class Encoder(Component, nn.Module, ABC):
     precision all the same; features then leave in the weights' precision."""
     locked: bool = False
     """Set by `lock`."""
+    any_size: bool = False
+    """Whether it reads views of other sizes than its stream's, grids in multiples of the patch."""
 
     def trains_batch_norm(self) -> bool:
         """Return whether it holds batch norm that takes statistics of what it sees; that of a locked one does not."""
@@ -102,6 +104,9 @@ class Encoder(Component, nn.Module, ABC):
     def figures(self, views: Views) -> list[Figure]:
         """Draw what it sees in clean views; nothing by default."""
         return []
+
+    def attend_plainly(self) -> None:
+        """Attend by torch's own attention, whatever kernel it was trained with; by default it does already."""
 
     def lock(self) -> None:
         """Keep it as it is from now on: in evaluation mode whatever is asked, without gradient (LiT)."""
@@ -188,6 +193,7 @@ class Tower(Encoder):
         self.encoder, self.head, self.reads_tokens = encoder, head, reads_tokens
         self.dim, self.depth = encoder.dim, encoder.depth
         self.maskings, self.kernel = encoder.maskings, encoder.kernel
+        self.any_size = encoder.any_size
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Return the encoder's features with an embedding in fp32, or wider."""
@@ -206,6 +212,10 @@ class Tower(Encoder):
         """Return the encoder's layers; the head is beyond the last."""
         part, _, rest = name.partition(".")
         return self.encoder.layer_id(rest) if part == "encoder" else self.depth + 1
+
+    def attend_plainly(self) -> None:
+        """Let the encoder do so."""
+        self.encoder.attend_plainly()
 
     def figures(self, views: Views) -> list[Figure]:
         """Draw what the encoder sees."""

@@ -20,6 +20,7 @@ from multissl.config import Config as BaseConfig
 from multissl.contract.data import Batch, DataOf, Raw, Sample, Samples, Views
 from multissl.contract.learning import Figure
 from multissl.contract.plans import CLEAN, Plans, StreamSpec
+from multissl.contract.preparation import Preparation
 from multissl.random import RowRandom
 
 if TYPE_CHECKING:
@@ -157,6 +158,17 @@ class Modality(Component, ABC):
     def missing(self) -> dict[str, float]:
         """Return the share of training samples in which a value is missing or unknown, by its name; none by default."""
         return {}
+
+    def preparation(self, stream: str) -> Preparation:
+        """Return how tensors become clean views of a stream, for modules that need no data; after `fit` or `restore`.
+
+        Raises a ValueError where the modality, or an option of it, has no such form.
+        """
+        name = config_name(type(self.cfg))
+        raise ValueError(
+            f"modality={name} does not say how tensors become its views: use Model.encode, or give {name} a method "
+            "preparation"
+        )
 
     def baselines(self) -> dict[str, Baseline]:
         """Return classical features that learning has to beat, by name; the raw input, flattened, by default."""

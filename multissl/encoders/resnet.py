@@ -50,6 +50,7 @@ class ResNetEncoder(Encoder):
                 raise ValueError(f"width={self.width}: want 1 channel or more; 64 is the published width")
 
     net: Any
+    any_size = True
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()

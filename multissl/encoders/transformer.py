@@ -150,6 +150,7 @@ class TransformerEncoder(Encoder):
         self.cfg, self.spec = cfg, spec
         self.dim, self.depth, self.maskings = cfg.dim, cfg.depth, cfg.maskings_for(spec)
         self.kernel = cfg.attention
+        self.any_size = spec.kind != "columns" and cfg.position.kind != "relative"
         self.tokenizer = tokenizer_for(
             spec,
             cfg.dim,
@@ -264,6 +265,11 @@ class TransformerEncoder(Encoder):
         """Attention of the class token to the tokens in the last block [R, H, N]; the prefix has the rest."""
         tokens, valid = self.tokenizer(views)
         return self.trunk.attention(tokens, valid, self._where([views]))[:, :, self.tokenizer.prefix :]
+
+    def attend_plainly(self) -> None:
+        """Attend by sdpa from now on."""
+        self.kernel = "sdpa"
+        self.trunk.use_kernel("sdpa")
 
     def prepare_for(self, maskings: frozenset[Masking]) -> None:
         """Train the mask token only where tokens are replaced; it stays among the weights either way."""

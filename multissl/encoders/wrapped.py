@@ -78,6 +78,9 @@ class Wrapped(DeclaresParameters, Encoder):
 
 def by_size(views: Sequence[Views], net: Callable[[Views], Features]) -> list[Features]:
     """Features by a network without masks: items of one shape share a call, and batch norm sees them together."""
+    if len(views) == 1:  # nothing is compared: in an exported program sizes are symbols
+        alone = views[0]
+        return [net(Views(x=alone.x, valid=alone.valid, stream=alone.stream, role="clean"))]
     features: list[Features | None] = [None] * len(views)
     sizes = [(v.x.shape[1:], v.valid is None) for v in views]
     for size in dict.fromkeys(sizes):

@@ -249,6 +249,13 @@ class Trunk(nn.Module, DropsRows):
             [self.prefix_norm(group[:, : self.prefix]), self.norm(group[:, self.prefix :])], dim=1
         )
 
+    def use_kernel(self, name: str) -> None:
+        """Attend by the kernel of that name from now on; weights are the same for all."""
+        self.kernel = kernel(name)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.kernel = self.kernel
+
     def attention(self, group: Tensor, valid: Tensor | None = None, where: Where = NOWHERE) -> Tensor:
         """The last block's attention of the first token of [R, N, D]: softmax weights [R, H, N]."""
         packing = self._layout([group], [valid], False, where)

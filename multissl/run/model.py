@@ -20,11 +20,12 @@ from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.files import Damaged
-from multissl.inference import clean_views, single_stream
+from multissl.inference import clean_views, single_stream, stream_of
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, recipe_of
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder, located
+from multissl.run.module import FeatureModule, ModulePool
 from multissl.trust import Trust
 from multissl.weights.containers import Source
 from multissl.weights.files import read_weights
@@ -67,6 +68,18 @@ class Model:
                 raise ValueError(f"{name} shares no space between streams: use encode, or train clip")
             parts.append(torch.nn.functional.normalize(features.embedding.float(), dim=1).cpu())
         return torch.cat(parts)
+
+    def module(self, stream: str = "", pool: ModulePool = "own", trainable: bool = False) -> FeatureModule:
+        """Return a copy of a stream's encoder as a module that needs no more of the run: tensors to features [B, D].
+
+        Pictures [B, C, H, W] and clips [B, C, T, H, W], uint8 or 0 to 1; waves [B, S]; ids [B, L]; rows of numbers
+        [B, columns]; stacks of frames [B, C, H, W]. Normalization, spectrograms and standardization are inside;
+        decoding and resizing are not. `pool` may be mean, tokens ([B, N, D]) or embedding (unit vectors [B, P]).
+        Frozen and in evaluation mode unless `trainable`. Raises a ValueError where the modality has no such form.
+        """
+        stream = stream_of(self.modality, stream)
+        preparation = self.modality.preparation(stream)
+        return FeatureModule(self.encoders[stream], preparation, stream, pool, trainable).to(self.device)
 
     def _features(self, samples: Any, batch_size: int, stream: str) -> Iterator[Features]:
         streams = self.modality.streams()

@@ -33,7 +33,7 @@ features = model.encode([data[i].data{member} for i in {samples}]{stream})
 print(features.shape)  # ({count}, {width})
 ```
 
-Samples of your own are given to `encode` as the data has them: paths, arrays, texts, rows. From a shell:
+{plain}Samples of your own are given to `encode` as the data has them: paths, arrays, texts, rows. From a shell:
 
 ```sh
 multissl encode {quoted} --out features.parquet{option}
@@ -70,6 +70,20 @@ def readme(run: RunFolder, model: Model, verdict: str) -> str:
         option=f" --stream {stream}" if others else "",
         count=len(samples),
         width=width,
+        plain=_plain(model, stream, bool(others)),
+    )
+
+
+def _plain(model: Model, stream: str, named: bool) -> str:
+    """Return the lines about the module of a stream; "" where its modality has none."""
+    try:
+        reads = model.modality.preparation(stream).reads
+    except ValueError:
+        return ""
+    argument = f'stream="{stream}", ' if named else ""
+    return (
+        f"`model.module({argument}trainable=True)` is its encoder as a plain `torch.nn.Module` for a training loop of "
+        f"your own, which reads {reads}.\n\n"
     )
 
 

@@ -32,6 +32,7 @@ from multissl.contract.plans import Plans, StreamSpec, ViewPlan, tokens_along
 from multissl.modalities.audio import spectrogram as ops
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
+from multissl.modalities.audio.preparation import WavePreparation, preparation_of
 from multissl.modalities.audio.resampling import FASTEST, SLOWEST
 from multissl.modalities.audio.views import centers, draw_changes, silence, spectrograms
 from multissl.modalities.masks import draw_masks
@@ -356,6 +357,10 @@ class Audio(HasRecordings):
         for part in halves:
             Clip(part, self.cfg.rate)
         return halves[0], halves[1]
+
+    def preparation(self, stream: str) -> WavePreparation:
+        """Return how sound at the modality's rate becomes clean views."""
+        return preparation_of(self.cfg, self.statistics())
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """The spectrogram in 32 steps of time, and the mean and deviation of its bins."""

@@ -45,17 +45,32 @@ def fbank(wave: Tensor, mels: int, rate: int, low: float = 20.0) -> Tensor:
     """Sound [R, S] as natural logarithms of mel power [R, T, F]; computed in fp32, or in fp64 where it has that."""
     if wave.device.type == "cpu" and len(wave) > 1:  # one row's frames fit the cache, those of all do not
         return torch.cat([fbank(row[None], mels, rate, low) for row in wave])
-    size, hop = window_of(rate)
-    frames = (wave if wave.dtype == torch.float64 else wave.float()).unfold(-1, size, hop)  # [R, T, size]
+    size, _ = window_of(rate)
+    wave = wave if wave.dtype == torch.float64 else wave.float()
+    window = made_once(_window, (size, wave.dtype), wave.device, wave.dtype)
+    bank = made_once(mel_bank, (mels, padded_size(rate), rate, low), wave.device, wave.dtype)
+    return filter_bank(wave, window, bank, rate)
+
+
+def padded_size(rate: int) -> int:
+    """Return the length to which frames are padded for their spectrum, a power of 2."""
+    return 1 << (window_of(rate)[0] - 1).bit_length()
+
+
+def filter_bank(wave: Tensor, window: Tensor, bank: Tensor, rate: int) -> Tensor:
+    """Return what `fbank` does of sound [R, S], with its constants: window [size] and bank [padded/2 + 1, F]."""
+    frames = wave.unfold(-1, *window_of(rate))  # [R, T, size]
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], -1).mul_(EMPHASIS)
-    window = made_once(_window, (size, frames.dtype), frames.device, frames.dtype)
     frames = frames.sub_(before).mul_(window)
-    padded = 1 << (size - 1).bit_length()
-    spectrum = torch.fft.rfft(frames, n=padded)
+    spectrum = torch.fft.rfft(frames, n=padded_size(rate))
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # [R, T, padded/2 + 1]
-    bank = made_once(mel_bank, (mels, padded, rate, low), power.device, power.dtype)  # [padded/2 + 1, F]
     return (power @ bank).clamp_(min=EPSILON).log_()
+
+
+def constants_of(mels: int, rate: int, low: float = 20.0) -> tuple[Tensor, Tensor]:
+    """Return the window and the bank of `filter_bank`, in fp32 on the host."""
+    return _window(window_of(rate)[0], torch.float32), mel_bank(mels, padded_size(rate), rate, low)
 
 
 def _window(size: int, dtype: torch.dtype) -> Tensor:

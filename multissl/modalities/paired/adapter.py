@@ -27,6 +27,7 @@ from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, View
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import CLEAN, Plans, StreamSpec
+from multissl.contract.preparation import Preparation
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.rows import Record, Rows
 from multissl.modalities.paired.same import Same
@@ -322,6 +323,10 @@ class Paired(Modality):
 
     def _own(self, views: Views) -> Views:
         return replace(views, stream=self._native(views.stream))
+
+    def preparation(self, stream: str) -> Preparation:
+        """Return that of the member."""
+        return self.members[stream].preparation(self._native(stream))
 
     def baselines(self) -> dict[str, Any]:
         """Those that all members have: the raw input, and what else is called alike."""

@@ -34,6 +34,7 @@ from multissl.modalities.masks.rows import Kind
 from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack_alone
 from multissl.modalities.rl.figures import gray, stack_panel
 from multissl.modalities.rl.pixels import check_layout
+from multissl.modalities.rl.preparation import StackPreparation, preparation_of
 from multissl.modalities.rl.replay import (
     Episodes,
     Moment,
@@ -43,7 +44,7 @@ from multissl.modalities.rl.replay import (
     read_replay,
     split_episodes,
 )
-from multissl.modalities.rl.views import cut, draw_moves, still
+from multissl.modalities.rl.views import cut, draw_moves, near, still
 from multissl.modalities.views import build_views, draw_roles, ids_of, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import Some
@@ -352,6 +353,10 @@ class RL(HasStates):
         """Return the side of a role's views in pixels."""
         return self.cfg.local_size if role == "local" else self.cfg.size
 
+    def preparation(self, stream: str) -> StackPreparation:
+        """Return how stacks of frames become clean views."""
+        return preparation_of(self.cfg, self.fitted())
+
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the whole stack, averaged down."""
         return {
@@ -382,17 +387,3 @@ class RL(HasStates):
         self._fitted = dict(state)
         if self._replay is not None:
             self._agree(self._replay)
-
-
-def near(moments: list[tuple[int, int]], gap: int, span: int) -> Tensor:
-    """Groups in which frames are not negatives of each other, int64 [B, 2]: equal in either column means near.
-
-    The columns are windows of twice the reach (gap and span of the views), one moved by half: any two frames of an
-    episode closer than the reach share a window of one of them. gap < 0: the episode is one group.
-    """
-    episode, t = torch.tensor(moments).T  # [B]
-    if gap < 0:
-        return episode[:, None].expand(-1, 2).contiguous()
-    reach = gap + span
-    windows = torch.stack([t, t + reach], 1) // (2 * reach)  # [B, 2]
-    return episode[:, None] * 2**32 + windows

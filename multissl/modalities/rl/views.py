@@ -42,3 +42,17 @@ def cut(stacks: Tensor, place: Tensor, size: int, pad: int) -> Tensor:
     r, c = len(stacks), stacks.shape[1]
     picked = stacks.gather(2, rows[:, None, :, None].expand(r, c, size, stacks.shape[-1]))
     return picked.gather(3, columns[:, None, None].expand(r, c, size, size))
+
+
+def near(moments: list[tuple[int, int]], gap: int, span: int) -> Tensor:
+    """Groups in which frames are not negatives of each other, int64 [B, 2]: equal in either column means near.
+
+    The columns are windows of twice the reach (gap and span of the views), one moved by half: any two frames of an
+    episode closer than the reach share a window of one of them. gap < 0: the episode is one group.
+    """
+    episode, t = torch.tensor(moments).T  # [B]
+    if gap < 0:
+        return episode[:, None].expand(-1, 2).contiguous()
+    reach = gap + span
+    windows = torch.stack([t, t + reach], 1) // (2 * reach)  # [B, 2]
+    return episode[:, None] * 2**32 + windows

@@ -33,6 +33,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.modalities.tabular import schema as schemas
 from multissl.modalities.tabular import views as draws
 from multissl.modalities.tabular.labels import Labels
+from multissl.modalities.tabular.preparation import TablePreparation, preparation_of
 from multissl.modalities.tabular.schema import Scaling, Schema
 from multissl.modalities.tabular.source import UNNAMED, TableSource, as_column, read_source, source_of
 from multissl.modalities.tabular.tables import Table
@@ -308,6 +309,10 @@ class Tabular(HasTargets):
             _, counts = bank[:, place].unique(return_counts=True)
             found[column.name] = share * (1 - float((counts / len(bank)).square().sum()))
         return found
+
+    def preparation(self, stream: str) -> TablePreparation:
+        """Return how rows of numbers become clean views."""
+        return preparation_of(self.schema)
 
     def baselines(self) -> dict[str, Any]:
         """The cells, categories one-hot."""

@@ -32,6 +32,7 @@ from multissl.modalities.text import tokenizer
 from multissl.modalities.text.baselines import Tfidf
 from multissl.modalities.text.files import COLUMNS, FILES, Documents, Passage, Texts, read_texts
 from multissl.modalities.text.masks import Replacement, Spans, Words
+from multissl.modalities.text.preparation import IdPreparation, preparation_of
 from multissl.modalities.text.rows import Rows
 from multissl.modalities.text.spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
 from multissl.modalities.text.tokenizer import Tokens, Vocabulary
@@ -344,6 +345,11 @@ class Text(HasText):
                 views.target = given["target"]
             batch.append(views)
         return Batch(batch)
+
+    def preparation(self, stream: str) -> IdPreparation:
+        """Return how ids become clean views."""
+        words = tokenizer.as_json(self.vocabulary())
+        return preparation_of(self.cfg.length, self.streams()["text"].vocab, words)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Ids as they are, and TF-IDF of words and of pairs of neighboring words."""

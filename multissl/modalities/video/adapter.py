@@ -43,6 +43,7 @@ from multissl.modalities.video.clips import (
 )
 from multissl.modalities.video.figures import clip_panel, pixels
 from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
+from multissl.modalities.video.preparation import ClipPreparation, preparation_of
 from multissl.modalities.views import build_views, draw_roles, ids_of, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import describe_file
@@ -344,6 +345,10 @@ class Video(Modality):
     def _draw(self, role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
         """Return what changes so many clips of a role, tensors [V*B, ...] by name; clean ones stay."""
         return {} if role == "clean" else draw_changes(self.cfg, role, count, rng)
+
+    def preparation(self, stream: str) -> ClipPreparation:
+        """Return how clips of chosen frames become clean views."""
+        return preparation_of(self.cfg, *self._statistics)
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels of the clip, of one frame, and how patches move."""
