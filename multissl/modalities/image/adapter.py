@@ -26,7 +26,6 @@ from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unr
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
-from multissl.contract.preparation import FreeAxis
 from multissl.devices import constant
 from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
@@ -42,7 +41,7 @@ from multissl.modalities.image.crops import (
 from multissl.modalities.image.draws import draw_blur, draw_changes
 from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, measure_range, say_once
-from multissl.modalities.image.preparation import PixelPreparation
+from multissl.modalities.image.preparation import PixelPreparation, preparation_of
 from multissl.modalities.image.values import Reading
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
@@ -339,17 +338,7 @@ class Image(Modality):
 
     def preparation(self, stream: str) -> PixelPreparation:
         """Return how pictures of the right size become clean views."""
-        cfg, (mean, std) = self.cfg, self.statistics()
-        shape = (cfg.channels, cfg.size, cfg.size)
-        return PixelPreparation(
-            reads=f"pictures [B, {cfg.channels}, {cfg.size}, {cfg.size}], uint8 or values 0 to 1",
-            constants={"mean": torch.tensor(mean), "std": torch.tensor(std)},
-            free_axes=(
-                FreeAxis(axis=2, name="height", step=cfg.patch, least=cfg.patch),
-                FreeAxis(axis=3, name="width", step=cfg.patch, least=cfg.patch),
-            ),
-            shape=shape,
-        )
+        return preparation_of(self.cfg, *self.statistics())
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Pixels, and histograms of gradients and colors."""

@@ -8,12 +8,14 @@ Shapes: B pictures, C channels, H, W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from multissl.contract.preparation import Constants, Preparation
+from multissl.contract.preparation import Constants, FreeAxis, Preparation
 
 WHITE = 255
 
@@ -52,3 +54,16 @@ class PixelPreparation(Preparation):
         """Return a pattern; the other size is larger, and no square."""
         longer = {a.axis: (number + 1) * a.step for number, a in enumerate(self.free_axes)} if other else {}
         return (pattern((rows, *(n + longer.get(i, 0) for i, n in enumerate(self.shape, start=1)))),)
+
+
+def preparation_of(cfg: Any, mean: Sequence[float], std: Sequence[float]) -> PixelPreparation:
+    """Return the preparation of pictures under the options of `Image`."""
+    return PixelPreparation(
+        reads=f"pictures [B, {cfg.channels}, {cfg.size}, {cfg.size}], uint8 or values 0 to 1",
+        constants={"mean": torch.tensor(mean), "std": torch.tensor(std)},
+        free_axes=(
+            FreeAxis(axis=2, name="height", step=cfg.patch, least=cfg.patch),
+            FreeAxis(axis=3, name="width", step=cfg.patch, least=cfg.patch),
+        ),
+        shape=(cfg.channels, cfg.size, cfg.size),
+    )

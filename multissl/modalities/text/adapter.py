@@ -132,12 +132,8 @@ class Text(HasText):
         self._given: Sequence[Any] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_splits": {},
-            "_given": (),
-            "_tfidf": None,
-        }  # a worker gets its samples by itself
+        # a worker gets its samples by itself
+        return {**self.__dict__, "_splits": {}, "_given": (), "_tfidf": None}
 
     def vocabulary(self) -> Vocabulary:
         """Return the tokenizer, as fitted or restored."""
@@ -348,8 +344,7 @@ class Text(HasText):
 
     def preparation(self, stream: str) -> IdPreparation:
         """Return how ids become clean views."""
-        words = tokenizer.as_json(self.vocabulary())
-        return preparation_of(self.cfg.length, self.streams()["text"].vocab, words)
+        return preparation_of(self.streams()[stream], tokenizer.as_json(self.vocabulary()))
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
         """Ids as they are, and TF-IDF of words and of pairs of neighboring words."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multissl.contract.plans import StreamSpec
 from multissl.contract.preparation import Constants, FreeAxis, Preparation
 
 
@@ -39,13 +40,14 @@ class IdPreparation(Preparation):
         return {"input": self.reads, "vocabulary": self.vocabulary}
 
 
-def preparation_of(length: int, vocab: int, vocabulary: dict[str, Any]) -> IdPreparation:
-    """Return the preparation of rows of up to `length` ids below `vocab`."""
+def preparation_of(spec: StreamSpec, vocabulary: dict[str, Any]) -> IdPreparation:
+    """Return the preparation of rows of a stream's ids."""
+    length = spec.shape[0]
     return IdPreparation(
         reads=f"ids of tokens [B, L], int64, L up to {length}, and a mask [B, L] that says which are real",
         free_axes=(FreeAxis(axis=1, name="length", most=length),),
         takes_mask=True,
         length=length,
-        vocab=vocab,
+        vocab=spec.vocab,
         vocabulary=vocabulary,
     )
