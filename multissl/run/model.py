@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
 def start_of(recipe: Recipe) -> Source | None:
     """Return the weights that `init` names where they are a checkpoint's: of `RUN@STEP`, or of a run that goes on."""
     name = recipe.init.rpartition("@")[0]
-    if not Path(recipe.init).is_dir() and not (name and Path(name).is_dir()):
+    if not os.path.isdir(recipe.init) and not (name and os.path.isdir(name)):
         return None
     folder, step = located(recipe.init)
     if step is None and (folder.encoder.is_file() or not folder.recipe.is_file()):

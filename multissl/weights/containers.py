@@ -9,7 +9,9 @@ runs, or holds a file under a usual name, with Hugging Face's or timm's `config.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,8 @@ import torch
 from multissl import registry
 from multissl.plain_data import parse_json
 from multissl.run.folder import RunFolder
-from multissl.weights.files import read_weights
+from multissl.weights.files import read_safetensors
+from multissl.weights.model_config import OF_ALL, checked
 
 INDEX = ".index.json"
 FILES = (
@@ -58,13 +61,16 @@ def open_file(text: str | Path) -> Source:
     layout, place = split_layout(str(text))
     path = Path(place)
     config: Mapping[str, Any] = {}
-    if path.is_dir():
+    if os.path.isdir(path):
         path, config = open_folder(path)
     elif path.name in FILES:
         config = read_config(path.parent / "config.json")
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike the method of a path False too for a name that no file can have
         raise ValueError(f"no weights at {path}: name a file ({KINDS}), a run's folder or a model's folder")
-    return Source(read_tensors(path), path, config, layout)
+    contents = read_tensors(path)
+    if not contents:
+        raise ValueError(f"{path} holds nothing, no tensors by name")
+    return Source(contents, path, config, layout)
 
 
 def open_folder(folder: Path) -> tuple[Path, Mapping[str, Any]]:
@@ -80,29 +86,44 @@ def open_folder(folder: Path) -> tuple[Path, Mapping[str, Any]]:
 
 def read_config(path: Path) -> Mapping[str, Any]:
     """Return the values of a `config.json`, {} where there is none."""
-    if not path.is_file():
-        return {}
-    values = parse_json(path.read_text(encoding="utf-8"), str(path))
+    return checked(read_mapping(path), OF_ALL) if path.is_file() else {}
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds."""
+    values = parse_json(read_bytes(path), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: want a mapping")
     return values
 
 
+def read_bytes(path: Path, count: int = -1) -> bytes:
+    """Return the beginning of a file, or all of it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
 def read_tensors(path: Path) -> Mapping[str, Any]:
-    """Return what a file of weights holds."""
+    """Return what a file of weights holds, by its content; names that are no texts become such."""
     if path.name.endswith(INDEX):
         return read_shards(path)
-    with path.open("rb") as file:
-        start = file.read(8)
+    start = read_bytes(path, 9)
+    if not start:
+        raise ValueError(f"{path} is empty: fetch or copy it again")
     if path.suffix == ".npz":
         raise ValueError(
             f"{path} holds Flax arrays, which are not read: convert it with timm, and name the new file"
         )
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return read_pickle(path)
-    if path.suffix != ".safetensors" and not 0 < int.from_bytes(start, "little") < 1 << 28:
-        raise ValueError(f"{path} is no file of weights that is known: want {KINDS}")
-    return read_weights(path)
+        return {str(name): value for name, value in read_pickle(path).items()}
+    if path.suffix != ".safetensors" and start[8:] != b"{":
+        raise ValueError(
+            f"{path} is no file of weights that is known: want {KINDS}, of safetensors or as torch.save writes them"
+        )
+    return read_safetensors(path)
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:
@@ -111,10 +132,9 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training, a bag of values
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = " ".join(str(error).split())
         raise ValueError(
             f"{path} is a pickle that asks for more than tensors, and is not read, as that can run any code "
-            f"({asked[:160]}): if you trust whoever made it, save its tensors with safetensors.torch.save_file"
+            f"({asked_for(error)}): if you trust whoever made it, save its tensors with safetensors.torch.save_file"
         ) from None
     except Exception as error:  # torch raises almost anything of a file that is cut short or of another kind
         reason = " ".join(str(error).split())
@@ -126,17 +146,34 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     return contents
 
 
-def read_shards(index: Path) -> Mapping[str, Any]:
-    """Return the tensors of all files that an index names, which lie beside it."""
-    names = read_config(index).get("weight_map")
+def asked_for(error: pickle.UnpicklingError) -> str:
+    """Return what a pickle asks for, of torch's page about it: the name of the class or function where it has one."""
+    said = " ".join(str(error).split())
+    name = re.search(r"GLOBAL (\S+)", said) or re.search(r"WeightsUnpickler error: (.{1,160})", said)
+    return name[1] if name else said[:160]
+
+
+def files_of(index: Path) -> dict[str, str]:
+    """Return the file beside an index that each tensor lies in."""
+    names = read_mapping(index).get("weight_map")
     if not isinstance(names, dict) or not all(
-        isinstance(n, str) and Path(n).name == n for n in names.values()
+        isinstance(n, str) and n and Path(n).name == n for n in names.values()
     ):
         raise ValueError(f"{index}: want weight_map, the file beside it that each tensor lies in")
-    tensors: dict[str, Any] = {}
+    for name in names.values():
+        if name.endswith(INDEX):
+            raise ValueError(f"{index} names {name[:100]}, an index, where files of tensors belong")
+    return names
+
+
+def read_shards(index: Path) -> Mapping[str, Any]:
+    """Return the tensors of all files that an index names."""
+    names, tensors = files_of(index), dict[str, Any]()
     for name in dict.fromkeys(names.values()):
-        if not (index.parent / name).is_file():
-            raise ValueError(f"{index} names {name}, which is not beside it: fetch all files of the model")
+        if not os.path.isfile(index.parent / name):
+            raise ValueError(
+                f"{index} names {name[:100]}, which is not beside it: fetch all files of the model"
+            )
         tensors |= read_tensors(index.parent / name)
     if lacking := sorted(names.keys() - tensors.keys()):
         raise ValueError(f"{index}: its files lack {lacking[0]} and {len(lacking) - 1} more")

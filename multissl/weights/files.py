@@ -24,9 +24,6 @@ def weights_file(path: str | Path) -> Path:
 
 def read_weights(path: str | Path) -> State:
     """Return the tensors of a safetensors file or of a run's folder, on the CPU."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = weights_file(path)
     if not path.is_file():
         raise ValueError(f"no weights at {path}: name an existing .safetensors file")
@@ -37,6 +34,14 @@ def read_weights(path: str | Path) -> State:
             f"{path} is a pickle, which can run any code when it is opened, and is not read: convert it with "
             "torch.load(path, weights_only=True) and safetensors.torch.save_file, and name the new file"
         )
+    return read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> State:
+    """Return the tensors of a safetensors file, whatever it is called, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:

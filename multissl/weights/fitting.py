@@ -17,7 +17,7 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.transformer import FFN, ffn_width
 from multissl.weights.conventions import RESAMPLED, Conventions
 from multissl.weights.layouts.base import Published
-from multissl.weights.unwrapping import State
+from multissl.weights.unwrapping import State, tensor_of
 
 log = logging.getLogger("multissl")
 
@@ -34,9 +34,8 @@ def options_of(state: State, conventions: Conventions) -> Options:
     dim = len(state["patch_embed.proj.weight"])
     blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))]
     swiglu = "blocks.0.mlp.w12.weight" in state
-    hidden = len(state["blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"]) // (
-        2 if swiglu else 1
-    )
+    first = "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"
+    hidden = len(tensor_of(state, first)) // (2 if swiglu else 1)
     options: Options = {
         "dim": dim,
         "depth": 1 + max(blocks),

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from multissl.registry import require, suggest
-from multissl.weights.containers import FILES, INDEX, Source, open_file, read_config
+from multissl.weights.containers import FILES, INDEX, Source, files_of, open_file, read_config
 
 HUBS = ("hf", "timm")
 ENDPOINT = "https://huggingface.co"
@@ -78,8 +78,8 @@ def fetch_hugging_face(name: str) -> Source:
                 if path is None:
                     continue
                 if file.endswith(INDEX):
-                    for part in dict.fromkeys(read_config(path).get("weight_map", {}).values()):
-                        fetch(str(part), local)
+                    for part in dict.fromkeys(files_of(path).values()):
+                        fetch(part, local)
                 config = fetch("config.json", local)
                 return open_file(path)._replace(config=read_config(config) if config else {})
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:

@@ -25,7 +25,7 @@ from multissl.parallel.ranks import is_main
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder
 from multissl.weights.containers import Source
-from multissl.weights.conventions import Context, Resampling
+from multissl.weights.conventions import Resampling
 from multissl.weights.fitting import check, derive, options_of
 from multissl.weights.hubs import open_place
 from multissl.weights.layouts.base import Layout, Published, rename, shorten, to_own
@@ -33,9 +33,10 @@ from multissl.weights.layouts.dinov2 import official_names
 from multissl.weights.layouts.huggingface_dinov2 import HuggingFaceDINOv2
 from multissl.weights.layouts.ours import Ours
 from multissl.weights.layouts.plain_vit import PlainViT
+from multissl.weights.model_config import context_of
 from multissl.weights.released import licence_line, released_as, released_heads
 from multissl.weights.resampling import convention_of, fit_patches, fit_positions
-from multissl.weights.unwrapping import Network, State, strip, unwrap
+from multissl.weights.unwrapping import Network, State, plain, strip, unwrap
 
 log = logging.getLogger("multissl")
 
@@ -60,7 +61,7 @@ def load_weights(encoders: Encoders, place: str | Path, source: Source | None = 
         source = source or open_place(place)
         state = dict(source.contents)
         if all(isinstance(t, Tensor) for t in state.values()):
-            state = without_heads(state, encoders)
+            state = without_heads(plain(state), encoders)
             by_stream = {s: inside(state, f"{encoders.key(s)}.") for s in encoders}
             if state and sum(map(len, by_stream.values())) == len(state):
                 fill_streams(encoders, by_stream, source)
@@ -97,8 +98,8 @@ def derive_configs(configs: Mapping[str, Encoder.Config], place: str | Path) -> 
         layout = published_layout(network, source.layout, source.config, source.path)
         if layout is None:
             return dict(configs)
-        context = Context(source.config)
-        official = layout.official(network, context)
+        context = context_of(source.config)
+        official = layout.read(network, context)
         conventions = layout.conventions(official, context)
         if isinstance(layout, PlainViT):
             layout.check_told(official)
@@ -267,8 +268,8 @@ def fill_transformer(
     encoder: TransformerEncoder, network: Network, layout: Published, config: Mapping[str, Any], stream: str
 ) -> None:
     """Fill a transformer from a network in a published layout; its conventions and sizes are compared first."""
-    context = Context(config, encoder.tokenizer.grid)
-    official = layout.official(network, context)
+    context = context_of(config, encoder.tokenizer.grid)
+    official = layout.read(network, context)
     conventions = layout.conventions(official, context)
     if conventions.heads is None:
         conventions = replace(conventions, heads=released_heads(layout.name, official))
@@ -320,6 +321,7 @@ def fill(
 ) -> None:
     """Fill an encoder from tensors under its own names; tables and patches are resampled, the rest has to fit."""
     own, refusal = {name: tensor.shape for name, tensor in encoder.state_dict().items()}, ""
+    check_values(encoder, ours)
     if isinstance(encoder, MaskedWrapped):  # libraries' networks have no mask token: it keeps its own
         ours = {n: t for n, t in encoder.state_dict().items() if n in MAY_LACK} | ours
     if isinstance(encoder, TransformerEncoder) and {TABLE, PATCHES} <= own.keys() & ours.keys():
@@ -342,6 +344,24 @@ def fill(
     if refusal:
         raise ValueError(refusal)
     encoder.load_state_dict(ours)
+
+
+def check_values(encoder: nn.Module, ours: State) -> None:
+    """Raise a ValueError where tensors hold no numbers, or numbers of a kind that an encoder's do not have."""
+    own, trained = encoder.state_dict(), dict(encoder.named_parameters())
+    for name in ours.keys() & own.keys():
+        tensor = ours[name]
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{shorten(name)} is of {kind} where the encoder has real numbers: where weights were packed, unpack "
+                "them by the library that did, and save them as float32"
+            )
+        if name in trained and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{shorten(name)} holds values that are not finite: the training that wrote it diverged, or the file "
+                "is damaged; take an earlier checkpoint"
+            )
 
 
 def recorded_convention(path: Path, stream: str) -> Resampling | None:

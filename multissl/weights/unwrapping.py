@@ -7,9 +7,10 @@ where both are there, and what was taken is said.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -62,6 +63,17 @@ CLASSES = (
 """What transformers puts before the names of a network inside a model with heads."""
 
 
+DEEPEST = 10
+"""Dictionaries inside one another that are looked into."""
+UNREADABLE: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
+    (lambda t: t.is_meta, "is on the meta device and has no values: save the weights that were trained"),
+    (lambda t: t.is_quantized, "is quantized: save t.dequantize()"),
+    (lambda t: t.is_nested, "is a nested tensor, which no encoder here holds"),
+    (lambda t: t.layout != torch.strided, "is sparse: save t.to_dense()"),
+)
+"""Kinds of tensors that cannot be copied, with what to do."""
+
+
 class Network(NamedTuple):
     """The tensors of one network, and where in a file they were."""
 
@@ -78,13 +90,39 @@ def unwrap(tree: Mapping[str, Any]) -> Network:
     while not any(isinstance(v, Tensor) for v in tree.values()):
         inner = next((key for key in INSIDE if isinstance(tree.get(key), Mapping)), None)
         if inner is None:
+            among = ", ".join(map(str, tree))[:200] or "nothing at all"
+            raise ValueError(f"no tensors and none of {', '.join(INSIDE)} among {among}")
+        if len(path) == DEEPEST:  # a dictionary of a pickle may hold itself
             raise ValueError(
-                f"no tensors and none of {', '.join(INSIDE)} among {', '.join(map(str, tree))[:200]}"
+                f"no tensors within {DEEPEST} dictionaries, one inside the other: {' / '.join(path)}"
             )
         path.append(inner)
         tree = tree[inner]
-    state = {str(name): value for name, value in tree.items() if isinstance(value, Tensor)}
-    return strip(state, path)
+    return strip(plain(tree), path)
+
+
+def plain(tree: Mapping[Any, Any]) -> State:
+    """Return the tensors among values, by names that are texts; half precision becomes fp32, which resizing needs.
+
+    Raises a ValueError where one holds no values that an encoder could copy.
+    """
+    state: State = {}
+    for key, value in tree.items():
+        if not isinstance(value, Tensor):
+            continue
+        problem = next((text for is_so, text in UNREADABLE if is_so(value)), "")
+        if problem:
+            raise ValueError(f"{key} {problem}")
+        half = value.is_floating_point() and value.element_size() < 4
+        state[str(key)] = value.detach().float() if half else value.detach()
+    return state
+
+
+def tensor_of(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor by its name; raise a ValueError where it is not there."""
+    if name not in state:
+        raise ValueError(f"these weights lack {name}: fetch the file again, or name another one")
+    return state[name]
 
 
 def strip(state: Mapping[str, Tensor], path: list[str] | None = None) -> Network:

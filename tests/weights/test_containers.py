@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import Position
 from multissl.weights.containers import open_file
 from multissl.weights.layouts.dinov2 import to_dinov2
-from multissl.weights.loading import load_state, load_weights
+from multissl.weights.layouts.huggingface_dinov2 import to_huggingface
+from multissl.weights.loading import derive_configs, load_state, load_weights
 from multissl.weights.unwrapping import strip, unwrap
 
 SPEC = StreamSpec(kind="grid", shape=(3, 16, 16), num_tokens=16, patch=(4, 4))
@@ -230,3 +233,157 @@ def test_what_was_taken_and_left_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         "left out are 1 tensors that are no part of the encoder: dino_head.mlp",
         "weights of this kind (dinov2) were released under Apache-2.0; read what came with them",
     ]
+
+
+# files of others
+
+
+def cyclic() -> dict[str, Any]:
+    tree: dict[str, Any] = {"epoch": 3}
+    tree["model"] = tree
+    return tree
+
+
+def test_a_dictionary_that_holds_itself_ends_in_a_line(tmp_path: Path) -> None:
+    torch.save(cyclic(), tmp_path / "w.pth")
+    with pytest.raises(
+        ValueError, match=r"no tensors within 10 dictionaries, one inside the other: model / model"
+    ):
+        load_weights(Encoders({"image": encoder()}), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_an_index_that_names_an_index_is_refused(name: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    for file in (index, tmp_path / "pytorch_model.bin.index.json"):
+        file.write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(ValueError, match="an index, where files of tensors belong"):
+        open_file(index)
+
+
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    for name in ("x" * 300, "a\0b"):
+        index.write_text(json.dumps({"weight_map": {"w": name}}))
+        with pytest.raises(ValueError, match="which is not beside it"):
+            open_file(index)
+        with pytest.raises(ValueError, match="no weights at"):
+            open_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"w\.pth is empty: fetch or copy it again"),
+        (b"\x00", "is no file of weights that is known: want .safetensors"),
+        (b"{}", "is no file of weights that is known"),
+        (
+            pickle.dumps({"w": 1}, protocol=0),
+            "is no file of weights that is known: .* as torch.save writes them",
+        ),
+        (pickle.dumps({"w": 1}, protocol=1), "is no file of weights that is known"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "holds nothing, no tensors by name"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_called_that(content: bytes, words: str, tmp_path: Path) -> None:
+    for name in ("w.pth", "w.ckpt"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=words.replace("pth", name[2:])):
+            load_weights(Encoders({"image": encoder()}), tmp_path / name)
+
+
+class Harmless:
+    """A class that no reader of tensors knows, with a name to be said."""
+
+
+def test_the_class_that_a_pickle_asks_for_is_named(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1), "extra": Harmless()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"\(tests\.weights\.test_containers\.Harmless\)"):
+        open_file(tmp_path / "w.pth")
+
+
+def test_a_config_of_bytes_that_are_no_text_is_named(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff\xfe"}')
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+        open_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("layer_norm_eps", "two", "a number between 0 and 1"),
+        ("layer_norm_eps", 0, "a number between 0 and 1"),
+        ("hidden_act", 2.5, "a text"),
+        ("num_attention_heads", -3, "a whole number, 1 or more"),
+        ("num_attention_heads", [3], "a whole number, 1 or more"),
+        ("num_attention_heads", True, "a whole number, 1 or more"),
+        ("image_size", "x", "a whole number, 1 or more, or two of them"),
+        ("image_size", [16, 0], "a whole number, 1 or more, or two of them"),
+        ("patch_size", 2.5, "a whole number, 1 or more, or two of them"),
+        ("vision_config", {"patch_size": -3}, "a whole number, 1 or more, or two of them"),
+    ],
+)
+def test_a_field_of_a_config_that_makes_no_sense_is_named(
+    field: str, value: Any, expected: str, tmp_path: Path
+) -> None:
+    torch.save(to_huggingface(encoder()), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 3, field: value}))
+    inner = "vision_config.patch_size=-3" if isinstance(value, dict) else f"{field}={value!r}"
+    for load in (
+        lambda: derive_configs({"image": TransformerEncoder.Config()}, tmp_path),
+        lambda: load_weights(Encoders({"image": encoder()}), tmp_path),
+    ):
+        with pytest.raises(ValueError, match=f"config.json has {re.escape(inner)}: want {expected}") as error:
+            load()
+        assert str(tmp_path) in str(error.value)
+
+
+# tensors of others
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("pos_embed", torch.tensor(1.0), r"pos_embed is of shape \(\): want 2 or 3 axes"),
+        ("pos_embed", torch.zeros(1, 0, 24), r"pos_embed is of shape \(1, 0, 24\)"),
+        ("pos_embed", torch.zeros(1, 17, 23), r"pos_embed is of shape .* beside patches of 24 channels"),
+        ("register_tokens", torch.zeros(24), r"register_tokens is of shape \(24,\): want 3 axes"),
+        (
+            "blocks.0.norm1.weight",
+            torch.full((24,), torch.nan),
+            "norm1.weight holds values that are not finite",
+        ),
+        (
+            "norm.weight",
+            torch.ones(24, dtype=torch.int8),
+            "norm.weight is of int8 where the encoder has real",
+        ),
+        ("norm.weight", torch.ones(24, dtype=torch.complex64), "norm.weight is of complex64"),
+        ("norm.weight", torch.ones(24).to_sparse(), "norm.weight is sparse: save t.to_dense"),
+        ("norm.weight", torch.ones(24, device="meta"), "norm.weight is on the meta device"),
+        ("blocks.1.mlp.fc1.weight", torch.zeros(96, 12), r"is \(96, 12\) where the encoder has \(96, 24\)"),
+    ],
+)
+def test_tensors_that_fit_nothing_are_named(name: str, tensor: Tensor, words: str, tmp_path: Path) -> None:
+    smooth = Position(offset=0.0, antialias=True)
+    for layout, ours in (("", encoder()), ("moco_v3:", encoder(position=smooth))):
+        place = f"{layout[:4] or 'plain'}.pth"
+        torch.save(to_dinov2(encoder()) | {name: tensor}, tmp_path / place)
+        with pytest.raises(ValueError, match=words):
+            load_weights(Encoders({"image": ours}), f"{layout}{tmp_path / place}")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_and_of_one_storage_load(kind: torch.dtype, tmp_path: Path) -> None:
+    theirs = encoder()
+    storage = torch.cat([t.flatten() for t in to_dinov2(theirs).values()]).to(kind)
+    state, place = {}, 0
+    for name, tensor in to_dinov2(theirs).items():
+        state[name] = storage[place : place + tensor.numel()].view(tensor.shape)
+        place += tensor.numel()
+    torch.save(state | {3: "three"}, tmp_path / "w.pth")
+    ours = encoder(1, position=Position(offset=0.1))
+    load_weights(Encoders({"image": ours}), tmp_path / "w.pth")
+    for name, tensor in to_dinov2(ours).items():
+        assert torch.equal(tensor, state[name].float()), name

@@ -12,23 +12,25 @@ import torch
 from multissl.weights.conventions import Context, Conventions
 from multissl.weights.layouts.base import Published, names_of
 from multissl.weights.layouts.huggingface_names import HEADS, RENAMES, act_of, eps_of, heads_of
-from multissl.weights.unwrapping import Network, State
+from multissl.weights.unwrapping import Network, State, tensor_of
 
 
 def plane_of(context: Context) -> tuple[int, ...]:
     """Return the tokens along time and frequency: the config's, else the encoder's; () where neither is there."""
     config = context.config
-    if not config.get("max_length"):
+    if "max_length" not in config or "num_mel_bins" not in config:
         return context.grid
     patch = config.get("patch_size", 16)
+    if not isinstance(patch, int):
+        raise ValueError(f"patch_size={patch} of config.json: want one number, the side of a square patch")
     time = (config["max_length"] - patch) // config.get("time_stride", 10) + 1
     return time, (config["num_mel_bins"] - patch) // config.get("frequency_stride", 10) + 1
 
 
 def time_first(state: State, second: str, context: Context) -> State:
     """Return official names in which tokens go time first and the second token is a register."""
-    token = state.pop(second)
-    table, plane = state["pos_embed"], plane_of(context)
+    token, table, plane = tensor_of(state, second), tensor_of(state, "pos_embed"), plane_of(context)
+    del state[second]
     if len(plane) != 2:  # before there is an encoder sizes are asked for alone
         return state | {"register_tokens": token, "pos_embed": torch.cat([table[:, :1], table[:, 2:]], 1)}
     time, mels = plane
@@ -41,7 +43,7 @@ def time_first(state: State, second: str, context: Context) -> State:
     return state | {
         "register_tokens": token + table[:, 1:2],
         "pos_embed": torch.cat([table[:, :1], patches], 1),
-        "patch_embed.proj.weight": state["patch_embed.proj.weight"].mT,
+        "patch_embed.proj.weight": tensor_of(state, "patch_embed.proj.weight").mT,
     }
 
 

@@ -20,6 +20,17 @@ from multissl.weights.unwrapping import Network, State, strip
 
 PARTS = {".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.w12.": (".mlp.w1.", ".mlp.w2.")}
 """Linears that some code keeps in parts."""
+AXES: dict[str, tuple[int, ...]] = {
+    r"pos_embed": (2, 3),
+    r"cls_token|mask_token": (1, 2, 3),
+    r"register_tokens": (3,),
+    r"patch_embed\.proj\.weight": (2, 3, 4, 5),
+    r"blocks\..*(norm\d|ls\d).*|(norm|norm_pre|fc_norm|prefix_norm)\.(weight|bias)": (1,),
+    r"blocks\..*(attn|mlp).*\.weight": (2,),
+    r"blocks\..*bias": (1,),
+    r"blocks\..*relative|relative": (2,),
+}
+"""How many axes tensors have, by what they are called: regular expressions for whole official names."""
 Renames = tuple[tuple[str, str], ...]
 """Pairs of a regular expression and what stands in its place, in order."""
 
@@ -67,8 +78,15 @@ class Published(Layout):
     def matches(self, network: Network) -> bool:
         """Return whether the tensors are in this naming, by their names and shapes alone."""
 
+    def read(self, network: Network, context: Context) -> State:
+        """Return the tensors under official names; raise a ValueError where one has no shape that such tensors have."""
+        check_axes(rename(self.without_heads(network.state), self.renames))
+        state = self.official(network, context)
+        check_axes(state)  # of tensors that this layout renames in a way of its own
+        return state
+
     def official(self, network: Network, context: Context) -> State:
-        """Return the tensors under official names, whole; what is unknown keeps its name."""
+        """Return the tensors under official names, whole; what is unknown keeps its name. Called by `read`."""
         return complete(rename(self.without_heads(network.state), self.renames))
 
     def conventions(self, state: State, context: Context) -> Conventions:
@@ -121,9 +139,31 @@ def fuse(state: Mapping[str, Tensor]) -> State:
             names = [first.replace(parts[0], part) for part in parts]
             if names[1] not in state and whole == ".attn.qkv." and first.endswith("bias"):
                 state[names[1]] = torch.zeros_like(state[first])
+            if len({state[name].shape[1:] for name in names if name in state}) > 1:
+                raise ValueError(f"{', '.join(names)} are parts of one linear, and not of equal width")
             if all(name in state for name in names):
                 state[first.replace(parts[0], whole)] = torch.cat([state.pop(name) for name in names])
     return state
+
+
+def check_axes(state: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError where a tensor has not as many axes as those of its name, or is empty."""
+    for name, tensor in state.items():
+        axes = next((axes for pattern, axes in AXES.items() if re.fullmatch(pattern, name)), None)
+        empty = (
+            not tensor.numel() and name != "register_tokens"
+        )  # none are kept as an empty tensor by some code
+        if axes is not None and (tensor.dim() not in axes or empty):
+            known = " or ".join(map(str, axes))
+            raise ValueError(
+                f"{name} is of shape {(*tensor.shape,)}: want {known} axes with something in each"
+            )
+    if "patch_embed.proj.weight" in state:
+        dim = len(state["patch_embed.proj.weight"])
+        for name in {"cls_token", "register_tokens", "pos_embed"} & state.keys():
+            shape = state[name].shape
+            if shape[-1] != dim or (len(shape) == 3 and shape[0] != 1):
+                raise ValueError(f"{name} is of shape {(*shape,)} beside patches of {dim} channels")
 
 
 def complete(state: Mapping[str, Tensor]) -> State:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from multissl.weights.conventions import Context, Conventions
 from multissl.weights.layouts.base import Published, begins
-from multissl.weights.unwrapping import Network, State
+from multissl.weights.unwrapping import Network, State, tensor_of
 
 
 class DINOv3(Published):
@@ -32,12 +32,19 @@ class DINOv3(Published):
         for name in [n for n in state if n.endswith("qkv.bias_mask")]:
             del state[name]
             bias = name.replace("bias_mask", "bias")
-            state[bias] = state[bias].clone()
+            state[bias] = tensor_of(state, bias).clone()
             third = len(state[bias]) // 3
             state[bias][third : 2 * third] = 0
         return super().official(network._replace(state=state), context)
 
     def conventions(self, state: State, context: Context) -> Conventions:
         """Return how facebookresearch/dinov3 computes; released models have `layernormbf16`."""
-        eps = {"layernormbf16": 1e-5, "layernorm": 1e-6}[context.config.get("norm_layer", "layernormbf16")]
-        return Conventions(norm_eps=eps, kind="rope", key_bias=False, heads=context.config.get("num_heads"))
+        norm, known = (
+            context.config.get("norm_layer", "layernormbf16"),
+            {"layernormbf16": 1e-5, "layernorm": 1e-6},
+        )
+        if norm not in known:
+            raise ValueError(f"norm_layer={norm} of config.json: known are {', '.join(known)}")
+        return Conventions(
+            norm_eps=known[norm], kind="rope", key_bias=False, heads=context.config.get("num_heads")
+        )

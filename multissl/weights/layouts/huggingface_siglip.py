@@ -45,8 +45,8 @@ class HuggingFaceSigLIP(Published):
             if packed is not None:
                 third = len(packed) // 3
                 state[f"pool.q.{kind}"], state[f"pool.kv.{kind}"] = packed[:third], packed[third:]
-        patches = state["patch_embed.proj.weight"]
-        if patches.dim() == 2:
+        patches = state.get("patch_embed.proj.weight")
+        if patches is not None and patches.dim() == 2:
             channels = context.config.get("num_channels", 3)
             side = math.isqrt(patches.shape[1] // channels)
             state["patch_embed.proj.weight"] = patches.unflatten(1, (side, side, channels)).permute(

@@ -15,7 +15,7 @@ from multissl.weights.conventions import Context, Conventions
 from multissl.weights.layouts.base import Published, names_of
 from multissl.weights.layouts.huggingface_names import HEADS, RENAMES, act_of, eps_of, heads_of, tokens_of
 from multissl.weights.layouts.timm_dinov3 import with_biases
-from multissl.weights.unwrapping import Network, State
+from multissl.weights.unwrapping import Network, State, tensor_of
 
 OTHERS = (
     r"mask_token$",
@@ -96,7 +96,7 @@ def with_table(state: State, context: Context) -> State:
     """Return official names with the fixed table in them, of the encoder's grid or the config's, where one is known."""
     grid = context.grid or clip_of(context)
     return (
-        state | {"pos_embed": number_waves(math.prod(grid), len(state["patch_embed.proj.weight"]))}
+        state | {"pos_embed": number_waves(math.prod(grid), len(tensor_of(state, "patch_embed.proj.weight")))}
         if grid
         else state
     )

@@ -93,7 +93,7 @@ def is_square(count: int) -> bool:
 
 def is_fixed(table: Tensor | None, column_first: bool) -> bool:
     """Return whether a position table is the fixed one of sines and cosines of a square grid."""
-    if table is None or table.dim() != 3 or table.shape[2] % 4:
+    if table is None or table.dim() != 3 or not table.numel() or table.shape[2] % 4:
         return False
     side = math.isqrt(table.shape[1])
     if side * side not in (table.shape[1], table.shape[1] - 1):

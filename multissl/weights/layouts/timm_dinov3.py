@@ -6,7 +6,7 @@ import torch
 
 from multissl.weights.conventions import Context, Conventions
 from multissl.weights.layouts.base import Published, begins, names_of
-from multissl.weights.unwrapping import Network, State
+from multissl.weights.unwrapping import Network, State, tensor_of
 
 
 class TimmDINOv3(Published):
@@ -49,7 +49,8 @@ def with_biases(state: State) -> State:
     """Return a state in which `attn.q_bias` and `attn.v_bias` are the bias of the whole, with zeros for keys."""
     state = dict(state)
     for name in [n for n in state if n.endswith("attn.q_bias")]:
-        q, v = state.pop(name), state.pop(name.replace("q_bias", "v_bias"))
-        state.pop(name.replace("q_bias", "k_bias"), None)
+        q, v = state[name], tensor_of(state, name.replace("q_bias", "v_bias"))
+        for part in ("q_bias", "k_bias", "v_bias"):
+            state.pop(name.replace("q_bias", part), None)
         state[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
     return state

@@ -9,7 +9,7 @@ import re
 
 from multissl.weights.conventions import Context, Conventions, Resampling
 from multissl.weights.layouts.plain_vit import PlainViT
-from multissl.weights.unwrapping import Network, State
+from multissl.weights.unwrapping import Network, State, tensor_of
 
 SMOOTH = Resampling(0.0, True, "timm")
 
@@ -39,8 +39,8 @@ class TimmViT(PlainViT):
 def gated(state: State) -> State:
     """Return official names in which `fc1` with twice as many rows as `fc2` has columns is SwiGLU's `w12`."""
     for name in [n for n in state if n.endswith(".mlp.fc1.weight")]:
-        other = name.replace("fc1", "fc2")
-        if len(state[name]) == 2 * state[other].shape[1]:
+        second = tensor_of(state, name.replace("fc1", "fc2"))
+        if len(state[name]) == 2 * second.shape[1]:
             block = name.removesuffix("mlp.fc1.weight")
             state = {
                 re.sub(r"mlp\.fc2\.", "mlp.w3.", re.sub(r"mlp\.fc1\.", "mlp.w12.", n))
