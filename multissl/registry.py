@@ -63,6 +63,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "vicregl": "multissl.objectives.vicregl:VICRegL",
         "barlow": "multissl.objectives.barlow:BarlowTwins",
         "wmse": "multissl.objectives.wmse:WMSE",
+        "lejepa": "multissl.objectives.lejepa:LeJEPA",
+        "visreg": "multissl.objectives.visreg:VISReg",
+        "simdino": "multissl.objectives.simdino:SimDINO",
         "swav": "multissl.objectives.swav:SwAV",
         "msn": "multissl.objectives.msn:MSN",
         "mae": "multissl.objectives.mae:MAE",
@@ -92,6 +95,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "layers": {
         "mlp_head": "multissl.layers.heads:MLPHead",
+        "unit_head": "multissl.layers.heads:UnitHead",
         "prototype_head": "multissl.layers.heads:PrototypeHead",
         "teacher": "multissl.layers.teacher:Teacher",
         "decoder": "multissl.layers.decoder:Decoder",

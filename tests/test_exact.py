@@ -69,6 +69,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "nnclr": [{"two_view": True}],
     "byol": [{"target": "student"}],
+    "simdino": [{"patch_weight": 0.0, "expand": "student"}],
+    "data2vec": [{"masks": 2, "row_weight": 1.0}],
     "swav": [{"queue": 16}],
     "msn": [{"sinkhorn_rounds": 3, "prior": "power_law"}],
     "mae": [{"masking": "replace", "metric": "l1", "norm_target": "none"}],
@@ -156,6 +158,9 @@ PLANTS = [
     Plant("clip", "gather", "detached", "pairs"),
     Plant("siglip", "gather", "detached", "pairs"),
     Plant("wmse", "gather", "local"),
+    Plant("lejepa", "sum_ranks", "detached"),
+    Plant("visreg", "gather", "detached"),
+    Plant("simdino", "sum_ranks", "detached"),
     Plant("barlow", "sum_ranks", "local"),
     Plant("msn", "sum_ranks", "detached"),
     Plant("byol", "sum_ranks", "local"),  # the batch norms of its heads

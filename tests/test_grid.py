@@ -78,7 +78,7 @@ REASONS: dict[tuple[str, str], str] = {
     **{
         ("paired", o): f"{o} {reads} one stream"
         for reads, names in {
-            "reads": "dino msn ijepa data2vec mlm next_token infilling",
+            "reads": "dino msn simdino ijepa data2vec mlm next_token infilling",
             "rolls": "spr",
             "rebuilds": "mae vime",
         }.items()
@@ -97,12 +97,12 @@ REASONS: dict[tuple[str, str], str] = {
 """Pairs without a meaning, and the words in which `check` or the objective must refuse them."""
 EXPERIMENTAL: dict[str, str] = {
     "image": "spr",
-    "video": "spr vicreg vicregl barlow wmse data2vec",
-    "audio": "spr ijepa",
-    "text": "spr dino byol vicreg vicregl barlow wmse swav msn ijepa",
-    "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec",
-    "rl": "dino swav msn ijepa data2vec vicregl",
-    "paired": "nnclr byol wmse swav",
+    "video": "spr vicreg vicregl barlow wmse data2vec lejepa visreg simdino",
+    "audio": "spr ijepa lejepa visreg simdino",
+    "text": "spr dino byol vicreg vicregl barlow wmse swav msn ijepa lejepa visreg simdino",
+    "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec lejepa visreg simdino",
+    "rl": "dino swav msn ijepa data2vec vicregl lejepa visreg simdino",
+    "paired": "nnclr byol wmse swav lejepa visreg",
 }
 """Pairs that train though nobody has published them: by modality, the objectives."""
 

@@ -1,7 +1,8 @@
 """Heads: what turns an encoder's output into the space in which a loss is taken.
 
 `MLPHead` projects or predicts (SimCLR, BYOL, VICReg); `PrototypeHead` scores prototypes (DINO, Caron et al. 2021,
-arXiv 2104.14294; its parameter names are the official ones); `RankBatchNorm` is batch norm over all ranks.
+arXiv 2104.14294; its parameter names are the official ones), `UnitHead` is the same without them (SimDINO);
+`RankBatchNorm` is batch norm over all ranks.
 Shapes: R rows, D input width, H hidden width, P output width, b bottleneck, K prototypes.
 State: the running statistics of the batch norms.
 """
@@ -162,6 +163,60 @@ class WeightNormLinear(nn.Module):
         return F.linear(x, v * (self.weight_g / size).to(v.dtype))
 
 
+def _gelu_layers(dim: int, hidden: int, out: int, layers: int, norm: Norm, bias: bool) -> nn.Module:
+    """Return linear layers with a norm and a GELU between them, as DINO has them; a single one is bare."""
+    widths = [dim, *[hidden] * (layers - 1)]
+    steps: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        steps += [nn.Linear(before, after, bias=bias), *_norm(norm, after), nn.GELU()]
+    last = nn.Linear(widths[-1], out, bias=bias)
+    return Layers(*steps, last) if layers > 1 else last
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Return the rows x [R, b] as unit vectors in fp32, or wider: 1e-12 vanishes in half precision.
+
+    fp16 keeps the larger one of the official code.
+    """
+    return F.normalize(at_least_fp32(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+
+
+class UnitHead(Component, nn.Module):
+    """DINO's head without its prototypes: an MLP and an L2 norm (SimDINO). x [R, D] -> unit vectors [R, P], in fp32."""
+
+    group: ClassVar[str] = "layers"
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseConfig):
+        """Options of a head onto the unit sphere."""
+
+        out: int = 256
+        """Channels of the output, 1 or more."""
+        hidden: int = 2048
+        """Channels of the hidden layers, 1 or more."""
+        layers: int = 3
+        """Linear layers; 1 is a single linear map."""
+        norm: Literal["none", "batch"] = "none"
+        """Norm after every hidden linear layer; batch spans all ranks."""
+        init_std: float = 0.02
+        """Deviation of the initial weights; 0: 1/sqrt(inputs), which narrow heads need."""
+
+        def __post_init__(self) -> None:
+            for name in ("out", "hidden", "layers"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"objective.head.{name}={getattr(self, name)}: want 1 or more")
+
+    def __init__(self, cfg: Config, dim: int) -> None:
+        super().__init__()
+        self.mlp = _gelu_layers(dim, cfg.hidden, cfg.out, cfg.layers, cfg.norm, bias=True)
+        for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
+            init_linear(linear, cfg.init_std)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x [R, D] -> [R, P]; rows outside `keep` (bool [R]) have no part in batch norm's statistics."""
+        return _unit(self.mlp(x, keep) if isinstance(self.mlp, Layers) else self.mlp(x))
+
+
 class PrototypeHead(Component, nn.Module):
     """DINO's head: MLP to a bottleneck, L2 norm, scores against K prototypes. x [R, D] -> logits [R, K]."""
 
@@ -195,13 +250,7 @@ class PrototypeHead(Component, nn.Module):
 
     def __init__(self, cfg: Config, dim: int) -> None:
         super().__init__()
-        widths = [dim, *[cfg.hidden] * (cfg.layers - 1)]
-        steps: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            steps += [nn.Linear(before, after, bias=cfg.bias), *_norm(cfg.norm, after), nn.GELU()]
-        last = nn.Linear(widths[-1], cfg.bottleneck, bias=cfg.bias)
-        steps.append(last)
-        self.mlp = Layers(*steps) if cfg.layers > 1 else last
+        self.mlp = _gelu_layers(dim, cfg.hidden, cfg.bottleneck, cfg.layers, cfg.norm, cfg.bias)
         for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
             init_linear(linear, cfg.init_std)
         if cfg.gain == "none":
@@ -213,6 +262,4 @@ class PrototypeHead(Component, nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """x [R, D] -> logits [R, K]; rows outside `keep` (bool [R]) have no part in batch norm's statistics."""
         x = self.mlp(x, keep) if isinstance(self.mlp, Layers) else self.mlp(x)  # [R, b]
-        # In fp32: 1e-12 vanishes in half precision. fp16 keeps the official, larger floor.
-        unit = F.normalize(at_least_fp32(x), dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
-        return self.last_layer(unit.to(x.dtype))
+        return self.last_layer(_unit(x).to(x.dtype))

@@ -1,6 +1,7 @@
 """data2vec's targets, the mean of a teacher's normalized layers, and its error.
 
-Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4.
+Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4; of a whole row (EAT's utterance): Chen et al., IJCAI
+2024, arXiv 2401.03497.
 Shapes: R rows, N tokens, D width.  Collectives: none.
 """
 
@@ -51,3 +52,16 @@ def scaled_errors(pred: Tensor, target: Tensor, beta: float = 0.0, scale: float 
     if beta == 0:
         return factor * F.mse_loss(pred, target, reduction="none")
     return factor * F.smooth_l1_loss(pred, target, beta=beta, reduction="none")
+
+
+def row_errors(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Squared errors of each channel of rows pred [R, D] against the mean of their tokens' targets [R, N, D]: [R, D].
+
+    Times 1/sqrt(D), as those of tokens. The mean is over the `valid` tokens, bool [R, N]; None: all. In fp32 at least.
+    """
+    if valid is None:
+        mean = target.mean(1)
+    else:
+        shown = target.masked_fill(~valid[..., None], 0)
+        mean = shown.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)  # [R, D]
+    return scaled_errors(pred, mean)

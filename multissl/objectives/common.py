@@ -46,6 +46,15 @@ def views_per_stream(streams: Mapping[str, StreamSpec], total: int, clean: bool 
     return alone if len(streams) == 1 else ViewPlan(num_clean=1)
 
 
+def small_and_large_views(
+    streams: Mapping[str, StreamSpec], num_global: int, num_local: int
+) -> tuple[ViewPlan, int]:
+    """The views of a single stream, or one clean view of each of several; and how many of all views are whole ones."""
+    if len(streams) == 1:
+        return ViewPlan(num_global=num_global, num_local=num_local), num_global
+    return ViewPlan(num_clean=1), len(streams)
+
+
 def shared_space(projectors: PerStream[Any]) -> SharedSpace | None:
     """Return the space that the projectors of several streams lead into; None for the projector of one stream."""
     return SharedSpace(dict(projectors.items())) if len(projectors) > 1 else None
@@ -80,6 +89,29 @@ def head(
     else:
         parts = [module(*rows) for rows in zip(x.chunk(calls), keep.chunk(calls), strict=True)]
     return at_least_fp32(torch.cat(parts)).unflatten(0, (num_views, -1))
+
+
+def project_together(
+    encoders: EncodeFunction, projectors: Mapping[str, nn.Module] | PerStream[Any], batch: Sequence[Views]
+) -> Tensor:
+    """Every view of `batch` encoded, pooled and projected: [V, B, P] in fp32, V over all items of the batch.
+
+    A projector is called once for the views of all roles of its stream, so that batch norm's statistics span them.
+    """
+    features = encoders.encode(batch)
+    parts = []
+    for stream in dict.fromkeys(v.stream for v in batch):
+        mine = [(v, f) for v, f in zip(batch, features, strict=True) if v.stream == stream]
+        pooled = torch.cat([f.pooled for _, f in mine])
+        here = None if mine[0][0].present is None else torch.cat([_rows(v) for v, _ in mine])
+        parts.append(head(projectors[stream], pooled, sum(v.num_views for v, _ in mine), keep=here))
+    return torch.cat(parts)
+
+
+def _rows(views: Views) -> Tensor:
+    rows = views.present_rows
+    assert rows is not None, "the views of a stream are all of the same samples"
+    return rows
 
 
 def presence(batch: Batch) -> Tensor | None:

@@ -4,11 +4,16 @@ Baevski et al., ICML 2022, arXiv 2202.03555, sections 3.3 and 3.4. Targets: outp
 each normalized, averaged, perhaps normalized again; loss on hidden tokens, squared or smooth L1, times 1/sqrt(D).
 Layers are block outputs, as in data2vec 2.0 (arXiv 2212.07525); the first version took those of the feed-forward nets.
 The official trainer sums over channels and tokens and divides by the number of tokens: so do we; sum_channels=False
-averages the channels too, which is D times less. The teacher's rate goes linearly to its final
+averages the channels too, which is D times less. With `masks` above 1 the teacher looks once at a view that the student
+reads under so many masks, as in data2vec 2.0, whose student and decoder see kept tokens alone where here mask tokens go
+through. `row_weight` adds EAT's loss of a whole sound (arXiv 2401.03497): what the encoder pools, the class token,
+against the mean of the targets of all its tokens, squared errors summed over channels and averaged over rows; the
+official trainer sums over rows, so that its weight of 1 is here the number of rows, masks times samples.
+The teacher's rate goes linearly to its final
 value over the whole run, in the official code within a number of steps of its own. What is shipped is the student, as
 in the official fine-tuning.
-Shapes: R rows, N tokens, Q hidden tokens, D width.  Collectives: a sum of counts where streams are missing or padded;
-else every rank hides equally many tokens.  State: teacher encoders, a linear head.
+Shapes: R rows, M masks, N tokens, Q hidden tokens, D width.  State: teacher encoders, a linear head.
+Collectives: a sum of counts where streams are missing or padded; else every rank hides equally many tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from multissl.layers.init import init_linear
 from multissl.layers.joint import mean_token
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import deviation_of_tokens, embedding_std, mean_of
-from multissl.losses.data2vec import LayerNorm, average_layers, scaled_errors
+from multissl.losses.data2vec import LayerNorm, average_layers, row_errors, scaled_errors
 from multissl.objectives.common import same_plan, single_stream
 
 
@@ -45,6 +50,8 @@ class Data2Vec(Objective):
 
         mask_ratio: float = 0.6
         """Share of the tokens that are hidden, the same in every row."""
+        masks: int = 1
+        """Masks under which the student reads each view that the teacher sees once (data2vec 2.0: 8 to 16)."""
         top_k: int = 6
         """Last blocks of the teacher whose outputs are averaged."""
         layer_norm: LayerNorm = "instance"
@@ -58,6 +65,9 @@ class Data2Vec(Objective):
         """Factor on the loss; 0: 1/sqrt(D)."""
         sum_channels: bool = True
         """Sum the errors over the D channels, as the official trainer does; False: their mean."""
+        row_weight: float = 0.0
+        """Weight of the squared error of what is pooled from a row against the mean of its tokens' targets (EAT); 0
+        leaves it out."""
         min_target_std: float = 0.1
         """Alarm when the targets' deviation is below it after guard_steps steps; 0: never."""
         min_prediction_std: float = 0.01
@@ -74,7 +84,15 @@ class Data2Vec(Objective):
                 raise ValueError(
                     f"objective.mask_ratio={self.mask_ratio}: want more than 0, less than 1, such as 0.6"
                 )
-            limits = {"top_k": 1, "beta": 0, "scale": 0, "min_target_std": 0, "min_prediction_std": 0}
+            limits = {
+                "masks": 1,
+                "top_k": 1,
+                "beta": 0,
+                "scale": 0,
+                "row_weight": 0,
+                "min_target_std": 0,
+                "min_prediction_std": 0,
+            }
             for name, low in {**limits, "guard_steps": 0}.items():
                 if getattr(self, name) < low:
                     raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
@@ -94,34 +112,45 @@ class Data2Vec(Objective):
         self.teacher: Teacher = cfg.teacher.build({"encoders": encoders})
 
     def plans(self) -> Plans:
-        """One global view under a mask of fixed ratio, and the teacher's last blocks."""
+        """One global view under masks of a fixed ratio, and the teacher's last blocks."""
         ratio = (self.cfg.mask_ratio, self.cfg.mask_ratio)
-        return same_plan([self.stream], ViewPlan(num_global=1, mask_ratio=ratio, inner=self.cfg.top_k))
+        plan = ViewPlan(num_global=1, mask_ratio=ratio, num_masks=self.cfg.masks, inner=self.cfg.top_k)
+        return same_plan([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's hidden tokens."""
         cfg = self.cfg
         views = batch.find(self.stream, "global")
-        if views is None or views.mask is None:
-            raise ValueError("data2vec wants a global view with a mask, as its plan says")
-        _, hidden = places(views.mask)  # [R, Q]
+        if views is None or len(views.masks) != cfg.masks:
+            got = len(views.masks) if views else "no view"
+            raise ValueError(
+                f"data2vec wants a global view with a mask for each of objective.masks={cfg.masks}, got {got}: hand it "
+                "the views that its plan asks for"
+            )
+        hidden = torch.cat([places(m)[1] for m in views.masks])  # [M*R, Q], mask by mask
         with torch.no_grad():
             teacher = self.teacher.encoders
             (whole,) = teacher.encode([views.with_mask(None)], "none", cfg.top_k)
-            layers = average_layers(whole.inner, cfg.layer_norm, cfg.final_norm, views.valid)
-            target = gather_tokens(layers, hidden)  # [R, Q, D]
-        (features,) = encoders.encode([views], "replace")
-        pred = self.head(gather_tokens(features.tokens, hidden).to(self.head.weight.dtype))  # [R, Q, D]
+            layers = average_layers(whole.inner, cfg.layer_norm, cfg.final_norm, views.valid)  # [R, N, D]
+            target = gather_tokens(layers.repeat(cfg.masks, 1, 1), hidden)  # [M*R, Q, D]
+        features = encoders.encode([views.with_mask(m) for m in views.masks], "replace")
+        tokens = torch.cat([f.tokens for f in features])  # [M*R, N, D]
+        pred = self.head(gather_tokens(tokens, hidden).to(self.head.weight.dtype))  # [M*R, Q, D]
         errors = scaled_errors(pred, target, cfg.beta, cfg.scale)
-        real = views.real_tokens(features.tokens.shape[1])  # [R, N]
-        keep = None if real is None else gather_tokens(real, hidden)  # [R, Q]
-        loss = mean_of(errors.sum(-1) if cfg.sum_channels else errors, keep)
+        real = views.real_tokens(tokens.shape[1])  # [R, N]
+        keep = None if real is None else gather_tokens(real.repeat(cfg.masks, 1), hidden)  # [M*R, Q]
+        terms = {"regress": mean_of(errors.sum(-1) if cfg.sum_channels else errors, keep)}
+        if cfg.row_weight:
+            rows = torch.stack(
+                [row_errors(f.pooled, layers, views.valid).sum(-1) for f in features]
+            )  # [M, R]
+            terms["row"] = mean_of(rows.T, views.present_rows)
         stats = {
-            "std": embedding_std(mean_token(features.tokens, views.valid), views.present_rows),
+            "std": embedding_std(mean_token(features[0].tokens, views.valid), views.present_rows),
             "target_std": deviation_of_tokens(target, keep),
             "prediction_std": deviation_of_tokens(pred.detach(), keep),
         }
-        return Losses.weigh({"regress": loss}, {"regress": 1.0}, stats)
+        return Losses.weigh(terms, {"regress": 1.0, "row": cfg.row_weight}, stats)
 
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """The teacher follows."""

@@ -9,7 +9,7 @@ from multissl.config import Config
 
 SMALL = {
     "prototypes": 16, "bottleneck": 8, "hidden": 16, "out": 16, "koleo_group": 4, "num_local": 2, "queue": 16,
-    "dim": 16, "depth": 1, "heads": 2, "top_k": 2, "group": 4, "matches": (3, 2), "steps": 2,
+    "dim": 16, "depth": 1, "heads": 2, "top_k": 2, "group": 4, "matches": (3, 2), "steps": 2, "slices": 16,
 }  # fmt: skip
 """Options by name and their small value; 0 and None, which switch a part off, stay."""
 NARROW = {"group"}

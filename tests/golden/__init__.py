@@ -143,7 +143,9 @@ def run_on_ranks(count: int, function: Callable[..., Any], parameters: list[Any]
 
     `function(rank, work)` returns a list, one entry per (variant, options, inputs) of `work`.
     """
-    picked = [c for p in parameters if (c := p.values[0]) is not None and c.hyper["world"] == count]
+    picked = [
+        c for p in parameters if (c := p.values[0]) is not None and c.hyper.get("world", count) == count
+    ]
     work = [(c.variant, c.hyper, c.tensors("in")) for c in picked]
     results = run_ranks(count, with_what_is_read, function, work)
     for _, names in results:

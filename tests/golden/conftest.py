@@ -36,6 +36,17 @@ NOT_READ: dict[str, dict[str, str]] = {
     "test_golden_layouts_of_pictures": {"like": "the case whose tensors a wrapped file holds"},
     "test_golden_layouts_of_clips": {"like": "the case whose tensors a wrapped file holds"},
     "test_golden_layouts_of_texts_and_waves": {"like": "the case whose tensors a wrapped file holds"},
+    "test_golden_sigreg": {
+        **dict.fromkeys(("scale", "shift"), "made the inputs, which are stored"),
+        "step": "drew the directions, which are stored",
+    },
+    "test_golden_sigreg_on_ranks": {
+        "scale": "made the inputs, which are stored",
+        "step": "drew the directions, which are stored",
+    },
+    "test_golden_lejepa": {"scale": "made the inputs, which are stored"},
+    "test_golden_visreg": dict.fromkeys(("scale", "shift"), "made the inputs, which are stored"),
+    "test_golden_simdinov2_patches": {"p": "drew the mask, token by token, which is stored"},
     "test_golden_videomae_table": dict.fromkeys(("rect", "up"), "read by test_golden_sincos_pos_embed"),
 }
 """What a test does not read, and why."""

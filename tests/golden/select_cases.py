@@ -51,8 +51,9 @@ READ = {
     "optim_ema": "ema_and_clip lars",
     "protocols": "alpha_req_wls attention_mask_jaccard attentive_probe attentive_probe_aim attentive_probe_capi "
     "clid clip_zero_shot copy_detection depth_bins dinov2_knn_few dinov3_knn_skip_first dinov3_linear_seg_head "
-    "dinov3_schedules few_shot_subset imagenet_c_mce label_propagation lidar linear_probe_input "
-    "retrieval_revisited segmentation_miou",
+    "dinov3_schedules dist_sigreg dist_simdinov2 eat_loss few_shot_subset imagenet_c_mce label_propagation "
+    "lejepa_minimal lidar linear_probe_input retrieval_revisited segmentation_miou sigreg_lejepa simdino_mcr "
+    "simdinov2_mcr simdinov2_patch visreg",
     "schedules_groups": "dinov2_cosine dinov2_param_groups dinov2_training_schedules peer_schedules",
     "stochastic": "dinov2_augmentation_rates dinov2_block_mask dinov2_collate dinov2_crops ibot_mask ijepa_masks "
     "simmim_mask videomae_tube_mask vjepa_masks",
@@ -75,7 +76,9 @@ layouts with the libraries themselves."""
 LICENCES = {
     "HobbitLong/SupContrast": "BSD-2-Clause",
     "MishaLaskin/curl": "MIT",
+    "RobinWu218/SimDINO": "MIT",
     "bytedance/ibot": "Apache-2.0",
+    "cwx-worst-one/EAT": "MIT",
     "facebookresearch/barlowtwins": "MIT",
     "facebookresearch/capi": "Apache-2.0",
     "facebookresearch/dino": "Apache-2.0",

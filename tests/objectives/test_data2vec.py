@@ -12,7 +12,7 @@ from multissl.contract.encoder import Encoders
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.losses.data2vec import average_layers, scaled_errors
+from multissl.losses.data2vec import average_layers, row_errors, scaled_errors
 from multissl.modalities.masks import draw_masks
 from multissl.objectives.data2vec import Data2Vec
 from multissl.random import RowRandom
@@ -120,3 +120,49 @@ def test_bad_options_are_refused_in_a_sentence() -> None:
     net, objective = built()
     with pytest.raises(ValueError, match="wants a global view with a mask"):
         objective(net, Batch([views(objective).with_mask(None)]), START)
+
+
+def test_under_several_masks_the_teacher_looks_once_and_every_mask_counts() -> None:
+    net, objective = built(masks=3, beta=0.0, final_norm="layer", row_weight=0.5)
+    for parameter in objective.teacher.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    given = views(objective)
+    assert len({tuple(m.hidden.flatten().tolist()) for m in given.masks}) == 3
+    calls = []
+    teacher = objective.teacher.encoders["pictures"]
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    losses = objective(net, Batch([given]), START)
+    assert len(calls) == 1
+    (whole,) = objective.teacher.encoders.encode([given.with_mask(None)], "none", 2)
+    targets = average_layers(whole.inner, "instance", "layer")
+    errors, rows = [], []
+    for mask in given.masks:
+        (features,) = net.encode([given.with_mask(mask)], "replace")
+        for r in range(4):
+            pred = objective.head(features.tokens[r, mask.hidden[r]])
+            errors += [*(pred - targets[r, mask.hidden[r]]).square().sum(-1)]
+            rows.append((features.pooled[r] - targets[r].mean(0)).square().sum())
+    expected = [torch.stack(each).mean().detach() / 4 for each in (errors, rows)]  # by the root of the width
+    for name, value in zip(("regress", "row"), expected, strict=True):
+        torch.testing.assert_close(losses.terms[name], value)
+    torch.testing.assert_close(losses.total.detach(), expected[0] + 0.5 * expected[1])
+
+
+def test_the_error_of_a_row_is_that_of_its_real_tokens() -> None:
+    target, pred = torch.randn(2, 5, 8), torch.randn(2, 8)
+    valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = row_errors(pred, target, valid)
+    torch.testing.assert_close(found[0], row_errors(pred[:1], target[:1])[0])
+    torch.testing.assert_close(found[1], row_errors(pred[1:], target[1:, :3])[0])
+
+
+def test_as_many_masks_as_the_plan_asks_for() -> None:
+    net, objective = built(masks=2)
+    given = views(objective)
+    given.masks = given.masks[:1]
+    with pytest.raises(ValueError, match=r"for each of objective\.masks=2, got 1"):
+        objective(net, Batch([given]), START)
+    with pytest.raises(ValueError, match=r"objective\.masks=0: want 1 or more"):
+        Data2Vec.Config(masks=0)
+    with pytest.raises(ValueError, match=r"objective\.row_weight=-1: want 0 or more"):
+        Data2Vec.Config(row_weight=-1)
