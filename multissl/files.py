@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -60,6 +60,13 @@ def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file in one go."""
     with replaced(path) as aside:
         _write(aside, content)
+
+
+def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file in one go, of pieces that come one after the other."""
+    with replaced(path) as aside, _open_to_append(aside) as file:
+        for piece in pieces:
+            _append(file, piece)
 
 
 def replace_tensors(

@@ -34,7 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shapes": ("files",),
     "losses": FOUNDATION,
     "layers": ("losses", *FOUNDATION),
-    "sources": ("contract", "registry", "limits", "plain_data"),
+    "sources": ("contract", "registry", "limits", "plain_data", "files", "waiting"),
     "modalities": ("sources", *FOUNDATION),
     "encoders": ("layers", *FOUNDATION),
     "objectives": ("losses", "layers", *FOUNDATION),

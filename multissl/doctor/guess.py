@@ -18,6 +18,7 @@ from multissl import registry
 from multissl.contract.modality import Modality
 from multissl.sources.kinds import file_kind
 from multissl.sources.names import LABELS, expand_braces, file_columns, pick_column
+from multissl.sources.remote import REMOTE, local_place
 from multissl.sources.tables import TABLES, open_table, table_suffix
 
 KINDS = ("image", "video", "audio", "text")
@@ -34,15 +35,15 @@ def part_of(path: str) -> str:
     """Return the name of the modality that a path is read by. Raises a ValueError where it tells none."""
     if path.startswith("gym:"):
         return "rl"
-    if path.startswith(("torchvision:", "hf:")):
+    if path.startswith(("torchvision:", "hf:")) and not REMOTE.match(path):
         return "image"
-    place = os.path.expanduser(path)
+    place = local_place(path)
     if os.path.isdir(place):
         return _of_files(
             path, (os.path.join(folder, n) for folder, _, names in os.walk(place) for n in names)
         )
     if any(letter in place for letter in "*{"):
-        return _of_pattern(path)
+        return _of_pattern(path, place)
     if not os.path.exists(place):
         raise ValueError(f"{path}: no such file or folder")
     if table_suffix(place) in TABLES:
@@ -57,9 +58,9 @@ def part_of(path: str) -> str:
     return _of_files(path, [place])
 
 
-def _of_pattern(path: str) -> str:
+def _of_pattern(path: str, place: str) -> str:
     """Return the modality of the first shard that a pattern names."""
-    shards = sorted(name for each in expand_braces(os.path.expanduser(path)) for name in glob.glob(each))
+    shards = sorted(name for each in expand_braces(place) for name in glob.glob(each))
     if not shards:
         raise ValueError(f"{path}: no file is named like that")
     return part_of(shards[0])

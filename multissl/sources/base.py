@@ -89,7 +89,7 @@ class FileSource(Source):
 
     def matches(self, path: str) -> bool:
         """Return whether the path is a file with one of the suffixes."""
-        return os.path.exists(path) and not os.path.isdir(path) and suffix_of(path) in self.suffixes
+        return os.path.exists(path) and not os.path.isdir(path) and path.lower().endswith(self.suffixes)
 
     def stamp(self, request: Request) -> Hashable:
         """Return the size and the time of the file."""

@@ -210,7 +210,10 @@ def _refine(keys: list[Hashable], payloads: Sequence[Any], length: int | None, s
 def _files(payload: Any) -> list[tuple[str, int, int]] | None:
     """Return path, offset and size of the files that a payload is: one, or those of a folder; None where it is none."""
     if isinstance(payload, Slice):
-        return [(payload.path, payload.offset, payload.size)]
+        size = (
+            payload.size if payload.packed < 0 else payload.packed
+        )  # members of zips are compared as packed
+        return [(payload.path, payload.offset, size)]
     if not isinstance(payload, str | Path):
         return None
     try:

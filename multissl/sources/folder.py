@@ -15,7 +15,7 @@ from multissl.sources.base import Listing, Request, Source, file_stamps, suffix_
 from multissl.sources.kinds import PACKAGES, file_kind
 from multissl.sources.names import read_folders
 from multissl.sources.payloads import Joined, Paths
-from multissl.sources.shards import list_shards, shard_formats
+from multissl.sources.shards import format_of, list_shards, shard_formats
 
 NAMELESS = "no suffix"
 """What files are counted as that neither name nor content tells."""
@@ -81,7 +81,7 @@ def _with_shards(listing: Listing, paths: list[str], request: Request) -> Listin
 
 def _shards(files: list[str], request: Request) -> list[str]:
     formats = shard_formats()
-    return [os.path.join(request.path, name) for name in files if suffix_of(name) in formats]
+    return [os.path.join(request.path, name) for name in files if format_of(name, formats) is not None]
 
 
 def walk(root: str) -> Iterator[str]:

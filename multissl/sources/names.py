@@ -109,9 +109,13 @@ def last_dot(name: str) -> tuple[str, str]:
 
 def find_test_file(path: str) -> list[str]:
     """Return the test file that lies beside a train file and is named like it, as a list of one; [] for none."""
-    name = re.sub(r"(?i)(?<![a-z0-9])train(?![a-z0-9])", "test", os.path.basename(path))
-    beside = os.path.join(os.path.dirname(path), name)
+    beside = os.path.join(os.path.dirname(path), name_of_test_file(os.path.basename(path)))
     return [beside] if beside != path and os.path.isfile(beside) else []
+
+
+def name_of_test_file(name: str) -> str:
+    """Return what the test file is called that belongs to a train file; the name itself where it is none."""
+    return re.sub(r"(?i)(?<![a-z0-9])train(?![a-z0-9])", "test", name)
 
 
 def expand_braces(pattern: str) -> list[str]:

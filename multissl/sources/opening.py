@@ -24,6 +24,7 @@ from multissl.sources.base import (
 from multissl.sources.copies import Copies
 from multissl.sources.kinds import describe_left_out
 from multissl.sources.reading import check_regular
+from multissl.sources.remote import local_place
 from multissl.sources.splits import SplitSamples, select_split
 
 log = logging.getLogger("multissl")
@@ -49,7 +50,7 @@ def open_source(
     is named in errors.
     """
     try:
-        listing = list_source(Request(os.path.expanduser(path), suffixes, kind, table))
+        listing = list_source(Request(local_place(path), suffixes, kind, table))
         return select_split(relabel(listing) if relabel else listing, split)
     except ValueError as error:
         raise ValueError(f"{option}={path!r}: {error}") from None

@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multissl.sources.reading import read_part
+from multissl.sources.reading import read_deflated, read_part
 
 
 class Slice(NamedTuple):
-    """A file inside a tar shard."""
+    """A file inside an archive."""
 
     path: str
     offset: int
     size: int
     name: str
+    packed: int = -1
+    """Bytes that it takes there, deflated; -1: it lies there as it is."""
 
     @property
     def place(self) -> str:
@@ -33,7 +35,13 @@ class Slice(NamedTuple):
 
     def read(self) -> bytes:
         """Return its bytes."""
-        return read_part(self.path, self.offset, self.size, self.name)
+        return self.head(self.size)
+
+    def head(self, count: int) -> bytes:
+        """Return its first bytes, as many as are asked for and there."""
+        if self.packed < 0:
+            return read_part(self.path, self.offset, min(self.size, count), self.name)
+        return read_deflated(self.path, self.offset, self.packed, self.size, self.name, count)
 
 
 class Paths(Sequence[str]):

@@ -77,6 +77,22 @@ def read_part(path: str, offset: int, size: int, name: str) -> bytes:
         return file.read(size)
 
 
+def read_deflated(path: str, offset: int, packed: int, size: int, name: str, count: int) -> bytes:
+    """Return the first `count` bytes of a member of `size` that is deflated to `packed` bytes at `offset` of a file."""
+    SAMPLE_BYTES.check(size, f"{name} of {path} has")
+    check_unpacked(packed, size, f"{name} of {path}")
+    wanted = min(count, size)
+    try:
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+            read_part(path, offset, packed, name), wanted or 1
+        )
+    except zlib.error as error:
+        raise ValueError(f"{name} of {path} cannot be unpacked ({first_line(error)})") from None
+    if len(content) != wanted:
+        raise ValueError(f"{name} of {path} unpacks to {len(content):,} bytes, the archive says {size:,}")
+    return content
+
+
 def read_array(data: bytes) -> np.ndarray:
     """Return the array of an npy file's bytes, which must hold what its header says."""
     file = io.BytesIO(data)

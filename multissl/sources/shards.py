@@ -10,7 +10,7 @@ import glob
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from multissl.sources.base import (
@@ -21,7 +21,6 @@ from multissl.sources.base import (
     Source,
     file_stamps,
     known_sources,
-    suffix_of,
 )  # fmt: skip
 from multissl.sources.names import expand_braces, find_test_file, split_in_name
 from multissl.sources.payloads import Joined
@@ -34,6 +33,10 @@ class ShardSource(FileSource):
     @abstractmethod
     def read_shard(self, path: str, request: Request) -> tuple[Sequence[Any], Sequence[Label]]:
         """Return the payloads of one shard and their labels."""
+
+    def splits(self, path: str, request: Request) -> Sequence[str]:
+        """Return the split of every sample of a shard that was read; empty where it does not say, as by default."""
+        return ()
 
     def left_out(self, path: str, request: Request) -> Counter[str]:
         """Return how many parts of a shard that was read are no samples, by the reason; by default none are."""
@@ -74,6 +77,12 @@ def shard_formats() -> dict[str, ShardSource]:
     return {suffix: source for source in formats for suffix in source.suffixes}
 
 
+def format_of(path: str, formats: Mapping[str, ShardSource]) -> ShardSource | None:
+    """Return the format of a shard by its name, None where it is none."""
+    suffix = max((each for each in formats if path.lower().endswith(each)), key=len, default="")
+    return formats.get(suffix)
+
+
 def list_shards(paths: Sequence[str], request: Request) -> Listing:
     """List the samples of several shards, one after the other; their formats may differ."""
     formats = shard_formats()
@@ -82,14 +91,15 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
     tags: list[str] = []
     left_out: Counter[str] = Counter()
     for path in paths:
-        if suffix_of(path) not in formats:
+        shards = format_of(path, formats)
+        if shards is None:
             raise ValueError(f"{path} is no shard; a pattern names {' or '.join(formats)} files")
         check_regular(path)
-        shard_data, shard_labels = formats[suffix_of(path)].read_shard(path, request)
-        left_out += formats[suffix_of(path)].left_out(path, request)
+        shard_data, shard_labels = shards.read_shard(path, request)
+        left_out += shards.left_out(path, request)
         data.append(shard_data)
         labels += shard_labels
-        tags += [split_in_name(path)] * len(shard_labels)
+        tags += shards.splits(path, request) or [split_in_name(path)] * len(shard_labels)
     if not tags:
         raise ValueError(
             f"no {request.kind}s in {', '.join(paths[:3])}; looked for {', '.join(request.suffixes)}"

@@ -87,9 +87,11 @@ def test_a_format_of_shards_is_found_by_name_by_pattern_and_in_a_folder(path: st
 
 def test_errors_name_its_suffix_among_those_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"0")
-    with pytest.raises(ValueError, match=r"known: a folder, .txt, .csv, .tsv, .*.tar, .parquet, .npz$"):
+    with pytest.raises(
+        ValueError, match=r"known: a folder, .txt, .csv, .tsv, .*.tar, .zip, .*, .parquet, .npz$"
+    ):
         open_source(str(tmp_path / "a.pdf"), "all", SUFFIXES)
     with pytest.raises(
-        ValueError, match=r"a\.pdf is no shard; a pattern names .tar or .parquet or .npz files"
+        ValueError, match=r"a\.pdf is no shard; a pattern names .tar or .zip or .* or .parquet or .npz files"
     ):
         open_source(str(tmp_path / "*.pdf"), "all", SUFFIXES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import tarfile
 from pathlib import Path
@@ -22,15 +21,6 @@ from multissl.modalities.video.files import open_videos, read_frames
 from multissl.sources import kinds
 from multissl.sources.opening import open_source
 from multissl.sources.splits import SplitSamples
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    lines: list[str] = []
-    monkeypatch.setattr(
-        logging.getLogger("multissl"), "warning", lambda text, *args: lines.append(text % args)
-    )
-    return lines
 
 
 def picture(form: str = "PNG", level: int = 0) -> bytes:

@@ -42,7 +42,7 @@ from multissl.modalities.image.values import (
     turned,
 )
 from multissl.sources.payloads import Slice
-from multissl.sources.reading import check_regular, read_array, read_file, read_part, unreadable_errors
+from multissl.sources.reading import check_regular, read_array, read_file, unreadable_errors
 from multissl.waiting import followed
 
 MEASURED = 1000
@@ -255,7 +255,7 @@ def _head(data: Any) -> bytes:
         with open(data, "rb") as file:
             return file.read(32)
     if isinstance(data, Slice):
-        return read_part(data.path, data.offset, min(data.size, 32), data.name)
+        return data.head(32)
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data[:32])
     return b"BM" if getattr(data, "dtype", None) in (np.uint8, torch.uint8) else b""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from multissl.modalities.paired.keys import folder_members, keyed, tar_members
+from multissl.modalities.paired.keys import archive_members, folder_members, keyed
 from multissl.modalities.paired.parts import (
     Options,
     Pairs,
@@ -30,20 +30,22 @@ from multissl.modalities.paired.parts import (
     texts_of_cell,
 )
 from multissl.modalities.tabular.tables import table_of
+from multissl.sources.archives import ARCHIVES, archive_suffix
 from multissl.sources.delimited import objects
 from multissl.sources.missing import is_missing
 from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.reading import check_regular, file_errors, parquet_file
+from multissl.sources.remote import local_place
 from multissl.sources.rows import Rows
 from multissl.sources.tables import TABLES, OpenTable, open_table, pick, table_suffix
 
-FILES = (".tar", *TABLES)
+FILES = (*ARCHIVES, *TABLES)
 
 
 def read_pairs(path: str, options: Options) -> Pairs:
     """Return all rows of what `path` names: a folder, a file or a pattern of files of one kind."""
-    place = os.path.expanduser(path)
+    place = local_place(path)
     if os.path.isdir(place):
         return keyed(folder_members(place), options)
     files = [place, *find_test_file(place)] if os.path.exists(place) else []
@@ -55,11 +57,11 @@ def read_pairs(path: str, options: Options) -> Pairs:
     found = []
     for file in files:
         check_regular(file)
-        suffix = table_suffix(file)
+        suffix = archive_suffix(file) or table_suffix(file)
         if suffix not in FILES:
             raise ValueError(f"{file} is no source of pairs; known: a folder, {', '.join(FILES)}")
-        if suffix == ".tar":
-            pairs = keyed(tar_members(file), options)
+        if suffix in ARCHIVES:
+            pairs = keyed(archive_members(file), options)
         elif suffix in (".parquet", ".pq") and not file.lower().endswith(".gz"):
             pairs = parquet_rows(file, options)
         else:
@@ -67,7 +69,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
             if any(want.form == "cells" for want in options.streams.values()):
                 _read_cells(table, options)
             pairs = table_rows(file, table.rows(), list(table.columns), options)
-        word = split_in_name(file) if len(files) > 1 or suffix == ".tar" else ""
+        word = split_in_name(file) if len(files) > 1 or suffix in ARCHIVES else ""
         found.append(pairs if any(pairs.tags) or not word else pairs._replace(tags=[word] * len(pairs.tags)))
     return joined(found)
 

@@ -1,4 +1,4 @@
-"""Pairs of files: the members of one key in a tar or a folder, in webdataset's naming.
+"""Pairs of files: the members of one key in an archive or a folder, in webdataset's naming.
 
 `key.jpg`, `key.txt` and `key.json` belong together, a key being the name up to its first dot; what is called
 `key.STREAM.jpg` belongs to that stream. The fields of the JSON member serve as columns.  State: none.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple
 from multissl.limits import LABEL_BYTES
 from multissl.modalities.paired.parts import Options, Pairs, cell_of, cells_of, made, texts_of_cell
 from multissl.plain_data import parse_json
+from multissl.sources.archives import members
 from multissl.sources.encodings import decode_text, is_broken
 from multissl.sources.folder import walk
 from multissl.sources.names import first_dot, last_dot, read_folders
-from multissl.sources.payloads import Slice
-from multissl.sources.reading import check_regular, first_line, read_file
+from multissl.sources.reading import first_line, read_file
 from multissl.sources.rows import Bad
 from multissl.sources.tables import pick
 
@@ -30,26 +29,19 @@ FIELDS = (".json", ".cls", ".txt")
 
 
 class Member(NamedTuple):
-    """A file of a tar or folder."""
+    """A file of an archive or a folder."""
 
     name: str
     data: Any
     read: Callable[[], bytes]
 
 
-def tar_members(path: str) -> Iterator[Member]:
-    """The files of a plain tar, which are read where they lie."""
-    check_regular(path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isfile():
-                    if member.name.endswith((".json", ".cls")):
-                        LABEL_BYTES.check(member.size, f"{member.name} of {path} has")
-                    found = Slice(path, member.offset_data, member.size, member.name)
-                    yield Member(member.name.removeprefix("./"), found, found.read)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no plain tar ({error}); unpack or repeat the download") from None
+def archive_members(path: str) -> Iterator[Member]:
+    """Yield the files of an archive."""
+    for part in members(path):
+        if part.name.endswith((".json", ".cls")):
+            LABEL_BYTES.check(part.size, f"{part.name} of {path} has")
+        yield Member(part.name, part, part.read)
 
 
 def folder_members(root: str) -> Iterator[Member]:

@@ -31,6 +31,7 @@ from multissl.sources.missing import is_missing, missing_words
 from multissl.sources.names import find_test_file
 from multissl.sources.numerals import EXACT, number_columns, plain_text
 from multissl.sources.reading import check_regular
+from multissl.sources.remote import REMOTE, local_place
 from multissl.sources.tables import TABLES, OpenTable, arrow_cells, open_table, say_once, table_suffix
 
 MEMORY: dict[str, Any] = {}
@@ -116,11 +117,11 @@ def _open(data: str, delimiter: str, missing: Sequence[str]) -> Table:
         return Table(dict(_demo().columns))
     if scheme == "sklearn":
         return _sklearn(rest)
-    if scheme == "memory":
+    if scheme == "memory" and not REMOTE.match(data):
         if data not in MEMORY:
             raise ValueError("a table in the memory of a Python program: only that program can read it")
         return table_of(_frame(MEMORY[data], missing_words(missing)))
-    path = os.path.expanduser(data)
+    path = local_place(data)
     if not os.path.isfile(path):
         if os.path.exists(path) and not os.path.isdir(path):
             check_regular(path)

@@ -29,6 +29,7 @@ from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_na
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, first_line, read_file, unpacked
+from multissl.sources.remote import local_place
 from multissl.sources.rows import Bad
 from multissl.sources.splits import classes_of, split_rows
 from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
@@ -73,15 +74,16 @@ def read_texts(
 ) -> Texts:
     """Return the documents of a split of whatever `data` names; the other options are those of a table."""
     columns = Columns(column, label, delimiter, missing)
-    suffix = table_suffix(data)
-    if data and (os.path.isdir(os.path.expanduser(data)) or suffix not in (*FILES, *TABLES)):
+    place = local_place(data)
+    suffix = table_suffix(place)
+    if data and (os.path.isdir(place) or suffix not in (*FILES, *TABLES)):
         source = open_source(
             data, split, FILES, "text", table=TableOptions(column, label, delimiter, missing)
         )
         texts = [_file(source.data[row]) for row in source.rows.tolist()]
         return _cut(texts, source.labels[source.rows], source.groups[source.rows], source.classes)
     try:
-        listing = _demo() if not data else _listing(os.path.expanduser(data), columns)
+        listing = _demo() if not data else _listing(place, columns)
         rows = split_rows(listing._replace(copies=Copies(_contents(listing.data), limit=IN_MEMORY)), split)
     except ValueError as error:
         raise ValueError(f"modality.data={data!r}: {error}") from None

@@ -31,6 +31,7 @@ from multissl.sources.names import natural_key, read_folders
 from multissl.sources.opening import list_source, open_source
 from multissl.sources.payloads import Joined, Paths, Slice
 from multissl.sources.reading import check_regular, first_line, read_array, read_file
+from multissl.sources.remote import local_place
 from multissl.sources.shards import shard_formats
 from multissl.sources.splits import SplitSamples, select_split
 
@@ -284,7 +285,7 @@ class Array(Clip):
 
 def open_videos(path: str, split: str, table: TableOptions = USUAL) -> SplitSamples:
     """Return the videos of a split: files as `open_source` finds them, and every folder of pictures beside them."""
-    place = os.path.expanduser(path)
+    place = local_place(path)
     folders = _frame_folders(place) if os.path.isdir(place) else []
     if not folders:
         return open_source(path, split, SUFFIXES, kind="video", table=table)
