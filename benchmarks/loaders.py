@@ -244,7 +244,7 @@ def frames_plain(folder: Path) -> Read:
     ale_py = require("ale_py")
     gymnasium = require("gymnasium")
 
-    from multissl.modalities.rl.envs import policy
+    from multissl.modalities.rl.actions import policy
 
     gymnasium.register_envs(ale_py)
 

@@ -82,7 +82,8 @@ GUESSES = {
     "sources.torchvision": "data sets of torchvision",
     "modalities.image.files": "pictures of Pillow, of which only some formats have pages",
     "modalities.rl.envs": "environments of gymnasium, of which Atari's hold an emulator",
-    "modalities.rl.replay": "members of a file of arrays",
+    "modalities.rl.grouped": "groups and arrays of HDF5",
+    "modalities.rl.recorded": "members of a file of arrays",
     "modalities.tabular.tables": "tables of pandas or plain mappings",
     "modalities.text.tokenizer": "tokenizers of transformers",
 }

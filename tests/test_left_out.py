@@ -20,7 +20,7 @@ from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.evaluators.state_probe import StateProbe
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.rl.adapter import RL
-from multissl.modalities.rl.replay import from_arrays
+from multissl.modalities.rl.recorded import from_arrays
 from tests.evaluators.clusters import START, Clusters, frozen
 
 NAMES = [*catalogue.entries()]

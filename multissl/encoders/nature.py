@@ -2,8 +2,9 @@
 
 Mnih et al., Nature 518, 2015 (32, 64 and 64 channels, kernels 8, 4, 3, strides 4, 2, 1), as CURL (arXiv 2004.04136)
 and ATC (arXiv 2009.08319) end it: a linear map to a narrow code and a layer norm. The linear map is kept as one matrix
-a place, so that a token is what its place adds to the code; pooled is their sum, normalized.
-Shapes: R rows, C channels, H*W = N places of the last map, D width of the code.
+a place, so that a token is what its place adds to the code; pooled is their sum, normalized. Observations that are
+numbers have no places: linear layers with ReLU stand for the convolutions there, and there is one token.
+Shapes: R rows, C channels or columns, H*W = N places of the last map, D width of the code.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class NatureEncoder(Encoder):
         """Kernel side of each convolution, in pixels."""
         strides: tuple[int, ...] = (4, 2, 1)
         """Stride of each convolution, in pixels."""
+        hidden: tuple[int, ...] = (256, 256)
+        """Widths of the layers that stand for the convolutions where observations are numbers, not pictures."""
 
         def __post_init__(self) -> None:
             counts = {len(self.channels), len(self.kernels), len(self.strides)}
@@ -43,14 +46,27 @@ class NatureEncoder(Encoder):
                 raise ValueError(
                     f"channels={self.channels} kernels={self.kernels} strides={self.strides}: want as many of each"
                 )
-            if min(self.dim, *self.channels, *self.kernels, *self.strides) < 1:
-                raise ValueError("dim, channels, kernels and strides: want 1 or more of each")
+            if min(self.dim, *self.channels, *self.kernels, *self.strides, *self.hidden) < 1:
+                raise ValueError("dim, channels, kernels, strides and hidden: want 1 or more of each")
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
-        picture_only("nature", spec)
+        numeric = spec.kind == "columns" and not any(spec.cardinalities)
+        if not numeric:
+            picture_only("nature", spec)
         self.dim, self.size = cfg.dim, tuple(spec.shape[1:])
-        self.convolutions, width, side = nn.Sequential(), spec.shape[0], list(spec.shape[1:])
+        if numeric:
+            places, width = 1, self._add_linears(cfg, spec.shape[0])
+        else:
+            places, width = self._add_convolutions(cfg, spec.shape[0])
+        self.weight = nn.Parameter(torch.empty(places, width, cfg.dim))
+        self.bias = nn.Parameter(torch.zeros(cfg.dim))
+        nn.init.normal_(self.weight, std=(places * width) ** -0.5)
+        self.norm = nn.LayerNorm(cfg.dim)
+
+    def _add_convolutions(self, cfg: Config, width: int) -> tuple[int, int]:
+        """Build the convolutions; return the places of their map, and its channels."""
+        self.convolutions, side = nn.Sequential(), list(self.size)
         for i, (out, kernel, stride) in enumerate(zip(cfg.channels, cfg.kernels, cfg.strides, strict=True)):
             side = [(n - kernel) // stride + 1 for n in side]
             if min(side) < 1:
@@ -61,11 +77,16 @@ class NatureEncoder(Encoder):
             self.convolutions.add_module(f"conv{i}", nn.Conv2d(width, out, kernel, stride))
             self.convolutions.add_module(f"relu{i}", nn.ReLU())
             width = out
-        places = side[0] * side[1]
-        self.weight = nn.Parameter(torch.empty(places, width, cfg.dim))
-        self.bias = nn.Parameter(torch.zeros(cfg.dim))
-        nn.init.normal_(self.weight, std=(places * width) ** -0.5)
-        self.norm = nn.LayerNorm(cfg.dim)
+        return side[0] * side[1], width
+
+    def _add_linears(self, cfg: Config, width: int) -> int:
+        """Build the layers of numbers in the place of convolutions; return the width of the last one."""
+        self.convolutions = nn.Sequential()
+        for i, out in enumerate(cfg.hidden):
+            self.convolutions.add_module(f"linear{i}", nn.Linear(width, out))
+            self.convolutions.add_module(f"relu{i}", nn.ReLU())
+            width = out
+        return width
 
     def forward(self, views: Sequence[Views], masking: Masking = "none", inner: int = 0) -> list[Features]:
         """Features of every item; items of one size share one call."""
@@ -77,12 +98,13 @@ class NatureEncoder(Encoder):
         return by_size(views, lambda v: self._features(v.x))
 
     def _features(self, x: Tensor) -> Features:
-        """x [R, C, *size] to pooled [R, D] and tokens [R, N, D]."""
+        """x [R, C, *size] or [R, C] to pooled [R, D] and tokens [R, N, D]."""
         if tuple(x.shape[2:]) != self.size:
             raise ValueError(
                 f"nature was built for {self.size} pixels and reads {tuple(x.shape[2:])}: its linear layer knows one"
                 " size; set the number of local views to 0, or use transformer as the encoder"
             )
-        map_ = self.convolutions(x.to(self.weight.dtype)).flatten(2)  # [R, C', N]
+        map_ = self.convolutions(x.to(self.weight.dtype))
+        map_ = map_.flatten(2) if self.size else map_[..., None]  # [R, C', N]
         tokens = torch.einsum("rcn,ncd->rnd", map_, self.weight)  # [R, N, D]
         return Features(pooled=self.norm(tokens.sum(1) + self.bias), tokens=tokens)

@@ -243,11 +243,14 @@ def _r2(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor, strengths: Sequenc
     std = x.std(0, correction=0)
     scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std.clamp(min=1e-12), torch.zeros_like(std))
     x, queries = (x - mean) * scale, (queries - mean) * scale
-    gram, both = x.T @ x / len(x), x.T @ (y - center) / len(x)
+    dual = x.shape[1] > len(x)  # more features than samples: solved between samples, with the same result
+    gram = (x @ x.T if dual else x.T @ x) / len(x)
+    both = (y - center if dual else x.T @ (y - center)) / len(x)
+    read = queries @ x.T if dual else queries
     found = []
     for l2 in strengths:
-        weight = torch.linalg.solve(gram + l2 * torch.eye(len(gram), dtype=x.dtype), both)  # [F, n]
-        found.append(_scores(queries @ weight + center, truth))
+        weight = torch.linalg.solve(gram + l2 * torch.eye(len(gram), dtype=x.dtype), both)  # [F or S, n]
+        found.append(_scores(read @ weight + center, truth))
     return found
 
 
@@ -255,6 +258,9 @@ def principal(x: Tensor, queries: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """x [S, F] and queries [Q, F] as their first `width` principal components, fitted to x."""
     mean = x.mean(0)
     x, queries = x - mean, queries - mean
-    _, axes = torch.linalg.eigh(x.T @ x)  # ascending
-    axes = axes[:, -width:].flip(1)
+    if x.shape[1] > len(x):
+        axes = torch.linalg.svd(x, full_matrices=False)[2].T
+    else:
+        axes = torch.linalg.eigh(x.T @ x)[1].flip(1)  # descending
+    axes = axes[:, :width]
     return x @ axes, queries @ axes

@@ -109,12 +109,12 @@ def test_an_encoder_that_sees_the_ball_is_told_from_one_that_does_not() -> None:
 
 
 def test_data_without_states_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    modality = Tabular.Config().build().fit()
     said: list[str] = []
     monkeypatch.setattr(
         "multissl.contract.evaluator.log.warning", lambda text, *given: said.append(text % given)
     )
     probe: Any = StateProbe.Config().build()
-    modality = Tabular.Config().build().fit()
     assert probe.run(FrozenEncoders(find_ball, CPU), modality, END) == {}
     assert probe.baselines(modality) == {}
     assert said == ["state_probe: the data tells no state behind its samples, nothing to measure"]
@@ -212,3 +212,20 @@ class Ungrouped(Subject):
     def dataset(self, split: str) -> Samples:
         data = super().dataset(split)
         return Listed([replace(data[i], group=-1) for i in range(len(data))])
+
+
+@pytest.mark.parametrize("width", [3, 30])
+def test_many_features_are_solved_between_samples_as_few_are_between_features(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, queries = (torch.randn(20, width, dtype=torch.float64, generator=generator) for _ in range(2))
+    y, truth = (torch.randn(20, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    std = x.std(0, correction=0)
+    scaled, asked = (x - x.mean(0)) / std, (queries - x.mean(0)) / std
+    gram = scaled.T @ scaled / 20 + 0.3 * torch.eye(width, dtype=torch.float64)
+    weight = torch.linalg.solve(gram, scaled.T @ (y - y.mean(0)) / 20)
+    error = (asked @ weight + y.mean(0) - truth).square().mean(0)
+    expected = 1 - error / (truth - truth.mean(0)).square().mean(0)
+    found = r2_of(x, y, torch.arange(20), queries, truth, (0.3,))
+    torch.testing.assert_close(found, expected)
+    reduced, _ = principal(x, queries, 2)
+    assert reduced.var(0, correction=0)[0] >= reduced.var(0, correction=0)[1]

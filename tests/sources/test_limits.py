@@ -23,7 +23,7 @@ from multissl.modalities.audio.files import Clip
 from multissl.modalities.image import files as images
 from multissl.modalities.image.files import load
 from multissl.modalities.image.headers import check_pixels
-from multissl.modalities.rl.replay import read_replay
+from multissl.modalities.rl.recorded import read_replay
 from multissl.modalities.tabular.tables import read_table
 from multissl.modalities.text.files import read_texts
 from multissl.modalities.video.files import load_clip

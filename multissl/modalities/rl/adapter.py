@@ -1,5 +1,8 @@
 """Frames of reinforcement learning: stacks of an episode, seen again a few steps later, with the actions between.
 
+Observations that are numbers are stacked and seen again alike; what changes there is a factor on all of them (RAD's
+amplitude scaling: Laskin et al., NeurIPS 2020, arXiv 2004.14990), after each is standardized by what was measured.
+
 View v of a sample is the stack at t + v * horizon of one episode, under its own shift: horizon=0 shows one stack twice
 (CURL: Laskin et al., ICML 2020, arXiv 2004.04136), horizon=3 what comes next (ATC: Stooke et al., ICML 2021, arXiv
 2009.08319), horizon=1 step by step (SPR: Schwarzer et al., ICLR 2021, arXiv 2007.05929); `Views.condition` holds the
@@ -7,12 +10,13 @@ actions that lead from one view to the next. One offset moves a whole stack (DrQ
 intensity jitter is SPR's. An anchor too near the end of its episode starts earlier: no positive crosses an end. Frames
 of an episode that may lie closer than `gap` are not negatives of each other (`Views.group_id`).
 Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, k frames of a stack, C = k or 3k channels,
-F pixels of a stored frame's side, A numbers of an action, h = horizon.
-State: mean and deviation of the pixels, width of an action, edges of the label's cells.
+F pixels of a stored frame's side, N numbers of an observation, A numbers of an action, h = horizon.
+State: mean and deviation of the pixels, or of each number; width of an action, edges of the label's cells.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,28 +28,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.abilities import HasStates
-from multissl.contract.data import Batch, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.data import Batch, Raw, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import Plans, StreamSpec
-from multissl.modalities.image.crops import patchify, token_centers
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
-from multissl.modalities.rl.envs import Background, game, rollout, shrink, stack_alone
+from multissl.modalities.rl.envs import rollout
 from multissl.modalities.rl.figures import gray, stack_panel
-from multissl.modalities.rl.pixels import check_layout
-from multissl.modalities.rl.preparation import StackPreparation, preparation_of
-from multissl.modalities.rl.replay import (
-    Episodes,
-    Moment,
-    Moments,
-    Replay,
-    bursts,
-    read_replay,
-    split_episodes,
-)
-from multissl.modalities.rl.views import cut, draw_moves, near, still
-from multissl.modalities.views import build_views, draw_roles, ids_of, roles, with_masks
+from multissl.modalities.rl.game import Background, game
+from multissl.modalities.rl.pixels import check_layout, shrunk
+from multissl.modalities.rl.preparation import NumbersPreparation, StackPreparation, preparation_of
+from multissl.modalities.rl.recorded import read_alone, read_replay
+from multissl.modalities.rl.replay import Episodes, Moment, Moments, Replay, bursts, split_episodes
+from multissl.modalities.rl.views import near, number_views, picture_views, statistics_of
+from multissl.modalities.views import ids_of, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import Some
 
@@ -65,8 +62,9 @@ class RL(HasStates):
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"colours": "channels"})
 
         data: str = ""
-        """`gym:NAME` (made on the spot; ALE/Pong-v5 and other Atari games too), an .npz or .h5 replay, `minari:NAME`;
-        empty: the built-in game of two paddles."""
+        """`gym:NAME` (made on the spot; ALE/Pong-v5 and other Atari games too; arguments follow as in
+        gym:FrozenLake-v1?map_name=8x8), an .npz or .h5 replay (D4RL's, robomimic's), `minari:NAME`; empty: the built-in
+        game of two paddles."""
         episodes: int = 60
         """Episodes to make, where they are made; steps is the most frames of one, and seed chooses them."""
         steps: int = 100
@@ -75,9 +73,10 @@ class RL(HasStates):
         """Seed that chooses the episodes that are made."""
         layout: str = ""
         """How a picture lies in the observations or recorded frames, a letter per axis: h, w, c (colors), s (a stack,
-        read as its newest frame), such as chw; `render`: take what the environment draws; empty: as the shape says."""
+        read as its newest frame), such as chw; `render`: take what the environment draws; `vector`: read numbers, not
+        pictures; empty: as the shape says, what is drawn where no picture is observed, numbers where none is drawn."""
         entry: str = ""
-        """Entry of a Dict observation, or array of a file, that holds the pictures; empty: the only one."""
+        """Entry of a Dict observation, or array of a file, that is read; empty: the only picture, or all numbers."""
         background: Background = "noise"
         """Of the built-in game: drawn anew every step, fixed for an episode, or plain."""
         size: int = 48
@@ -101,7 +100,7 @@ class RL(HasStates):
         shift_chance: float = 1.0
         """Probability of a shift; other views are cut from the middle (ATC: 0.1 on Atari)."""
         intensity: float = 0.05
-        """Deviation of a factor on all pixels of a view."""
+        """Deviation of a factor on all pixels, or numbers, of a view."""
         gap: int = 4
         """Frames of an episode that may come closer than this, views included, are not negatives; some up to twice as
         far are spared too. 0: all are negatives; -1: frames of one episode never are."""
@@ -119,7 +118,7 @@ class RL(HasStates):
 
         def code_names(self) -> Iterable[str]:
             """Return the module that `gym:MODULE:NAME` has gymnasium import."""
-            name = self.data.removeprefix("gym:")
+            name = self.data.removeprefix("gym:").partition("?")[0]
             return (name,) if self.data.startswith("gym:") and ":" in name else ()
 
         def __post_init__(self) -> None:
@@ -151,6 +150,8 @@ class RL(HasStates):
         {"local", "mask", "masks", "drop", "target", "condition", "coords"}
     )
 
+    numeric: ClassVar[frozenset[Need]] = frozenset({"mask", "masks", "drop", "target", "condition"})
+    """What of it observations that are numbers can give."""
     plural = "episodes"
 
     cfg: Config
@@ -166,46 +167,57 @@ class RL(HasStates):
     def replay(self) -> Replay:
         """All episodes, made or read once, their frames of the stored side."""
         if self._replay is None:
-            cfg, side = self.cfg, self.cfg.frame or self.cfg.size
+            cfg = self.cfg
+            side = cfg.frame or cfg.size
+            keep = functools.partial(shrunk, side=side, channels=cfg.channels)
             try:
                 if not cfg.data:
                     found = game(cfg.episodes, cfg.steps, cfg.seed, cfg.background)
                 elif cfg.data.startswith("gym:"):
-                    name = cfg.data.removeprefix("gym:")
-                    shown = (side, cfg.channels, cfg.layout, cfg.entry)
-                    found = rollout(name, cfg.episodes, cfg.steps, cfg.seed, *shown)
+                    made = (cfg.data.removeprefix("gym:"), cfg.episodes, cfg.steps, cfg.seed)
+                    found = rollout(*made, side, cfg.channels, cfg.layout, cfg.entry)
                 else:
-                    found = read_replay(cfg.data, cfg.layout, cfg.entry)
+                    found = read_replay(cfg.data, cfg.layout, cfg.entry, keep)
                 self._agree(found)
                 split_episodes(len(found.start) - 1, "train")  # refuses too few, with the file's name
             except ValueError as error:
                 raise ValueError(f"modality.data={cfg.data!r}: {error}") from error
-            if found.frames.shape[1:3] != (side, side) or (found.frames.ndim == 4) != (cfg.channels == 3):
-                found.frames = np.stack([shrink(f, side, cfg.channels) for f in found.frames])
+            if not found.columns:
+                found.frames = keep(found.frames)
             self._replay = found
         return self._replay
 
     def _agree(self, found: Replay) -> None:
         """Read other data as the training data was read."""
         if self._fitted is not None:
-            trained = self._fitted["actions"]
-            if found.width > trained or (not found.num_actions and found.width != trained):
+            trained, columns = self._fitted["actions"], self._fitted.get("columns", [])
+            if len(found.columns) != len(columns):
+                seen, known = (f"{len(c)} numbers" if c else "pictures" for c in (found.columns, columns))
+                raise ValueError(f"has observations that are {seen}, the model was trained on {known}")
+            if trained and (found.width > trained or (not found.num_actions and found.width != trained)):
                 raise ValueError(f"has actions of {found.width} numbers, the model was trained on {trained}")
-            if found.num_actions:
+            if found.num_actions and trained:
                 found.num_actions = trained
             found.label(tuple(tuple(b) for b in self._fitted["bounds"]))
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
-        """Measure the pixels, the actions and the label's cells of the training episodes of `data`.
+        """Measure the pixels or numbers, the actions and the label's cells of the training episodes of `data`.
 
-        Stacks that are handed over have no actions and are not measured: they are read as those of `data` are.
+        Of payloads, stacks in memory, pixels or numbers are measured; no action leads from one to the next.
         """
-        if self._fitted is None:
+        if payloads is not None:
+            if not len(payloads):
+                raise ValueError("fit() got no payloads: give stacks, or nothing to read modality.data")
+            alone = [self._alone(number, payload) for number, payload in enumerate(payloads)]
+            seen = np.concatenate([replay.frames for replay in alone])
+            self._fitted = {**statistics_of(seen, alone[0].columns), "actions": 0, "bounds": []}
+        elif self._fitted is None:
             replay, moments = self.replay(), Moments(self.replay(), self._episodes("train"))
-            some = np.random.default_rng(0).choice(len(moments), min(1000, len(moments)), replace=False)
-            pixels = np.stack([self._stack(moments[int(i)].data, 1) for i in some]) / 255
+            count = len(moments) if replay.columns else min(1000, len(moments))
+            some = np.random.default_rng(0).choice(len(moments), count, replace=False)
+            seen = np.stack([self._stack(moments[int(place)].data, 1) for place in some])
             self._fitted = {
-                "mean": float(pixels.mean()), "std": max(float(pixels.std()), 1e-3), "actions": replay.width,
+                **statistics_of(seen, replay.columns), "actions": replay.width,
                 "bounds": [list(b) for b in replay.bounds],
             }  # fmt: skip
         return self
@@ -216,20 +228,33 @@ class RL(HasStates):
             raise self.not_fitted()
         return self._fitted
 
+    def provides(self, stream: str) -> frozenset[Need]:
+        """Return what plans may ask for: numbers have no places that could be cropped."""
+        return self.numeric if self._fitted is not None and "columns" in self._fitted else self.needs
+
     def _episodes(self, split: str) -> np.ndarray:
         replay = self.replay()
         return split_episodes(len(replay.start) - 1, split, replay.copies)
 
     def streams(self) -> dict[str, StreamSpec]:
-        """One grid of pixels, the frames of a stack as its channels, oldest first."""
-        cfg = self.cfg
+        """One grid of pixels, the frames of a stack as its channels; or the numbers of a stack. Oldest first."""
+        cfg, fitted = self.cfg, self.fitted()
+        condition = max(cfg.horizon, 1) * fitted["actions"] if cfg.actions else 0
         channels, side = cfg.stack * cfg.channels, cfg.size // cfg.patch
         names = [f"t-{cfg.stack - 1 - i}" if i < cfg.stack - 1 else "t" for i in range(cfg.stack)]
+        if "columns" in fitted:
+            numbers = tuple(f"{column} {name}" for name in names for column in fitted["columns"])
+            return {
+                "rl": StreamSpec(
+                    kind="columns", shape=(len(numbers),), num_tokens=len(numbers), cardinalities=(0,) * len(numbers),
+                    target_dim=1, condition_dim=condition, channels=numbers,
+                )
+            }  # fmt: skip
         return {
             "rl": StreamSpec(
                 kind="grid", shape=(channels, cfg.size, cfg.size), patch=(cfg.patch, cfg.patch), num_tokens=side**2,
                 target_dim=channels * cfg.patch**2, channels=tuple(names) if cfg.channels == 1 else (),
-                condition_dim=max(cfg.horizon, 1) * self.fitted()["actions"] if cfg.actions else 0,
+                condition_dim=condition,
             )
         }  # fmt: skip
 
@@ -251,26 +276,31 @@ class RL(HasStates):
         return [Some(Episodes(self.replay()), self._episodes(split))]
 
     def states(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
-        """What is known of the world behind a split's frames: values [S, n], NaN where unknown, and their names."""
+        """What is known of the world behind a split's frames: values [S, n], NaN where unknown, and their names.
+
+        A state that is observed as it is asks for no learning: there it is the state `horizon` steps later.
+        """
         moments = cast(Moments, self.dataset(split))
-        if moments.replay.states is None:
-            return torch.zeros(len(moments), 0), ()
-        return torch.from_numpy(moments.replay.states[moments.rows()]), moments.replay.names
+        states, names = moments.replay.states_ahead(self.cfg.horizon if moments.replay.columns else 0)
+        return torch.from_numpy(states[moments.rows()]), names
 
     def aims(self) -> tuple[str, ...]:
         """Return the names of the values of a state that are worth finding; empty: all."""
         return self.replay().aims
 
     def _stack(self, moment: Moment, k: int) -> np.ndarray:
-        """Frames t-k+1 to t as channels, uint8 [C, F, F]."""
+        """Frames t-k+1 to t as channels, uint8 [C, F, F], or as numbers, float32 [k*N]."""
         frames = moment.replay.stack(moment.episode, moment.t, k)
+        if moment.replay.columns:
+            mean = moment.replay.mean(moment.episode) if self.cfg.subtract == "episode" else 0
+            return (frames - mean).astype(np.float32).reshape(-1)
         if self.cfg.subtract == "episode":  # half the contrast, so that every difference fits into 8 bits
             mean = moment.replay.mean(moment.episode).astype(np.int16)
             frames = ((frames.astype(np.int16) - mean + 255) // 2).astype(np.uint8)
         return frames if frames.ndim == 3 else frames.transpose(0, 3, 1, 2).reshape(-1, *frames.shape[1:3])
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
-        """Stacks uint8 [V*B, C, F, F] by role, the actions between them, masks, and who the samples are."""
+        """Stacks [V*B, C, F, F] or [V*B, k*N] by role, the actions between them, masks, and who the samples are."""
         plan, cfg, count = plans["rl"], self.cfg, len(samples)
         span = max(plan.num_global - 1, 0) * cfg.horizon
         if cfg.burst > 1 and plan.num_global:
@@ -281,8 +311,7 @@ class RL(HasStates):
             step = cfg.horizon if role == "global" else 0
             at = [m._replace(t=m.t + v * step) for v in range(views) for m in moments]
             raw[role] = torch.from_numpy(np.stack([self._stack(m, cfg.stack) for m in at]))
-        if cfg.actions and plan.num_global:
-            width = max(cfg.horizon, 1) * self.fitted()["actions"]
+        if (width := self.streams()["rl"].condition_dim) and plan.num_global:
             # nothing leads to the first view, or to the same stack again
             led = np.zeros((plan.num_global, count, width), np.float32)
             for v in range(1, plan.num_global if cfg.horizon else 0):
@@ -291,8 +320,9 @@ class RL(HasStates):
                     led[v, b] = m.replay.between(m.episode, before, cfg.horizon).reshape(-1)
             raw["condition"] = torch.from_numpy(led).flatten(0, 1)  # [V*B, h*A]
         if plan.mask_ratio is not None and plan.num_global:
-            side, lines = cfg.size // cfg.patch, rng.fork("masks")
-            with_masks(raw, draw_masks(plan, cfg.mask, (side, side), cfg.mask_group, lines))
+            spec, lines = self.streams()["rl"], rng.fork("masks")
+            rows, columns = spec.grid if spec.kind == "grid" else (1, spec.num_tokens)
+            with_masks(raw, draw_masks(plan, cfg.mask, (rows, columns), cfg.mask_group, lines))
         raw["sample_id"] = ids_of(samples)["sample_id"]
         if cfg.gap and samples[0].group >= 0:
             raw["group_id"] = near(
@@ -300,21 +330,19 @@ class RL(HasStates):
             )
         return {"rl": raw}
 
+    def _alone(self, index: int, payload: Any) -> Replay:
+        """Return a stack in memory as an episode: a picture [k, H, W, ...], or numbers [k, N], as what was fitted."""
+        try:
+            return read_alone(np.asarray(payload), self.cfg, self._fitted)
+        except ValueError as error:
+            raise Unreadable(index, f"sample {index} {error}") from error
+
     def _moment(self, sample: Sample, span: int) -> Moment:
         """The sample's moment, moved back where its views would pass the end of the episode."""
         if not isinstance(sample.data, Moment):
-            side = self.cfg.frame or self.cfg.size
-            try:
-                alone = stack_alone(np.asarray(sample.data), self.cfg.stack, side, self.cfg.channels)
-            except ValueError as error:
-                raise Unreadable(sample.index, f"sample {sample.index} {error}") from error
-            return Moment(alone, 0, self.cfg.stack - 1)
+            return Moment(self._alone(sample.index, sample.data), 0, self.cfg.stack - 1)
         replay, episode, t = sample.data
-        have, k = replay.length(episode), self.cfg.stack
-        if have < k:
-            raise Unreadable(
-                sample.index, f"episode {episode} has {have} frames, fewer than the stack of {k}"
-            )
+        have = replay.length(episode)
         if have <= span:
             raise Unreadable(
                 sample.index,
@@ -324,41 +352,17 @@ class RL(HasStates):
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         """Shift, crop, intensity and normalization, on the device of the stacks; draws go there in one copy."""
-        given, plan, cfg, fitted = raw["rl"], plans["rl"], self.cfg, self.fitted()
+        make = number_views if "columns" in self.fitted() else picture_views
+        return make(raw["rl"], plans["rl"], self.cfg, self.fitted(), rng)
 
-        def draw(role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
-            """Where so many views of a role are cut from their stacks, and how bright they become."""
-            rows, room = len(given[role]), given[role].shape[-1] - self._side(role)
-            return still(rows, room) if role == "clean" else draw_moves(cfg, count, room, rng)
-
-        batch: list[Views] = []
-        for role, drawn in draw_roles(plan, given, rng, draw).items():
-            stacks, size = given[role], self._side(role)
-            place, factor = drawn["place"], drawn["factor"]
-            x = cut(stacks, place, size, cfg.shift).float() / 255
-            x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
-            views = build_views(x, "rl", role, given)
-            if plan.coords and role != "clean":
-                side = torch.full_like(place, size)
-                boxes = torch.cat([place, side], 1) / stacks.shape[-1]
-                flipped = torch.zeros_like(factor, dtype=torch.bool)
-                views.coords = token_centers(boxes, size // cfg.patch, flipped)
-            if role == "global":
-                views.condition = given.get("condition")
-                views.target = patchify(x, cfg.patch) if plan.target else None
-            batch.append(views)
-        return Batch(batch)
-
-    def _side(self, role: Role) -> int:
-        """Return the side of a role's views in pixels."""
-        return self.cfg.local_size if role == "local" else self.cfg.size
-
-    def preparation(self, stream: str) -> StackPreparation:
-        """Return how stacks of frames become clean views."""
+    def preparation(self, stream: str) -> StackPreparation | NumbersPreparation:
+        """Return how stacks of frames or numbers become clean views."""
         return preparation_of(self.cfg, self.fitted())
 
     def baselines(self) -> dict[str, Callable[[Views], Tensor]]:
-        """Pixels of the whole stack, averaged down."""
+        """Pixels of the whole stack, averaged down; or its numbers."""
+        if "columns" in self.fitted():
+            return super().baselines()
         return {
             "raw": lambda views: F.adaptive_avg_pool2d(
                 views.x.float(), min(views.x.shape[-1], BASELINE_SIDE)
@@ -366,20 +370,24 @@ class RL(HasStates):
         }
 
     def figures(self, batch: Batch) -> list[Figure]:
-        """Stacks of some samples with the actions between them."""
+        """Stacks of some samples with the actions between them; nothing of numbers."""
         fitted = self.fitted()
+        if "columns" in fitted:
+            return []
         shown = [v for v in batch if v.stream == "rl"]
         return stack_panel(
             shown, fitted["mean"], fitted["std"], self.cfg.patch, self.cfg.channels, self.cfg.horizon
         )
 
-    def pictures(self, views: Views) -> np.ndarray:
-        """The newest frame of each stack, uint8 [R, H, W, 3]."""
+    def pictures(self, views: Views) -> np.ndarray | None:
+        """The newest frame of each stack, uint8 [R, H, W, 3]; None where they are numbers."""
         fitted = self.fitted()
+        if "columns" in fitted:
+            return None
         return gray(views.x, fitted["mean"], fitted["std"], self.cfg.channels)[:, -1]
 
     def state(self) -> dict[str, Any]:
-        """Statistics of the pixels, width of an action, edges of the label's cells."""
+        """Statistics of the pixels or numbers, width of an action, edges of the label's cells."""
         return self.fitted()
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -17,23 +17,26 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+import torch
 
 from multissl import registry
 from multissl.registry import suggest
 
 RENDER = "render"
 """The layout of pictures that the environment draws, whatever it observes."""
+VECTOR = "vector"
+"""The layout of observations that are read as numbers, whatever they hold."""
 COLORS = (1, 3, 4)
 
 
 def check_layout(layout: str) -> None:
     """Refuse a layout that names no picture."""
     letters = {*layout}
-    if layout in ("", RENDER) or (len(letters) == len(layout) and {*"hw"} <= letters <= {*"schw"}):
+    if layout in ("", RENDER, VECTOR) or (len(letters) == len(layout) and {*"hw"} <= letters <= {*"schw"}):
         return
     raise ValueError(
         f"modality.layout={layout!r}: want h and w, with c (colors) and s (frames of a stack) where there are any,"
-        f" each once and in the order of the axes, such as chw; or {RENDER}, or nothing"
+        f" each once and in the order of the axes, such as chw; or {RENDER}, {VECTOR}, or nothing"
     )
 
 
@@ -125,6 +128,23 @@ def as_bytes(array: np.ndarray, low: float, high: float) -> np.ndarray:
             " mend its bounds"
         )
     return (255 * (values.clip(low, high) - low) / (high - low)).round().astype(np.uint8)
+
+
+def shrink(picture: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """A picture [H, W(, 3)] averaged to [size, size] gray levels, or [size, size, 3] colors; uint8."""
+    x = torch.from_numpy(np.ascontiguousarray(picture)).float()
+    x = x[None] if x.ndim == 2 else x.movedim(-1, 0)[:3]  # [c, H, W]
+    if channels == 1 and len(x) == 3:
+        x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    x = torch.nn.functional.interpolate(x[None], (size, size), mode="area")[0].round_().byte()
+    return (x.expand(3, -1, -1).movedim(0, -1) if channels == 3 else x[0]).numpy()
+
+
+def shrunk(frames: np.ndarray, side: int, channels: int) -> np.ndarray:
+    """Return pictures [T, H, W(, 3)] of this side, gray or in colors: averaged, but for those that are so already."""
+    if frames.shape[1:3] == (side, side) and (frames.ndim == 4) == (channels == 3):
+        return frames
+    return np.stack([shrink(frame, side, channels) for frame in frames])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
-"""Stacks of frames in memory as clean views: their middle, normalized.
+"""Stacks of frames in memory as clean views: their middle, normalized; or stacks of numbers, standardized.
 
-Shapes: B stacks, k frames of a stack, C = k or 3k channels, F pixels of a frame's side.
+Shapes: B stacks, k frames of a stack, C = k or 3k channels, F pixels of a frame's side, N numbers of an observation.
 """
 
 from __future__ import annotations
@@ -46,8 +46,45 @@ class StackPreparation(Preparation):
         return (pattern((rows, self.channels, self.side, self.side)),)
 
 
-def preparation_of(cfg: Any, fitted: Mapping[str, Any]) -> StackPreparation:
+@dataclass(kw_only=True)
+class NumbersPreparation(Preparation):
+    """Stacks of observations that are numbers [B, k, N]."""
+
+    stack: int
+    columns: tuple[str, ...]
+    """Names of the N numbers."""
+    subtract: bool = False
+    """Whether the mean of the stack is subtracted."""
+
+    def __call__(self, x: Tensor, mask: Tensor | None, constants: Constants) -> tuple[Tensor, Tensor | None]:
+        """Standardize each number; the oldest observation comes first."""
+        if tuple(x.shape[1:]) != (self.stack, len(self.columns)):
+            raise ValueError(f"got a tensor of shape {tuple(x.shape)}: want {self.reads}")
+        x = x.to(constants["mean"].dtype)
+        if self.subtract:
+            x = x - x.mean(1, keepdim=True)
+        return ((x - constants["mean"]) / constants["std"]).flatten(1), None
+
+    def example(self, rows: int, other: bool = False) -> tuple[Tensor, ...]:
+        """Return a pattern."""
+        return (pattern((rows, self.stack, len(self.columns))).float(),)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the input is, and the name of each number."""
+        return {"input": self.reads, "columns": list(self.columns)}
+
+
+def preparation_of(cfg: Any, fitted: Mapping[str, Any]) -> StackPreparation | NumbersPreparation:
     """Return the preparation of stacks under the options of `RL`, by what was measured of the training data."""
+    if "columns" in fitted:
+        columns = tuple(fitted["columns"])
+        return NumbersPreparation(
+            reads=f"stacks of observations [B, {cfg.stack}, {len(columns)}], the oldest first: {', '.join(columns)}",
+            constants={name: torch.tensor(fitted[name]) for name in ("mean", "std")},
+            stack=cfg.stack,
+            columns=columns,
+            subtract=cfg.subtract == "episode",
+        )
     channels, side = cfg.stack * cfg.channels, cfg.frame or cfg.size
     return StackPreparation(
         reads=f"stacks of frames [B, {channels}, {side}, {side}], the oldest first, uint8 or values 0 to 1",

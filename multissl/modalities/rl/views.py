@@ -1,16 +1,23 @@
-"""What is drawn on the host for views of frames, and how they are cut on their device.
+"""What is drawn on the host for views of frames or numbers, and how they are made on their device.
 
-Shapes: V views, R = V*B rows stacked view-major, C channels, F pixels per side of a frame.  State: none.
+Shapes: V views, R = V*B rows stacked view-major, C channels, F pixels per side of a frame, N numbers of an observation,
+k observations of a stack.  State: none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from multissl.modalities.views import rand_rows, view_major
+from multissl.contract.data import Batch, Role, Views
+from multissl.contract.plans import ViewPlan
+from multissl.modalities.image.crops import patchify, token_centers
+from multissl.modalities.rl.vectors import measured
+from multissl.modalities.views import build_views, draw_roles, rand_rows, view_major
 from multissl.random import RowRandom
 
 
@@ -22,8 +29,13 @@ def draw_moves(cfg: Any, views: int, room: int, rng: RowRandom) -> dict[str, Ten
     reach = room + 2 * cfg.shift + 1
     place = (rand_rows(rng.fork("shift"), views, 2) * reach).long().clamp(max=reach - 1) - cfg.shift
     moved = view_major(rng.fork("shift chance").hit(cfg.shift_chance, views))
+    return {"place": torch.where(moved[:, None], place, room // 2), **draw_light(cfg, views, rng)}
+
+
+def draw_light(cfg: Any, views: int, rng: RowRandom) -> dict[str, Tensor]:
+    """Return how bright views become, or by what numbers are multiplied: "factor" float32 [R]."""
     light = view_major(rng.fork("intensity").randn(views)).clamp(-2, 2)
-    return {"place": torch.where(moved[:, None], place, room // 2), "factor": 1 + cfg.intensity * light}
+    return {"factor": 1 + cfg.intensity * light}
 
 
 def still(rows: int, room: int) -> dict[str, Tensor]:
@@ -56,3 +68,63 @@ def near(moments: list[tuple[int, int]], gap: int, span: int) -> Tensor:
     reach = gap + span
     windows = torch.stack([t, t + reach], 1) // (2 * reach)  # [B, 2]
     return episode[:, None] * 2**32 + windows
+
+
+def statistics_of(seen: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
+    """Return mean and deviation of pixels, or of each number of rows float32 [S, N] with the names of their columns."""
+    if columns:
+        return {**measured(seen), "columns": list(columns)}
+    pixels = seen / 255
+    return {"mean": float(pixels.mean()), "std": max(float(pixels.std()), 1e-3)}
+
+
+def picture_views(
+    raw: Mapping[str, Any], plan: ViewPlan, cfg: Any, fitted: Mapping[str, Any], rng: RowRandom
+) -> Batch:
+    """Shift, crop, intensity and normalization of stacks [R, C, F, F]; draws go to their device in one copy."""
+    sides: dict[Role, int] = {"clean": cfg.size, "global": cfg.size, "local": cfg.local_size}
+
+    def draw(role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
+        """Where so many views of a role are cut from their stacks, and how bright they become."""
+        rows, room = len(raw[role]), raw[role].shape[-1] - sides[role]
+        return still(rows, room) if role == "clean" else draw_moves(cfg, count, room, rng)
+
+    batch: list[Views] = []
+    for role, drawn in draw_roles(plan, raw, rng, draw).items():
+        stacks, size = raw[role], sides[role]
+        place, factor = drawn["place"], drawn["factor"]
+        x = cut(stacks, place, size, cfg.shift).float() / 255
+        x = (x * factor[:, None, None, None] - fitted["mean"]) / fitted["std"]
+        views = build_views(x, "rl", role, raw)
+        if plan.coords and role != "clean":
+            side = torch.full_like(place, size)
+            boxes = torch.cat([place, side], 1) / stacks.shape[-1]
+            flipped = torch.zeros_like(factor, dtype=torch.bool)
+            views.coords = token_centers(boxes, size // cfg.patch, flipped)
+        if role == "global":
+            views.condition = raw.get("condition")
+            views.target = patchify(x, cfg.patch) if plan.target else None
+        batch.append(views)
+    return Batch(batch)
+
+
+def number_views(
+    raw: Mapping[str, Any], plan: ViewPlan, cfg: Any, fitted: Mapping[str, Any], rng: RowRandom
+) -> Batch:
+    """Standardize stacks of numbers [R, k*N] and multiply each view by a factor of its own."""
+
+    def draw(role: Role, count: int, rng: RowRandom) -> dict[str, Tensor]:
+        """By what so many views of a role are multiplied."""
+        return {"factor": torch.ones(len(raw[role]))} if role == "clean" else draw_light(cfg, count, rng)
+
+    batch: list[Views] = []
+    for role, drawn in draw_roles(plan, raw, rng, draw).items():
+        mean, std = (torch.tensor(fitted[name], device=raw[role].device) for name in ("mean", "std"))
+        x = (raw[role].unflatten(1, (-1, len(mean))) - mean) / std
+        x = x.flatten(1) * drawn["factor"][:, None]  # [R, k*N]
+        views = build_views(x, "rl", role, raw)
+        if role == "global":
+            views.condition = raw.get("condition")
+            views.target = x[..., None] if plan.target else None
+        batch.append(views)
+    return Batch(batch)

@@ -12,8 +12,9 @@ from multissl.contract.data import Batch, Sample, Unreadable
 from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.engine.batches import Data as Loading
 from multissl.engine.batches import StepBatches, batches_of
-from multissl.modalities.rl.adapter import RL, cut, near
+from multissl.modalities.rl.adapter import RL
 from multissl.modalities.rl.replay import Moment, Replay
+from multissl.modalities.rl.views import cut, near
 from multissl.random import RowRandom
 
 PAIR = ViewPlan(num_global=2)
@@ -80,8 +81,12 @@ def test_positives_and_actions_stay_in_the_episode(tmp_path: Any) -> None:
 
 def test_episodes_too_short_are_named(tmp_path: Any) -> None:
     modality = from_file(counted(tmp_path, (9, 2, 4, 9)), horizon=3)
-    with pytest.raises(Unreadable, match="episode 1 has 2 frames, fewer than the stack of 3"):
-        batch_of(modality, "all", [9], CLEAN)
+    (views,) = batch_of(modality, "all", [9], CLEAN)
+    assert pixels(modality, views.x).tolist() == [
+        [40, 40, 40]
+    ]  # a short one can be seen, not looked ahead in
+    with pytest.raises(Unreadable, match="episode 1 has 2 frames, its views span 4"):
+        batch_of(modality, "all", [9], PAIR)
     with pytest.raises(
         Unreadable, match=r"episode 2 has 4 frames, its views span 7: lower modality\.horizon"
     ):
@@ -100,10 +105,12 @@ def test_bursts_that_fit_no_episode_or_no_rank_are_named(tmp_path: Any) -> None:
 
 
 def test_a_short_episode_is_skipped_and_listed(tmp_path: Any) -> None:
-    modality = from_file(counted(tmp_path, (9, 9, 9, 2, 9)), horizon=1)
+    modality = from_file(counted(tmp_path, (9, 9, 9, 2, 9)), horizon=2)
     steps = StepBatches(modality, {"rl": PAIR}, 20, 0, 0, 1, final=True)
     batch, skipped = steps[0]
-    assert {reason for _, reason in skipped} == {"episode 3 has 2 frames, fewer than the stack of 3"}
+    assert {reason for _, reason in skipped} == {
+        "episode 3 has 2 frames, its views span 3: lower modality.horizon"
+    }
     assert batch[0].x.shape[0] == 40
 
 
@@ -291,7 +298,9 @@ def test_figures_and_pictures_are_pictures() -> None:
     assert "actions taken" in figure.caption
     blue = (figure.image == np.array([0, 114, 178])).all(2)
     assert blue.any()  # an action is lit
-    assert modality.pictures(batch[0]).shape == (4, 48, 48, 3)
+    pictures = modality.pictures(batch[0])
+    assert pictures is not None
+    assert pictures.shape == (4, 48, 48, 3)
     assert modality.figures(Batch()) == []
 
 

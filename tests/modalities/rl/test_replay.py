@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from multissl.modalities.rl.actions import policy
 from multissl.modalities.rl.adapter import RL
-from multissl.modalities.rl.envs import game, policy, rollout, shrink
-from multissl.modalities.rl.replay import from_arrays, read_replay, split_episodes
+from multissl.modalities.rl.envs import rollout
+from multissl.modalities.rl.game import game
+from multissl.modalities.rl.pixels import shrink
+from multissl.modalities.rl.recorded import from_arrays, read_replay
+from multissl.modalities.rl.replay import split_episodes
 
 FRAMES = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
 ACTIONS = np.arange(12) % 3
@@ -31,7 +35,7 @@ def test_a_replay_is_read_from_npz(tmp_path: Path) -> None:
 
 
 def test_a_replay_is_read_from_hdf5(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="no extra brings h5py")
+    h5py = pytest.importorskip("h5py", reason="the extra `rl` is not installed")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
         file["states"], file["state_names"] = np.ones((12, 2)), ["x", "y"]
@@ -69,7 +73,7 @@ GOOD: dict[str, Any] = {"frames": FRAMES, "actions": ACTIONS, "episode_ends": EN
         ({"frames": FRAMES.astype(float)}, r"frames are float64 of shape \(12, 8, 8\): want uint8"),
         ({"frames": np.zeros((12, 8, 8, 4), np.uint8)}, "want single frames of 1 or 3 colors, not stacks"),
         ({"actions": ACTIONS[:7]}, "12 frames and 7 actions: want as many"),
-        ({"actions": ACTIONS - 1}, "actions go down to -1"),
+        ({"actions": ACTIONS - 1}, "actions go from -1 to 1: want choices counted from 0"),
         ({"actions": np.full((12, 2), np.nan)}, "12 actions are not finite"),
         ({"states": np.zeros((12, 2)), "state_names": np.array(["x"])}, "1 state_names for 2 states"),
         ({"episode_ends": np.array([5, 40])}, "episode_ends reach from 0 to 40, there are 12 frames"),
@@ -101,7 +105,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_hdf5_file_is_named(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="no extra brings h5py")
+    h5py = pytest.importorskip("h5py", reason="the extra `rl` is not installed")
     with h5py.File(tmp_path / "whole.h5", "w") as file:
         file["observations"], file["actions"], file["terminals"] = FRAMES, ACTIONS, np.arange(12) % 4 == 3
     (tmp_path / "cut.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[:900])
@@ -111,7 +115,7 @@ def test_a_broken_hdf5_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_absent_minari_dataset_is_named() -> None:
-    pytest.importorskip("minari", reason="no extra brings minari")
+    pytest.importorskip("minari", reason="the extra `rl` is not installed")
     with pytest.raises(
         ValueError, match="no such Minari dataset on this machine: minari download no/such-v0"
     ):
@@ -207,6 +211,6 @@ def test_an_environment_that_cannot_render_is_refused() -> None:
 
     gym.register("Blind-v0", Blind)
     with pytest.raises(ValueError, match="Blind-v0 cannot render pictures, it has ansi: take one with"):
-        RL(RL.Config(data="gym:Blind-v0")).dataset("train")
+        RL(RL.Config(data="gym:Blind-v0", layout="render")).dataset("train")
     with pytest.raises(ValueError, match="gymnasium does not know 'NoSuch-v0'"):
         RL(RL.Config(data="gym:NoSuch-v0")).dataset("train")
