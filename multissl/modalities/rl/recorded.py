@@ -281,11 +281,10 @@ def _starts(found: Mapping[str, np.ndarray], count: int) -> np.ndarray:
 
 
 def read_alone(stack: np.ndarray, cfg: Any, fitted: Mapping[str, Any] | None) -> Replay:
-    """Return a stack in memory as an episode: numbers, where such were fitted, or pictures; nothing fitted: by shape."""
+    """Return a stack in memory as an episode: numbers or pictures, as was fitted, or else as its shape says."""
+    width = stack.shape[-1] if 0 < stack.ndim < 3 else 0
     if fitted is not None:
         width = len(fitted.get("columns", ()))
-    else:
-        width = stack.shape[-1] if 0 < stack.ndim < 3 else 0
     if width:
         return rows_alone(stack, cfg.stack, width)
     return stack_alone(stack, cfg.stack, cfg.frame or cfg.size, cfg.channels)
