@@ -99,6 +99,19 @@ def two_tokens() -> FrozenEncoders:
     return FrozenEncoders(encode, whole.device)
 
 
+def two_blocks() -> FrozenEncoders:
+    """Encoders of points that hand out the point and its features as the outputs of two blocks."""
+    whole = seeing()
+
+    def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+        return [
+            replace(f, inner=(v.x.repeat(1, 4)[:, None], f.pooled[:, None])[2 - inner :])
+            for f, v in zip(whole.function(views, masking, 0), views, strict=True)
+        ]
+
+    return FrozenEncoders(encode, whole.device, depths={"points": 2})
+
+
 @dataclass(frozen=True)
 class Case:
     """An evaluator's options, data and encoders."""
@@ -118,6 +131,16 @@ CASES: dict[str, Case] = {
     "linear_probe": Case({}),
     "linear_grid": Case({"lr": (0.01, 0.1), "steps": 60, "batch": 16}),
     "logistic_regression": Case({"c": (0.01, 1.0), "max_iter": 100, "tolerance": 1e-6}, needs="sklearn"),
+    "attentive_probe": Case(
+        {"lr": (0.01, 0.1), "weight_decay": (0.01, 0.1), "steps": 30, "batch": 32}, encoders=two_tokens
+    ),
+    "mlp_probe": Case({"lr": (0.03, 0.3), "layers": (1, 2), "hidden": 8, "steps": 20, "batch": 32}),
+    "layer_probe": Case({"k": 5}, encoders=two_blocks),
+    "few_shot": Case({"per_class": (1, 5), "tries": 2}),
+    "k_means": Case({"starts": 2}, needs="sklearn"),
+    "class_retrieval": Case({}),
+    "group_gaps": Case({"k": 5, "least": 2}),
+    "label_free": Case({"samples": 0, "first": 1, "views": 0}, needs="sklearn"),
     "state_probe": Case({}),
     "collapse": Case({}),
     "patches": Case({"tokens": 2}, encoders=two_tokens),
@@ -141,8 +164,8 @@ def broken(encoders: FrozenEncoders, value: float, row: int = 3) -> FrozenEncode
 
     def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
         return [
-            Features(
-                pooled=spoil(f.pooled), tokens=spoil(f.tokens),
+            replace(
+                f, pooled=spoil(f.pooled), tokens=spoil(f.tokens), inner=tuple(map(spoil, f.inner)),
                 embedding=None if f.embedding is None else spoil(f.embedding),
             )
             for f in encoders.function(views, masking, inner)
@@ -150,4 +173,4 @@ def broken(encoders: FrozenEncoders, value: float, row: int = 3) -> FrozenEncode
 
     errors = encoders.part_errors
     spoilt = None if errors is None else lambda views: spoil(errors(views))
-    return FrozenEncoders(encode, encoders.device, part_errors=spoilt)
+    return FrozenEncoders(encode, encoders.device, part_errors=spoilt, depths=encoders.depths)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from multissl.evaluators.few_shot import draw_per_class, neighbor_counts, shares
+from multissl.evaluators.few_shot import FewShot, draw_per_class, neighbor_counts, shares
+from multissl.inference import Pooled, featurize_split
+from tests.evaluators.clusters import START, Clusters, frozen
+from tests.evaluators.every import expansion
 
 LABELS = torch.tensor([2, 0, 1, 0, 2, 2, 0, 1, 0, 2, 0, 5])
 
@@ -56,3 +60,22 @@ def test_votes_are_softmax_shares_of_all_that_are_retrieved(skip: int) -> None:
                 expected[int(LABELS[i])] += weight / sum(weights)
             torch.testing.assert_close(votes[k][query], torch.tensor(expected, dtype=torch.float64))
     assert (votes[1].argmax(1) == LABELS).all() == (not skip)
+
+
+def test_the_evaluator_votes_over_the_same_draws_for_all(said: list[str]) -> None:
+    modality, encoders = Clusters.Config(noise=0.4).build(), frozen(expansion())
+    figures: Any = FewShot.Config(per_class=(3, 31), k=(1, 9), tries=3).build().run(encoders, modality, START)
+    x, y = (
+        F.normalize(t, dim=1) if t.ndim > 1 else t
+        for t in featurize_split(Pooled(encoders), modality, "train")
+    )
+    q, truth = featurize_split(Pooled(encoders), modality, "val")
+    scores = []
+    for draw in range(3):
+        rows = draw_per_class(y, 3, draw)
+        votes = shares(x[rows], y[rows], F.normalize(q, dim=1), (1, 3), 0.07, 4)
+        scores.append(100 * float((votes[3].argmax(1) == truth).double().mean()))
+    assert [*figures] == ["n3_k1", "n3"]
+    assert figures["n3"] == pytest.approx(sum(scores) / 3)
+    assert figures["n3"].n == 3
+    assert said == ["few_shot: per_class=31 is left out: a class has 30 training samples"]

@@ -15,13 +15,23 @@ from torch import Tensor
 from multissl import registry
 from multissl.contract.data import Sample
 from multissl.contract.evaluator import Evaluator
-from multissl.evaluators import few_labels, knn, linear_grid, linear_probe, state_probe
+from multissl.evaluators import (
+    few_labels,
+    few_shot,
+    knn,
+    layer_probe,
+    linear_grid,
+    linear_probe,
+    state_probe,
+)
+from multissl.evaluators.probes import trained
 from tests.evaluators.clusters import START
 from tests.evaluators.every import CASES, Change, Subject
 
 NAMES = sorted(registry.GROUPS["evaluators"])
 FITTED = (
     "knn", "patches", "linear_probe", "linear_grid", "logistic_regression", "state_probe", "few_labels",
+    "attentive_probe", "mlp_probe", "layer_probe", "few_shot", "group_gaps",
 )  # fmt: skip
 """Those that fit or store something of the train split; the others describe the split alone, and leave no record."""
 
@@ -66,7 +76,10 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         )
     spy(linear_probe, "fit_logistic", lambda result, x, y, l2, *_: [x, y, l2])
     spy(linear_grid, "train_heads", lambda result, x, y, *_: [x, y, *result])
-    spy(knn, "nearest", lambda result, bank, queries, k: [bank, k])
+    for owner in (few_shot, knn):
+        spy(owner, "nearest", lambda result, bank, queries, k: [bank, k])
+    spy(trained, "choose", lambda result, trials, read, rows, labels: [rows, labels, result.trial.lr])
+    spy(layer_probe, "choose_block", lambda result, *given: [result])
     if importlib.util.find_spec("sklearn"):
         models = pytest.importorskip("sklearn.linear_model")
         for cls in (models.LogisticRegression, models.RidgeCV):
@@ -96,6 +109,14 @@ def assert_fits_without_the_split(evaluator: Callable[[], Evaluator], name: str,
             assert all(np.array_equal(a, b) for a, b in zip(values, same, strict=True)), kind
 
 
+def score_of(figures: dict[str, float]) -> float:
+    """Return the mean over samples; of groups of one size, the mean over them."""
+    groups = [value for name, value in figures.items() if name.startswith("group/")]
+    if groups:
+        return float(np.mean(groups))
+    return next(figures[name] for name in ("top1", "score", "n5") if name in figures)
+
+
 def assert_scores_each_sample_alone(evaluator: Callable[[], Evaluator], name: str) -> None:
     """The score of a split is that of its two halves together, even where one half is far off."""
 
@@ -107,7 +128,7 @@ def assert_scores_each_sample_alone(evaluator: Callable[[], Evaluator], name: st
         figures = evaluator().run(CASES[name].encoders(), modality, START)
         count = len(modality.dataset("val"))
         if name != "state_probe":
-            return torch.tensor([count * figures.get("top1", figures.get("score", 0.0)) / 100])
+            return torch.tensor([count * score_of(figures) / 100])
         states, names = modality.states("val")
         r2 = torch.tensor([figures[f"r2/{n}"] / 100 for n in names])
         return (1 - r2) * (states - states.mean(0)).square().sum(0)

@@ -1,0 +1,187 @@
+"""What evaluators that train heads on frozen features share: options, the choice on a tenth of training, the gates.
+
+CAPI's rule (Darcet et al. 2025, arXiv 2502.08769): a tenth of the training samples chooses the head, the scored split
+is looked at once.
+Shapes: S training samples, Q queries, C classes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multissl.contract.data import Views
+from multissl.contract.estimate import estimate
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
+from multissl.evaluators.classified import held_out
+from multissl.evaluators.linear_probe import FEWEST
+from multissl.evaluators.probes.training import Logits, choose, hits, train_trials, trials_of
+from multissl.evaluators.unseen import unseen_classes
+from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
+from multissl.inference import drawn, featurized
+from multissl.statistics import LEVEL
+
+
+class Labeled(NamedTuple):
+    """Labeled samples and what a head reads of them."""
+
+    inputs: tuple[Tensor, ...]
+    """[S, ...] each."""
+    labels: Tensor
+    """int64 [S]"""
+    groups: np.ndarray
+    """int64 [S], -1 without one."""
+
+
+class TrainedProbe(Evaluator):
+    """Base of evaluators that train a grid of heads."""
+
+    what: ClassVar[str]
+    """What sentences call it."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of a grid of heads."""
+
+        lr: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+        """Learning rates to choose from, for a batch of 256."""
+        weight_decay: tuple[float, ...] = (1e-3,)
+        """Weight decays to choose from, 0 or more; vectors have none."""
+        steps: int = 300
+        """Steps of training; CAPI trains 12,500."""
+        batch: int = 128
+        """Samples of a step."""
+        train: int = 2_000
+        """Training samples, drawn with a fixed seed, of which a tenth chooses the head; 0: all."""
+        queries: int = 1_000
+        """Samples of the split, drawn with a fixed seed; 0: all."""
+        split: str = "val"
+        """Where the accuracy is measured; the heads see the train split alone."""
+        seed: int = 0
+        """Of the heads' first weights and of the batches."""
+        margin: float = 2.0
+        """Points above the untrained encoder that would matter, as for the k-NN."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            if not self.lr or not min(self.lr) > 0:
+                raise ValueError(f"lr={self.lr}: want one or more learning rates, each more than 0")
+            if not self.weight_decay or not min(self.weight_decay) >= 0:
+                raise ValueError(f"weight_decay={self.weight_decay}: want one or more decays, each 0 or more")
+            if self.steps < 1 or self.batch < 2:
+                raise ValueError(
+                    f"steps={self.steps}, batch={self.batch}: want 1 or more steps, 2 or more samples"
+                )
+            if self.train < 0 or self.queries < 0:
+                raise ValueError(
+                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
+                )
+
+    cfg: Any
+
+    @property
+    def selected_on(self) -> str:
+        """A tenth of training, where there is something to choose."""
+        return "none" if self.choices == 1 else "a tenth of training"
+
+    @property
+    def choices(self) -> int:
+        """Return how many heads there are to choose from."""
+        return len(self.cfg.lr) * len(self.cfg.weight_decay)
+
+    @abstractmethod
+    def read(self, encoders: FrozenEncoders, modality: Modality, split: str, limit: int) -> Labeled:
+        """Return what heads read of the labeled samples of a split, `limit` of them (0: all)."""
+
+    @abstractmethod
+    def builders(self, train: Labeled, classes: int) -> list[Callable[[], nn.Module]]:
+        """Return what builds each kind of head for what is read."""
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`top1` of the chosen head, in percent, with the chosen `lr` and `weight_decay`."""
+        if not self.labeled(modality, self.cfg.split, "train"):
+            return {}
+        train = self.read(encoders, modality, "train", self.cfg.train)
+        scored = self.read(encoders, modality, self.cfg.split, self.cfg.queries)
+        if len(train.labels) < FEWEST or len(train.labels.unique()) < 2 or not len(scored.labels):
+            self.warn_nothing_to_measure(
+                f"{len(train.labels)} labeled training samples (want {FEWEST} or more) of "
+                f"{len(train.labels.unique())} classes and {len(scored.labels)} of the split"
+            )
+            return {}
+        if said := unseen_classes(train.labels, scored.labels, self.cfg.split):
+            self.warn(said)
+        return self._fitted(train, scored, encoders.device)
+
+    def metric_names(self) -> list[str]:
+        """Those of the accuracy and of what was chosen."""
+        return ["top1", "lr", "weight_decay"]
+
+    def baselines(self, modality: Modality) -> dict[str, float]:
+        """The accuracy of the most frequent class."""
+        cfg = self.cfg
+        if not self.labeled(modality, cfg.split, "train"):
+            return {}
+        sides = []
+        for split, limit in (("train", cfg.train), (cfg.split, cfg.queries)):
+            places = drawn(len(modality.dataset(split)), limit)
+            sides.append(featurized(nothing, modality, split, places, stream=cfg.stream))
+        train, scored = sides
+        known = scored.labels >= 0
+        if not bool(known.any()) or not bool((train.labels >= 0).any()):
+            return {}
+        labels = train.labels[train.labels >= 0]
+        return {MAJORITY: majority_accuracy(labels, scored.labels[known], scored.groups[known].numpy())}
+
+    def baseline_names(self, modality: Modality) -> list[str]:
+        """That of the most frequent class."""
+        return [MAJORITY]
+
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the last top1 is above the untrained encoder and the most frequent class."""
+        return learned(self.what, "top1", history, self.cfg.margin, level)
+
+    def _fitted(self, train: Labeled, scored: Labeled, device: torch.device) -> dict[str, float]:
+        cfg, classes = self.cfg, 1 + int(train.labels.max())
+        trials = [
+            trial
+            for build in self.builders(train, classes)
+            for trial in trials_of(build, cfg.lr, cfg.weight_decay, cfg.seed)
+        ]
+        for trial in trials:
+            trial.head.to(device)
+        labels, read = train.labels.to(device), reader(train.inputs, device)
+        tenth = held_out(len(labels))
+        rows = (~tenth).nonzero().flatten()
+        train_trials(trials, read, rows.to(device), labels, steps=cfg.steps, batch=cfg.batch, seed=cfg.seed)
+        chosen = choose(trials, read, tenth.nonzero().flatten().to(device), labels).trial
+        every = torch.arange(len(scored.labels), device=device)
+        right = hits(chosen.head, reader(scored.inputs, device), every, scored.labels.to(device))
+        return {
+            "top1": estimate(100.0 * right.cpu().numpy(), scored.groups),
+            "lr": chosen.lr,
+            "weight_decay": chosen.weight_decay,
+        }
+
+
+def reader(inputs: tuple[Tensor, ...], device: torch.device) -> Logits:
+    """Return the function that gives a head what is read of some samples."""
+
+    def logits(head: nn.Module, rows: Tensor) -> Tensor:
+        return head(*(each[rows.to(each.device)].to(device) for each in inputs))
+
+    return logits
+
+
+def nothing(views: Views) -> Tensor:
+    """Return features [R, 1] that say nothing: for labels alone."""
+    return torch.zeros(len(views.x), 1)
