@@ -17,6 +17,7 @@ from multissl.parallel.sharding import parallelize
 from multissl.recipe import Recipe
 from multissl.weights.containers import Source
 from multissl.weights.loading import derive_configs, load_weights
+from multissl.weights.teachers import fill_teachers, with_architectures
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,6 +44,7 @@ def build(recipe: Recipe, device: torch.device, start: Source | None = None) -> 
     if recipe.init:
         load_weights(encoders, recipe.init, start)
     learner = learner_of(recipe, modality, encoders)
+    fill_teachers(learner.objective)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(
@@ -55,10 +57,11 @@ def build(recipe: Recipe, device: torch.device, start: Source | None = None) -> 
 
 
 def fitted(recipe: Recipe, start: Source | None = None) -> Recipe:
-    """Return a recipe whose encoder is what the weights of `init` ask for; before a run writes its recipe.
+    """Return a recipe whose encoder, and whose teachers, are what weights ask for; before a run writes its recipe.
 
-    Weights of a run's checkpoint ask for nothing: they are compared as they load.
+    Weights of `init` that are a run's checkpoint ask for nothing: they are compared as they load.
     """
+    recipe = recipe.replace(objective=with_architectures(recipe.objective))
     if not recipe.init or start is not None:
         return recipe
     return recipe.replace(encoders=derive_configs(recipe.encoders, recipe.init))

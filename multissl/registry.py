@@ -68,6 +68,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "simdino": "multissl.objectives.simdino:SimDINO",
         "swav": "multissl.objectives.swav:SwAV",
         "msn": "multissl.objectives.msn:MSN",
+        "distill": "multissl.objectives.distill:Distill",
         "mae": "multissl.objectives.mae:MAE",
         "cav_mae": "multissl.objectives.cav_mae:CAVMAE",
         "ijepa": "multissl.objectives.ijepa:IJEPA",
@@ -106,6 +107,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "unit_head": "multissl.layers.heads:UnitHead",
         "prototype_head": "multissl.layers.heads:PrototypeHead",
         "teacher": "multissl.layers.teacher:Teacher",
+        "frozen_teacher": "multissl.layers.frozen:FrozenTeacher",
         "decoder": "multissl.layers.decoder:Decoder",
     },
     "kernels": {

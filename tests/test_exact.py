@@ -71,6 +71,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "byol": [{"target": "student"}],
     "simdino": [{"patch_weight": 0.0, "expand": "student"}],
     "data2vec": [{"masks": 2, "row_weight": 1.0}],
+    "distill": [{"balance": "phi_s", "tokens": "mixed", "pooled": "mse", "num_views": 2}],
     "swav": [{"queue": 16}],
     "msn": [{"sinkhorn_rounds": 3, "prior": "power_law"}],
     "mae": [{"masking": "replace", "metric": "l1", "norm_target": "none"}],

@@ -100,8 +100,8 @@ EXPERIMENTAL: dict[str, str] = {
     "video": "spr vicreg vicregl barlow wmse data2vec lejepa visreg simdino",
     "audio": "spr ijepa lejepa visreg simdino",
     "text": "spr dino byol vicreg vicregl barlow wmse swav msn ijepa lejepa visreg simdino",
-    "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec lejepa visreg simdino",
-    "rl": "dino swav msn ijepa data2vec vicregl lejepa visreg simdino",
+    "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec lejepa visreg simdino distill",
+    "rl": "dino swav msn ijepa data2vec vicregl lejepa visreg simdino distill",
     "paired": "nnclr byol wmse swav lejepa visreg",
 }
 """Pairs that train though nobody has published them: by modality, the objectives."""

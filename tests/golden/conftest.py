@@ -45,6 +45,7 @@ NOT_READ: dict[str, dict[str, str]] = {
         "step": "drew the directions, which are stored",
     },
     "test_golden_lejepa": {"scale": "made the inputs, which are stored"},
+    "test_golden_phi_s": {"decay": "made the features, which are stored"},
     "test_golden_visreg": dict.fromkeys(("scale", "shift"), "made the inputs, which are stored"),
     "test_golden_simdinov2_patches": {"p": "drew the mask, token by token, which is stored"},
     "test_golden_videomae_table": dict.fromkeys(("rect", "up"), "read by test_golden_sincos_pos_embed"),

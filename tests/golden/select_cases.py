@@ -52,7 +52,7 @@ READ = {
     "protocols": "alpha_req_wls attention_mask_jaccard attentive_probe attentive_probe_aim attentive_probe_capi "
     "clid clip_zero_shot copy_detection depth_bins dinov2_knn_few dinov3_knn_skip_first dinov3_linear_seg_head "
     "dinov3_schedules dist_sigreg dist_simdinov2 eat_loss few_shot_subset imagenet_c_mce label_propagation "
-    "lejepa_minimal lidar linear_probe_input retrieval_revisited segmentation_miou sigreg_lejepa simdino_mcr "
+    "lejepa_minimal lidar linear_probe_input phi_s retrieval_revisited segmentation_miou sigreg_lejepa simdino_mcr "
     "simdinov2_mcr simdinov2_patch visreg",
     "schedules_groups": "dinov2_cosine dinov2_param_groups dinov2_training_schedules peer_schedules",
     "stochastic": "dinov2_augmentation_rates dinov2_block_mask dinov2_collate dinov2_crops ibot_mask ijepa_masks "

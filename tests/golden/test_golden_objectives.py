@@ -1,7 +1,7 @@
 """Golden cases of objectives without prototypes, and of several teachers.
 
 Covered of protocols: sigreg_lejepa, lejepa_minimal, visreg, simdino_mcr, simdinov2_mcr, simdinov2_patch, eat_loss,
-dist_sigreg, dist_simdinov2.
+phi_s, dist_sigreg, dist_simdinov2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from multissl.losses.coding_rate import compression, expansion, patch_likeness
 from multissl.losses.data2vec import average_layers, row_errors, scaled_errors
+from multissl.losses.phi_s import hadamard, moments, phi_s
 from multissl.losses.sigreg import distance_to_center, sigreg, slice_statistics
 from multissl.losses.visreg import visreg_terms
 from multissl.modalities.views import pack_masks
@@ -184,3 +185,26 @@ def test_golden_simdino_on_ranks(case: Case) -> None:
         for name in ("loss", "comp", "expa"):
             case.check(values[name], "out", f"{name}_rank{rank}")
         case.check(values["student"], "grad", f"student_rank{rank}")
+
+
+# -------------------------------------------------------------------------------------- several teachers
+
+
+@pytest.mark.parametrize("case", cases("protocols", "phi_s"))
+def test_golden_phi_s(case: Case) -> None:
+    given = case.tensors("in")
+    x = given["X"]
+    assert x.shape == (case.hyper["n"], case.hyper["D"])
+    mean, covariance = moments(x)
+    whole, scale = phi_s(covariance, given["eigvecs"])
+    y = (x - mean) @ whole.T
+    values = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    ours = {"mean": mean, "W": whole, "H": hadamard(x.shape[1]), "alpha": scale, "eigvals": values, "Y": y}
+    for name, value in ours.items():
+        case.check(value.to(x.dtype), "out", name)
+    _, spread = moments(y)
+    case.check(spread.to(x.dtype), "out", "cov_y")
+    case.check(spread.diagonal().to(x.dtype), "out", "cov_diag")
+    own, _ = phi_s(covariance)  # with eigenvectors of our own: other signs, the same variances
+    spread = moments((x - mean) @ own.T)[1].diagonal()
+    torch.testing.assert_close(spread, torch.ones_like(spread), rtol=1e-5, atol=0)
