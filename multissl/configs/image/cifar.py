@@ -360,13 +360,10 @@ def distill() -> Recipe:
     Size: 600 steps of 256, transformer 128 x 6; minutes on two processor cores.
     Measured: unmeasured
 
-    More teachers have names of their own, `--objective.teachers.other.weights FILE`; `--objective.balance phi_s` lets
-    those of any scale count alike. Without weights the teacher is an untrained network, from which little is learned.
+    Without weights the teacher is an untrained network, from which little is learned.
     """
-    objective = Distill.Config(
-        num_views=1, tokens="mixed", head=MLPHead.Config(hidden=256, layers=2, norm="layer")
-    )
-    return _small(objective, _vit())
+    head = MLPHead.Config(hidden=256, layers=2, norm="layer")
+    return _small(Distill.Config(tokens="mixed", head=head), _vit())
 
 
 def _projector(last_norm: bool = False) -> MLPHead.Config:
