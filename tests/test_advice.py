@@ -15,6 +15,7 @@ import pytest
 from multissl import catalogue, commands, options, registry
 from multissl.cli import CALLS
 from multissl.config import Config
+from multissl.layers.frozen import FrozenTeacher
 from multissl.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +180,8 @@ def exists(flag: str, known: dict[str, set[str]]) -> bool:
         rest = rest[1:]
     if part in ("modality", "objective") and rest[:1] in (["members"], ["terms"]):
         return True
+    if part == "objective" and rest[:1] == ["teachers"]:
+        return rest[2:3] == [] or rest[2] in {*fields_of(FrozenTeacher.Config)}
     name = ".".join(rest)
     if not rest or "{}" in name:
         return True
