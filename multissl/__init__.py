@@ -1,6 +1,7 @@
 """Self-supervised learning beyond images: modality adapters, shared objectives, one distributed trainer.
 
-`multissl.train(recipe, folder)` runs a recipe, `multissl.load(folder).encode(samples)` uses what it made.
+`multissl.train(recipe, folder)` runs a recipe, `multissl.load(folder).encode(samples)` uses what it made,
+`multissl.evaluate(folder, protocols=("knn",))` measures it, or other weights.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from multissl.version import __version__
 
-__all__ = ["Recipe", "__version__", "load", "train"]
+__all__ = ["Recipe", "__version__", "evaluate", "load", "train"]
 
 if TYPE_CHECKING:
     from multissl.recipe import Recipe
+    from multissl.run.evaluate import evaluate
     from multissl.run.model import load
     from multissl.run.train import train
 
@@ -23,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from multissl.recipe import Recipe
 
         return Recipe
+    if name == "evaluate":
+        from multissl.run.evaluate import evaluate
+
+        return evaluate
     if name == "load":
         from multissl.run.model import load
 

@@ -223,17 +223,27 @@ def show(words: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def evaluate(words: argparse.Namespace, _rest: list[str]) -> int:
+def evaluate(words: argparse.Namespace, rest: list[str]) -> int:
     """Run `multissl eval`."""
-    folder = named(words, "eval")
-    from multissl.contract.estimate import described
-    from multissl.run.evaluate import judge
+    place = named(words, "eval")
+    from multissl.run.evaluate import evaluate_place, judge, write
+    from multissl.run.protocols import split_words
 
-    found = judge(folder, words.trust)
-    for name, value in found.metrics.items():
-        print(f"{name:<32} {described(value)}")
-    print(found.verdict.text if found.metrics else "no evaluator gave a figure")
-    return 0
+    names, settings = split_words(rest)
+    if names or settings or not located(place)[0].recipe.is_file():
+        from multissl.parallel.ranks import process_group
+
+        with process_group() as device:
+            evaluation = evaluate_place(place, names, settings, device, words.trust)
+    else:
+        evaluation = judge(place, words.trust)
+    for line in evaluation.lines():
+        print(line)
+    if words.out:
+        write(evaluation, Path(words.out))
+        print(f"{words.out}: the figures with all that they depend on")
+    print(evaluation.verdict.text if evaluation.metrics else "no evaluator gave a figure")
+    return 1 if names and not evaluation.metrics else 0
 
 
 def encode(words: argparse.Namespace, rest: list[str]) -> int:

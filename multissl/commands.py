@@ -7,7 +7,7 @@ import re
 from typing import Any, NoReturn
 
 from multissl import option_help
-from multissl.registry import suggest
+from multissl.registry import names, suggest
 
 DESCRIPTION = "Self-supervised learning beyond images."
 EPILOG = """\
@@ -21,6 +21,17 @@ examples
 RECIPE_OPTIONS = """\
 Options of a recipe are typed as --a.b VALUE, --a.b=VALUE or a.b=VALUE; `multissl train NAME --help` lists them all.
 What most runs change:
+"""
+MEASURING = """\
+A protocol is a name of the run's recipe, or one of {}.
+Its options are typed below its name; --data, --label and more say what is read; of weights without a run also
+--modality audio, --modality.size 448, --encoders.image.OPTION and --seed.
+
+examples
+  multissl eval runs/image                                              the recipe's protocols again
+  multissl eval runs/image knn linear_probe --knn.k 5 --data FOLDER     others, on other data
+  multissl eval dinov2_vits14_pretrain.pth knn --data FOLDER --out figures.json
+  multissl eval features.parquet knn logistic_regression
 """
 SHELLS = """\
 bash   eval "$(multissl completion bash)"   in ~/.bashrc
@@ -116,7 +127,20 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         "NAME [options of the recipe]",
         {"name": {**RECIPE, "help": NAMES}, **TRUST},
     ),
-    "eval": ("evaluate a run again", "RUN", {"name": FOLDER, **TRUST}),
+    "eval": (
+        "measure a run again, other weights, or a file of features, by any protocol on any data",
+        "RUN|hf:NAME|timm:NAME|FILE [PROTOCOL ...] [--data D] [--label L] [--out FILE] [--PROTOCOL.option V ...]",
+        {
+            "name": {
+                **FOLDER,
+                "metavar": "PLACE",
+                "help": "folder of a run, or FOLDER@STEP; hf:NAME, timm:NAME or a file of weights; a file that encode "
+                "wrote",
+            },
+            "--out": {"metavar": "FILE", "default": "", "help": "write the figures as JSON, too"},
+            **TRUST,
+        },
+    ),
     "encode": (
         "write the features of all samples, by the encoder of a run or of a recipe",
         "RUN|NAME --out FILE [--data PATH] [--split SPLIT] [--stream STREAM] [--tokens] [--layer K] ...",
@@ -191,6 +215,8 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
 """By name: what it does, its usage, and the arguments of its parser."""
 OF_RECIPES = ("train", "show", "encode", "data")
 """Commands that pass options on to a recipe."""
+OF_OTHERS = ("eval",)
+"""Commands that read the words that are left by themselves."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -206,6 +232,8 @@ def parser_of(command: str) -> Parser:
     """Return the parser of a command's own words; options of recipes are left to its caller."""
     does, usage, arguments = COMMANDS[command]
     epilog = SHELLS if command == "completion" else ""
+    if command == "eval":
+        epilog = MEASURING.format(", ".join(names("evaluators")))
     if command in ("train", "show"):
         epilog = RECIPE_OPTIONS + "\n".join(option_help.leading(None, 100))
     parser = Parser(
@@ -227,7 +255,7 @@ def parse(command: str, words: list[str]) -> tuple[argparse.Namespace, list[str]
     """Return a command's own words, and those that are left for a recipe; where it has none they are refused."""
     parser = parser_of(command)
     known, rest = parser.parse_known_args(words)
-    if rest and command not in OF_RECIPES and not known.help:
+    if rest and command not in (*OF_RECIPES, *OF_OTHERS) and not known.help:
         flags = [name for name in COMMANDS[command][2] if name.startswith("--")]
         hint = suggest(rest[0], flags) if flags else f"; see multissl {command} --help"
         raise ValueError(f"{command} does not take {rest[0]!r}{hint}")

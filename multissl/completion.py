@@ -14,6 +14,7 @@ OWN = {
     "train": ("--restart", "--accept-data", "--requeue-signal", "--trust", "--help"),
     "show": ("--trust", "--help"),
     "list": ("--matrix", "--help"),
+    "eval": ("--data", "--label", "--out", "--trust", "--help"),
     "encode": ("--split", "--stream", "--trust", "--help"),
 }
 """Flags of commands beside the leading options of a recipe."""
@@ -62,6 +63,8 @@ def _possible(before: list[str], current: str) -> list[str]:
         return [*SCRIPTS]
     if command == "list":
         return [*registry.RECIPES, *OWN["list"]]
+    if command == "eval" and rest and not any(word.startswith("-") for word in rest):
+        return [*OWN["eval"]] if current.startswith("-") else registry.names("evaluators")
     if command not in OF_RECIPES:
         return []
     if not rest:

@@ -69,7 +69,7 @@ class Blocks(Pooled):
 
 
 def mean_token(tokens: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean of the real tokens [R, N, D] in fp32: [R, D]; of all where padding is not told apart."""
+    """Return the mean of the real tokens [R, N, D] in fp32: [R, D]; of all where padding cannot be seen."""
     if valid is None or valid.shape != tokens.shape[:2]:
         return tokens.float().mean(1)
     weight = valid.float() / valid.sum(1, keepdim=True).clamp(min=1)  # [R, N]

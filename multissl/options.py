@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from multissl import catalogue, registry
 from multissl.config import alternatives
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multissl.config import Config
     from multissl.recipe import Recipe
 
+Options = TypeVar("Options", bound="Config")
 ASSIGNED = re.compile(r"(?:--)?([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
 FLAG = re.compile(r"--[A-Za-z][\w.-]*")
 SHORT = {name: f"modality.{name}" for name in ("data", "column", "label", "delimiter", "missing")}
@@ -104,8 +105,8 @@ def _place(tree: dict[str, Setting], path: str, flag: str) -> Setting:
     return setting
 
 
-def apply(recipe: Recipe, settings: dict[str, Setting], commands: tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe with settings applied; an unknown option is refused with the nearest one named."""
+def apply(recipe: Options, settings: dict[str, Setting], commands: tuple[str, ...] = ()) -> Options:
+    """Return the recipe, or other options, with settings applied; an unknown one is refused with the nearest named."""
     try:
         return _changed(recipe, settings, "")
     except UnknownOptionError as error:

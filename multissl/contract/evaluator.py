@@ -126,6 +126,8 @@ class Evaluator(Component, ABC):
     """Raised whenever the same features and options give other figures: those of two versions are not compared."""
     reads: ClassVar[Literal["pooled", "encoders"]] = "encoders"
     """pooled: features [S, D] with labels and groups are all that it reads, so that a file of features is enough."""
+    fits: ClassVar[bool] = False
+    """Whether it fits or stores something of the train split, which is then not the one that may be scored."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):

@@ -61,7 +61,7 @@ def task_of(
     return Task(x, y, asked, truth, groups)
 
 
-def held_out(count: int) -> Tensor:
+def validation_mask(count: int) -> Tensor:
     """Return which of so many training samples choose hyperparameters: True for a tenth, the same ones every time."""
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[drawn(count, max(1, count // 10))] = True

@@ -49,6 +49,7 @@ class FewLabels(Evaluator):
     """Linear and fine-tuned figures at few labels, beside classical models on the same rows."""
 
     reads = "pooled"
+    fits = True
     titles: ClassVar[dict[str, str]] = {
         "score": "frozen, few labels, %",
         "gain": "gain over the best classical",

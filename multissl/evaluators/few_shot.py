@@ -72,6 +72,7 @@ def shares(
 class FewShot(Evaluator):
     """k-NN accuracy with few labeled samples of each class, in percent, means over draws."""
 
+    fits = True
     reads = "pooled"
     titles: ClassVar[dict[str, str]] = {"n1": "k-NN accuracy with 1 label per class, %"}
 

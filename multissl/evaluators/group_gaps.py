@@ -28,6 +28,7 @@ from multissl.inference import Featurize, Pooled, labeled_split, scored_split
 class GroupGaps(Evaluator):
     """k-NN accuracy by group, the worst and the gap, in percent."""
 
+    fits = True
     reads = "pooled"
     titles: ClassVar[dict[str, str]] = {
         "worst": "k-NN accuracy of the worst group, %",

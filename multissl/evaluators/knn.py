@@ -36,6 +36,7 @@ class KNN(Evaluator):
     """Accuracy of a weighted vote of the nearest training samples, in percent."""
 
     reads = "pooled"
+    fits = True
     titles: ClassVar[dict[str, str]] = {"top1": "k-NN accuracy, %"}
 
     @dataclass(kw_only=True, slots=True)

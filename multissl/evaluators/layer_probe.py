@@ -20,7 +20,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.classified import held_out
+from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.knn import knn_accuracy
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import learned
@@ -31,6 +31,7 @@ from multissl.statistics import LEVEL
 class LayerProbe(Evaluator):
     """k-NN accuracy of every block's mean token, and of the one that training samples choose, in percent."""
 
+    fits = True
     titles: ClassVar[dict[str, str]] = {
         "top1": "k-NN accuracy of the chosen block, %",
         "block": "block that training samples choose",
@@ -108,7 +109,7 @@ class LayerProbe(Evaluator):
 
 def choose_block(blocks: Sequence[Tensor], labels: Tensor, k: int, temperature: float) -> int:
     """Return which of blocks [S, D] classifies a tenth of training best by the other samples; of equals the last."""
-    tenth = held_out(len(labels))
+    tenth = validation_mask(len(labels))
     scores = [
         knn_accuracy(x[~tenth], labels[~tenth], x[tenth], labels[tenth], (k,), temperature)[k] for x in blocks
     ]

@@ -25,7 +25,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.classified import Task, held_out, task_of
+from multissl.evaluators.classified import Task, task_of, validation_mask
 from multissl.evaluators.linear_probe import COMPONENTS, FEWEST, WIDEST, narrowed, scaled
 from multissl.evaluators.verdicts import MAJORITY, learned
 from multissl.inference import Blocks, Featurize, readable_views, stream_of
@@ -40,6 +40,7 @@ REFERENCE_BATCH = 256
 class LinearGrid(Evaluator):
     """Accuracy of the best of DINOv2's grid of linear heads, in percent."""
 
+    fits = True
     titles: ClassVar[dict[str, str]] = {
         "top1": "linear grid accuracy, %",
         "top1_chosen_on_scored": "linear grid accuracy of the head that does best on the scored split, %",
@@ -173,7 +174,7 @@ class LinearGrid(Evaluator):
         found: Best | None = None
         for kind in kinds:
             task, cfg = kind.task, self.cfg
-            tenth = held_out(len(task.y)).to(task.y.device)
+            tenth = validation_mask(len(task.y)).to(task.y.device)
             fit = ~tenth if cfg.selection == "train" else torch.ones_like(tenth)
             weight, bias = train_heads(
                 task.x[fit],

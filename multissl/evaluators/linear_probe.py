@@ -42,6 +42,7 @@ class LinearProbe(Evaluator):
     """Accuracy of a linear classifier on pooled features, in percent."""
 
     reads = "pooled"
+    fits = True
     titles: ClassVar[dict[str, str]] = {"top1": "linear probe accuracy, %"}
 
     @dataclass(kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.classified import Task, held_out, task_of
+from multissl.evaluators.classified import Task, task_of, validation_mask
 from multissl.evaluators.linear_probe import COMPONENTS, FEWEST, WIDEST, narrowed
 from multissl.evaluators.verdicts import MAJORITY, learned
 from multissl.inference import Featurize, Pooled
@@ -37,6 +37,7 @@ class LogisticRegression(Evaluator):
     """Accuracy of scikit-learn's logistic regression on pooled features, in percent."""
 
     reads = "pooled"
+    fits = True
     titles: ClassVar[dict[str, str]] = {
         "top1": "logistic regression accuracy, %",
         "c": "logistic regression, chosen C",
@@ -59,8 +60,8 @@ class LogisticRegression(Evaluator):
         """Iterations of L-BFGS for a fit."""
         tolerance: float = 1e-12
         """Largest gradient at which a fit counts as done, 0 or more."""
-        classical: bool = True
-        """Fit the modality's classical features too."""
+        classical: bool = False
+        """Fit the modality's classical features too, which are wide and take far longer than the encoder's."""
         margin: float = 2.0
         """Points above the untrained encoder and the raw input that would matter, as for the k-NN."""
 
@@ -94,7 +95,7 @@ class LogisticRegression(Evaluator):
         return {"top1": measured.top1, "c": measured.c, "samples": float(measured.samples)}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """The same figure for the modality's classical features, and that of the most frequent class."""
+        """The same figure for the modality's classical features, if asked, and that of the most frequent class."""
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         figures: dict[str, float] = {}
@@ -152,7 +153,7 @@ def chosen(x: np.ndarray, y: Tensor, strengths: Sequence[float], max_iter: int, 
     """Return the C that does best on a tenth of the samples [S, F], fitted to the others; of equals the smallest."""
     if len(strengths) == 1:
         return strengths[0]
-    held, labels = held_out(len(x)).numpy(), y.numpy()
+    held, labels = validation_mask(len(x)).numpy(), y.numpy()
     order = sorted(strengths)
     rest, known = x[~held], labels[~held]
     if len(np.unique(known)) < 2:  # of the other class every sample was held out

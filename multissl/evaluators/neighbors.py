@@ -53,8 +53,8 @@ def whitened(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         )
         bank, queries = bank @ draw, queries @ draw
     if len(bank) < bank.shape[1]:
-        _, spread, rows = torch.linalg.svd(bank, full_matrices=False)
-        variances, axes = spread.square() / len(bank), rows.T  # [S], [F, S]
+        _, singular, rows = torch.linalg.svd(bank, full_matrices=False)
+        variances, axes = singular.square() / len(bank), rows.T  # [S], [F, S]
     else:
         variances, axes = torch.linalg.eigh(bank.T @ bank / len(bank))  # [F], [F, F]
     kept = variances > SMALLEST * variances.max().clamp(min=torch.finfo(variances.dtype).tiny)

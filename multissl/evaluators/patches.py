@@ -29,6 +29,7 @@ from multissl.inference import drawn, featurize_places
 class Patches(Evaluator):
     """k-NN accuracy of single tokens, their mean cosine within a sample, and the alarm that they decay."""
 
+    fits = True
     titles: ClassVar[dict[str, str]] = {
         "top1": "patch k-NN accuracy, %",
         "similarity": "mean cosine between patches of a sample",

@@ -32,6 +32,7 @@ from multissl.statistics import LEVEL
 class StateProbe(Evaluator):
     """R2 of the state from pooled features, the mean over its values and each value's own, in percent."""
 
+    fits = True
     titles: ClassVar[dict[str, str]] = {"r2": "state probe R2, %"}
 
     @dataclass(kw_only=True, slots=True)

@@ -6,6 +6,8 @@ State: none.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from multissl.contract.data import Samples, Unreadable
@@ -36,6 +38,43 @@ def describe_copies(modality: Modality) -> str:
     if compared < len(sets):
         line += f" ({compared:,} of {len(sets):,} could be compared; up to {READ >> 20} MiB are read)"
     return line + _count_near(modality, sets)
+
+
+class Shared(NamedTuple):
+    """Samples of a split that are copies of training samples."""
+
+    copies: int
+    total: int
+    """Samples of the split."""
+    scored: str
+    """The first of them, by its file or number."""
+    trained: str
+    """The training sample that it is a copy of."""
+
+
+def shared_samples(modality: Modality, split: str) -> Shared | None:
+    """Return which samples of a split training holds too; None where nothing can be compared, or samples are parts."""
+    train, scored = modality.contents("train"), modality.contents(split)
+    data, learned = modality.dataset(split), modality.dataset("train")
+    if not train or not len(train[0]) or len(scored[0]) != len(data) or len(train[0]) != len(learned):
+        return None
+    columns = [equal_contents(Joined([v, t])) for v, t in zip(scored, train, strict=True)]
+    sets = joined_sets(column.sets.tolist() for column in columns)
+    own, others = sets[: len(data)], sets[len(data) :]
+    copied = np.flatnonzero(np.isin(own, others))
+    if not len(copied):
+        return Shared(0, len(data), "", "")
+    first = int(copied[0])
+    place = int(np.flatnonzero(others == own[first])[0])
+    return Shared(len(copied), len(data), _name(modality, data, first), _name(modality, learned, place))
+
+
+def _name(modality: Modality, samples: Samples, row: int) -> str:
+    try:
+        words = modality.describe(samples[row])
+    except Unreadable:
+        words = {}
+    return words.get("file", f"number {row}")
 
 
 def _count(sets: np.ndarray, validation: int, plural: str) -> str:

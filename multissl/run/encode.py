@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ from multissl.run.feature_files import (
     rows_file,
     safetensors_array,
 )
-from multissl.run.identity import identity_of
+from multissl.run.identity import identity_of, weights_digest
 from multissl.run.model import Model
 from multissl.run.pieces import Piece, Pieces, stacked
 from multissl.version import __version__
@@ -154,13 +153,9 @@ def encode(
 
 def _identity(model: Model, wanted: Wanted, split: str, stream: str, batch_size: int) -> dict[str, Any]:
     """Return all that features depend on."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.encoders.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
         "version": __version__,
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(model.encoders),
         "modality": to_dict(model.recipe.modality),
         "data": identity_of(model.modality, with_validation=True).summary(),
         "wanted": asdict(wanted),

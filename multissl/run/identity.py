@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from multissl.contract.data import DataOf
 from multissl.contract.modality import Modality
@@ -63,6 +65,15 @@ def identity_of(modality: Modality, *, with_validation: bool) -> Identity:
         if columns:
             splits[split] = joined_keys([_keys(column) for column in columns])
     return Identity(splits)
+
+
+def weights_digest(encoders: nn.Module) -> str:
+    """Return a digest of the weights of encoders, with their names."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(encoders.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return weights.hexdigest()
 
 
 def check_data(run: RunFolder, identity: Identity, *, step: int, accept: bool, plural: str) -> bool:

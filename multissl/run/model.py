@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,16 @@ def _listed(samples: Any) -> Sequence[Any] | Tensor:
     return samples
 
 
-def load(run: Path | str, device: torch.device | str = "cpu", data: str = "", trust: bool = False) -> Model:
+def load(
+    run: Path | str,
+    device: torch.device | str = "cpu",
+    data: str = "",
+    trust: bool = False,
+    change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+) -> Model:
     """Return a run, ready to encode; its modality reads other `data` where some is given.
+
+    `change` is applied to its recipe, and may be of what it reads alone: the encoders stay as they were trained.
 
     `RUN` is what the run ships, or its newest whole checkpoint where it has not finished; `RUN@STEP` is a checkpoint.
     Reads JSON and safetensors only; nothing is unpickled. Code that its recipe names, such as the class of an
@@ -119,18 +127,18 @@ def load(run: Path | str, device: torch.device | str = "cpu", data: str = "", tr
         step = None
     if step is None and (finished or all(p.is_file() for p in folder.shipped)):
         folder.check_shipped()
-        recipe = _recipe(folder, data, trust)
+        recipe = change(recipe_of_run(folder, data, trust))
         modality = recipe.modality.build()
         _restore(modality, folder.read_modality(), folder.modality)
         encoders = _shipped(recipe, modality, folder)
     else:
-        recipe = _recipe(folder, data, trust)
+        recipe = change(recipe_of_run(folder, data, trust))
         modality, encoders, finished = _at_checkpoint(recipe, folder, step)
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device), finished or recipe.steps)
 
 
-def _recipe(folder: RunFolder, data: str, trust: bool) -> Recipe:
+def recipe_of_run(folder: RunFolder, data: str, trust: bool) -> Recipe:
     """Return the recipe of a run, which reads other data where some is given."""
     if not folder.recipe.is_file():
         raise ValueError(f"{folder.path} holds no {folder.recipe.name}: give the folder of a run")

@@ -24,7 +24,7 @@ from multissl.run.folder import RunFolder
 from multissl.weights.files import read_safetensors
 from multissl.weights.model_config import OF_ALL, checked
 
-INDEX = ".index.json"
+INDEX, PREPROCESSOR = ".index.json", "preprocessor_config.json"
 FILES = (
     "model.safetensors",
     f"model.safetensors{INDEX}",

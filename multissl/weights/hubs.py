@@ -13,10 +13,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from multissl.registry import require, suggest
-from multissl.weights.containers import FILES, INDEX, Source, files_of, open_file, read_config
+from multissl.weights.containers import FILES, INDEX, PREPROCESSOR, Source, files_of, open_file, read_config
 
 HUBS = ("hf", "timm")
 ENDPOINT = "https://huggingface.co"
+INPUTS = ("input_size", "mean", "std", "crop_pct")
+"""What timm says of the pictures that a model reads."""
 PATIENCE = 3.0
 """Seconds to wait for a hub before it counts as out of reach."""
 
@@ -81,6 +83,7 @@ def fetch_hugging_face(name: str) -> Source:
                     for part in dict.fromkeys(files_of(path).values()):
                         fetch(part, local)
                 config = fetch("config.json", local)
+                fetch(PREPROCESSOR, local)  # of which `inputs` reads the size of views
                 return open_file(path)._replace(config=read_config(config) if config else {})
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -112,6 +115,7 @@ def open_timm(name: str) -> Source:
     ]
     architecture = model.pretrained_cfg.get("architecture", name)
     config = {"architecture": architecture, **({"num_heads": attention[0]} if attention else {})}
+    config["pretrained_cfg"] = {n: model.pretrained_cfg[n] for n in INPUTS if n in model.pretrained_cfg}
     return Source(model.state_dict(), None, config, timm_layout(architecture, model))
 
 

@@ -84,16 +84,19 @@ def load_weights(encoders: Encoders, place: str | Path, source: Source | None = 
         raise ValueError(f"--init {place}: {error}") from None
 
 
-def derive_configs(configs: Mapping[str, Encoder.Config], place: str | Path) -> dict[str, Encoder.Config]:
+def derive_configs(
+    configs: Mapping[str, Encoder.Config], place: str | Path, source: Source | None = None
+) -> dict[str, Encoder.Config]:
     """Return encoder configs in which a single transformer is what weights of a published layout ask for.
 
-    Options at their defaults are taken from the weights; others that contradict are refused by name.
+    Options at their defaults are taken from the weights; others that contradict are refused by name. `source` is what
+    the place holds, where it has been opened.
     """
     stream, cfg = next(iter(configs.items()))
     if len(configs) != 1 or not isinstance(cfg, TransformerEncoder.Config):
         return dict(configs)
     try:
-        source = open_place(place)
+        source = source or open_place(place)
         network = unwrap(source.contents)
         layout = published_layout(network, source.layout, source.config, source.path)
         if layout is None:

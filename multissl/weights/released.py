@@ -40,6 +40,11 @@ class Released(NamedTuple):
     std: tuple[float, ...]
     """Input constants of red, green and blue, of values from 0 to 1."""
 
+    @property
+    def view_size(self) -> int:
+        """Return the side in pixels of the pictures that its authors measure on; of DINOv2 less than its positions."""
+        return self.size if self.size and self.layout != "dinov2" else 224
+
 
 @functools.cache
 def _table() -> Mapping[str, Any]:

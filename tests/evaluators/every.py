@@ -130,7 +130,9 @@ CASES: dict[str, Case] = {
     "knn": Case({"k": (5, 20)}),
     "linear_probe": Case({}),
     "linear_grid": Case({"lr": (0.01, 0.1), "steps": 60, "batch": 16}),
-    "logistic_regression": Case({"c": (0.01, 1.0), "max_iter": 100, "tolerance": 1e-6}, needs="sklearn"),
+    "logistic_regression": Case(
+        {"c": (0.01, 1.0), "max_iter": 100, "tolerance": 1e-6, "classical": True}, needs="sklearn"
+    ),
     "attentive_probe": Case(
         {"lr": (0.01, 0.1), "weight_decay": (0.01, 0.1), "steps": 30, "batch": 32}, encoders=two_tokens
     ),

@@ -29,10 +29,7 @@ from tests.evaluators.clusters import START
 from tests.evaluators.every import CASES, Change, Subject
 
 NAMES = sorted(registry.GROUPS["evaluators"])
-FITTED = (
-    "knn", "patches", "linear_probe", "linear_grid", "logistic_regression", "state_probe", "few_labels",
-    "attentive_probe", "mlp_probe", "layer_probe", "few_shot", "group_gaps",
-)  # fmt: skip
+FITTED = tuple(name for name in NAMES if registry.resolve(name, "evaluators").fits)
 """Those that fit or store something of the train split; the others describe the split alone, and leave no record."""
 
 

@@ -15,7 +15,7 @@ from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.evaluators.classified import held_out
+from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.linear_grid import RATES, LinearGrid, batches, hits_of, train_heads
 from multissl.random import RowRandom
 from tests.evaluators.clusters import START, Clusters, frozen
@@ -128,7 +128,7 @@ def test_those_who_choose_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) ->
     grid().run(frozen(), modality, START)
     grid(selection="paper").run(frozen(), modality, START)
     assert seen == [108, 108, 120, 120]
-    assert int(held_out(120).sum()) == 12
+    assert int(validation_mask(120).sum()) == 12
 
 
 class Pixels(Modality):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from multissl.evaluators.classified import Task, held_out
+from multissl.evaluators.classified import Task, validation_mask
 from multissl.evaluators.linear_probe import fit_logistic
 from multissl.evaluators.logistic_regression import PUBLISHED, LogisticRegression, chosen, fitted, models
 from tests.evaluators.clusters import START, Clusters, frozen
@@ -57,7 +57,7 @@ def test_a_fit_that_starts_at_another_ends_where_it_would_alone() -> None:
 def test_a_tenth_of_training_chooses_and_all_of_it_is_fitted() -> None:
     """By a plain loop, each fit of its own."""
     problem, strengths = task(), (1e-4, 1e-3, 1e-2, 1.0, 100.0)
-    x, y, held = problem.x.double().numpy(), problem.y.numpy(), held_out(90).numpy()
+    x, y, held = problem.x.double().numpy(), problem.y.numpy(), validation_mask(90).numpy()
     scores = {}
     for c in strengths:
         (model,) = models(x[~held], y[~held], [c], 1000, 1e-10)
@@ -93,8 +93,8 @@ def test_clusters_are_told_apart_and_what_was_chosen_is_among_the_figures() -> N
     assert figures["top1"] == 100.0
     assert figures["samples"] == 120
     assert figures["c"] in (1e-3, 1e-1, 10.0)
-    assert evaluator.baselines(modality) == {"raw": 100.0, "majority": 25.0}
-    assert regression(classical=False).baselines(modality) == {}
+    assert regression(classical=True).baselines(modality) == {"raw": 100.0, "majority": 25.0}
+    assert evaluator.baselines(modality) == {}
     assert evaluator.selected_on == "a tenth of training"
     assert regression(c=(1.0,)).selected_on == "none"
     verdict = evaluator.verdict([{"step": 0, "top1": figures["top1"], "raw": 1.0}, {"step": 1, **figures}])

@@ -35,6 +35,7 @@ class AttentiveProbe(TrainedProbe):
     """Accuracy of a classifier that looks at all tokens, in percent."""
 
     what = "attentive probe"
+    fits = True
     titles: ClassVar[dict[str, str]] = {
         "top1": "attentive probe accuracy, %",
         "lr": "learning rate of the chosen attentive probe",

@@ -27,6 +27,7 @@ class MLPProbe(TrainedProbe):
     """Accuracy of a small network on pooled features, in percent."""
 
     what = "MLP probe"
+    fits = True
     reads = "pooled"
     titles: ClassVar[dict[str, str]] = {"top1": "MLP probe accuracy, %"}
 

@@ -22,7 +22,7 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.classified import held_out
+from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.linear_probe import FEWEST
 from multissl.evaluators.probes.training import Logits, choose, hits, train_trials, trials_of
 from multissl.evaluators.unseen import unseen_classes
@@ -160,7 +160,7 @@ class TrainedProbe(Evaluator):
         for trial in trials:
             trial.head.to(device)
         labels, read = train.labels.to(device), reader(train.inputs, device)
-        tenth = held_out(len(labels))
+        tenth = validation_mask(len(labels))
         rows = (~tenth).nonzero().flatten()
         train_trials(trials, read, rows.to(device), labels, steps=cfg.steps, batch=cfg.batch, seed=cfg.seed)
         chosen = choose(trials, read, tenth.nonzero().flatten().to(device), labels).trial
