@@ -1,9 +1,9 @@
 """Scores of an encoder without any label: LiDAR, alpha-ReQ by its authors' fit, CLID. RankMe is `collapse`'s.
 
 Formulas and sources are in `spectra`. They rank encoders of one kind by what a probe would say, in the papers' claims
-and not always; none is a verdict. LiDAR looks at augmented views of each sample, made by the modality as for training,
-and is left out where it makes none. CLID's parts are not added up: the paper divides the dimension by the largest among
-the encoders it compares. The order in which samples are learned one by one, and the clusters, are our own.
+and not always; none is a verdict. LiDAR looks at global views of each sample, which the modality makes as for training.
+CLID's parts are not added up: the paper divides the dimension by the largest among the encoders it compares. The order
+in which samples are learned one by one, and the clusters, are our own.
 Shapes: S samples, V views of each, D width.
 """
 
@@ -95,7 +95,7 @@ class LabelFree(Evaluator):
             )
             return {}
         figures = {**self._spectrum(x), **self._clusters(x)}
-        if cfg.views and "global" in modality.provides(stream_of(modality, cfg.stream)):
+        if cfg.views:
             figures["lidar"] = lidar(self._views(encoders, modality), cfg.delta)
         return figures
 

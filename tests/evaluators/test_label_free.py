@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -21,9 +19,6 @@ from tests.evaluators.every import expansion
 
 class Shaken(Clusters):
     """Global views are points moved at random along the first axis."""
-
-    def provides(self, stream: str) -> Any:
-        return frozenset({"global"})
 
     def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
         batch = super().views(raw, plans, rng)
@@ -46,13 +41,9 @@ def test_lidar_is_that_of_the_views_of_each_sample() -> None:
     assert "lidar" not in LabelFree.Config(views=0).build().run(frozen(), modality, START)
 
 
-def test_a_modality_without_augmented_views_has_no_lidar() -> None:
-    assert "lidar" not in LabelFree.Config().build().run(frozen(), Clusters.Config().build(), START)
-
-
 def test_other_figures_are_those_of_the_clean_views() -> None:
     modality, encoders = Clusters.Config(noise=0.5).build(), frozen(expansion())
-    figures = LabelFree.Config(first=2).build().run(encoders, modality, START)
+    figures = LabelFree.Config(first=2, views=0).build().run(encoders, modality, START)
     x, _ = featurize_split(Pooled(encoders), modality, "val")
     assert figures["alpha"] == fit_power_law(variance_shares(x), 2, 8).alpha
     assert figures["dimension"] == intrinsic_dimension(x) == pytest.approx(2, abs=0.5)
@@ -60,12 +51,12 @@ def test_other_figures_are_those_of_the_clean_views() -> None:
 
 def test_clusters_that_lie_apart_are_learned_at_once() -> None:
     tight = (
-        LabelFree.Config(clusters=4)
+        LabelFree.Config(clusters=4, views=0)
         .build()
         .run(frozen(Shifted()), Clusters.Config(noise=0.02).build(), START)
     )
     loose = (
-        LabelFree.Config(clusters=30)
+        LabelFree.Config(clusters=30, views=0)
         .build()
         .run(frozen(Shifted()), Clusters.Config(noise=2.0).build(), START)
     )
