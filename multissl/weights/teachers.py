@@ -24,9 +24,10 @@ def with_architectures(cfg: Any, name: str = "") -> Any:
     teacher, as errors have it.
     """
     if isinstance(cfg, FrozenTeacher.Config):
-        if cfg.weights == UNTRAINED or cfg.encoder:
+        if cfg.weights == UNTRAINED:
             return cfg
-        return cfg.replace(encoder=architecture(cfg, f"objective.teachers.{name}"))
+        encoder = architecture(cfg, f"objective.teachers.{name}")
+        return cfg if encoder == cfg.encoder else cfg.replace(encoder=encoder)
     if isinstance(cfg, dict):
         return {key: with_architectures(value, str(key)) for key, value in cfg.items()}
     if not isinstance(cfg, Config) or not is_dataclass(cfg):
@@ -37,21 +38,27 @@ def with_architectures(cfg: Any, name: str = "") -> Any:
 
 
 def architecture(cfg: FrozenTeacher.Config, option: str) -> Encoder.Config | None:
-    """Return the encoder that a run's folder names, or that published weights ask for; None where nothing tells."""
+    """Return the encoder that a run's folder names, or that published weights ask for; None where nothing tells.
+
+    Of one that is given, what published weights tell fills options at their defaults; what contradicts is refused.
+    """
     where = f"{option}.weights={cfg.weights}"
     run = RunFolder(cfg.weights)
     try:
+        if run.recipe.is_file() and cfg.encoder is not None:
+            return cfg.encoder
         if run.recipe.is_file():
             encoders = run.read_options().get("encoders", {})
             own = encoders.get(cfg.stream) or (next(iter(encoders.values())) if len(encoders) == 1 else None)
             if own is None:
                 raise ValueError(f"the run has encoders of {', '.join(encoders)}: set {option}.stream")
             return from_dict(Encoder.Config, own, where)
-        plain = TransformerEncoder.Config()
+        plain = cfg.encoder or TransformerEncoder.Config()
         derived = derive_configs({"teacher": plain}, cfg.weights)["teacher"]
     except (ValueError, Damaged) as error:
-        raise ValueError(f"{where}: {without_option(error, cfg.weights)}") from None
-    return None if derived == plain else derived
+        said = without_option(error, cfg.weights).replace("encoders.teacher.", f"{option}.encoder.")
+        raise ValueError(f"{where}: {said}") from None
+    return cfg.encoder if derived == plain else derived
 
 
 def fill_teachers(objective: nn.Module) -> None:

@@ -27,6 +27,7 @@ from multissl.parallel.state import tensors
 from multissl.recipe import Recipe
 from multissl.run import model
 from multissl.run.train import train
+from multissl.weights.layouts.dinov2 import official_names
 from multissl.weights.teachers import fill_teachers
 from tests.helpers import stubs
 from tests.objectives.plain import START
@@ -320,3 +321,22 @@ def test_padded_views_and_patches_of_another_size_are_refused() -> None:
     valid: Tensor = torch.ones(6, 16, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"patch=\(8, 8\): views of a have padding"):
         objective(encoders, Batch([views(valid=valid)]), START)
+
+
+def test_published_weights_tell_a_teacher_s_architecture_and_what_contradicts_is_refused(
+    tmp_path: Path,
+) -> None:
+    network = TransformerEncoder.Config(dim=24, depth=1, heads=2, norm_eps=1e-6).build(GRID)
+    file = tmp_path / "published.pth"
+    torch.save(official_names(network.state_dict()), file)
+    student = recipe()
+    told = FrozenTeacher.Config(weights=f"dinov2:{file}", encoder=TransformerEncoder.Config(heads=2))
+    student.objective = Distill.Config(teachers={"main": told})
+    derived: Any = fitted(student).objective
+    encoder = derived.teachers["main"].encoder
+    assert (encoder.dim, encoder.depth, encoder.heads) == (24, 1, 2)
+    assert fitted(student.replace(objective=derived)).objective == derived
+    wrong = told.replace(encoder=TransformerEncoder.Config(heads=2, depth=5))
+    student.objective = Distill.Config(teachers={"main": wrong})
+    with pytest.raises(ValueError, match=r"^objective\.teachers\.main\.weights=dinov2.*main\.encoder\.depth"):
+        fitted(student)
