@@ -12,6 +12,9 @@ from typing import Any
 from multissl.config import alternatives, from_dict
 from multissl.trust import TYPED
 
+ONE_OR_TWO = (int, tuple[int, int])
+"""The type of an option that is one whole number for two of a kind, or both."""
+
 
 def parsed(hint: Any, words: list[str], flag: str) -> Any:
     """Return the value that words mean for an option of a type; `flag` is how messages call the option."""
@@ -20,6 +23,8 @@ def parsed(hint: Any, words: list[str], flag: str) -> Any:
         if [word.lower() for word in words] == ["none"]:
             return None
         return parsed(next(a for a in args if a is not types.NoneType), words, flag)
+    if alternatives(hint) == ONE_OR_TWO:
+        return parsed(int if len(words) == 1 and "," not in words[0] else ONE_OR_TWO[1], words, flag)
     if origin in (tuple, list):
         return _several(hint, args, words, flag)
     if not words:

@@ -33,6 +33,7 @@ from multissl.modalities.image.crops import (
     TRIES,
     center,
     crop_box,
+    pair,
     patchify,
     resize,
     share_of,
@@ -60,10 +61,7 @@ BLUR = {
     "none": (0.0, 0.0, 0.0),
 }
 LIMITS = {
-    **dict.fromkeys(
-        ("size", "local_size", "patch", "channels", "mask_group", "mask_smallest", "clean_zoom"),
-        (1, math.inf),
-    ),
+    **dict.fromkeys(("patch", "channels", "mask_group", "mask_smallest", "clean_zoom"), (1, math.inf)),
     **dict.fromkeys(("flip", "jitter", "grayscale", "solarize", "background"), (0, 1)),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
     "hue": (0, 0.5),
@@ -82,10 +80,10 @@ class Image(Modality):
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`
         or `hf:NAME`; empty: the built-in demo of ten motifs."""
-        size: int = 224
-        """Side of clean and global views in pixels."""
-        local_size: int = 96
-        """Side of local views, in pixels; a multiple of patch."""
+        size: int | tuple[int, int] = 224
+        """Side of clean and global views in pixels, or their height and width; multiples of patch."""
+        local_size: int | tuple[int, int] = 96
+        """Side of local views in pixels, or their height and width; multiples of patch."""
         patch: int = 16
         """Side of a token, in pixels."""
         channels: int = 3
@@ -100,7 +98,7 @@ class Image(Modality):
         local_scale: tuple[float, float] = (0.05, 0.32)
         """Smallest and largest area of a local crop, as a fraction of the whole."""
         ratio: tuple[float, float] = (3 / 4, 4 / 3)
-        """Range of a crop's width over height, drawn log-uniformly."""
+        """Range of a crop's width over height, beside that of the view, drawn log-uniformly."""
         flip: float = 0.5
         """Probability, as for jitter, grayscale and solarize."""
         jitter: float = 0.8
@@ -140,10 +138,10 @@ class Image(Modality):
         measure: bool = False
         """Measure mean and std on the training images where 3 channels would take ImageNet's."""
         clean_zoom: float = 256 / 224
-        """Clean views: the short side becomes size * clean_zoom, then the center is cut out. An image that
-        already has the size stays as it is."""
+        """Clean views: the short side becomes size * clean_zoom (of two, what covers both), then the center is cut out.
+        An image that already has the size stays as it is."""
         clean_whole: bool = False
-        """Clean views show the whole image, squeezed into the square, instead of its center."""
+        """Clean views show the whole image, squeezed into the size, instead of its center."""
 
         def __post_init__(self) -> None:
             for name, (low, high) in LIMITS.items():
@@ -154,12 +152,16 @@ class Image(Modality):
                 if not 0 < low <= high <= top:
                     raise ValueError(f"modality.{name}={low, high}: want 0 < low <= high <= {top:g}")
             for name, size in (("size", self.size), ("local_size", self.local_size)):
-                below = size // self.patch * self.patch
-                if below != size:
-                    near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
-                    raise ValueError(f"modality.{name}={size}: want a multiple of patch={self.patch}: {near}")
+                for side in pair(size):
+                    below = max(side // self.patch * self.patch, 0)
+                    if below != side or not side:
+                        near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
+                        raise ValueError(
+                            f"modality.{name}={size}: want a multiple of patch={self.patch}: {near}"
+                        )
             square = self.mask_patch or self.patch
-            if square % self.patch or self.size % square or (square != self.patch and self.mask != "random"):
+            uneven = any(side % square for side in pair(self.size))
+            if square % self.patch or uneven or (square != self.patch and self.mask != "random"):
                 raise ValueError(
                     f"modality.mask_patch={self.mask_patch}: want 0, or with modality.mask=random a multiple of"
                     f" patch={self.patch} that divides size={self.size}"
@@ -168,7 +170,7 @@ class Image(Modality):
                 raise ValueError(
                     f"modality.range={self.range}: want the values of black and white, as 0 4095, or none"
                 )
-            widest = 2 * min(self.size, self.local_size) - 1
+            widest = 2 * min(*pair(self.size), *pair(self.local_size)) - 1
             if self.blur != "none" and (self.blur_kernel % 2 == 0 or not 1 <= self.blur_kernel <= widest):
                 given = f"modality.blur_kernel={self.blur_kernel}"
                 raise ValueError(f"{given}: want an odd number up to {widest}, or modality.blur=none")
@@ -196,11 +198,11 @@ class Image(Modality):
 
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of pixels."""
-        c, s, p = self.cfg.channels, self.cfg.size, self.cfg.patch
+        c, (height, width), p = self.cfg.channels, pair(self.cfg.size), self.cfg.patch
         names = ("red", "green", "blue") if c == 3 else ()
-        tokens = (s // p) ** 2
+        tokens = (height // p) * (width // p)
         spec = StreamSpec(
-            kind="grid", shape=(c, s, s), patch=(p, p), num_tokens=tokens, target_dim=c * p * p, channels=names
+            kind="grid", shape=(c, height, width), patch=(p, p), num_tokens=tokens, target_dim=c * p * p, channels=names
         )  # fmt: skip
         return {"image": spec}
 
@@ -230,9 +232,9 @@ class Image(Modality):
         return {"width": width, "height": height}
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
-        """Decode and crop: uint8 [V*B, C, size, size] by role, masks, and who the samples are."""
+        """Decode and crop: uint8 [V*B, C, H, W] by role, masks, and who the samples are."""
         plan, cfg, count = plans["image"], self.cfg, len(samples)
-        whole = side_of(plan, cfg.size, cfg.mask_patch or cfg.patch)
+        whole = size_of_plan(plan, pair(cfg.size), cfg.mask_patch or cfg.patch)
         scales = {"global": cfg.global_scale, "local": cfg.local_scale}
         draws = {role: rng.fork(role).rand(plan.count(role), TRIES, 4) for role in ROLES}
         boxes = {role: torch.zeros(count, plan.count(role), 4) for role in ROLES}
@@ -242,32 +244,33 @@ class Image(Modality):
             height, width = image.shape[1:]
             if plan.num_clean and not cfg.clean_whole and max(height, width) > 2 * min(height, width):
                 notice = f"an image of {width} x {height} pixels is judged by its center"
-                say_once("long", f"{notice}; modality.clean_whole=True squeezes all of it into the square")
+                say_once("long", f"{notice}; modality.clean_whole=True squeezes all of it into the view")
             for role in ROLES:
-                size = cfg.local_size if role == "local" else whole
+                size = pair(cfg.local_size) if role == "local" else whole
+                ratio = [each * (size[1] / size[0]) for each in cfg.ratio]
                 for v, draw in enumerate(draws[role][b].tolist()):
                     if role == "clean":
                         crop = (
-                            resize(image, (0, 0, height, width), (size, size))
+                            resize(image, (0, 0, height, width), size)
                             if cfg.clean_whole
                             else center(image, size, cfg.clean_zoom)
                         )
                     else:
-                        box = crop_box(height, width, draw, scales[role], cfg.ratio)
-                        crop = resize(image, box, (size, size))
+                        box = crop_box(height, width, draw, scales[role], ratio)
+                        crop = resize(image, box, size)
                         boxes[role][b][v] = share_of(box, height, width)
                     if role not in raw:
                         rows = len(draws[role][b]) * count
-                        raw[role] = crop.new_empty(rows, size, size, cfg.channels).permute(0, 3, 1, 2)
+                        raw[role] = crop.new_empty(rows, *size, cfg.channels).permute(0, 3, 1, 2)
                     if crop.is_floating_point() and not raw[role].is_floating_point():
                         raw[role] = raw[role].float()
                     raw[role][v * count + b] = crop
         if plan.mask_ratio is not None and plan.num_global:
-            side, square = whole // cfg.patch, (cfg.mask_patch or cfg.patch) // cfg.patch
+            square = (cfg.mask_patch or cfg.patch) // cfg.patch
             masks = draw_masks(
                 plan,
                 cfg.mask,
-                (side, side),
+                (whole[0] // cfg.patch, whole[1] // cfg.patch),
                 cfg.mask_group,
                 rng.fork("masks"),
                 square,
@@ -292,8 +295,8 @@ class Image(Modality):
                 x = ops.photometric(crops[role], drawn, mean, std, self.cfg.blur_kernel)
             views = build_views(x, "image", role, crops)
             if plan.coords and role != "clean":
-                side = x.shape[-1] // self.cfg.patch
-                views.coords = token_centers(crops[f"{role}_box"], side, drawn["flip"])
+                grid = (x.shape[-2] // self.cfg.patch, x.shape[-1] // self.cfg.patch)
+                views.coords = token_centers(crops[f"{role}_box"], grid, drawn["flip"])
             if plan.target and role == "global":
                 views.target = patchify(x, self.cfg.patch)
             batch.append(views)
@@ -357,7 +360,7 @@ class Image(Modality):
         return crop_panel([v for v in batch if v.stream == "image"], *self.statistics(), self.cfg.patch)
 
     def pictures(self, views: Views) -> np.ndarray:
-        """Clean views as pictures, uint8 [R, S, S, 3]."""
+        """Clean views as pictures, uint8 [R, H, W, 3]."""
         return to_bytes(colors(views.x, *self.statistics()))
 
     def state(self) -> dict[str, Any]:
@@ -371,17 +374,16 @@ class Image(Modality):
         self._range = tuple(state.get("range", ()))  # runs from before it was kept had 8 or 16 bits
 
 
-def side_of(plan: ViewPlan, size: int, square: int) -> int:
-    """Return the side of clean and global views in pixels: the plan's, where it asks for one, else the modality's."""
+def size_of_plan(plan: ViewPlan, size: tuple[int, int], square: int) -> tuple[int, int]:
+    """Return height and width of clean and global views in pixels: the plan's, where it asks, else the modality's."""
     if not plan.size:
         return size
-    side = plan.size[0]
-    if plan.size != (side, side) or side < square or side % square:
+    if len(plan.size) != 2 or any(side < square or side % square for side in plan.size):
         raise ValueError(
-            f"a plan asks for images of size={plan.size}: want a square whose side is a multiple of the"
-            f" {square} pixels of a token or mask square, such as ({size}, {size})"
+            f"a plan asks for images of size={plan.size}: want a height and a width that are multiples of the"
+            f" {square} pixels of a token or mask square, such as {size}"
         )
-    return side
+    return (plan.size[0], plan.size[1])
 
 
 @functools.cache

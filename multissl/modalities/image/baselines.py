@@ -21,13 +21,14 @@ BINS, CELLS, LEVELS = 9, 8, 4
 
 
 def pixels(views: Views, mean: tuple[float, ...], std: tuple[float, ...], largest: int) -> Tensor:
-    """The images of clean views as they were, values 0 to 1, averaged down to `largest` px: [R, C, S, S]."""
+    """The images of clean views, values 0 to 1, averaged to squares of at most `largest` pixels: [R, C, S, S]."""
     x = views.x.float()
     x = (
         x * torch.tensor(std, device=x.device)[:, None, None]
         + torch.tensor(mean, device=x.device)[:, None, None]
     )
-    return F.adaptive_avg_pool2d(x, largest) if x.shape[-1] > largest else x
+    side = min(max(x.shape[-2:]), largest)
+    return x if x.shape[-2:] == (side, side) else F.adaptive_avg_pool2d(x, side)
 
 
 def pixel_floor(views: Views, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

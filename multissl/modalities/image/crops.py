@@ -2,7 +2,7 @@
 
 Resizing is bicubic with antialias on uint8, equal to Pillow's up to rounding; a box is cut out before it is
 resized.
-Shapes: R rows, C channels, H, W pixels, S pixels per side, N patches, T = C*p*p floats of a patch.  State:
+Shapes: R rows, C channels, H, W pixels, N patches, T = C*p*p floats of a patch.  State:
 none.
 """
 
@@ -48,19 +48,24 @@ def resize(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int])
     return resized.clamp_(0, 255) if image.is_floating_point() else resized
 
 
-def center(image: Tensor, size: int, zoom: float) -> Tensor:
-    """The canonical view [C, size, size]: short side to size * zoom, then the center."""
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of views whose side, or both, an option says."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def center(image: Tensor, size: tuple[int, int], zoom: float) -> Tensor:
+    """The canonical view [C, *size]: as small as covers size * zoom, then the center."""
     _, height, width = image.shape
-    if height == width == size:
+    if (height, width) == size:
         return image
     short = min(height, width)
     # a panorama is cut to 8:1 first: resized as a whole it could fill the memory
     h, w = min(height, 8 * short), min(width, 8 * short)
-    target = round(size * zoom)
-    new = (target, target * w // short) if h == short else (target * h // short, target)
+    high, wide = (round(side * zoom) for side in size)
+    new = (high, high * w // h) if high * w >= wide * h else (wide * h // w, wide)
     resized = resize(image, ((height - h) // 2, (width - w) // 2, h, w), new)
-    top, left = round((new[0] - size) / 2), round((new[1] - size) / 2)
-    return resized[:, top : top + size, left : left + size]
+    top, left = round((new[0] - size[0]) / 2), round((new[1] - size[1]) / 2)
+    return resized[:, top : top + size[0], left : left + size[1]]
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -76,16 +81,17 @@ def share_of(box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
     return torch.tensor([top / height, left / width, h / height, w / width])
 
 
-def token_centers(boxes: Tensor, side: int, flipped: Tensor) -> Tensor:
-    """Where the centers of side x side patches lie in the image, (row, column) in shares of it: [R, side**2, 2].
+def token_centers(boxes: Tensor, grid: tuple[int, int], flipped: Tensor) -> Tensor:
+    """Where the centers of a grid of patches lie in the image, (row, column) in shares of it: [R, N, 2].
 
     boxes [R, 4] as from `share_of`; flipped bool [R], mirrored left to right after the cut.
     """
-    at = (torch.arange(side, device=boxes.device) + 0.5) / side  # [side]
-    across = torch.where(flipped[:, None], 1 - at, at)  # [R, side]
-    rows = boxes[:, 0, None] + boxes[:, 2, None] * at  # [R, side]
+    high, wide = grid
+    down, across = ((torch.arange(side, device=boxes.device) + 0.5) / side for side in grid)
+    across = torch.where(flipped[:, None], 1 - across, across)  # [R, wide]
+    rows = boxes[:, 0, None] + boxes[:, 2, None] * down  # [R, high]
     columns = boxes[:, 1, None] + boxes[:, 3, None] * across
-    grid = torch.stack(
-        [rows[:, :, None].expand(-1, -1, side), columns[:, None].expand(-1, side, -1)], dim=-1
-    )  # [R, side, side, 2]
-    return grid.flatten(1, 2)
+    places = torch.stack(
+        [rows[:, :, None].expand(-1, -1, wide), columns[:, None].expand(-1, high, -1)], dim=-1
+    )  # [R, high, wide, 2]
+    return places.flatten(1, 2)

@@ -1,6 +1,6 @@
 """The picture of a batch of image views for the report: one line per sample, hidden patches grayed.
 
-Shapes: B samples, V views, C channels, S pixels per side.  State: none.
+Shapes: B samples, V views, C channels, H, W pixels.  State: none.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def crop_panel(
 
 def _tiles(views: Views, mean: tuple[float, ...], std: tuple[float, ...], patch: int) -> list[Tensor]:
     """The views of the first samples as colors 0 to 1, by view [b, 3, TILE, TILE]; small crops stay smaller."""
-    x = colors(views.x, mean, std).unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, 3, S, S]
+    x = colors(views.x, mean, std).unflatten(0, (views.num_views, -1))[:, :SAMPLES]  # [V, b, 3, H, W]
     if views.mask is not None:
-        side = x.shape[-1] // patch
+        grid = (x.shape[-2] // patch, x.shape[-1] // patch)
         hidden = views.mask.hidden.cpu().unflatten(0, (views.num_views, -1))[:, :SAMPLES]
-        hidden = hidden.unflatten(-1, (side, side)).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
+        hidden = hidden.unflatten(-1, grid).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
         x = torch.where(hidden[:, :, None], 0.5 + 0.15 * (x - 0.5), x)
     side = TILE if views.role != "local" else TILE * 7 // 10
-    edge = TILE - side
-    resized = [
-        F.interpolate(v, size=(side, side), mode="area" if v.shape[-1] > side else "nearest") for v in x
-    ]
-    return [F.pad(v, (0, edge, edge // 2, edge - edge // 2), value=1.0) for v in resized]
+    longest = max(x.shape[-2:])
+    high, wide = (max(side * n // longest, 1) for n in x.shape[-2:])
+    resized = [F.interpolate(v, size=(high, wide), mode="area" if longest > side else "nearest") for v in x]
+    below = (TILE - high) // 2
+    return [F.pad(v, (0, TILE - wide, below, TILE - high - below), value=1.0) for v in resized]
 
 
 def colors(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalized images [R, C, S, S] as RGB, values 0 to 1, on the CPU; three channels or one are shown."""
+    """Normalized images [R, C, H, W] as RGB, values 0 to 1, on the CPU; three channels or one are shown."""
     x = x.detach().float().cpu()
     x = (x * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)
     return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)

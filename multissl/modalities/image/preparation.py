@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from multissl.contract.preparation import Constants, FreeAxis, Preparation
+from multissl.modalities.image.crops import pair
 
 WHITE = 255
 
@@ -58,12 +59,13 @@ class PixelPreparation(Preparation):
 
 def preparation_of(cfg: Any, mean: Sequence[float], std: Sequence[float]) -> PixelPreparation:
     """Return the preparation of pictures under the options of `Image`."""
+    height, width = pair(cfg.size)
     return PixelPreparation(
-        reads=f"pictures [B, {cfg.channels}, {cfg.size}, {cfg.size}], uint8 or values 0 to 1",
+        reads=f"pictures [B, {cfg.channels}, {height}, {width}], uint8 or values 0 to 1",
         constants={"mean": torch.tensor(mean), "std": torch.tensor(std)},
         free_axes=(
             FreeAxis(axis=2, name="height", step=cfg.patch, least=cfg.patch),
             FreeAxis(axis=3, name="width", step=cfg.patch, least=cfg.patch),
         ),
-        shape=(cfg.channels, cfg.size, cfg.size),
+        shape=(cfg.channels, height, width),
     )

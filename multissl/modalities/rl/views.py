@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multissl.contract.data import Batch, Role, Views
 from multissl.contract.plans import ViewPlan
-from multissl.modalities.image.crops import patchify, token_centers
+from multissl.modalities.image.crops import pair, patchify, token_centers
 from multissl.modalities.rl.vectors import measured
 from multissl.modalities.views import build_views, draw_roles, rand_rows, view_major
 from multissl.random import RowRandom
@@ -100,7 +100,7 @@ def picture_views(
             side = torch.full_like(place, size)
             boxes = torch.cat([place, side], 1) / stacks.shape[-1]
             flipped = torch.zeros_like(factor, dtype=torch.bool)
-            views.coords = token_centers(boxes, size // cfg.patch, flipped)
+            views.coords = token_centers(boxes, pair(size // cfg.patch), flipped)
         if role == "global":
             views.condition = raw.get("condition")
             views.target = patchify(x, cfg.patch) if plan.target else None

@@ -65,9 +65,9 @@ def test_a_plan_may_ask_for_another_size() -> None:
     assert views.of("image", "local").x.shape[-2:] == (8, 8)
 
 
-@pytest.mark.parametrize("size", [(24, 20), (26, 26), (0, 0), (24,)])
+@pytest.mark.parametrize("size", [(24, 22), (26, 26), (0, 0), (24,)])
 def test_a_size_without_whole_tokens_is_refused_with_one_that_fits(size: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"size=.*multiple of the 4 pixels.*such as \(16, 16\)"):
+    with pytest.raises(ValueError, match=r"size=.*multiples of the 4 pixels.*such as \(16, 16\)"):
         run(small(), pictures(2), replace(PLAN, size=size))
     run(small(), pictures(2), replace(PLAN, size=(16, 16)))
 
@@ -194,8 +194,8 @@ def test_a_crop_is_what_pillow_makes_of_it() -> None:
 def test_the_clean_view_is_resize_256_and_center_crop_224() -> None:
     pixels = torch.randint(0, 255, (3, 90, 70), dtype=torch.uint8)
     expected = tv.resize(pixels, [32], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
-    assert torch.equal(center(pixels, 28, 256 / 224), tv.center_crop(expected, [28, 28]))
-    assert center(pixels[:, :28, :28], 28, 256 / 224).equal(pixels[:, :28, :28])
+    assert torch.equal(center(pixels, (28, 28), 256 / 224), tv.center_crop(expected, [28, 28]))
+    assert center(pixels[:, :28, :28], (28, 28), 256 / 224).equal(pixels[:, :28, :28])
 
 
 def test_a_clean_view_of_the_whole_image_squeezes_it_and_a_center_is_told(

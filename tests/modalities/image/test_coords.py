@@ -53,6 +53,6 @@ def test_nobody_pays_for_coordinates_that_are_not_asked_for() -> None:
 def test_centers_by_hand() -> None:
     box = share_of((10, 40, 20, 20), 40, 80)[None]
     expected = torch.tensor([[0.375, 0.5625], [0.375, 0.6875], [0.625, 0.5625], [0.625, 0.6875]])
-    torch.testing.assert_close(token_centers(box, 2, torch.tensor([False]))[0], expected)
-    mirrored = token_centers(box, 2, torch.tensor([True]))[0]
+    torch.testing.assert_close(token_centers(box, (2, 2), torch.tensor([False]))[0], expected)
+    mirrored = token_centers(box, (2, 2), torch.tensor([True]))[0]
     torch.testing.assert_close(mirrored, expected[[1, 0, 3, 2]])
