@@ -103,6 +103,11 @@ class Component:
         vars(cls)["Config"].owner = cls
 
 
+def vars_of(config: Config) -> dict[str, Any]:
+    """Return the values of a config's options by name."""
+    return {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+
+
 def config_name(cls: type[Config]) -> str:
     """Return how a config is called in messages: its registry name, else its component's class name."""
     return (registry.name_of(cls.owner) or cls.owner.__qualname__) if cls.owner else cls.__qualname__

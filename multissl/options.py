@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from multissl import catalogue, registry
-from multissl.config import alternatives
+from multissl.config import alternatives, config_name, vars_of
 from multissl.option_values import from_json, parsed
 from multissl.registry import suggest
 from multissl.trust import NOTHING, Trust
@@ -174,11 +174,6 @@ def walk(config: Config, where: str = "") -> Iterator[tuple[str, Config, datacla
                     yield from walk(member, f"{path}.{key}.")
 
 
-def vars_of(config: Config) -> dict[str, Any]:
-    """Return the values of a config's options by name."""
-    return {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
-
-
 # ---------------------------------------------------------------------------------- settings into a config
 
 
@@ -255,9 +250,12 @@ def _mapping(hint: Any, value: Any, setting: Setting, path: str, *, optional: bo
             )
         _refuse_options_of_left_out(setting, setting.flag)
         return {}
+    settings = dict(setting.below)
+    if optional and "add" in settings and "add" not in value:
+        value = _added(hint, value, settings.pop("add"), path)
     made = dict(value)
     known = {name.replace("-", "_"): name for name in value}
-    for name, below in _by_key(setting.below, known).items():
+    for name, below in _by_key(settings, known).items():
         key = known.get(name)
         if key is not None and optional and below.values is not None and _single(below).lower() == "none":
             _refuse_options_of_left_out(below, below.flag)
@@ -272,6 +270,22 @@ def _mapping(hint: Any, value: Any, setting: Setting, path: str, *, optional: bo
             made[name] = _component(hint, hint, None, below, f"{path}.{name}")
         else:
             raise ValueError(f"{below.flag}: {_member_of(hint, path)} {name!r}{suggest(name, known)}")
+    return made
+
+
+def _added(hint: type[Config], value: Any, setting: Setting, path: str) -> dict[str, Any]:
+    """Return a mapping with the components that `--PATH.add NAME ...` names, each under its own name."""
+    if setting.below or not setting.values:
+        raise ValueError(
+            f"{setting.flag}: want names, such as knn; --{path}.NAME.OPTION VALUE sets an option of one"
+        )
+    made = dict(value)
+    for name in setting.values:
+        if known := [key for key, each in made.items() if name in (key, config_name(type(each)))]:
+            raise ValueError(f"{setting.flag} {name}: it is there; {_flags_of_one(path, known)}")
+        made[name] = _component(
+            hint, hint, None, dataclasses.replace(setting, values=[name]), f"{path}.{name}"
+        )
     return made
 
 

@@ -50,6 +50,8 @@ class Modality(Component, ABC):
     payload: ClassVar[Literal["file", "text", "cells"]] = "file"
     """What a payload is: a path, bytes or an array; a text; or a mapping from column to cell."""
 
+    shows: ClassVar[Mapping[str, tuple[str, float]]] = {}
+    """What a clean view shows of a sample, in units of `extent`: the option that says it, and units of one of these."""
     plural: ClassVar[str] = "samples"
     """What its samples are called in a sentence: images, rows."""
 
@@ -154,6 +156,10 @@ class Modality(Component, ABC):
         """
         self.collate([sample], dict.fromkeys(self.streams(), CLEAN), RowRandom((0, 0), 0, 1, 1))
         return {}
+
+    def shown(self) -> dict[str, tuple[float, str]]:
+        """Return how much a clean view shows, in units of `extent`, each with the option that says it."""
+        return {unit: (by * getattr(self.cfg, option), option) for unit, (option, by) in self.shows.items()}
 
     def missing(self) -> dict[str, float]:
         """Return the share of training samples in which a value is missing or unknown, by its name; none by default."""

@@ -29,6 +29,7 @@ from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, check_data, identity_of
 from multissl.run.model import load, start_of
 from multissl.run.preparing import entered, has_finished, prepare
+from multissl.run.remarks import describe_mask_groups, describe_views
 from multissl.run.report import draw, write_report
 from multissl.run.sessions import recorded, session_of
 from multissl.run.usage import readme
@@ -144,12 +145,15 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
 def first_notes(run: RunFolder, recipe: Recipe, parts: Parts, device: torch.device) -> list[str]:
     """Return what a reader of the record has to know, once in a run, at its first start.
 
-    What batch norm sees where it sees chunks; that nothing could be compiled; and how many validation samples are
-    copies of training samples, where something is measured.
+    Masks that are drawn in smaller groups than asked for; views that show little of a sample; what batch norm sees
+    where it sees chunks; that nothing could be compiled; and how many validation samples are copies of training
+    samples, where something is measured.
     """
     if not is_main() or checkpoint.find(run.checkpoints):
         return []
-    notes = []
+    notes = describe_mask_groups(recipe, parts.learner.objective.plans(), world())
+    if line := describe_views(parts.modality):
+        notes.append(line)
     if recipe.chunk and parts.learner.trains_batch_norm:
         notes.append(
             f"chunk_norm=micro: batch norm of encoders sees {recipe.chunk} samples at a time instead of "

@@ -11,6 +11,7 @@ import torch
 from multissl.contract.plans import ViewPlan
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.cells import SMALLEST, block_mask, num_hidden, place_block, random_mask
+from multissl.modalities.masks.rows import group_size
 from multissl.random import RowRandom
 
 IBOT = ViewPlan(num_global=2, mask_ratio=(0.1, 0.5), mask_share=0.5)
@@ -90,14 +91,19 @@ def test_blocks_never_exceed_the_request_on_any_grid() -> None:
     assert random_mask(rng, 10, 4).sum() == 4
 
 
+@pytest.mark.parametrize(
+    ("part", "size"),
+    [((0, 48, 48), 24), ((16, 16, 64), 16), ((48, 24, 72), 24), ((0, 7, 14), 7), ((0, 32, 64), 32)],
+)
+def test_a_group_is_the_largest_divisor_of_the_samples_of_a_rank(
+    part: tuple[int, int, int], size: int
+) -> None:
+    assert group_size(32, rows(*part)) == size
+
+
 def test_a_batch_that_is_no_multiple_of_the_group_uses_its_largest_divisor() -> None:
     assert len(draw_masks(IBOT, "block", (8, 8), 32, rows(0, 48, 48))[0].hidden) == 96
     assert draw_masks(IBOT, "block", (8, 8), 32, rows(0, 1, 1))[0].hidden.any(1).sum() == 1
-
-
-def test_a_rank_that_cuts_a_group_is_told_the_group_that_fits() -> None:
-    with pytest.raises(ValueError, match=r"mask_group=32.*set mask_group=16"):
-        draw_masks(IBOT, "block", (8, 8), 32, rows(16, 16, 64))
 
 
 def test_a_share_that_masks_nothing_is_refused() -> None:

@@ -125,7 +125,7 @@ class Audio(HasRecordings):
         mask: Band = "random"
         """What is hidden from encoders that are asked to fill in: random tokens, blocks, time, frequency or both."""
         mask_group: int = 32
-        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        """Samples over which mask ratios are spread evenly; the largest divisor of a rank's samples up to it counts."""
         mean: float = 0.0
         """Of the log-mel values, used where std is given; AudioSet: -4.268 and 4.569."""
         std: float = 0.0
@@ -177,6 +177,7 @@ class Audio(HasRecordings):
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES + FILMS
     plural = "recordings"
+    shows = MappingProxyType({"seconds": ("frames", 0.01)})
     columns = ("audio", "sound", "audio_bytes", "audio_path")
 
     cfg: Config

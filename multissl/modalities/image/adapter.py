@@ -123,7 +123,7 @@ class Image(Modality):
         mask: Kind = "block"
         """Kind of mask: rectangular blocks, or random tokens."""
         mask_group: int = 32
-        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        """Samples over which mask ratios are spread evenly; the largest divisor of a rank's samples up to it counts."""
         mask_patch: int = 0
         """Side in pixels of the squares that mask=random hides or keeps as a whole (SimMIM: 32); 0: one patch."""
         mask_smallest: int = 4
@@ -183,6 +183,7 @@ class Image(Modality):
     )
     suffixes = SUFFIXES
     plural = "images"
+    shows = MappingProxyType({"width": ("size", 1), "height": ("size", 1)})
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 
     cfg: Config

@@ -88,16 +88,9 @@ def masks_of(plan: ViewPlan, hiding: Hiding, group: int, rng: RowRandom) -> tupl
 
 
 def group_size(wanted: int, rng: RowRandom) -> int:
-    """Return G, the largest divisor of the global batch up to `wanted`; refuses where a rank owns part of a group."""
-    size = next(g for g in range(min(wanted, rng.total), 0, -1) if rng.total % g == 0)
-    if rng.first % size or rng.rows % size:
-        fits = math.gcd(size, math.gcd(rng.first, rng.rows))
-        raise ValueError(
-            f"mask_group={wanted}: masks are drawn for groups of {size} of the {rng.total} samples of a step,"
-            f" and a rank with {rng.rows} of them cuts a group in two; set mask_group={fits}, or a batch_size"
-            " that gives each rank whole groups"
-        )
-    return size
+    """Return G, the largest divisor up to `wanted` of the samples that a rank has of a step."""
+    rows = math.gcd(rng.rows, rng.first)
+    return next(g for g in range(min(wanted, rows), 0, -1) if rows % g == 0)
 
 
 def requests(plan: ViewPlan, kind: str, tokens: int, rows: int) -> list[Range]:

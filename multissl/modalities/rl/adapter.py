@@ -114,7 +114,7 @@ class RL(HasStates):
         mask: Kind = "random"
         """Kind of mask: random tokens, or rectangular blocks."""
         mask_group: int = 32
-        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        """Samples over which mask ratios are spread evenly; the largest divisor of a rank's samples up to it counts."""
 
         def code_names(self) -> Iterable[str]:
             """Return the module that `gym:MODULE:NAME` has gymnasium import."""

@@ -90,7 +90,7 @@ class Tabular(HasTargets):
         local_columns: float = 0.5
         """Share of the columns that a local view keeps; the others are swapped."""
         mask_group: int = 4
-        """Samples over which mask ratios are spread and permute shuffles; a rank owns whole groups."""
+        """Samples over which mask ratios are spread and permute shuffles; a divisor of a rank's samples counts."""
 
         def __post_init__(self) -> None:
             shares = {f"corruption.{i}": share for i, share in enumerate(self.corruption)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -81,7 +82,7 @@ class Text(HasText):
         mask: Kind = "span"
         """What is hidden: tokens (BERT), words, spans of words (SpanBERT), or T5's spans."""
         mask_group: int = 32
-        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        """Samples over which mask ratios are spread evenly; the largest divisor of a rank's samples up to it counts."""
         span_p: float = GEOMETRIC
         """Of mask=span: chance that a span ends after a word."""
         span_words: int = 0
@@ -120,6 +121,7 @@ class Text(HasText):
     suffixes = FILES
     payload = "text"
     plural = "documents"
+    shows = MappingProxyType({"tokens": ("length", 1)})
     columns = ("caption", *COLUMNS[:5], "transcript", "alt_text", "alt", *COLUMNS[5:])
 
     cfg: Config

@@ -126,7 +126,7 @@ class Video(Modality):
         context_keep: float = 1.0
         """With union, largest share of all tokens that the context shows; what is more is left out at random."""
         mask_group: int = 32
-        """Samples over which mask ratios are spread evenly; a rank owns whole groups."""
+        """Samples over which mask ratios are spread evenly; the largest divisor of a rank's samples up to it counts."""
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
         """Of each color, values 0 to 1; ImageNet's, as is usual for videos."""
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -186,6 +186,7 @@ class Video(Modality):
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES
     plural = "videos"
+    shows = MappingProxyType({"width": ("size", 1), "height": ("size", 1)})
     columns = ("video", "clip", "video_bytes", "video_path")
 
     cfg: Config
@@ -222,6 +223,12 @@ class Video(Modality):
     def contents(self, split: str) -> list[Sequence[Any]]:
         """Return the files; of the built-in videos, which are drawn, none is a copy."""
         return super().contents(split) if self.cfg.data else []
+
+    def shown(self) -> dict[str, tuple[float, str]]:
+        """Return the side of a view, and the frames or seconds that it covers."""
+        if self.cfg.seconds:
+            return {**super().shown(), "seconds": (self.cfg.seconds, "seconds")}
+        return {**super().shown(), "frames": (self.cfg.frames * self.cfg.stride, "stride")}
 
     def extent(self, sample: Sample) -> dict[str, float]:
         """Return frames, seconds, frames per second, and width and height in pixels; a few frames are decoded."""
