@@ -25,7 +25,7 @@ What most runs change:
 MEASURING = """\
 A protocol is a name of the run's recipe, or one of {}.
 Its options are typed below its name; --data, --label and more say what is read; of weights without a run also
---modality audio, --modality.size 448, --encoders.image.OPTION and --seed.
+--modality audio, --modality.size 448, --encoders.image.pooling and --seed.
 
 examples
   multissl eval runs/image                                              the recipe's protocols again
