@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from multissl.version import __version__
 
-__all__ = ["Recipe", "__version__", "evaluate", "load", "train"]
+__all__ = ["Recipe", "__version__", "evaluate", "export", "load", "train"]
 
 if TYPE_CHECKING:
+    from multissl.exporting.export import export
     from multissl.recipe import Recipe
     from multissl.run.evaluate import evaluate
     from multissl.run.model import load
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from multissl.run.evaluate import evaluate
 
         return evaluate
+    if name == "export":
+        from multissl.exporting.export import export
+
+        return export
     if name == "load":
         from multissl.run.model import load
 

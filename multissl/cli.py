@@ -276,6 +276,22 @@ def encode(words: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def export(words: argparse.Namespace, _rest: list[str]) -> int:
+    """Run `multissl export`."""
+    name = named(words, "export")
+    if not words.to or not words.out:
+        raise ValueError(
+            f"export wants a target and a folder to write: multissl export {name} --to onnx --out exported"
+        )
+    from multissl.exporting.export import export as write
+
+    made = write(name, words.to, words.out, words.stream, words.push, words.trust, print)
+    print(f"{made.path}: features differ by {made.difference:.0e} at most; read it with\n\n{made.code}")
+    if made.address:
+        print(made.address)
+    return 0
+
+
 def report(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl report`."""
     folder = named(words, "report")
@@ -328,6 +344,7 @@ CALLS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "show": show,
     "eval": evaluate,
     "encode": encode,
+    "export": export,
     "verify": verify,
     "audit": audit,
     "report": report,

@@ -174,6 +174,26 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             **TRUST,
         },
     ),
+    "export": (
+        "write a run in the format of another program, compared with it in a fresh process",
+        "RUN --to TARGET --out FOLDER [--stream STREAM] [--push hf:USER/NAME]",
+        {
+            "name": FOLDER,
+            "--to": {
+                "metavar": "TARGET",
+                "default": "",
+                "help": "safetensors (multissl.load), hf (transformers), timm, onnx, torch.export, or one of a package",
+            },
+            "--out": {"metavar": "FOLDER", "default": "", "help": "a folder that is not there yet"},
+            "--stream": {"metavar": "STREAM", "default": "", "help": "which stream, where a run has several"},
+            "--push": {
+                "metavar": "hf:USER/NAME",
+                "default": "",
+                "help": "upload the folder to Hugging Face's hub, too, with the token of `hf auth login`",
+            },
+            **TRUST,
+        },
+    ),
     "verify": (
         "compare short runs on several processes, in chunks, resumed with one process, for every objective",
         "[OBJECTIVE ...] [--processes N] [--folder PATH]",

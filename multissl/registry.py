@@ -125,6 +125,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "lars": "multissl.engine.optim.lars:LARS",
         "sgd": "multissl.engine.optim.sgd:SGD",
     },
+    "exporters": {
+        "safetensors": "multissl.exporting.safetensors:Safetensors",
+        "hf": "multissl.exporting.huggingface:HuggingFace",
+        "timm": "multissl.exporting.timm:Timm",
+        "onnx": "multissl.exporting.onnx:ONNX",
+        "torch.export": "multissl.exporting.torch_export:TorchExport",
+    },
     "layouts": {
         "library": "multissl.weights.layouts.ours:Library",
         "dinov2": "multissl.weights.layouts.dinov2:DINOv2",
@@ -184,6 +191,7 @@ EXTRAS = {
     "timm": "timm", "datasets": "hub", "huggingface_hub": "hub", "pyarrow": "parquet", "xformers": "xformers",
     "sklearn": "tabular", "scipy": "tabular", "omegaconf": "tabular", "wandb": "wandb", "mlflow": "mlflow",
     "openpyxl": "tabular", "pillow_heif": "heic", "fsspec": "remote", "aiohttp": "remote",
+    "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def test_a_wrong_type_is_refused_in_python_too(option: str, value: Any, message:
         setattr(Every(), option, value)
 
 
-PLAIN = {"kernels", "layouts", "sources"}
+PLAIN = {"kernels", "layouts", "sources", "exporters"}
 """Groups whose classes are built without options."""
 NAMED = [(group, name) for group in registry.GROUPS if group not in PLAIN for name in registry.GROUPS[group]]
 

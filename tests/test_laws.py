@@ -60,6 +60,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run": ("*",),
     "run.folder": FOUNDATION,  # file names and nothing else, so that weights of a run can be found
     "report": FOUNDATION,
+    "exporting": ("*",),
     "catalogue": ("registry", "recipe", "trust"),
     "matrix": (),
     "option_values": ("config", "trust"),

@@ -37,6 +37,7 @@ ROOMS = (
     "parallel",
     "sources",
     "engine/loggers",
+    "exporting",
 )
 POINTS: Modality = Points.Config().build()
 

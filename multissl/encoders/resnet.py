@@ -55,6 +55,7 @@ class ResNetEncoder(Encoder):
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         picture_only("resnet", spec)
+        self.cfg = cfg
         self.net = resnet(cfg.depth, cfg.width, cfg.stem, spec.shape[0], cfg.zero_init_residual)
         self.dim, self.depth = self.net.num_features, 4
 

@@ -62,7 +62,9 @@ class TimmEncoder(MaskedWrapped):
         super().__init__()
         picture_only("timm", spec)
         self.cfg, self.spec = cfg, spec
-        net: Any = create(cfg, spec, pretrained=False)
+        net: Any
+        net, self.created_with = create_with(cfg, spec, pretrained=False)
+        self.any_size = "img_size" not in self.created_with
         self.wrap(net, blocks_of(net))
         self.dim, self.prefix = net.num_features, getattr(net, "num_prefix_tokens", 0)
         head = getattr(net, "head_hidden_size", self.dim)
@@ -131,6 +133,13 @@ def blocks_of(net: Any) -> list[nn.Module]:
 
 def create(cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool) -> nn.Module:
     """The timm model for a stream; it is given the size of its pictures where it wants to know."""
+    return create_with(cfg, spec, pretrained)[0]
+
+
+def create_with(
+    cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the timm model for a stream, and the options that it was created with."""
     timm = require("timm")
     if not timm.is_model(cfg.name):
         raise ValueError(
@@ -148,10 +157,10 @@ def create(cfg: TimmEncoder.Config, spec: StreamSpec, pretrained: bool) -> nn.Mo
     for sized in tries:  # transformers take sizes of any view, window models one size, convolutions none
         state = torch.get_rng_state()
         try:
-            return timm.create_model(cfg.name, pretrained=pretrained, **sized | given)
+            return timm.create_model(cfg.name, pretrained=pretrained, **sized | given), sized | given
         except TypeError:
             torch.set_rng_state(state)
-    return timm.create_model(cfg.name, pretrained=pretrained, **given)
+    return timm.create_model(cfg.name, pretrained=pretrained, **given), given
 
 
 def check_options(options: Mapping[str, Any], where: str) -> None:

@@ -43,7 +43,7 @@ class AttentionPool(DeclaresParameters, nn.Module):
     def forward(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         """Tokens [R, N, D], of which `valid` [R, N] are real, to [R, D]."""
         split = (self.heads, -1)
-        q = self.q(self.latent.to(tokens.dtype)).expand(len(tokens), -1, -1).unflatten(2, split)
+        q = self.q(self.latent.to(tokens.dtype)).expand(tokens.shape[0], -1, -1).unflatten(2, split)
         k, v = self.kv(tokens).unflatten(2, (2, *split)).unbind(2)  # each [R, N, H, d]
         seen = None if valid is None else valid[:, None, None]
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # each [R, H, 1 or N, d]

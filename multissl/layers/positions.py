@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.config import Config
+from multissl.layers.interpolation import resample_any
 
 MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 """How a table is resampled, by the number of axes of its grid."""
@@ -74,6 +75,11 @@ def resample(
 ) -> Tensor:
     """A table [1, prefix+prod(old), D] on another grid, [1, prefix+prod(new), D]; the class token's row is kept."""
     old, new = tuple(old), tuple(new)
+    if torch.compiler.is_exporting() and len(old) == len(
+        new
+    ):  # its sizes are symbols, which no branch can ask
+        mode = interpolation if len(old) == 2 else MODES[len(old)]
+        return resample_any(table, old, new, offset, antialias, prefix, mode)
     if old == new:
         return table
     if len(old) != len(new) or len(old) not in MODES:

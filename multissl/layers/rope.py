@@ -66,7 +66,7 @@ def clip_angles(grid: Sequence[int], width: int, base: float, device: torch.devi
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in grid]
     places = torch.meshgrid(axes, indexing="ij")
     parts = [(place.flatten()[:, None] * frequency).tile(2) for place in places]  # each [N, part]
-    rest = torch.zeros(len(parts[0]), width - 3 * part, device=device)
+    rest = torch.zeros(parts[0].shape[0], width - 3 * part, device=device)
     return torch.cat([*parts, rest], 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
 from multissl.contract.plans import Masking, Plans, StreamSpec, ViewPlan
 from multissl.engine.optim.base import Optimizer
+from multissl.exporting.base import Exporter, Subject
+from multissl.exporting.programs import program_of
 from multissl.inference import clean_views
 from multissl.layers.heads import MLPHead
 from multissl.layers.kernels.base import Kernel, Layout
@@ -196,3 +199,22 @@ class Stripes(Source):
         lines = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None] % 4 * 80, (32, 32, 3))
         pictures = [lines if i % 2 else lines.swapaxes(0, 1) for i in range(count)]
         return Listing([p.copy() for p in pictures], [i % 2 for i in range(count)], [""] * count)
+
+
+class Program(Exporter):
+    """A program of torch.export under another name."""
+
+    name = "program"
+    reads = "torch.export.load"
+
+    def check(self, subject: Subject) -> None:
+        """Accept everything."""
+
+    def write(self, subject: Subject, folder: Path) -> None:
+        """Trace and save."""
+        torch.export.save(program_of(subject), folder / "net.pt2")
+
+    def code(self, subject: Subject, folder: Path) -> str:
+        """Return the lines that load it."""
+        load = f"import torch\nprogram = torch.export.load({str(folder / 'net.pt2')!r}).module()\n"
+        return load + "def encode(*x):\n    return program(*map(torch.from_numpy, x)).detach().numpy()\n"

@@ -85,7 +85,7 @@ class WavePreparation(Preparation):
         room = (real - length).clamp(min=0)
         begin = start + (room + 1) // 2
         have = real.clamp(min=1, max=length)
-        place = at % have[:, None] if self.short == "repeat" else at.expand(len(x), -1)
+        place = at % have[:, None] if self.short == "repeat" else at.expand(x.shape[0], -1)
         wave = x.gather(1, (begin[:, None] + place).clamp(max=x.shape[1] - 1))
         have = torch.full_like(have, length) if self.short == "repeat" else have
         sound = at < have[:, None]

@@ -136,11 +136,11 @@ def warp_box(draws: Tensor, share: float) -> Tensor:
 
 def stretch(x: Tensor, box: Tensor, edges: Literal["zeros", "border"] = "zeros") -> Tensor:
     """Spectrograms [R, T, F] cut to boxes [R, 4] and resized to what they were; beyond the ends 0 or what is there."""
-    theta = x.new_zeros(len(x), 2, 3)  # x is frequency, y is time, from -1 to 1
+    theta = x.new_zeros(x.shape[0], 2, 3)  # x is frequency, y is time, from -1 to 1
     theta[:, 0, 0], theta[:, 1, 1] = box[:, 3], box[:, 1]
     theta[:, 0, 2] = 2 * box[:, 2] + box[:, 3] - 1
     theta[:, 1, 2] = 2 * box[:, 0] + box[:, 1] - 1
-    places = F.affine_grid(theta, [len(x), 1, *x.shape[1:]], align_corners=False)
+    places = F.affine_grid(theta, [x.shape[0], 1, *x.shape[1:]], align_corners=False)
     return F.grid_sample(x[:, None], places, padding_mode=edges, align_corners=False)[:, 0]
 
 
