@@ -20,6 +20,7 @@ from multissl.exporting.base import Exporter, Subject
 from multissl.exporting.pictures import check_pictures, refused, statistics_of, whole_number
 from multissl.files import replace_text
 from multissl.modalities.image.adapter import Image
+from multissl.modalities.image.crops import pair
 from multissl.registry import require
 from multissl.weights.layouts.huggingface_dinov2 import to_huggingface
 
@@ -151,13 +152,14 @@ def pooled_of(subject: Subject) -> str:
 def processor_of(modality: Image) -> dict[str, Any]:
     """Return the options of an image processor that makes clean views of pictures."""
     cfg, (mean, std) = modality.cfg, statistics_of(modality)
-    size = {"height": cfg.size, "width": cfg.size}
+    height, width = pair(cfg.size)
+    size = {"height": height, "width": width}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": 3,
-        "size": size if cfg.clean_whole else {"shortest_edge": round(cfg.size * cfg.clean_zoom)},
+        "size": size if cfg.clean_whole else {"shortest_edge": round(max(height, width) * cfg.clean_zoom)},
         "do_center_crop": not cfg.clean_whole,
         "crop_size": size,
         "do_rescale": True,
