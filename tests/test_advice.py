@@ -183,7 +183,7 @@ def exists(flag: str, known: dict[str, set[str]]) -> bool:
     if part == "objective" and rest[:1] == ["teachers"]:
         return rest[2:3] == [] or rest[2] in {*fields_of(FrozenTeacher.Config)}
     name = ".".join(rest)
-    if not rest or "{}" in name:
+    if not rest or "{}" in name or name.isupper():  # a name to fill in
         return True
     return part not in known or name in known[part]
 
