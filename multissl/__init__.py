@@ -1,7 +1,8 @@
 """Self-supervised learning beyond images: modality adapters, shared objectives, one distributed trainer.
 
-`multissl.train(recipe, folder)` runs a recipe, `multissl.load(folder).encode(samples)` uses what it made,
-`multissl.evaluate(folder, protocols=("knn",))` measures it, or other weights.
+`multissl.train(recipe, folder)` runs a recipe, `multissl.train("pictures/", model="timm/resnet50", method="dino")`
+makes one first; `multissl.load(folder).encode(samples)` uses what it made, `multissl.evaluate(folder,
+protocols=("knn",))` measures it, or other weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from multissl.recipe import Recipe
     from multissl.run.evaluate import evaluate
     from multissl.run.model import load
-    from multissl.run.train import train
+    from multissl.simple import train
 
 
 def __getattr__(name: str) -> Any:
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "train":
-        from multissl.run.train import train
+        from multissl.simple import train
 
         return train
     raise AttributeError(f"module 'multissl' has no attribute {name!r}")

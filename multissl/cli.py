@@ -331,6 +331,26 @@ def steps_of(text: str) -> tuple[int, int]:
     return int(start), int(stop)
 
 
+def import_recipe(words: argparse.Namespace, _rest: list[str]) -> int:
+    """Run `multissl import`."""
+    name = named(words, "import")
+    out = Path(words.out) if words.out else None
+    if out is not None and (out.exists() or out.suffix not in (".yaml", ".yml")):
+        raise ValueError(f"--out {out}: want a new file that ends in .yaml")
+    from multissl.moving import dinov2
+
+    imported = dinov2.import_dinov2(Path(name), words.gpus)
+    print(dinov2.described(imported), file=sys.stderr if out is None else sys.stdout)
+    text = dinov2.as_yaml(imported.recipe)
+    if out is None:
+        print(text, end="")
+    else:
+        replace_text(out, text)
+        data = "" if imported.recipe.modality.data else " --data FOLDER"  # type: ignore[attr-defined]
+        print(f"multissl train {out}{data}")
+    return 0
+
+
 def complete(words: argparse.Namespace, _rest: list[str]) -> int:
     """Run `multissl completion`."""
     print(completion.script(words.shell))
@@ -348,5 +368,6 @@ CALLS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "verify": verify,
     "audit": audit,
     "report": report,
+    "import": import_recipe,
     "completion": complete,
 }

@@ -226,6 +226,29 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         },
     ),
     "report": ("write the report.html of a run again", "RUN", {"name": FOLDER, **TRUST}),
+    "import": (
+        "turn a training configuration of DINOv2 into a recipe, and say what becomes of its fields",
+        "FILE.yaml [--out recipe.yaml] [--gpus N]",
+        {
+            "name": {
+                "metavar": "FILE.yaml",
+                "nargs": "?",
+                "default": "",
+                "help": "a file of dinov2/configs/train, or the config.yaml that their training wrote",
+            },
+            "--out": {
+                "metavar": "recipe.yaml",
+                "default": "",
+                "help": "where the recipe goes (default: printed, and what becomes of the fields to stderr)",
+            },
+            "--gpus": {
+                "metavar": "N",
+                "type": int,
+                "default": 1,
+                "help": "GPUs that the configuration is for, each with its batch_size_per_gpu (default 1)",
+            },
+        },
+    ),
     "completion": (
         "print a script that completes commands, recipes and options in a shell",
         "bash|zsh|fish",

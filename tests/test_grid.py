@@ -22,10 +22,12 @@ from torch import nn
 from multissl import matrix, registry
 from multissl.build import build
 from multissl.check import check
-from multissl.contract.encoder import build_encoders
+from multissl.contract.encoder import Encoder, build_encoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
+from multissl.encoders.resnet import ResNetEncoder
+from multissl.encoders.timm import TimmEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.batches import StepBatches
 from multissl.engine.learner import Learner
@@ -121,19 +123,19 @@ def small_recipe(modality: str, objective: Objective.Config) -> Recipe:
     )
 
 
-def run(recipe: Recipe) -> tuple[Learner, list[float], set[str]]:
+def run(recipe: Recipe, steps: int = STEPS) -> tuple[Learner, list[float], set[str]]:
     """A few steps of the recipe; the losses, and the trainable parameters that never had a gradient."""
     parts = build(recipe, torch.device("cpu"))
     objective = parts.learner.objective
     plans = objective.plans()
-    steps = StepBatches(parts.modality, plans, BATCH, 0, 0, 1, final=False)
+    batches = StepBatches(parts.modality, plans, BATCH, 0, 0, 1, final=False)
     idle = {n for n, p in parts.learner.named_parameters() if p.requires_grad}
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         progress = Progress(step=step, total=STEPS, epoch_steps=1)
         torch.manual_seed(step)
         parts.learner.train()
-        found = parts.learner(steps.views(steps[step][0], step), progress)
+        found = parts.learner(batches.views(batches[step][0], step), progress)
         parts.learner.backward(found)
         assert torch.isfinite(found.total)
         assert all(torch.isfinite(v).all() for v in [*found.terms.values(), *found.stats.values()])
@@ -159,26 +161,35 @@ def meaningful(recipe: Recipe) -> str | None:
     return None
 
 
-def settle(modality: str, objective: str, found: str) -> None:
-    """Compare a cell of the committed table with what was found, or write it."""
+def settle(row: str, objective: str, found: str, table: str = "cells") -> None:
+    """Compare a cell of a committed table with what was found, or write it."""
     if not os.environ.get("MULTISSL_WRITE_MATRIX"):
-        assert matrix.read()["cells"].get(modality, {}).get(objective) == found, (
+        assert matrix.read()[table].get(row, {}).get(objective) == found, (
             "multissl/matrix.json says something else: MULTISSL_WRITE_MATRIX=1 pytest tests/test_grid.py"
         )
         return
     with (Path(tempfile.gettempdir()) / "multissl-matrix.lock").open("w") as lock:  # pytest -n 2 writes too
         fcntl.flock(lock, fcntl.LOCK_EX)
-        old = matrix.read()["cells"] if matrix.PATH.is_file() else {}
-        table = {
-            m: {
-                o: found if (m, o) == (modality, objective) else old.get(m, {}).get(o, "") for o in OBJECTIVES
-            }
-            for m in registry.GROUPS["modalities"]
+        whole = matrix.read()
+        old, rows = whole.get(table, {}), ROWS[table]
+        new = {
+            r: {o: found if (r, o) == (row, objective) else old.get(r, {}).get(o, "") for o in OBJECTIVES}
+            for r in rows
         }
-        cells = {m: {o: cell for o, cell in row.items() if cell} for m, row in table.items()}
-        matrix.PATH.write_text(json.dumps({"encoder": "transformer", "cells": cells}, indent=1) + "\n")
+        whole[table] = {r: {o: cell for o, cell in cells.items() if cell} for r, cells in new.items()}
+        matrix.PATH.write_text(json.dumps(whole, indent=1) + "\n")
 
 
+BACKBONES: dict[str, Encoder.Config] = {
+    "transformer": ENCODER,
+    "resnet": ResNetEncoder.Config(depth=10, stem="small", width=8),
+    "timm convolutions": TimmEncoder.Config(name="test_convnext"),
+    "timm transformer": TimmEncoder.Config(name="test_vit", options={"patch_size": 4}),
+}
+"""Networks of every family, small."""
+ROWS = {"cells": [*registry.GROUPS["modalities"]], "backbones": [*BACKBONES]}
+USUAL = ("dino", "infonce", "mae")
+"""Objectives that are tried on every backbone by default, one of each kind; the others are marked slow."""
 OBJECTIVES = [*registry.GROUPS["objectives"]]
 
 
@@ -198,6 +209,29 @@ def test_every_objective_runs_on_every_modality(modality: str, objective: str) -
         settle(modality, objective, reason or ("ok" if tried else "experimental"))
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [o if o in USUAL else pytest.param(o, marks=pytest.mark.slow) for o in registry.GROUPS["objectives"]],
+)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_objective_runs_on_every_backbone(backbone: str, objective: str) -> None:
+    if os.environ.get("MULTISSL_WRITE_MATRIX"):
+        settle(backbone, objective, "", "backbones")
+    recipe = small_recipe("image", shrunk(registry.resolve(objective, "objectives").Config()))
+    sizes = (64, 32, 8) if backbone == "timm convolutions" else (32, 16, 4)  # which halve views five times
+    recipe.modality = MODALITIES["image"].replace(
+        **dict(zip(("size", "local_size", "patch"), sizes, strict=True))
+    )
+    recipe.encoders = {"image": BACKBONES[backbone]}
+    reason = meaningful(recipe)
+    if reason is None:
+        learner, _, idle = run(recipe, steps=1)
+        parameters = [p for p in learner.encoders.parameters() if p.requires_grad]
+        assert parameters
+        assert len(idle) < len(parameters)
+    settle(backbone, objective, reason or "ok", "backbones")
+
+
 def passes(recipe: Recipe) -> None:
     """Finite, a gradient everywhere and none on teachers, repeatable to the bit, restored by its state."""
     learner, losses, idle = run(recipe)
@@ -214,9 +248,10 @@ def passes(recipe: Recipe) -> None:
 
 
 def test_the_table_holds_what_is_registered_and_nothing_else() -> None:
-    cells = matrix.read()["cells"]
-    assert [*cells] == [*registry.GROUPS["modalities"]]
-    assert all([*row] == OBJECTIVES for row in cells.values())
+    for table, rows in ROWS.items():
+        cells = matrix.read()[table]
+        assert [*cells] == rows
+        assert all([*row] == OBJECTIVES for row in cells.values())
 
 
 TOYS: list[tuple[Modality.Config, Objective.Config]] = [

@@ -69,6 +69,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "commands": ("option_help", "registry"),
     "completion": ("commands", "options", "catalogue", "registry"),
     "verify": ("*",),
+    "moving": ("*",),
+    "simple": ("recipe", "options", "registry", "run", "encoders"),
     "doctor": ("modalities", "sources", "inference", "report", *FOUNDATION),
     "cli": ("*",),
     "__main__": ("cli",),

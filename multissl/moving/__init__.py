@@ -1,0 +1,1 @@
+"""Configurations of other projects, read as recipes of ours."""
