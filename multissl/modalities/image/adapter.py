@@ -183,7 +183,6 @@ class Image(Modality):
     )
     suffixes = SUFFIXES
     plural = "images"
-    shows = MappingProxyType({"width": ("size", 1), "height": ("size", 1)})
     columns = ("image", "image_bytes", "img", "picture", "image_path")
 
     cfg: Config
@@ -231,6 +230,11 @@ class Image(Modality):
         """Return width and height in pixels."""
         _, height, width = load(sample, self.cfg.channels, self.reading()).shape
         return {"width": width, "height": height}
+
+    def shown(self) -> dict[str, tuple[float, str]]:
+        """Return width and height in pixels."""
+        height, width = pair(self.cfg.size)
+        return {"width": (width, "size"), "height": (height, "size")}
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and crop: uint8 [V*B, C, H, W] by role, masks, and who the samples are."""
