@@ -52,8 +52,8 @@ def rows(folder: Path) -> Path:
 
 
 def episodes(folder: Path) -> Path:
-    """Episodes of 5 frames, one of 2: fewer than the stack of 3."""
-    lengths = [5, 5, 5, 2, 5, 5]
+    """Episodes of 5 frames, one of a single one: fewer than two views span."""
+    lengths = [5, 5, 5, 1, 5, 5]
     frames = np.random.default_rng(0).integers(0, 255, (sum(lengths), 36, 36), dtype=np.uint8)
     np.savez(
         folder / "cut.npz",
@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, int, list[str]]] = {
     "text": (texts, "is no JSON", 1, ["vocab=300", "length=16", "local_length=8"]),
     "tabular": (rows, "has 2 cells, the header names 4", 1, []),
     "rl": (
-        episodes, "fewer than the stack of 3", 2,  # both frames of it
+        episodes, "its views span 2", 1,
         ["size=36", "local_size=36", "horizon=1"],
     ),
 }  # fmt: skip
