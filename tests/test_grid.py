@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.rl.adapter import RL
 from multissl.modalities.tabular.adapter import Tabular
+from multissl.modalities.text import demo
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.video.adapter import Video
 from multissl.parallel.sharding import Parallel
@@ -107,6 +109,15 @@ EXPERIMENTAL: dict[str, str] = {
     "paired": "nnclr byol wmse swav lejepa visreg",
 }
 """Pairs that train though nobody has published them: by modality, the objectives."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_documents() -> Iterator[None]:
+    """Let the built-in texts be few: each case fits them anew."""
+    texts, fields = demo.documents()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "documents", lambda: (texts[:400], fields[:400]))
+        yield
 
 
 def small_recipe(modality: str, objective: Objective.Config) -> Recipe:
