@@ -82,6 +82,9 @@ def test_workers_are_deaf_to_signals_that_the_trainer_answers_and_have_one_threa
     threads = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(threads))
     torch.set_num_threads(2)
+    # what a shell puts into the background is deaf to it from the beginning
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     told: list[list[bool]] = []
     views = StepBatches.views
 
