@@ -196,7 +196,10 @@ def _forked(folder: Path, tests: str) -> Outcome:
 
 def _child(folder: Path, tests: str) -> int:
     import pytest
+    import torch
 
+    # a fork has to make torch's pool of threads anew: two threads that do it at once abort the process
+    torch.set_num_threads(torch.get_num_threads())
     gc.freeze()  # what the parent left is the parent's to end: its threads are not here
     os.setsid()
     server: Any = forkserver._forkserver  # type: ignore[attr-defined] # one that was inherited is the parent's

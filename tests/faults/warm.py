@@ -146,9 +146,13 @@ def send(group: int, number: int) -> bool:
 
 def run_child(job: Job, listing: Path) -> int:
     """Run a command in the child, and return its exit code."""
+    import torch
+
     from multissl import cli
 
     os.setsid()
+    # a fork has to make torch's pool of threads anew: two threads that do it at once abort the process
+    torch.set_num_threads(torch.get_num_threads())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
