@@ -64,7 +64,8 @@ class TimmEncoder(MaskedWrapped):
         self.cfg, self.spec = cfg, spec
         net: Any
         net, self.created_with = create_with(cfg, spec, pretrained=False)
-        self.any_size = "img_size" not in self.created_with
+        # a map of a single place is another program than larger ones
+        self.any_size = "img_size" not in self.created_with and min(spec.shape[1:]) > reduction_of(net)
         self.wrap(net, blocks_of(net))
         self.dim, self.prefix = net.num_features, getattr(net, "num_prefix_tokens", 0)
         head = getattr(net, "head_hidden_size", self.dim)
@@ -121,6 +122,12 @@ class TimmEncoder(MaskedWrapped):
         if self.cfg.pooling == "mean":
             return mean_of(last[:, self.prefix :])
         return self.net.forward_head(last, pre_logits=True)  # [R, D]
+
+
+def reduction_of(net: Any) -> int:
+    """Return how many pixels a place of the last map is wide, 1 where the model does not say."""
+    levels = getattr(net, "feature_info", None)
+    return int(levels[-1]["reduction"]) if levels else 1
 
 
 def blocks_of(net: Any) -> list[nn.Module]:

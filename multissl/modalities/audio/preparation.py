@@ -127,12 +127,13 @@ class WavePreparation(Preparation):
 
 def preparation_of(cfg: Any, statistics: tuple[float, float]) -> WavePreparation:
     """Return the preparation of sound under the options of `Audio`, by the mean and deviation of the training data."""
-    window, bank = ops.constants_of(cfg.mels, cfg.rate)
+    (size, hop), (window, bank) = ops.window_of(cfg.rate), ops.constants_of(cfg.mels, cfg.rate)
     mean, std = (torch.tensor(value) for value in statistics)
     return WavePreparation(
         reads=f"sound [B, S] at {cfg.rate} Hz, int16 or values -1 to 1, and a mask [B, S] that says what is sound",
         constants={"window": window, "bank": bank, "mean": mean, "std": std},
-        free_axes=(FreeAxis(axis=1, name="samples", least=ops.window_of(cfg.rate)[0]),),
+        # a recording of one frame alone has nothing to trim, which is another program
+        free_axes=(FreeAxis(axis=1, name="samples", least=size + (hop if cfg.trim else 0)),),
         one_size=True,
         takes_mask=True,
         rate=cfg.rate,
