@@ -138,10 +138,11 @@ class Said(logging.Handler):
 
 
 def harmless(run: Path, original: Path, file: Path) -> bool:
-    """Return whether a file says what it said before: in JSON another kind of space, in the record what is cut off."""
+    """Return whether a file says what it said before: in JSON another kind of space, in a record what is cut off."""
     data, before = (run / file).read_bytes(), (original / file).read_bytes()
-    if file.name == "metrics.jsonl":
-        kept = checkpoint.read_meta(newest(original))["record"]["bytes"]
+    records = {"metrics.jsonl": "record", "trace.bin": "trace"}
+    if file.name in records:
+        kept = checkpoint.read_meta(newest(original))[records[file.name]]["bytes"]
         return data[:kept] == before[:kept]
     with contextlib.suppress(ValueError):
         return file.suffix == ".json" and json.loads(data) == json.loads(before)
