@@ -5,8 +5,8 @@ Shapes: S samples of a split, R rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,16 @@ from multissl.waiting import followed
 
 Featurize = Callable[[Views], Tensor]
 """From clean views to features [R, D]: an encoder's pooled output, or a modality's baseline."""
+Measured = TypeVar("Measured")
+
+
+def measured_baselines(
+    modality: Modality, measure: Callable[[Featurize, Modality, str], Measured | None]
+) -> Iterator[tuple[str, Measured]]:
+    """Yield by name what is measured of each of the modality's classical features, where something is."""
+    for name, baseline in modality.baselines().items():
+        if measured := measure(baseline, modality, "cpu"):
+            yield name, measured
 
 
 class Pooled:

@@ -142,6 +142,13 @@ class Evaluator(Component, ABC):
             if self.every < 0:
                 raise ValueError(f"every={self.every}: want 0 (start and end only) or a number of steps")
 
+        def check_counts(self, *names: str) -> None:
+            """Raise a ValueError where one of these options, whose 0 stands for all samples, is below 0."""
+            counts = {name: getattr(self, name) for name in names}
+            if min(counts.values()) < 0:
+                listed = ", ".join(f"{name}={count}" for name, count in counts.items())
+                raise ValueError(f"{listed}: want 0 (all) or a number of samples")
+
         def build(self) -> Evaluator:
             """Return the evaluator."""
             return super(Evaluator.Config, self).build()

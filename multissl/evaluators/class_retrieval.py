@@ -21,7 +21,7 @@ from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
 from multissl.evaluators.retrieval import rank
 from multissl.evaluators.verdicts import learned
-from multissl.inference import Featurize, Pooled, drawn, featurized
+from multissl.inference import Featurize, Pooled, drawn, featurized, measured_baselines
 from multissl.statistics import LEVEL
 
 
@@ -69,12 +69,7 @@ class ClassRetrieval(Evaluator):
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The mAP of the modality's classical features."""
-        figures: dict[str, float] = {}
-        for name, baseline in modality.baselines().items():
-            measured = self._measured(baseline, modality, "cpu")
-            if measured:
-                figures[name] = measured["map"]
-        return figures
+        return {name: each["map"] for name, each in measured_baselines(modality, self._measured)}
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
         """Learned where the last mAP is above the untrained encoder's and the raw input's."""
@@ -89,12 +84,13 @@ class ClassRetrieval(Evaluator):
         key = made.labels if cfg.by == "class" else made.groups
         x, key, groups = made.features[key >= 0], key[key >= 0], made.groups[key >= 0]
         right = key[:, None] == key
-        asked = right.sum(1) > 1
-        if not bool(asked.any()):
+        has_like = right.sum(1) > 1
+        if not bool(has_like.any()):
             self.warn_nothing_to_measure(f"no two samples of the {cfg.split} split share a {cfg.by}")
             return {}
-        ranked = rank(F.normalize(x, dim=1), F.normalize(x, dim=1), right, own=True)
-        together = groups[asked].numpy() if cfg.by == "class" else key[asked].numpy()
+        unit = F.normalize(x, dim=1)
+        ranked = rank(unit, unit, right, own=True)
+        together = (groups if cfg.by == "class" else key)[has_like].numpy()
         return {
             "map": estimate(100 * ranked.precision.numpy(), together),
             "map_at_r": estimate(100 * ranked.precision_at_r.numpy(), together),

@@ -43,22 +43,48 @@ class Task(NamedTuple):
         return majority_accuracy(self.y, self.truth, self.groups)
 
 
+def labeled_task(
+    evaluator: Evaluator, featurize: Featurize, modality: Modality, *, split: str, train: int, queries: int,
+    device: torch.device | str, least: int = 1,
+) -> Task | None:  # fmt: skip
+    """Return the labeled samples of training, `least` or more, and of a split; None, with a warning, where none are."""
+    task = _read(evaluator, featurize, modality, split, train, queries, device)
+    if len(task.y) < least or not len(task.truth):
+        evaluator.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
+        return None
+    warn_unseen(evaluator, task, split)
+    return task
+
+
 def task_of(
     evaluator: Evaluator, featurize: Featurize, modality: Modality, *, split: str, train: int, queries: int,
     device: torch.device | str,
 ) -> Task | None:  # fmt: skip
     """Return the labeled samples of training and of a split; None, with a warning, where nothing can be learned."""
-    stream = evaluator.cfg.stream
-    x, y = labeled_split(featurize, modality, "train", train, device=device, stream=stream)
-    asked, truth, groups = scored_split(featurize, modality, split, queries, device, stream)
-    if len(y.unique()) < 2 or not len(truth):
+    task = _read(evaluator, featurize, modality, split, train, queries, device)
+    classes = len(task.y.unique())
+    if classes < 2 or not len(task.truth):
         evaluator.warn_nothing_to_measure(
-            f"{len(y)} labeled training samples of {len(y.unique())} classes and {len(truth)} of the split"
+            f"{len(task.y)} labeled training samples of {classes} classes and {len(task.truth)} of the split"
         )
         return None
-    if said := unseen_classes(y, truth, split):
-        evaluator.warn(said)
-    return Task(x, y, asked, truth, groups)
+    warn_unseen(evaluator, task, split)
+    return task
+
+
+def _read(
+    evaluator: Evaluator, featurize: Featurize, modality: Modality, split: str, train: int, queries: int,
+    device: torch.device | str,
+) -> Task:  # fmt: skip
+    stream = evaluator.cfg.stream
+    x, y = labeled_split(featurize, modality, "train", train, device=device, stream=stream)
+    return Task(x, y, *scored_split(featurize, modality, split, queries, device, stream))
+
+
+def warn_unseen(evaluator: Evaluator, task: Task, split: str) -> None:
+    """Warn of classes of the split that training lacks."""
+    if line := unseen_classes(task.y, task.truth, split):
+        evaluator.warn(line)
 
 
 def validation_mask(count: int) -> Tensor:

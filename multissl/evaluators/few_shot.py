@@ -13,16 +13,15 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
-from multissl.evaluators.neighbors import nearest
-from multissl.evaluators.unseen import unseen_classes
-from multissl.inference import Featurize, Pooled, labeled_split, scored_split
+from multissl.evaluators.classified import labeled_task
+from multissl.evaluators.neighbors import check_temperature, nearest, normalized
+from multissl.inference import Featurize, Pooled, measured_baselines
 
 
 def draw_per_class(labels: Tensor, count: int | float, draw: int) -> Tensor:
@@ -34,10 +33,10 @@ def draw_per_class(labels: Tensor, count: int | float, draw: int) -> Tensor:
     chosen = []
     for label in labels.unique().tolist():
         places = (labels == label).nonzero().flatten()
-        wanted = max(int(len(places) * count), 1) if isinstance(count, float) else count
-        if wanted > len(places):
-            raise ValueError(f"class {label} has {len(places)} samples, fewer than the {wanted} of a draw")
-        chosen.append(places[torch.randperm(len(places), generator=generator)[:wanted]])
+        size = max(int(len(places) * count), 1) if isinstance(count, float) else count
+        if size > len(places):
+            raise ValueError(f"class {label} has {len(places)} samples, fewer than the {size} of a draw")
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:size]])
     return torch.cat(chosen)
 
 
@@ -104,12 +103,8 @@ class FewShot(Evaluator):
                 )
             if self.tries < 2:
                 raise ValueError(f"tries={self.tries}: want 2 or more, or there is no interval")
-            if not self.temperature >= 0.01:
-                raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
-            if self.train < 0 or self.queries < 0:
-                raise ValueError(
-                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            check_temperature(self.temperature)
+            self.check_counts("train", "queries")
 
     cfg: Config
 
@@ -124,8 +119,7 @@ class FewShot(Evaluator):
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The figure of the most samples and neighbors, of the modality's classical features."""
         figures: dict[str, float] = {}
-        for name, baseline in modality.baselines().items():
-            measured = self._measured(baseline, modality, "cpu")
+        for name, measured in measured_baselines(modality, self._measured):
             most = [n for n in sorted(self.cfg.per_class) if figure_name(n, n) in measured]
             if most:
                 figures[name] = measured[figure_name(most[-1], most[-1])]
@@ -137,17 +131,14 @@ class FewShot(Evaluator):
         cfg = self.cfg
         if not self.labeled(modality, cfg.split, "train"):
             return {}
-        bank, labels = labeled_split(
-            featurize, modality, "train", cfg.train, device=device, stream=cfg.stream
+        task = labeled_task(
+            self, featurize, modality, split=cfg.split, train=cfg.train, queries=cfg.queries, device=device
         )
-        queries, truth, _ = scored_split(featurize, modality, cfg.split, cfg.queries, device, cfg.stream)
-        if not len(labels) or not len(truth):
-            self.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
+        if task is None:
             return {}
+        labels, truth = task.y, task.truth
         smallest = int(labels.unique(return_counts=True)[1].min())
-        if said := unseen_classes(labels, truth, cfg.split):
-            self.warn(said)
-        bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+        bank, queries = normalized(task.x, task.queries)
         classes = 1 + int(max(labels.max(), truth.max()))
         figures: dict[str, float] = {}
         for count in sorted({*cfg.per_class}):

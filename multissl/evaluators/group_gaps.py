@@ -20,9 +20,10 @@ from multissl.contract.estimate import Estimate, estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
+from multissl.evaluators.classified import labeled_task
 from multissl.evaluators.knn import knn_accuracy
-from multissl.evaluators.unseen import unseen_classes
-from multissl.inference import Featurize, Pooled, labeled_split, scored_split
+from multissl.evaluators.neighbors import check_temperature
+from multissl.inference import Featurize, Pooled, measured_baselines
 
 
 class GroupGaps(Evaluator):
@@ -57,12 +58,8 @@ class GroupGaps(Evaluator):
             Evaluator.Config.__post_init__(self)
             if self.k < 1 or self.least < 2:
                 raise ValueError(f"k={self.k}, least={self.least}: want 1 or more, and 2 or more")
-            if not self.temperature >= 0.01:
-                raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
-            if self.bank < 0 or self.queries < 0:
-                raise ValueError(
-                    f"bank={self.bank}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            check_temperature(self.temperature)
+            self.check_counts("bank", "queries")
 
     cfg: Config
 
@@ -72,12 +69,7 @@ class GroupGaps(Evaluator):
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The gap of the modality's classical features."""
-        figures: dict[str, float] = {}
-        for name, baseline in modality.baselines().items():
-            measured = self._measured(baseline, modality, "cpu")
-            if measured:
-                figures[name] = measured["gap"]
-        return figures
+        return {name: each["gap"] for name, each in measured_baselines(modality, self._measured)}
 
     def _measured(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
@@ -85,17 +77,17 @@ class GroupGaps(Evaluator):
         cfg = self.cfg
         if not self.labeled(modality, cfg.split, "train"):
             return {}
-        bank, labels = labeled_split(featurize, modality, "train", cfg.bank, device=device, stream=cfg.stream)
-        queries, truth, groups = scored_split(featurize, modality, cfg.split, cfg.queries, device, cfg.stream)
-        if not len(labels) or not len(truth):
-            self.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
+        task = labeled_task(
+            self, featurize, modality, split=cfg.split, train=cfg.bank, queries=cfg.queries, device=device
+        )
+        if task is None:
             return {}
-        if said := unseen_classes(labels, truth, cfg.split):
-            self.warn(said)
-        accuracy = knn_accuracy(bank, labels, queries, truth, (cfg.k,), cfg.temperature, device)[cfg.k]
+        accuracy = knn_accuracy(task.x, task.y, task.queries, task.truth, (cfg.k,), cfg.temperature, device)[
+            cfg.k
+        ]
         if not isinstance(accuracy, Estimate) or accuracy.scores is None:
             return dict.fromkeys(self.metric_names(), torch.nan)
-        return self._by_group(accuracy.scores, groups)
+        return self._by_group(accuracy.scores, task.groups)
 
     def _by_group(self, scores: np.ndarray, groups: np.ndarray) -> dict[str, float]:
         """Return the figures of scores [Q] in groups [Q]."""

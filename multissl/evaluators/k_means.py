@@ -24,7 +24,7 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
 from multissl.evaluators.verdicts import learned
-from multissl.inference import Featurize, Pooled, scored_split
+from multissl.inference import Featurize, Pooled, measured_baselines, scored_split
 from multissl.statistics import LEVEL
 
 
@@ -55,8 +55,7 @@ class KMeans(Evaluator):
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
-            if self.samples < 0:
-                raise ValueError(f"samples={self.samples}: want 0 (all) or a number of samples")
+            self.check_counts("samples")
             if self.starts < 1 or self.tries < 1:
                 raise ValueError(f"starts={self.starts}, tries={self.tries}: want 1 or more of both")
 
@@ -68,12 +67,7 @@ class KMeans(Evaluator):
 
     def baselines(self, modality: Modality) -> dict[str, float]:
         """The accuracy of clusters of the modality's classical features."""
-        figures: dict[str, float] = {}
-        for name, baseline in modality.baselines().items():
-            measured = self._measured(baseline, modality, "cpu")
-            if measured:
-                figures[name] = measured["accuracy"]
-        return figures
+        return {name: each["accuracy"] for name, each in measured_baselines(modality, self._measured)}
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
         """Learned where the last accuracy is above the untrained encoder's and the raw input's."""

@@ -25,10 +25,17 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Figure, Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.neighbors import centered, nearest, neighbor_strip, normalized, whitened
-from multissl.evaluators.unseen import unseen_classes
-from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
-from multissl.inference import Featurize, Pooled, labeled_split, scored_split
+from multissl.evaluators.classified import labeled_task
+from multissl.evaluators.neighbors import (
+    centered,
+    check_temperature,
+    nearest,
+    neighbor_strip,
+    normalized,
+    whitened,
+)
+from multissl.evaluators.verdicts import MAJORITY, learned
+from multissl.inference import Featurize, Pooled, measured_baselines
 from multissl.statistics import LEVEL
 
 
@@ -69,18 +76,14 @@ class KNN(Evaluator):
             Evaluator.Config.__post_init__(self)
             if not self.k or min(self.k) < 1:
                 raise ValueError(f"k={self.k}: want one or more counts of neighbors, each 1 or more")
-            if not self.temperature >= 0.01:
-                raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
+            check_temperature(self.temperature)
             if not all(t >= 0.01 for t in self.temperatures):
                 raise ValueError(f"temperatures={self.temperatures}: want each 0.01 or more, 0.07 is usual")
             if self.whiten and not self.center:
                 raise ValueError(
                     "whiten=True and center=False: whitened features are centered; leave center on"
                 )
-            if self.bank < 0 or self.queries < 0:
-                raise ValueError(
-                    f"bank={self.bank}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("bank", "queries")
 
     cfg: Config
 
@@ -114,11 +117,8 @@ class KNN(Evaluator):
         if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         figures: dict[str, float] = {}
-        for name, baseline in modality.baselines().items():
-            measured = self._measured(baseline, modality, "cpu")
-            if measured is not None:
-                figures[name] = measured.accuracies[0]
-                figures[MAJORITY] = measured.majority
+        for name, measured in measured_baselines(modality, self._measured):
+            figures |= {name: measured.accuracies[0], MAJORITY: measured.majority}
         return figures
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
@@ -135,22 +135,20 @@ class KNN(Evaluator):
     ) -> Accuracies | None:
         """Return the accuracies of any features of the modality's samples; None where there is nothing to measure."""
         cfg = self.cfg
-        bank, labels = labeled_split(featurize, modality, "train", cfg.bank, device=device, stream=cfg.stream)
-        queries, truth, groups = scored_split(featurize, modality, cfg.split, cfg.queries, device, cfg.stream)
-        if not len(labels) or not len(truth):
-            self.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
+        task = labeled_task(
+            self, featurize, modality, split=cfg.split, train=cfg.bank, queries=cfg.queries, device=device
+        )
+        if task is None:
             return None
-        if said := unseen_classes(labels, truth, cfg.split):
-            self.warn(said)
         prepare = whitened if cfg.whiten else centered if cfg.center else normalized
         accuracies = [
             accuracy
             for T in (cfg.temperature, *cfg.temperatures)
             for accuracy in knn_accuracy(
-                bank, labels, queries, truth, cfg.k, T, device, groups, prepare
+                task.x, task.y, task.queries, task.truth, cfg.k, T, device, task.groups, prepare
             ).values()
         ]
-        return Accuracies(accuracies, majority_accuracy(labels, truth, groups))
+        return Accuracies(accuracies, task.majority)
 
 
 class Accuracies(NamedTuple):

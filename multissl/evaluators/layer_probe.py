@@ -20,11 +20,11 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.classified import validation_mask
+from multissl.evaluators.classified import labeled_task, validation_mask
 from multissl.evaluators.knn import knn_accuracy
-from multissl.evaluators.unseen import unseen_classes
+from multissl.evaluators.neighbors import check_temperature
 from multissl.evaluators.verdicts import learned
-from multissl.inference import labeled_split, mean_token, scored_split, stream_of
+from multissl.inference import mean_token, stream_of
 from multissl.statistics import LEVEL
 
 
@@ -58,12 +58,8 @@ class LayerProbe(Evaluator):
             Evaluator.Config.__post_init__(self)
             if self.k < 1:
                 raise ValueError(f"k={self.k}: want 1 or more")
-            if not self.temperature >= 0.01:
-                raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
-            if self.bank < 0 or self.queries < 0:
-                raise ValueError(
-                    f"bank={self.bank}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            check_temperature(self.temperature)
+            self.check_counts("bank", "queries")
 
     cfg: Config
 
@@ -87,18 +83,24 @@ class LayerProbe(Evaluator):
             return torch.cat([mean_token(tokens, views.valid) for tokens in features.inner], 1)
 
         device = encoders.device
-        bank, labels = labeled_split(blocks, modality, "train", cfg.bank, device=device, stream=cfg.stream)
-        queries, truth, groups = scored_split(blocks, modality, cfg.split, cfg.queries, device, cfg.stream)
-        if len(labels) < 2 or not len(truth):
-            self.warn_nothing_to_measure("training or the split has no labeled sample among those drawn")
+        task = labeled_task(
+            self,
+            blocks,
+            modality,
+            split=cfg.split,
+            train=cfg.bank,
+            queries=cfg.queries,
+            device=device,
+            least=2,
+        )
+        if task is None:
             return {}
-        if said := unseen_classes(labels, truth, cfg.split):
-            self.warn(said)
+        bank = task.x.chunk(depth, 1)
         accuracies = [
-            knn_accuracy(x, labels, q, truth, (cfg.k,), cfg.temperature, device, groups)[cfg.k]
-            for x, q in zip(bank.chunk(depth, 1), queries.chunk(depth, 1), strict=True)
+            knn_accuracy(x, task.y, q, task.truth, (cfg.k,), cfg.temperature, device, task.groups)[cfg.k]
+            for x, q in zip(bank, task.queries.chunk(depth, 1), strict=True)
         ]
-        best = choose_block(bank.chunk(depth, 1), labels, cfg.k, cfg.temperature)
+        best = choose_block(bank, task.y, cfg.k, cfg.temperature)
         every = {f"block{i}": accuracy for i, accuracy in enumerate(accuracies, start=1)}
         return {"top1": accuracies[best], "block": float(best + 1), **every}
 

@@ -28,7 +28,7 @@ from multissl.contract.verdict import Verdict
 from multissl.evaluators.classified import Task, task_of, validation_mask
 from multissl.evaluators.linear_probe import COMPONENTS, FEWEST, WIDEST, narrowed, scaled
 from multissl.evaluators.verdicts import MAJORITY, learned
-from multissl.inference import Blocks, Featurize, readable_views, stream_of
+from multissl.inference import Blocks, Featurize, measured_baselines, readable_views, stream_of
 from multissl.statistics import LEVEL
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -83,10 +83,7 @@ class LinearGrid(Evaluator):
                 raise ValueError(f"lr={self.lr}: want one or more learning rates, each more than 0")
             if not self.blocks or min(self.blocks) < 1:
                 raise ValueError(f"blocks={self.blocks}: want one or more numbers of blocks, each 1 or more")
-            if self.train < 0 or self.queries < 0:
-                raise ValueError(
-                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("train", "queries")
             if self.steps < 1 or self.batch < 1:
                 raise ValueError(f"steps={self.steps}, batch={self.batch}: want 1 or more of both")
 
@@ -134,12 +131,10 @@ class LinearGrid(Evaluator):
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         figures: dict[str, float] = {}
-        for name, each in modality.baselines().items():
-            task = self._task(each, modality, "cpu")
-            if task is not None:
-                x, queries = scaled(*narrowed(task.x, task.queries, WIDEST, COMPONENTS))
-                best = self._best([Kind(task._replace(x=x, queries=queries), 1, mean_token=False)])
-                figures |= {name: best.top1, MAJORITY: task.majority}
+        for name, task in measured_baselines(modality, self._task):
+            x, queries = scaled(*narrowed(task.x, task.queries, WIDEST, COMPONENTS))
+            best = self._best([Kind(task._replace(x=x, queries=queries), 1, mean_token=False)])
+            figures |= {name: best.top1, MAJORITY: task.majority}
         return figures
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:

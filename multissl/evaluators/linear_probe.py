@@ -8,6 +8,7 @@ Shapes: S training samples, Q queries, F features, C classes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from multissl.inference import (
     Pooled,
     drawn,
     featurized,
+    measured_baselines,
     scored_split,
 )
 from multissl.statistics import LEVEL
@@ -70,10 +72,7 @@ class LinearProbe(Evaluator):
             Evaluator.Config.__post_init__(self)
             if not self.l2 or min(self.l2) < 0:
                 raise ValueError(f"l2={self.l2}: want one or more strengths, each 0 or more")
-            if self.train < 0 or self.queries < 0:
-                raise ValueError(
-                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("train", "queries")
             if self.max_steps < 1:
                 raise ValueError(f"max_steps={self.max_steps}: want 1 or more")
 
@@ -98,10 +97,8 @@ class LinearProbe(Evaluator):
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         figures: dict[str, float] = {}
-        for name, each in modality.baselines().items():
-            measured = self.measured(each, modality, "cpu", scaled)
-            if measured is not None:
-                figures |= {name: measured.top1, MAJORITY: measured.majority}
+        for name, measured in measured_baselines(modality, functools.partial(self.measured, scale=scaled)):
+            figures |= {name: measured.top1, MAJORITY: measured.majority}
         return figures
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:

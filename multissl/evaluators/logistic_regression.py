@@ -27,7 +27,7 @@ from multissl.contract.verdict import Verdict
 from multissl.evaluators.classified import Task, task_of, validation_mask
 from multissl.evaluators.linear_probe import COMPONENTS, FEWEST, WIDEST, narrowed
 from multissl.evaluators.verdicts import MAJORITY, learned
-from multissl.inference import Featurize, Pooled
+from multissl.inference import Featurize, Pooled, measured_baselines
 from multissl.statistics import LEVEL
 
 PUBLISHED = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
@@ -69,10 +69,7 @@ class LogisticRegression(Evaluator):
             Evaluator.Config.__post_init__(self)
             if not self.c or not min(self.c) > 0:
                 raise ValueError(f"c={self.c}: want one or more inverse strengths, each more than 0")
-            if self.train < 0 or self.queries < 0:
-                raise ValueError(
-                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("train", "queries")
             if self.max_iter < 1 or not self.tolerance >= 0:
                 raise ValueError(
                     f"max_iter={self.max_iter}, tolerance={self.tolerance}: want 1 or more, and 0 or more"
@@ -99,10 +96,8 @@ class LogisticRegression(Evaluator):
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         figures: dict[str, float] = {}
-        for name, each in modality.baselines().items():
-            measured = self._measured(each, modality, "cpu")
-            if measured is not None:
-                figures |= {name: measured.top1, MAJORITY: measured.majority}
+        for name, measured in measured_baselines(modality, self._measured):
+            figures |= {name: measured.top1, MAJORITY: measured.majority}
         return figures
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:

@@ -27,6 +27,12 @@ SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (150, 150, 150)
 """Frames in colors that the color-blind tell apart: same class, another class, no labels."""
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise a ValueError for a temperature of votes that is too low, or no number."""
+    if not temperature >= 0.01:
+        raise ValueError(f"temperature={temperature}: want 0.01 or more, 0.07 is usual")
+
+
 def centered(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Both [*, F] minus the bank's mean, then l2-normalized."""
     mean = bank.double().mean(0).to(bank.dtype)

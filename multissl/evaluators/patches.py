@@ -23,6 +23,7 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.evaluators.collapse import mean_cosines
 from multissl.evaluators.knn import knn_accuracy
+from multissl.evaluators.neighbors import check_temperature
 from multissl.inference import drawn, featurize_places
 
 
@@ -59,16 +60,12 @@ class Patches(Evaluator):
 
         def __post_init__(self) -> None:
             Evaluator.Config.__post_init__(self)
-            if self.bank < 0 or self.queries < 0:
-                raise ValueError(
-                    f"bank={self.bank}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("bank", "queries")
             if self.tokens < 2 or self.k < 1:
                 raise ValueError(
                     f"tokens={self.tokens}, k={self.k}: want 2 or more tokens and 1 or more neighbors"
                 )
-            if not self.temperature >= 0.01:
-                raise ValueError(f"temperature={self.temperature}: want 0.01 or more, 0.07 is usual")
+            check_temperature(self.temperature)
             if not self.drop > 0 or not 0 < self.alike <= 1:
                 raise ValueError(f"drop={self.drop}, alike={self.alike}: want more than 0, alike at most 1")
 

@@ -57,10 +57,7 @@ class StateProbe(Evaluator):
             Evaluator.Config.__post_init__(self)
             if not self.l2 or min(self.l2) <= 0:
                 raise ValueError(f"l2={self.l2}: want one or more strengths, each more than 0")
-            if self.train < 0 or self.queries < 0:
-                raise ValueError(
-                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("train", "queries")
 
     cfg: Config
 

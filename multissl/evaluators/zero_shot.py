@@ -70,8 +70,7 @@ class ZeroShot(Evaluator):
                     raise ValueError(
                         f"templates has {template!r} without {{}}, the place of the class's name"
                     )
-            if self.samples < 0:
-                raise ValueError(f"samples={self.samples}: want 0 (all) or a number of samples")
+            self.check_counts("samples")
             if self.shuffles < 99:
                 raise ValueError(f"shuffles={self.shuffles}: want 99 or more, or p cannot go below 0.01")
             if len(self.classes) == 1 or len({*self.classes}) < len(self.classes):

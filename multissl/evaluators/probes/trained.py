@@ -81,10 +81,7 @@ class TrainedProbe(Evaluator):
                 raise ValueError(
                     f"steps={self.steps}, batch={self.batch}: want 1 or more steps, 2 or more samples"
                 )
-            if self.train < 0 or self.queries < 0:
-                raise ValueError(
-                    f"train={self.train}, queries={self.queries}: want 0 (all) or a number of samples"
-                )
+            self.check_counts("train", "queries")
 
     cfg: Any
 
