@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from multissl.contract.modality import Modality
 from multissl.doctor.reading import SplitReading, reason_counts
-from multissl.sources.copies import equal_contents, joined_sets, look_alike
+from multissl.sources.copies import equal_contents, equal_rows, look_alike
 from multissl.sources.payloads import Joined
 
 READ = 8 * 2**30
@@ -104,24 +104,23 @@ def copies(modality: Modality, readings: Mapping[str, SplitReading]) -> list[Fin
     columns = [modality.contents(split) for split in readings]
     if not columns or not all(columns) or any(len(each) != len(columns[0]) for each in columns):
         return []
-    equal = [equal_contents(Joined(list(parts)), READ) for parts in zip(*columns, strict=True)]
-    sets = joined_sets(part.sets.tolist() for part in equal)
+    equal = equal_rows((Joined([*parts]) for parts in zip(*columns, strict=True)), READ)
     lengths = {split: len(each[0]) for split, each in zip(readings, columns, strict=True)}
     where = [Place(split, row) for split, length in lengths.items() for row in range(length)]
-    compared = int(np.any([part.compared for part in equal], axis=0).sum())
-    _, number, sizes = np.unique(sets, return_inverse=True, return_counts=True)
+    _, number, sizes = np.unique(equal.sets, return_inverse=True, return_counts=True)
     copied = [place for place, size in zip(where, sizes[number].tolist(), strict=True) if size > 1]
     findings = []
     if copied:
+        several = int((sizes > 1).sum())
         text = (
-            f"{len(copied):,} of {compared:,} {modality.plural} have an equal one: {int((sizes > 1).sum()):,} sets, "
-            f"{len(copied) - int((sizes > 1).sum()):,} to leave out"
+            f"{len(copied):,} of {int(equal.compared.sum()):,} {modality.plural} have an equal one: {several:,} sets, "
+            f"{len(copied) - several:,} to leave out"
         )
         findings.append(Finding("equal", text, _names(modality, readings, copied)))
-    train = np.unique(sets[[i for i, place in enumerate(where) if place.split == "train"]])
+    train = np.unique(equal.sets[[i for i, place in enumerate(where) if place.split == "train"]])
     shared = [
         p
-        for p, known in zip(where, np.isin(sets, train).tolist(), strict=True)
+        for p, known in zip(where, np.isin(equal.sets, train).tolist(), strict=True)
         if known and p.split != "train"
     ]
     return findings + _leaked(modality, readings, shared, "equal to")
@@ -133,25 +132,18 @@ def near_copies(modality: Modality, readings: Mapping[str, SplitReading]) -> lis
     if len(pictures) < 2:
         return []
     near = _pairs(np.stack([picture for _, picture in pictures]))
-    contents = {s: modality.contents(s)[0] for s in readings if modality.contents(s)}
     pairs = [(pictures[i][0], pictures[j][0]) for i, j in near]
-    payloads = [contents[place.split][place.row] for pair in pairs for place in pair]
-    same = equal_contents(payloads, READ).sets if payloads else np.zeros(0, np.int64)
+    payloads = [readings[place.split].samples[place.row].data for pair in pairs for place in pair]
+    same = equal_contents(payloads, READ).sets
     pairs = [pair for k, pair in enumerate(pairs) if same[2 * k] != same[2 * k + 1]]
     alike = sorted({place for pair in pairs for place in pair})
     if not alike:
         return []
     text = f"{len(alike):,} of {len(pictures):,} {modality.plural} look like another one, as after another encoding"
     findings = [Finding("near-equal", text, _names(modality, readings, alike))]
-    shared = sorted(
-        {place for pair in pairs for place in pair if len({p.split == "train" for p in pair}) == 2}
-        - _train(alike)
-    )
+    across = [pair for pair in pairs if len({place.split == "train" for place in pair}) == 2]
+    shared = sorted({place for pair in across for place in pair if place.split != "train"})
     return findings + _leaked(modality, readings, shared, "like")
-
-
-def _train(places: Iterable[Place]) -> set[Place]:
-    return {place for place in places if place.split == "train"}
 
 
 def _leaked(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from html import escape
 
 from multissl.doctor.examination import Examination
@@ -37,11 +38,10 @@ def page(name: str, examination: Examination) -> str:
     return document(f"multissl data {name}", verdict, sections, mood=" not" if findings else " learned")
 
 
-def _named(kind: str, names: object) -> str:
-    listed = [str(each) for each in names] if isinstance(names, list | tuple) else []
-    more = f"\nand {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
-    text = "\n".join(listed[:NAMED]) + more
-    return f"<details><summary>{escape(kind)}: {len(listed):,}</summary><pre>{escape(text)}</pre></details>"
+def _named(kind: str, names: Sequence[str]) -> str:
+    more = f"\nand {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    text = "\n".join(names[:NAMED]) + more
+    return f"<details><summary>{escape(kind)}: {len(names):,}</summary><pre>{escape(text)}</pre></details>"
 
 
 def sample_list(examination: Examination) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 from multissl.contract.data import Samples, Unreadable
 from multissl.contract.modality import Modality
 from multissl.inference import drawn
-from multissl.sources.copies import size_of
 from multissl.waiting import followed
 
 SPLITS = ("train", "val", "test")
@@ -38,8 +37,6 @@ class SplitReading:
     """Why others cannot be read, by position."""
     grouped: bool = False
     """Whether a sample belongs to a group."""
-    bytes: int = 0
-    """Of the files that were read."""
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
     """float32 [8, 8, C], by position; only of pictures."""
 
@@ -64,7 +61,6 @@ def read_split(modality: Modality, split: str, samples: Samples, limit: int) -> 
             sample = samples[place]
             reading.names[place] = modality.describe(sample).get("file", reading.names[place])
             reading.grouped |= sample.group >= 0
-            reading.bytes += size_of(sample.data)
             reading.extents[place] = modality.extent(sample)
         except Unreadable as bad:
             reading.reasons[place] = bad.reason

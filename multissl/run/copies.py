@@ -12,7 +12,7 @@ import numpy as np
 
 from multissl.contract.data import Samples, Unreadable
 from multissl.contract.modality import Modality
-from multissl.sources.copies import READ, equal_contents, joined_sets, look_alike, size_of
+from multissl.sources.copies import READ, equal_rows, look_alike, size_of
 from multissl.sources.payloads import Joined
 
 PICTURES = 2000
@@ -29,11 +29,10 @@ def describe_copies(modality: Modality) -> str:
         return ""
     if not train or not len(train[0]) or not len(validation[0]):
         return ""
-    columns = [equal_contents(Joined([v, t])) for v, t in zip(validation, train, strict=True)]
-    compared = int(np.any([column.compared for column in columns], axis=0).sum())
+    equal = equal_rows(Joined([v, t]) for v, t in zip(validation, train, strict=True))
+    sets, compared = equal.sets, int(equal.compared.sum())
     if not compared:
         return ""
-    sets = joined_sets(column.sets.tolist() for column in columns)
     line = _count(sets, len(validation[0]), modality.plural)
     if compared < len(sets):
         line += f" ({compared:,} of {len(sets):,} could be compared; up to {READ >> 20} MiB are read)"
@@ -58,8 +57,7 @@ def shared_samples(modality: Modality, split: str) -> Shared | None:
     data, learned = modality.dataset(split), modality.dataset("train")
     if not train or not len(train[0]) or len(scored[0]) != len(data) or len(train[0]) != len(learned):
         return None
-    columns = [equal_contents(Joined([v, t])) for v, t in zip(scored, train, strict=True)]
-    sets = joined_sets(column.sets.tolist() for column in columns)
+    sets = equal_rows(Joined([v, t]) for v, t in zip(scored, train, strict=True)).sets
     own, others = sets[: len(data)], sets[len(data) :]
     copied = np.flatnonzero(np.isin(own, others))
     if not len(copied):

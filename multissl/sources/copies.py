@@ -53,9 +53,7 @@ class Copies:
     def among(self, rows: np.ndarray) -> Equal:
         """Return what is equal among some rows (int64 [n]); the last answer is kept."""
         if self._last is None or not np.array_equal(self._last[0], rows):
-            parts = [equal_contents(Some(column, rows), self.limit) for column in self.columns]
-            sets = joined_sets(part.sets.tolist() for part in parts)
-            self._last = rows, Equal(sets, np.any([part.compared for part in parts], axis=0))
+            self._last = rows, equal_rows([Some(column, rows) for column in self.columns], self.limit)
         return self._last[1]
 
 
@@ -76,6 +74,13 @@ def equal_contents(payloads: Sequence[Any], limit: int = READ) -> Equal:
     sets = [place if key is None else first.setdefault(key, place) for place, key in enumerate(keys)]
     compared = np.array([key is not None for key in keys], dtype=bool)
     return Equal(np.array(sets, dtype=np.int64), compared)
+
+
+def equal_rows(columns: Iterable[Sequence[Any]], limit: int = READ) -> Equal:
+    """Return which rows are equal in a column of payloads, directly or through other rows."""
+    parts = [equal_contents(column, limit) for column in columns]
+    sets = joined_sets(part.sets.tolist() for part in parts)
+    return Equal(sets, np.any([part.compared for part in parts], axis=0))
 
 
 def joined_sets(columns: Iterable[Sequence[Hashable]]) -> np.ndarray:
