@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch.utils.data import get_worker_info
+
 from multissl import registry
 from multissl.files import alone, make_folder, remove, replace_pieces, replace_text
 from multissl.sources.cache import cache_folder
@@ -65,16 +67,23 @@ def local_place(path: str) -> str:
     copies, versions = root / "data", root / "versions"
     for folder in (copies, versions):
         make_folder(folder)
-    with alone(root):
-        try:
-            store, files = _listed(path)
-            _copy(path, store, files, copies, versions)
-        except ValueError as error:
-            if not any(versions.rglob("*")):
-                raise
-            log.warning("%s; its copy of before in %s is used", error, copies)
+    # a data worker reads what its parent has brought up to date: not each of them asks the store again
+    if get_worker_info() is None or not any(versions.iterdir()):
+        with alone(root):
+            _update(path, copies, versions)
     own = copies / _name(path)
     return str(own if own.is_file() and len(expand_braces(path)) == 1 else copies)
+
+
+def _update(path: str, copies: Path, versions: Path) -> None:
+    """Bring the copies of a path up to date, or say that those of before are used."""
+    try:
+        store, files = _listed(path)
+        _copy(path, store, files, copies, versions)
+    except ValueError as error:
+        if not any(versions.iterdir()):
+            raise
+        log.warning("%s; its copy of before in %s is used", error, copies)
 
 
 def _name(path: str) -> str:
@@ -106,17 +115,17 @@ def _listed(path: str) -> tuple[Any, list[Remote]]:
 
 def _files(store: Any, place: str) -> list[Remote]:
     if "*" in place:
-        found = store.glob(place, detail=True)
+        matches = store.glob(place, detail=True)
         return [
-            _file(p, posixpath.basename(p), info) for p, info in found.items() if info.get("type") == "file"
+            _file(p, posixpath.basename(p), info) for p, info in matches.items() if info.get("type") == "file"
         ]
     if place.startswith(HTTP) or store.isfile(place):
         beside = posixpath.join(posixpath.dirname(place), name_of_test_file(_name(place)))
         places = [place, beside] if _name(place) != _name(beside) and store.exists(beside) else [place]
         return [_file(each, _name(each), store.info(each)) for each in places]
-    found = store.find(place, detail=True)
+    below = store.find(place, detail=True)
     return [
-        _file(p, posixpath.relpath(p, place.rstrip("/") or "/"), info) for p, info in sorted(found.items())
+        _file(p, posixpath.relpath(p, place.rstrip("/") or "/"), info) for p, info in sorted(below.items())
     ]
 
 
@@ -129,13 +138,13 @@ def _file(path: str, name: str, info: Mapping[str, Any]) -> Remote:
 
 def _copy(path: str, store: Any, files: list[Remote], copies: Path, versions: Path) -> None:
     """Bring the copies of a place up to date."""
-    wanted = {file.name: f"{file.size} {file.version}" for file in files}
+    stamps = {file.name: f"{file.size} {file.version}" for file in files}
     old = [
-        file for file in files if not _is_current(copies / file.name, versions / file.name, wanted[file.name])
+        file for file in files if not _is_current(copies / file.name, versions / file.name, stamps[file.name])
     ]
     for there in [entry for entry in versions.rglob("*") if entry.is_file()]:
         name = there.relative_to(versions).as_posix()
-        if name not in wanted:
+        if name not in stamps:
             remove(there)
             remove(copies / name)
     if not old:
@@ -151,15 +160,15 @@ def _copy(path: str, store: Any, files: list[Remote], copies: Path, versions: Pa
         replace_pieces(
             copies / file.name, followed(pieces, f"{file.name}, in MB", steps) if len(old) == 1 else pieces
         )
-        replace_text(versions / file.name, wanted[file.name])
+        replace_text(versions / file.name, stamps[file.name])
 
     with ThreadPoolExecutor(THREADS) as threads:
         for _ in followed(threads.map(fetch, old), f"files of {path}", len(old)):
             pass
 
 
-def _is_current(copy: Path, version: Path, wanted: str) -> bool:
-    return copy.is_file() and version.is_file() and version.read_text() == wanted
+def _is_current(copy: Path, version: Path, stamp: str) -> bool:
+    return copy.is_file() and version.is_file() and version.read_text() == stamp
 
 
 def _pieces(store: Any, file: Remote) -> Iterator[bytes]:

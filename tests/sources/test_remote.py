@@ -148,6 +148,18 @@ def test_a_store_that_cannot_be_reached_leaves_the_copy_of_before(
         local_place("memory://other")
 
 
+def test_a_data_worker_does_not_ask_the_store_again(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder_of(tmp_path / "all")
+    place = upload(memory, root, "mine")
+    monkeypatch.setattr(remote, "get_worker_info", object)
+    before = local_place(place)  # there is no copy yet
+    monkeypatch.setattr(remote, "_listed", pytest.fail)
+    assert local_place(place) == before
+    assert seen(Path(before)) == seen(root)
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [
