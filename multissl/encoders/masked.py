@@ -8,6 +8,7 @@ Shapes: R rows, N tokens, P tokens before them, D width.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -45,9 +46,9 @@ class MaskedWrapped(Wrapped):
             self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
             self.register_load_state_dict_pre_hook(_keep_mask_token)
 
+    @abstractmethod
     def places(self) -> Places:
         """Return where the network's tokens can be reached."""
-        raise NotImplementedError
 
     def token_parameters(self) -> Iterable[Tensor]:
         """Return the network's tokens and the mask token."""

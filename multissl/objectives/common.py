@@ -55,6 +55,23 @@ def small_and_large_views(
     return ViewPlan(num_clean=1), len(streams)
 
 
+def check_sliced(weight: float, usual: float, *, num_global: int, num_local: int, slices: int) -> None:
+    """Refuse what no loss can be made of that weighs agreement of views against their distribution along directions."""
+    if not 0 < weight < 1:
+        raise ValueError(f"objective.weight={weight}: want above 0 and below 1, such as {usual}")
+    for name, value, low in (
+        ("num_global", num_global, 1),
+        ("num_local", num_local, 0),
+        ("slices", slices, 1),
+    ):
+        if value < low:
+            raise ValueError(f"objective.{name}={value}: want {low} or more")
+    if num_global + num_local < 2:  # a single view has nothing to agree with
+        raise ValueError(
+            f"objective.num_global={num_global} and num_local={num_local}: want 2 views or more in all"
+        )
+
+
 def shared_space(projectors: PerStream[Any]) -> SharedSpace | None:
     """Return the space that the projectors of several streams lead into; None for the projector of one stream."""
     return SharedSpace(dict(projectors.items())) if len(projectors) > 1 else None

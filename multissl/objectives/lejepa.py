@@ -31,6 +31,7 @@ from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.sigreg import distance_to_center, draw_directions, gaussian_cost, sigreg
 from multissl.objectives.common import (
+    check_sliced,
     presence,
     project_together,
     same_plan,
@@ -69,12 +70,13 @@ class LeJEPA(Objective):
         """Head between the features and the loss."""
 
         def __post_init__(self) -> None:
-            if not 0 < self.weight < 1:
-                raise ValueError(f"objective.weight={self.weight}: want above 0 and below 1, such as 0.05")
-            for name, low in {"num_global": 1, "num_local": 0, "slices": 1}.items():
-                if getattr(self, name) < low:
-                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
-            check_views(self.num_global, self.num_local)
+            check_sliced(
+                self.weight,
+                0.05,
+                num_global=self.num_global,
+                num_local=self.num_local,
+                slices=self.slices,
+            )
             if self.knots < 3 or self.knots % 2 == 0:
                 raise ValueError(f"objective.knots={self.knots}: want an odd number from 3 on, such as 17")
             if self.t_max <= 0:
@@ -113,11 +115,3 @@ class LeJEPA(Objective):
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Embeddings in one point, from which sigreg has no gradient that leads away."""
         return point_alarm("lejepa", history, "raise objective.weight, or lower optim.lr")
-
-
-def check_views(num_global: int, num_local: int) -> None:
-    """Refuse a single view of a sample, which has nothing to agree with."""
-    if num_global + num_local < 2:
-        raise ValueError(
-            f"objective.num_global={num_global} and num_local={num_local}: want 2 views or more in all"
-        )

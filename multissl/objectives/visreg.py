@@ -26,13 +26,13 @@ from multissl.losses.common import embedding_std
 from multissl.losses.sigreg import distance_to_center, draw_directions
 from multissl.losses.visreg import visreg_terms
 from multissl.objectives.common import (
+    check_sliced,
     presence,
     project_together,
     same_plan,
     shared_space,
     small_and_large_views,
 )
-from multissl.objectives.lejepa import check_views
 
 
 class VISReg(Objective):
@@ -57,12 +57,13 @@ class VISReg(Objective):
         """Head between the features and the loss; the paper's is a third as wide as the features."""
 
         def __post_init__(self) -> None:
-            if not 0 < self.weight < 1:
-                raise ValueError(f"objective.weight={self.weight}: want above 0 and below 1, such as 0.9")
-            for name, low in {"num_global": 1, "num_local": 0, "slices": 1}.items():
-                if getattr(self, name) < low:
-                    raise ValueError(f"objective.{name}={getattr(self, name)}: want {low} or more")
-            check_views(self.num_global, self.num_local)
+            check_sliced(
+                self.weight,
+                0.9,
+                num_global=self.num_global,
+                num_local=self.num_local,
+                slices=self.slices,
+            )
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()

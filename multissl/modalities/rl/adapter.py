@@ -172,33 +172,33 @@ class RL(HasStates):
             keep = functools.partial(shrunk, side=side, channels=cfg.channels)
             try:
                 if not cfg.data:
-                    found = game(cfg.episodes, cfg.steps, cfg.seed, cfg.background)
+                    replay = game(cfg.episodes, cfg.steps, cfg.seed, cfg.background)
                 elif cfg.data.startswith("gym:"):
                     made = (cfg.data.removeprefix("gym:"), cfg.episodes, cfg.steps, cfg.seed)
-                    found = rollout(*made, side, cfg.channels, cfg.layout, cfg.entry)
+                    replay = rollout(*made, side, cfg.channels, cfg.layout, cfg.entry)
                 else:
-                    found = read_replay(cfg.data, cfg.layout, cfg.entry, keep)
-                self._agree(found)
-                split_episodes(len(found.start) - 1, "train")  # refuses too few, with the file's name
+                    replay = read_replay(cfg.data, cfg.layout, cfg.entry, keep)
+                self._agree(replay)
+                split_episodes(len(replay.start) - 1, "train")  # refuses too few, with the file's name
             except ValueError as error:
                 raise ValueError(f"modality.data={cfg.data!r}: {error}") from error
-            if not found.columns:
-                found.frames = keep(found.frames)
-            self._replay = found
+            if not replay.columns:
+                replay.frames = keep(replay.frames)
+            self._replay = replay
         return self._replay
 
-    def _agree(self, found: Replay) -> None:
+    def _agree(self, replay: Replay) -> None:
         """Read other data as the training data was read."""
         if self._fitted is not None:
             trained, columns = self._fitted["actions"], self._fitted.get("columns", [])
-            if len(found.columns) != len(columns):
-                seen, known = (f"{len(c)} numbers" if c else "pictures" for c in (found.columns, columns))
+            if len(replay.columns) != len(columns):
+                seen, known = (f"{len(c)} numbers" if c else "pictures" for c in (replay.columns, columns))
                 raise ValueError(f"has observations that are {seen}, the model was trained on {known}")
-            if trained and (found.width > trained or (not found.num_actions and found.width != trained)):
-                raise ValueError(f"has actions of {found.width} numbers, the model was trained on {trained}")
-            if found.num_actions and trained:
-                found.num_actions = trained
-            found.label(tuple(tuple(b) for b in self._fitted["bounds"]))
+            if trained and (replay.width > trained or (not replay.num_actions and replay.width != trained)):
+                raise ValueError(f"has actions of {replay.width} numbers, the model was trained on {trained}")
+            if replay.num_actions and trained:
+                replay.num_actions = trained
+            replay.label(tuple(tuple(b) for b in self._fitted["bounds"]))
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
         """Measure the pixels or numbers, the actions and the label's cells of the training episodes of `data`.

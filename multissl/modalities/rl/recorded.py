@@ -135,39 +135,39 @@ def _assembled(arrays: Mapping[str, Any]) -> Replay:
     return replay
 
 
-def from_arrays(given: Mapping[str, Any], layout: str = "", entry: str = "", keep: Keep = whole) -> Replay:
+def from_arrays(arrays: Mapping[str, Any], layout: str = "", entry: str = "", keep: Keep = whole) -> Replay:
     """A replay from arrays by name (`NAMES`); refuses what is missing or does not agree in length.
 
     `layout` says how a picture lies in the frames, `entry` which array they are; empty: as shape and names say.
     """
-    if entry and entry not in given:
-        raise ValueError(f"modality.entry={entry!r} is none of its arrays{suggest(entry, given)}")
+    if entry and entry not in arrays:
+        raise ValueError(f"modality.entry={entry!r} is none of its arrays{suggest(entry, arrays)}")
     names = {**NAMES, "frames": (entry,) if entry else NAMES["frames"]}
-    found = {k: given[n] for k, ns in names.items() if (n := next((n for n in ns if n in given), ""))}
+    entries = {k: arrays[n] for k, ns in names.items() if (n := next((n for n in ns if n in arrays), ""))}
     for need in ("frames", "actions"):
-        if need not in found:
+        if need not in entries:
             raise ValueError(
-                f"holds no {need}: want an array called {' or '.join(NAMES[need])}, found {', '.join(given) or 'none'}"
+                f"holds no {need}: want an array called {' or '.join(NAMES[need])}, found {', '.join(arrays) or 'none'}"
             )
-    frames = found.pop("frames")
+    frames = entries.pop("frames")
     frames = frames if hasattr(frames, "dtype") else np.asarray(frames)
     if frames.dtype.kind not in "fiub" or not frames.ndim:
         raise ValueError(
             f"frames are {frames.dtype} of shape {frames.shape}: want an array of numbers or bytes"
         )
-    found = {name: np.asarray(array) for name, array in found.items()}
-    for name, array in found.items():
+    entries = {name: np.asarray(array) for name, array in entries.items()}
+    for name, array in entries.items():
         if name in OF_FRAMES and len(array) != len(frames):
             raise ValueError(
                 f"{len(frames)} frames and {len(array)} {name}: want as many, an action for every frame"
             )
-    actions, choices = _actions(found["actions"])
-    start = _starts(found, len(frames))
-    states, state_names = _states(found)
+    actions, choices = _actions(entries["actions"])
+    start = _starts(entries, len(frames))
+    states, state_names = _states(entries)
     columns: tuple[str, ...] = ()
     if layout == VECTOR or (not layout and frames.ndim <= 2):
         frames = _rows(frames)
-        columns = _texts(found.get("columns", ())) or tuple(numbered("state", frames.shape[1]))
+        columns = _texts(entries.get("columns", ())) or tuple(numbered("state", frames.shape[1]))
         check_rows(frames, columns, start)
         if states is None:
             states, state_names = frames, columns
@@ -181,9 +181,9 @@ def from_arrays(given: Mapping[str, Any], layout: str = "", entry: str = "", kee
         num_actions=choices,
         states=states,
         names=state_names,
-        rewards=_per_frame(found.get("rewards"), np.float32),
-        terminated=_per_frame(found.get("terminated"), bool),
-        truncated=_per_frame(found.get("truncated"), bool),
+        rewards=_per_frame(entries.get("rewards"), np.float32),
+        terminated=_per_frame(entries.get("terminated"), bool),
+        truncated=_per_frame(entries.get("truncated"), bool),
     )
 
 
@@ -210,9 +210,9 @@ def _actions(actions: np.ndarray) -> tuple[np.ndarray, int]:
     return actions.astype(np.float32), 0
 
 
-def _states(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _states(entries: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Return the states, float32 [S, n], and the names of their values, where these are known."""
-    states, names = found.get("states"), _texts(found.get("names", ()))
+    states, names = entries.get("states"), _texts(entries.get("names", ()))
     if states is not None:
         states = states.reshape(len(states), -1).astype(np.float32)
     if names and (states is None or len(names) != states.shape[1]):
@@ -259,24 +259,24 @@ def _blocks(frames: Any) -> Iterator[np.ndarray]:
         yield np.asarray(frames[first : first + BLOCK])
 
 
-def _starts(found: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+def _starts(entries: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """Where episodes begin, int64 [E+1], by their ends, their ids, or by terminated and truncated."""
-    if "ends" in found:
-        starts = np.unique(np.concatenate([[0], found["ends"].astype(np.int64), [count]]))
+    if "ends" in entries:
+        starts = np.unique(np.concatenate([[0], entries["ends"].astype(np.int64), [count]]))
         if starts[0] < 0 or starts[-1] > count:
             raise ValueError(f"episode_ends reach from {starts[0]} to {starts[-1]}, there are {count} frames")
         return starts
-    if "ids" in found:
-        new = np.flatnonzero(np.diff(found["ids"].reshape(-1)) != 0) + 1
-    elif "terminated" in found or "truncated" in found:
+    if "ids" in entries:
+        new = np.flatnonzero(np.diff(entries["ids"].reshape(-1)) != 0) + 1
+    elif "terminated" in entries or "truncated" in entries:
         over = np.zeros(count, bool)
         for name in ("terminated", "truncated"):
-            if name in found:
-                over |= found[name].reshape(-1).astype(bool)
+            if name in entries:
+                over |= entries[name].reshape(-1).astype(bool)
         new = np.flatnonzero(over[:-1]) + 1
     else:
-        wanted = [NAMES[n][0] for n in ("terminated", "truncated", "ends", "ids")]
-        raise ValueError(f"does not say where episodes end: want one of {', '.join(wanted)}")
+        names = [NAMES[n][0] for n in ("terminated", "truncated", "ends", "ids")]
+        raise ValueError(f"does not say where episodes end: want one of {', '.join(names)}")
     return np.concatenate([[0], new, [count]]).astype(np.int64)
 
 
