@@ -27,7 +27,7 @@ from multissl.recipe import Recipe
 from multissl.run.copies import describe_copies
 from multissl.run.evaluate import evaluate
 from multissl.sources.base import Listing
-from multissl.sources.copies import HEAD, Copies, equal_contents, split_together
+from multissl.sources.copies import HEAD, Copies, equal_contents, equal_rows, split_together
 from multissl.sources.splits import split_rows
 
 COUNT = 100
@@ -272,7 +272,7 @@ def test_beyond_the_bound_nothing_is_read_and_that_is_known(tmp_path: Path) -> N
 
 def test_the_bound_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modality = a_folder_of_pictures(tmp_path)
-    monkeypatch.setattr("multissl.run.copies.equal_contents", lambda p: equal_contents(p, limit=20 * HEAD))
+    monkeypatch.setattr("multissl.run.copies.equal_rows", lambda c: equal_rows(c, limit=20 * HEAD))
     assert "of 100 could be compared; up to 256 MiB are read)" in describe_copies(modality)
 
 
