@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import unicodedata
@@ -129,6 +130,11 @@ def expand_braces(pattern: str) -> list[str]:
         choices = braces[1].split(",")
     before, after = pattern[: braces.start()], pattern[braces.end() :]
     return [expanded for choice in choices for expanded in expand_braces(before + choice + after)]
+
+
+def named_files(pattern: str) -> list[str]:
+    """Return the files that a pattern names: `data/*.tar`, `data/{00..12}.tar`, `data/{a,b}.parquet`."""
+    return sorted(path for part in expand_braces(pattern) for path in glob.glob(part))
 
 
 def natural_key(name: str) -> tuple[list[Any], str]:

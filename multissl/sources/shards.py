@@ -6,7 +6,6 @@ A word in a shard's name (train, val, test) is the split of its samples. A new f
 
 from __future__ import annotations
 
-import glob
 import os
 from abc import abstractmethod
 from collections import Counter
@@ -22,7 +21,7 @@ from multissl.sources.base import (
     file_stamps,
     known_sources,
 )  # fmt: skip
-from multissl.sources.names import expand_braces, find_test_file, split_in_name
+from multissl.sources.names import find_test_file, named_files, split_in_name
 from multissl.sources.payloads import Joined
 from multissl.sources.reading import check_regular
 
@@ -56,19 +55,15 @@ class PatternSource(Source):
 
     def matches(self, path: str) -> bool:
         """Return whether the path is no file or folder itself but names some."""
-        return not os.path.exists(path) and bool(_named_files(path))
+        return not os.path.exists(path) and bool(named_files(path))
 
     def stamp(self, request: Request) -> Hashable:
         """Return the size and the time of every shard."""
-        return file_stamps(_named_files(request.path))
+        return file_stamps(named_files(request.path))
 
     def list_samples(self, request: Request) -> Listing:
         """List the samples of all shards in order of their names."""
-        return list_shards(_named_files(request.path), request)
-
-
-def _named_files(pattern: str) -> list[str]:
-    return sorted(path for part in expand_braces(pattern) for path in glob.glob(part))
+        return list_shards(named_files(request.path), request)
 
 
 def shard_formats() -> dict[str, ShardSource]:

@@ -53,8 +53,9 @@ class Tabular(HasTargets):
         """Options of tables."""
 
         data: str = "demo"
-        """A .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, each also with .gz, `sklearn:NAME` for
-        load_NAME of sklearn.datasets, what `holding` gives for a DataFrame, or the built-in demo."""
+        """A .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, each also with .gz, a folder of them or a
+        pattern (`part-*.csv`), whose names may say train, val or test; `sklearn:NAME` for load_NAME of
+        sklearn.datasets, what `holding` gives for a DataFrame, or the built-in demo."""
         test: str = ""
         """A file of test rows. Empty: the one beside `data` named test instead of train, else every tenth row."""
         label: str = UNNAMED

@@ -16,7 +16,7 @@ import numpy as np
 
 from multissl.modalities.tabular import schema as schemas
 from multissl.modalities.tabular import views as draws
-from multissl.modalities.tabular.tables import Table, appended, beside, read_table
+from multissl.modalities.tabular.tables import Table, appended, read_splits, read_table
 from multissl.registry import suggest
 from multissl.sources.missing import MISSING
 from multissl.sources.names import normal_name
@@ -69,11 +69,7 @@ def read_source(cfg: TableOptions) -> TableSource:
 
     Raises `ValueError` where a file cannot be read or an option names a column that is not there.
     """
-    table = read_table(cfg.data, "modality.data", cfg.delimiter, cfg.missing)
-    count, test = len(table), cfg.test or beside(cfg.data)
-    if test:
-        more = read_table(test, "modality.test", cfg.delimiter, cfg.missing)
-        table = appended(table, more, f"modality.test={test!r}")
+    table, counts = _rows(cfg)
     own = [("group", cfg.group), *(("ignore", n) for n in cfg.ignore)]
     own += [("categorical", n) for n in cfg.categorical] + [("inputs", n) for n in cfg.inputs]
     if cfg.label != UNNAMED:
@@ -95,11 +91,11 @@ def read_source(cfg: TableOptions) -> TableSource:
             "--modality.label '' makes the label an input"
         )
     copies = equal_rows(table)
-    splits = draws.split(len(table), count, groups, copies)
+    splits = draws.split(counts, groups, copies)
     if not len(splits["train"]):
         raise ValueError(
-            f"modality.data={cfg.data!r}: of {count:,} rows none is left to train on, as one in ten is for validation "
-            "and one for the test: give more rows that are not equal, or of more groups"
+            f"modality.data={cfg.data!r}: of {counts[0]:,} rows none is left to train on, as one in ten is for "
+            "validation and one for the test: give more rows that are not equal, or of more groups"
         )
     numbered = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
     return TableSource(
@@ -109,6 +105,23 @@ def read_source(cfg: TableOptions) -> TableSource:
         groups=[numbered[g] for g in groups] if groups else [-1] * len(table),
         copies=copies,
     )
+
+
+def _rows(cfg: TableOptions) -> tuple[Table, tuple[int, int, int]]:
+    """Return the rows of all files, and how many are of files for train, val and test, in this order."""
+    parts = read_splits(cfg.data, "modality.data", cfg.delimiter, cfg.missing)
+    if cfg.test:
+        parts["test"] = read_table(cfg.test, "modality.test", cfg.delimiter, cfg.missing)
+    table = parts["train"]
+    for split in ("val", "test"):
+        if split in parts:
+            given = split == "test" and cfg.test
+            option = (
+                f"modality.test={cfg.test!r}" if given else f"modality.data={cfg.data!r}, file for {split}"
+            )
+            table = appended(table, parts[split], option)
+    train, val, test = (len(parts[split]) if split in parts else 0 for split in ("train", "val", "test"))
+    return table, (train, val, test)
 
 
 def _labels(table: Table, cfg: TableOptions) -> tuple[str, list[str]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,14 +29,16 @@ from multissl import registry
 from multissl.sources.dates import iso_date, read_dates
 from multissl.sources.delimited import objects
 from multissl.sources.missing import is_missing, missing_words
-from multissl.sources.names import find_test_file
 from multissl.sources.numerals import EXACT, number_columns, plain_text
 from multissl.sources.reading import check_regular
 from multissl.sources.remote import REMOTE, local_place
+from multissl.sources.table_files import table_files
 from multissl.sources.tables import TABLES, OpenTable, arrow_cells, open_table, say_once, table_suffix
 
 MEMORY: dict[str, Any] = {}
 """The DataFrames of this process, by the name that stands for them in a recipe file."""
+NO_FILE = re.compile(r"demo$|sklearn:|memory:")
+"""What names a table that is no file."""
 LINE = 1_000_000
 """The most characters that a csv cell may have."""
 
@@ -83,9 +86,28 @@ def read_table(
     return table
 
 
-def beside(data: str) -> str:
-    """Return the test file that lies beside a train file and is named like it, "" for none."""
-    return next(iter(find_test_file(data)), "")
+def read_splits(
+    data: str, option: str = "modality.data", delimiter: str = "", missing: Sequence[str] = ()
+) -> dict[str, Table]:
+    """Return the tables that an option names by split, `train` among them; errors name the option as it was typed.
+
+    A pattern or a folder names several files: those of a split are one below the other, with the columns of the first.
+    """
+    try:
+        files = (
+            []
+            if NO_FILE.match(data) and not REMOTE.match(data)
+            else table_files(local_place(data), (".txt",))
+        )
+    except ValueError as error:
+        raise ValueError(f"{option}={data!r}: {error}") from None
+    if not files or files == [(local_place(data), "")]:
+        return {"train": read_table(data, option, delimiter, missing)}
+    parts: dict[str, Table] = {}
+    for path, split in files:
+        table, split = read_table(path, option, delimiter, missing), split or "train"
+        parts[split] = appended(parts[split], table, f"{option}={path!r}") if split in parts else table
+    return parts
 
 
 def appended(first: Table, second: Table, option: str) -> Table:
@@ -126,7 +148,8 @@ def _open(data: str, delimiter: str, missing: Sequence[str]) -> Table:
         if os.path.exists(path) and not os.path.isdir(path):
             check_regular(path)
         raise ValueError(
-            "no such file; give a .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, sklearn:NAME, or demo"
+            "no such file; give a .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, a folder of them, "
+            "a pattern as 'part-*.csv', sklearn:NAME, or demo"
         )
     if table_suffix(path) not in (*TABLES, ".txt"):
         suffix = table_suffix(path) or "nameless"

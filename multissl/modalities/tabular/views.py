@@ -163,24 +163,29 @@ def one_hot(views: Views, cardinalities: Sequence[int]) -> Tensor:
 
 
 def split(
-    count: int, first: int, groups: Sequence[str] | None, copies: np.ndarray | None = None
+    counts: tuple[int, int, int], groups: Sequence[str] | None, copies: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Rows of train, val and test, the rows from `first` on being a test file.
+    """Rows of train, val and test; `counts` are those of the files for each, one after the other.
 
-    Every tenth row (or group of rows) is for validation; without a test file the one after it is for the test.
-    Equal rows (equal numbers in `copies`, int64 [count]) stay together. Rows of a test file whose group is among the
-    others, or which are copies of them, are left to it: the file was split by its maker.
+    Without a file for validation every tenth row (or group of rows) of the training files is; without one for the test
+    the row after it is for that. Equal rows (equal numbers in `copies`, int64 [S]) stay together. Rows of such a file
+    whose group is among the others, or which are copies of them, are left to it: the files were split by their maker.
     """
-    last = 0 if count > first else 1  # of the turns that are held out
+    first, val, test = counts
+    turn_val = 0 if not val else -1
+    turn_test = -1 if test else turn_val + 1
+    last = max(turn_val, turn_test)  # of the turns that are held out
     turns = split_together(
         lambda keys: np.minimum(_ranks(keys) % 10, last + 1),
         range(first) if groups is None else groups[:first],
         np.arange(first) if copies is None else copies[:first],
     )
-    everyone = np.arange(count)
-    mine = everyone[:first]
-    test = everyone[first:] if count > first else mine[turns == 1]
-    return {"train": mine[turns > last], "val": mine[turns == 0], "test": test}
+    rows = np.arange(first)
+    return {
+        "train": rows[turns > last],
+        "val": np.arange(first, first + val) if val else rows[turns == turn_val],
+        "test": np.arange(first + val, first + val + test) if test else rows[turns == turn_test],
+    }
 
 
 def _ranks(keys: Sequence[Hashable]) -> np.ndarray:

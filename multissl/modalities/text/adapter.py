@@ -52,8 +52,9 @@ class Text(HasText):
         """Options of text."""
 
         data: str = ""
-        """A .txt file (paragraphs, else lines), .jsonl, .csv, .xlsx, .parquet, a folder or tar of .txt files,
-        `hf:NAME`; empty: the built-in demo, Python's own documentation."""
+        """A .txt file (paragraphs, else lines), .jsonl, .csv, .xlsx, .parquet, a pattern or a folder of such tables,
+        whose names may say train, val or test, a folder or tar of .txt files, `hf:NAME`; empty: the built-in demo,
+        Python's own documentation."""
         column: str = ""
         """Columns of a table that hold the text, joined by commas; empty: text, sentence, content, messages or another
         usual name. data.text is the entry of a nested column."""

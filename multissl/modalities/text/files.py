@@ -25,13 +25,14 @@ from multissl.sources.copies import IN_MEMORY, Copies, digest_of
 from multissl.sources.encodings import decode_text, encoding_of, is_broken
 from multissl.sources.json_tables import chat
 from multissl.sources.missing import is_missing
-from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column, split_in_name
+from multissl.sources.names import LABELS, SPLIT_WORDS, pick_column
 from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, first_line, read_file, unpacked
 from multissl.sources.remote import local_place
 from multissl.sources.rows import Bad
 from multissl.sources.splits import classes_of, split_rows
+from multissl.sources.table_files import table_files
 from multissl.sources.tables import TABLES, OpenTable, open_table, table_suffix
 
 log = logging.getLogger("multissl")
@@ -76,7 +77,8 @@ def read_texts(
     columns = Columns(column, label, delimiter, missing)
     place = local_place(data)
     suffix = table_suffix(place)
-    if data and (os.path.isdir(place) or suffix not in (*FILES, *TABLES)):
+    files = os.path.isdir(place) and not _holds_tables_alone(place)
+    if data and (files or not (os.path.isdir(place) or suffix in (*FILES, *TABLES))):
         source = open_source(
             data, split, FILES, "text", table=TableOptions(column, label, delimiter, missing)
         )
@@ -146,18 +148,27 @@ def _document(text: str, name: str) -> str | Bad:
     return Bad(f"{name} holds no text") if is_missing(text) else without_markup(text)
 
 
+def _holds_tables_alone(folder: str) -> bool:
+    """Return whether the rows of tables are the documents of a folder, not the files in it."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    plain = [
+        name for name in names if name.lower().endswith(FILES) or os.path.isdir(os.path.join(folder, name))
+    ]
+    return bool(table_files(folder)) and not plain
+
+
 def _listing(path: str, columns: Columns) -> Listing:
-    if not os.path.isfile(path):
-        raise ValueError("no such file or folder; give a .txt, .jsonl, .csv or .parquet file, or a folder")
-    beside = path if split_in_name(path) != "train" else re.sub(r"(?i)train(?=[^/\\]*$)", "test", path)
-    parts = [_read(path, columns)]
-    if beside != path and os.path.isfile(beside):
-        parts.append(_read(beside, columns))
+    files = table_files(path, () if os.path.isdir(path) else FILES)
+    if not files:
+        raise ValueError(
+            "no such file or folder; give a .txt, .jsonl, .csv or .parquet file, a folder, or a pattern as "
+            "'part-*.jsonl'"
+        )
     texts, labels, tags = [], [], []
-    for number, (part_texts, part_labels, words) in enumerate(parts):
+    for file, split in files:
+        part_texts, part_labels, words = _read(file, columns)
         texts += part_texts
         labels += part_labels
-        split = ("train" if len(parts) > 1 else "") if number == 0 else "test"
         tags += (
             [SPLIT_WORDS.get(word.lower(), "") for word in words] if any(words) else [split] * len(part_texts)
         )
