@@ -128,5 +128,7 @@ def is_line(line: Mapping[str, Any]) -> bool:
         return False
     if kind in ("note", "alarm"):
         return is_text(line.get("text"))
+    if kind == "best":
+        return is_text(line.get("figure")) and is_number(line.get("value"))
     shape = _VALUES.get(kind)
     return not shape or all(shape(v) for n, v in line.items() if n not in ("kind", "step"))

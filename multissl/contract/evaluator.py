@@ -21,6 +21,7 @@ from torch import Tensor
 from multissl.config import Component, config_name
 from multissl.config import Config as BaseConfig
 from multissl.contract.data import Views
+from multissl.contract.decision import GO_ON, Decision
 from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.learning import Features, Figure, Progress
@@ -159,6 +160,7 @@ class Evaluator(Component, ABC):
         instead: dict[str, Callable[..., Any]] = {
             "run": lambda self, encoders, modality, progress: dict.fromkeys(self.metric_names(), math.nan),
             "baselines": lambda self, modality: dict.fromkeys(self.baseline_names(modality), math.nan),
+            "begin": lambda self, encoders, modality: None,
             "figures": lambda self, encoders, modality: [],
         }
         for name in vars(cls).keys() & instead:
@@ -210,6 +212,21 @@ class Evaluator(Component, ABC):
     def alarm(self, history: list[dict[str, float]]) -> str:
         """Return what its figures over time find wrong while the run goes on, and what to change; empty: nothing."""
         return ""
+
+    @property
+    def decides(self) -> bool:
+        """Return whether the run may depend on its figures: it is measured then whatever time that takes."""
+        return False
+
+    def decision(self, history: list[dict[str, float]]) -> Decision:
+        """Return what its figures over time ask of the training; nothing by default.
+
+        It depends on them alone, so that a resumed run decides as an uninterrupted one does.
+        """
+        return GO_ON
+
+    def begin(self, encoders: FrozenEncoders, modality: Modality) -> None:
+        """Look at the encoders as the run starts with them: in every start of it, before a checkpoint is loaded."""
 
     def figures(self, encoders: FrozenEncoders, modality: Modality) -> list[Figure]:
         """Draw pictures for the report; none by default."""

@@ -12,9 +12,10 @@ from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.contract.learning import Figure
 
-Kind = Literal["train", "eval", "estimates", "note", "alarm"]
+Kind = Literal["train", "eval", "estimates", "note", "alarm", "best"]
 """train: means since the last line; eval: what evaluators measured; estimates: n, interval and scores of these figures,
-which the record alone holds; note, alarm: a text. An alarm without text ends the one before."""
+which the record alone holds; note, alarm: a text. An alarm without text ends the one before; best: the step is the best
+so far by a figure, again in the record alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

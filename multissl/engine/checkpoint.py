@@ -95,10 +95,12 @@ def save(
     modality: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     trace: Mapping[str, Any] | None = None,
+    best: int = 0,
 ) -> Path:
     """Write the state after `step` steps among the checkpoints; called on every rank.
 
-    `modality` is what the modality was fitted to, `record` and `trace` how far these files of the run went.
+    `modality` is what the modality was fitted to, `record` and `trace` how far these files of the run went, `best` the
+    step of the best checkpoint, which is kept.
     """
     target = folder / f"step_{step:08d}"
     if (target / META).is_file():
@@ -108,7 +110,7 @@ def save(
         on_main(lambda: _remove_leftovers(folder))
         files = save_state(_flat(learner, optimizer) | {"modality": dict(modality or {})}, aside)
         meta = sealed({"format": FORMAT, "step": step, "files": files, "record": record, "trace": trace})
-        on_main(lambda: _finish(aside, target, meta, cfg))
+        on_main(lambda: _finish(aside, target, meta, cfg, best))
     except OSError as error:
         raise _not_written(folder, step, error) from error
     return target
@@ -127,19 +129,19 @@ def on_main(action: Callable[[], object]) -> None:
         raise problem
 
 
-def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save) -> None:
+def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save, best: int) -> None:
     """Make a checkpoint of a folder whose files are written, and remove those that are not to be kept."""
     replace_text(aside / META, json.dumps(meta, indent=1))
     if target.exists():  # it has no meta.json: it was never whole
         remove_folder(target)
     rename(aside, target)
-    remove_old(target.parent, cfg)
+    remove_old(target.parent, cfg, best)
 
 
-def remove_old(folder: Path, cfg: Save) -> None:
-    """Remove the checkpoints that are not to be kept."""
+def remove_old(folder: Path, cfg: Save, best: int = 0) -> None:
+    """Remove the checkpoints that are not to be kept; that of step `best` is."""
     for old in find(folder)[: -cfg.keep_last]:
-        if not cfg.keep_every or step_of(old) % cfg.keep_every:
+        if step_of(old) != best and (not cfg.keep_every or step_of(old) % cfg.keep_every):
             remove_folder(old)
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from multissl.contract.decision import Decision, joined
 from multissl.contract.estimate import restored
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.verdict import Verdict
@@ -46,6 +47,12 @@ def alarms(evaluators: Mapping[str, Evaluator], evaluations: list[dict[str, Any]
         evaluators[name].alarm(history) for name, history in histories_of(evaluators, evaluations).items()
     ]
     return [text for text in said if text]
+
+
+def decided(evaluators: Mapping[str, Evaluator], evaluations: list[dict[str, Any]]) -> Decision:
+    """Return what the evaluators ask of a run so far, together."""
+    histories = histories_of(evaluators, evaluations)
+    return joined(evaluators[name].decision(history) for name, history in histories.items())
 
 
 def histories_of(

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from multissl.config import Config
 from multissl.contract.logger import Logger
 from multissl.engine.batches import Data
+from multissl.engine.best import Best
 from multissl.engine.checkpoint import Save
 from multissl.engine.learner import ChunkNorm
 from multissl.engine.loggers.tensorboard import TensorBoard
@@ -42,6 +43,8 @@ class Loop(Config):
     """How samples are read."""
     save: Save = field(default_factory=Save)
     """When checkpoints are written, and which are kept."""
+    best: Best = field(default_factory=Best)
+    """The figure by which the best checkpoint is kept, and by which a run that gets no better ends."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     loggers: dict[str, Logger.Config] = field(default_factory=lambda: {"tensorboard": TensorBoard.Config()})

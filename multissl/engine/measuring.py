@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from multissl.contract.decision import GO_ON, Decision, joined
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
-from multissl.engine.judging import alarms
+from multissl.engine.best import BestStep, best_step, patience_over
+from multissl.engine.judging import alarms, decided
 from multissl.engine.learner import Learner
 from multissl.engine.loop import Loop
 from multissl.parallel.collectives import broadcast_object
@@ -31,15 +33,39 @@ class Measuring:
         """The figures of every step at which something was measured."""
         self.worries: list[str] = []
         """What evaluators find wrong as of the last figures."""
+        self.decision: Decision = GO_ON
+        """What the figures so far ask of the training, the same on all ranks."""
+        self.best: BestStep | None = None
+        """The best step so far by `figure`, the same on all ranks."""
+        self.figure = cfg.best.named(evaluators)
+        """By which steps are compared; "" for none."""
         self.seconds: dict[str, float] = {}
         """That evaluators took last, by name."""
         self.left_out: set[str] = set()
         """Evaluators of which was said that they take too long."""
 
+    @property
+    def best_at(self) -> int:
+        """Return the best step so far, 0 for none."""
+        return self.best.step if self.best else 0
+
     def remember(self, lines: list[dict[str, Any]]) -> None:
-        """Take figures as those so far."""
+        """Take figures as those so far; called on all ranks, of which the first one's count."""
         self.lines = lines
         self.worries = alarms(self.evaluators, lines)
+        self.decision, self.best = self.judged(lines)
+
+    def judged(self, lines: list[dict[str, Any]]) -> tuple[Decision, BestStep | None]:
+        """Return what figures ask of the training, and the best step among them."""
+        best = best_step(lines, self.figure, self.cfg.best.lower)
+        asked = [decided(self.evaluators, lines), patience_over(best, self.cfg.best, self.figure)]
+        return broadcast_object((joined(asked), best))
+
+    def begin(self) -> None:
+        """Show evaluators the encoders as the run starts with them."""
+        self.learner.eval()
+        for evaluator in self.evaluators.values():
+            evaluator.begin(self.learner.frozen("exported", self.device), self.modality)
 
     def due(self, step: int, first: bool = False, last: bool = False) -> dict[str, Evaluator]:
         """Return the evaluators that measure after `step` steps."""
@@ -49,11 +75,15 @@ class Measuring:
         }  # fmt: skip
 
     def _affordable(self, due: Mapping[str, Evaluator]) -> dict[str, Evaluator]:
-        """Return those that fit into `eval_seconds` together, by how long they took last; say which do not."""
+        """Return those that fit into `eval_seconds` together, by how long they took last; say which do not.
+
+        The learning may depend on what some find, and never on a clock: these are measured in any case.
+        """
         budget, chosen = self.cfg.eval_seconds, dict[str, Evaluator]()
         seconds = broadcast_object(self.seconds)
         for name, evaluator in due.items():
-            if sum(seconds[n] for n in [*chosen, name] if n in seconds) <= budget:
+            watched = evaluator.decides or self.figure.startswith(f"{name}/")
+            if watched or sum(seconds[n] for n in [*chosen, name] if n in seconds) <= budget:
                 chosen[name] = evaluator
             elif name not in self.left_out:
                 self.left_out.add(name)
@@ -64,19 +94,29 @@ class Measuring:
         return chosen
 
     def measured(self, step: int, first: bool = False, last: bool = False) -> dict[str, float]:
-        """Return what the evaluators that are due measure."""
-        progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
+        """Return what the evaluators that are due measure; all of them where these ask for the end of the run."""
         due = self.due(step, first=first, last=last)
         if self.cfg.eval_seconds and not first and not last:
             due = self._affordable(due)
-        if not due:
-            return {}
+        metrics = self._measured_by(due, step, first) if due else {}
+        if metrics and not first and not last:
+            line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
+            if self.judged([*self.lines, line])[0].stop:
+                rest = {n: e for n, e in self.evaluators.items() if n not in due}
+                metrics |= self._measured_by(rest, step)
+        return metrics
+
+    def _measured_by(
+        self, evaluators: Mapping[str, Evaluator], step: int, first: bool = False
+    ) -> dict[str, float]:
+        """Return what some evaluators measure."""
+        progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         self.learner.eval()
         metrics: dict[str, float] = {}
         idle: list[str] = []
         exported = self.learner.frozen("exported", self.device)
         student = self.learner.frozen("student", self.device)
-        for name, evaluator in due.items():
+        for name, evaluator in evaluators.items():
             began = time.perf_counter()
             measured = evaluator.run(exported, self.modality, progress)
             if first:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from multissl.config import to_dict
+from multissl.contract.decision import Decision
 from multissl.contract.estimate import Estimate, described
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import Figure, Progress
@@ -113,12 +114,11 @@ class Trainer:
         ends it after so many steps, with a checkpoint.
         """
         start, marks, untrained = 0, dict[str, Any](), dict[str, float]()
+        self.measuring.begin()
         if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
             untrained = self.measuring.measured(0, first=True) if floors_again else {}
             start = self.reached = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
             marks = newest[1]
-            # a process that was killed before it removed old ones has left them
-            checkpoint.on_main(lambda: checkpoint.remove_old(self.places.checkpoints, self.cfg.save))
             self.display.say(f"resuming at step {start} of {self.cfg.steps}")
         if self.main:
             self.metrics = Metrics(
@@ -130,6 +130,9 @@ class Trainer:
             if earlier := self.metrics.record.earlier:
                 self.display.say(f"beginning anew: the metrics of an earlier start are in {earlier}")
         self._remember(read_record(self.places.metrics) if start and self.main else [])
+        if start:  # a process that was killed before it removed old ones has left them
+            places, save = self.places.checkpoints, self.cfg.save
+            checkpoint.on_main(lambda: checkpoint.remove_old(places, save, self.measuring.best_at))
         with self.ending.heard(), watched(self.cfg.parallel.timeout) as self.watch:
             if start == 0:
                 for text in notes:
@@ -141,7 +144,7 @@ class Trainer:
                 self._write_evaluation(0, untrained, first=True)
             if start and not self._catch_up(start):
                 raise self._interrupted(start)
-            if start < self.cfg.steps:
+            if start < self.cfg.steps and not self.measuring.decision.stop:
                 self._loop(start, min(until or self.cfg.steps, self.cfg.steps))
         return read_record(self.places.metrics)
 
@@ -211,10 +214,16 @@ class Trainer:
                 if not interrupted and not self._evaluate(step + 1, last=last):
                     interrupted = saving = True
                 window.paused += time.perf_counter() - began
+                stopping = self.measuring.decision.stop
+                if not saving and (stopping or self.measuring.best_at == step + 1):
+                    checkpoint.check_finite(self.learner.shipped(), self.places.checkpoints)
+                    saving = True
                 if saving:
                     self._save(step + 1)
                 if interrupted:
                     raise self._interrupted(step + 1)
+                if stopping:
+                    break
 
     def _interrupted(self, step: int) -> Interrupted:
         """Return what is raised where a signal ended the run after `step` steps."""
@@ -238,6 +247,7 @@ class Trainer:
             self.places.checkpoints, step, self.learner, self.optimizer.torch, self.cfg.save,
             modality=self.modality.state(), record=self.metrics.record.mark() if self.metrics else None,
             trace=self.trace.mark() if self.trace else None,
+            best=self.measuring.best_at,
         )  # fmt: skip
 
     def _read(self, unread: deque[StepResult], left: int) -> bool:
@@ -300,6 +310,7 @@ class Trainer:
         train = (x for x in lines if x["kind"] == "train")
         self.history = [_numbers(x) for x in train]
         self.measuring.remember([_numbers(x) for x in lines if x["kind"] == "eval"])
+        self.optimizer.factor = self.measuring.decision.lr
         self.alarmed = alarm_of(lines)
 
     def _alarm(self, step: int) -> None:
@@ -332,8 +343,10 @@ class Trainer:
     ) -> None:
         """Record what was measured, say it, and see what is wrong with it."""
         line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
+        asked = self.measuring.decision
         self.measuring.remember([*self.measuring.lines, line])
         self._write("eval", step, metrics)
+        last |= self.measuring.decision.stop
         # scores are compared between the untrained and the last encoder alone
         known = {
             n: v.to_json(with_scores=first or last) for n, v in metrics.items() if isinstance(v, Estimate)
@@ -342,6 +355,18 @@ class Trainer:
             self.metrics.record.log("estimates", step, known)
         when = "step 0, before training" if first else f"step {step}"
         self.display.say(f"{when}: " + ", ".join(f"{n} {described(v)}" for n, v in metrics.items()))
+        self._follow(step, asked)
+
+    def _follow(self, step: int, before: Decision) -> None:
+        """Do what figures ask for: say it once, change the learning rate; note which step is the best so far."""
+        decision, best = self.measuring.decision, self.measuring.best
+        self.optimizer.factor = decision.lr
+        if decision != before:
+            text = decision.text or "figures ask for nothing any more"
+            self.display.say(f"step {step}: {text}")
+            self._write("note", step, {"text": text})
+        if self.metrics and best and best.step == step:
+            self.metrics.record.log("best", step, {"figure": self.measuring.figure, "value": best.value})
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:

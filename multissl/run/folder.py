@@ -43,15 +43,25 @@ class NotWritten(RuntimeError):
 
 
 def located(run: Path | str) -> tuple[RunFolder, int | None]:
-    """Return the folder of `RUN` or `RUN@STEP`, and the step where one is named.
+    """Return the folder of `RUN`, `RUN@STEP` or `RUN@best`, and the step where one is named.
 
-    Raises a ValueError where what stands behind the @ is no number. A folder may have an @ in its name.
+    Raises a ValueError where what stands behind the @ is neither, or the run kept no best step. A folder may have an @
+    in its name.
     """
     name, at, step = str(run).rpartition("@")
     if not at or Path(run).is_dir():
         return RunFolder(run), None
+    if step == "best":
+        best = RunFolder(name).read_best()
+        if best is None:
+            raise ValueError(
+                f"{run}: {name} has no best step yet; a run trained with --best.figure knn keeps one"
+            )
+        return RunFolder(name), best["step"]
     if not step.isdecimal():
-        raise ValueError(f"{run}: want RUN or RUN@STEP with the step of a checkpoint, as {name}@1000")
+        raise ValueError(
+            f"{run}: want RUN, RUN@best or RUN@STEP with the step of a checkpoint, as {name}@1000"
+        )
     return RunFolder(name), int(step)
 
 
@@ -280,6 +290,11 @@ class RunFolder(Places):
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all lines of the record; a last line cut short by a crash is left out, as are those of no sense."""
         return shapes.read_record(self.metrics)
+
+    def read_best(self) -> dict[str, Any] | None:
+        """Return the best step, its figure and the value of that, None where none was noted."""
+        noted = [line for line in self.read_metrics() if line["kind"] == "best"]
+        return noted[-1] if noted else None
 
     def read_modality(self) -> dict[str, Any]:
         """Return what the modality was fitted to."""

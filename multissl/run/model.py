@@ -117,7 +117,8 @@ def load(
 
     `change` is applied to its recipe, and may be of what it reads alone: the encoders stay as they were trained.
 
-    `RUN` is what the run ships, or its newest whole checkpoint where it has not finished; `RUN@STEP` is a checkpoint.
+    `RUN` is what the run ships, or its newest whole checkpoint where it has not finished; `RUN@STEP` is a checkpoint,
+    `RUN@best` the best one of a run that compares them.
     Reads JSON and safetensors only; nothing is unpickled. Code that its recipe names, such as the class of an
     objective of one's own, runs if the user has trained with it, and else only where `trust` says so.
     """
@@ -131,6 +132,8 @@ def load(
         modality = recipe.modality.build()
         _restore(modality, folder.read_modality(), folder.modality)
         encoders = _shipped(recipe, modality, folder)
+        if step is None:
+            _tell_best(folder, finished, recipe)
     else:
         recipe = change(recipe_of_run(folder, data, trust))
         modality, encoders, finished = _at_checkpoint(recipe, folder, step)
@@ -195,6 +198,16 @@ def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple
     if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
         return _at_checkpoint(recipe, folder, step)
     raise ValueError(f"{folder.path} has no whole checkpoint: {problem}")
+
+
+def _tell_best(folder: RunFolder, finished: int, recipe: Recipe) -> None:
+    """Say where the last step, which a run ships, was not the best."""
+    best = folder.read_best() if recipe.best.figure else None
+    if best and best["step"] != finished:
+        log.warning(
+            "these are the weights of %s at its last step, %s; by %s those of step %s were best (%.4g): %s@best",
+            folder.path, finished, best["figure"], best["step"], best["value"], folder.path,
+        )  # fmt: skip
 
 
 def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:

@@ -27,7 +27,7 @@ from multissl.run.lock import Lock, RunBusyError
 from multissl.version import __version__
 
 log = logging.getLogger("multissl")
-FREE = ("steps", "log_every", "loggers", "parallel", "data", "save", "evals", "eval_seconds", "chunk")
+FREE = ("steps", "log_every", "loggers", "parallel", "data", "save", "best", "evals", "eval_seconds", "chunk")
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
 
 

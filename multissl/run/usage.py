@@ -33,7 +33,7 @@ features = model.encode([data[i].data{member} for i in {samples}]{stream})
 print(features.shape)  # ({count}, {width})
 ```
 
-{plain}Samples of your own are given to `encode` as the data has them: paths, arrays, texts, rows. From a shell:
+{best}{plain}Samples of your own are given to `encode` as the data has them: paths, arrays, texts, rows. From a shell:
 
 ```sh
 multissl encode {quoted} --out features.parquet{option}
@@ -70,7 +70,19 @@ def readme(run: RunFolder, model: Model, verdict: str) -> str:
         option=f" --stream {stream}" if others else "",
         count=len(samples),
         width=width,
+        best=_best(run, model),
         plain=_plain(model, stream, bool(others)),
+    )
+
+
+def _best(run: RunFolder, model: Model) -> str:
+    """Return the lines about the best step, where that is not the last; "" where there is none."""
+    best = run.read_best()
+    if best is None or best["step"] == model.step:
+        return ""
+    return (
+        f"These are the weights of the last step. By {best['figure']} step {best['step']:,} was the best "
+        f"({best['value']:.4g}): `{run.path}@best` gives its weights wherever the folder of a run is named.\n\n"
     )
 
 

@@ -1,9 +1,9 @@
 """The record of a run, which every run keeps: a line of JSON for each thing that was logged.
 
-A line is {"kind": "train" | "eval" | "estimates" | "note" | "alarm", "step": ..., name: value}; an alarm without text
-ends the one before. A checkpoint remembers how many bytes there were and their digest (`mark`); on resume, what came
-after them is cut off, so an interrupted run leaves the file of an uninterrupted one. A run that begins at step 0 sets
-the lines of an earlier start aside. What was written is never written again.
+A line is {"kind": "train" | "eval" | "estimates" | "note" | "alarm" | "best", "step": ..., name: value}; an alarm
+without text ends the one before. A checkpoint remembers how many bytes there were and their digest (`mark`); on resume,
+what came after them is cut off, so an interrupted run leaves the file of an uninterrupted one. A run that begins at
+step 0 sets the lines of an earlier start aside. What was written is never written again.
 """
 
 from __future__ import annotations

@@ -93,6 +93,8 @@ class Optimizer(Component, ABC):
 
     def __init__(self, cfg: Config, learner: Learner, rules: Sequence[ParamRule], batch_size: int) -> None:
         self.cfg = cfg
+        self.factor = 1.0
+        """On the learning rate: what the figures of the run ask for."""
         self.lr = scaled_lr(cfg, batch_size)
         final_decay = cfg.weight_decay if cfg.final_weight_decay is None else cfg.final_weight_decay
         self.lr_schedule = Schedule(
@@ -119,11 +121,11 @@ class Optimizer(Component, ABC):
     def step(self, progress: Progress) -> float:
         """Update the parameters with the rates of this step, if it counts; return the learning rate before factors."""
         total = round(progress.total * self.cfg.stretch)
-        lr = self.lr_schedule.at(progress.step, total)
+        lr = self.factor * self.lr_schedule.at(progress.step, total)
         decay = self.decay_schedule.at(progress.step, total)
         for group in self.torch.param_groups:
             each = Treatment(*group["treatment"])
-            rate = self.lr if each.constant else lr
+            rate = self.factor * self.lr if each.constant else lr
             group["lr"] = rate * each.lr if progress.step >= each.frozen_steps else 0.0
             group["weight_decay"] = decay * each.decay
         self._move(progress.counted)
