@@ -17,7 +17,7 @@ from multissl.contract.encoder import EncodeFunction
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.finite import NotFinite, check_finite
 from multissl.contract.modality import Modality
-from multissl.contract.plans import CLEAN
+from multissl.contract.plans import CLEAN, ViewPlan
 from multissl.devices import copied
 from multissl.random import RowRandom
 from multissl.registry import suggest
@@ -78,6 +78,19 @@ class Blocks(Pooled):
         return torch.cat([part.float() for part in parts], dim=1)
 
 
+class Tokens(Pooled):
+    """All tokens of a row as features."""
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Return what tells them from pooled features."""
+        return ("tokens",)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Return features [R, N, D] in fp32."""
+        return self.encoders.encode([views])[0].tokens.float()
+
+
 def mean_token(tokens: Tensor, valid: Tensor | None) -> Tensor:
     """Return the mean of the real tokens [R, N, D] in fp32: [R, D]; of all where padding cannot be seen."""
     if valid is None or valid.shape != tokens.shape[:2]:
@@ -119,7 +132,7 @@ class Featurized(NamedTuple):
     """The readable ones of some samples of a split."""
 
     features: Tensor
-    """[S, D]"""
+    """[S, D], or what else is made of a row."""
     labels: Tensor
     """int64 [S], -1 without one."""
     places: list[int]
@@ -142,6 +155,7 @@ def featurized(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     stream: str = "",
+    plan: ViewPlan = CLEAN,
 ) -> Featurized:
     """Return features of the readable ones of some samples of a split; each sample is read once.
 
@@ -149,14 +163,14 @@ def featurized(
     """
     data, stream = modality.dataset(split), stream_of(modality, stream)
     memory = featurize.encoders.memory if isinstance(featurize, Pooled) else None
-    key = (*featurize.kind, split, stream, tuple(places)) if isinstance(featurize, Pooled) else ()
+    key = (*featurize.kind, split, stream, plan.size, tuple(places)) if isinstance(featurize, Pooled) else ()
     if memory is not None and key in memory:
         return memory[key]
     features, labels, kept, groups = [], [], [], []
     starts = range(0, len(places), batch_size)
     for start in followed(starts, f"features of {split}, in batches of {batch_size}", len(starts)):
         samples = {i: data[i] for i in places[start : start + batch_size]}
-        views, readable = readable_views(modality, [*samples.values()], stream, device)
+        views, readable = readable_views(modality, [*samples.values()], stream, device, plan)
         found = finite_features(featurize, views, modality, readable, f"the {split} split")
         here = views.present
         if here is not None:  # a sample without this stream has a stand-in there
@@ -247,23 +261,24 @@ def clean_streams(
 
 
 def views_of(
-    modality: Modality, raw: Raw, count: int, streams: Sequence[str], device: torch.device | str
-) -> dict[str, Views]:
+    modality: Modality, raw: Raw, count: int, streams: Sequence[str], device: torch.device | str,
+    plan: ViewPlan = CLEAN,
+) -> dict[str, Views]:  # fmt: skip
     """The clean views of so many samples, by stream, from what a worker made of them."""
     rng = RowRandom((0, 0), 0, count, count).to(device)
-    batch = modality.views(copied(raw, device), dict.fromkeys(streams, CLEAN), rng)
+    batch = modality.views(copied(raw, device), dict.fromkeys(streams, plan), rng)
     return {v.stream: v for v in batch if v.role == "clean"}
 
 
 def collated(
-    modality: Modality, samples: list[Sample], streams: Sequence[str]
+    modality: Modality, samples: list[Sample], streams: Sequence[str], plan: ViewPlan = CLEAN
 ) -> tuple[Raw | None, list[Sample], list[Unreadable]]:
     """A worker's part for clean views of those samples that can be read, or None; those samples; why others cannot."""
     problems: list[Unreadable] = []
     while samples:
         rng = RowRandom((0, 0), 0, len(samples), len(samples))
         try:
-            return modality.collate(samples, dict.fromkeys(streams, CLEAN), rng), samples, problems
+            return modality.collate(samples, dict.fromkeys(streams, plan), rng), samples, problems
         except Unreadable as bad:
             problems.append(bad)
             samples = [s for s in samples if s.index != bad.index]
@@ -271,18 +286,20 @@ def collated(
 
 
 def readable_views(
-    modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu"
-) -> tuple[Views, list[Sample]]:
+    modality: Modality, samples: list[Sample], stream: str, device: torch.device | str = "cpu",
+    plan: ViewPlan = CLEAN,
+) -> tuple[Views, list[Sample]]:  # fmt: skip
     """The clean views of the readable ones of some samples, and those samples."""
-    views, readable = readable_streams(modality, samples, [stream], device)
+    views, readable = readable_streams(modality, samples, [stream], device, plan)
     return views[stream], readable
 
 
 def readable_streams(
-    modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu"
-) -> tuple[dict[str, Views], list[Sample]]:
+    modality: Modality, samples: list[Sample], streams: Sequence[str], device: torch.device | str = "cpu",
+    plan: ViewPlan = CLEAN,
+) -> tuple[dict[str, Views], list[Sample]]:  # fmt: skip
     """The clean views of the readable ones of some samples in several streams, and those samples."""
-    raw, readable, problems = collated(modality, samples, streams)
+    raw, readable, problems = collated(modality, samples, streams, plan)
     if raw is None:
         raise ValueError(f"none of the samples to evaluate on can be read: {problems[0].reason}")
-    return views_of(modality, raw, len(readable), streams, device), readable
+    return views_of(modality, raw, len(readable), streams, device, plan), readable

@@ -100,6 +100,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "zero_shot": "multissl.evaluators.zero_shot:ZeroShot",
         "masked_word": "multissl.evaluators.hidden_text:MaskedWord",
         "bits_per_character": "multissl.evaluators.hidden_text:BitsPerCharacter",
+        "linear_segmentation": "multissl.evaluators.dense.linear_segmentation:LinearSegmentation",
+        "patch_knn": "multissl.evaluators.dense.patch_knn:PatchKNN",
         "recording_probe": "multissl.evaluators.recording_probe:RecordingProbe",
     },
     "layers": {

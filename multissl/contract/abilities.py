@@ -1,7 +1,7 @@
 """What some modalities, objectives and modules can do beyond what all can: small classes to derive from instead.
 
 Whoever needs an ability asks with `isinstance`, and says what is missing where it is not there.
-Shapes: S samples of a split, W words, R rows, L tokens of a row, P parts.
+Shapes: S samples of a split, W words, R rows, L tokens of a row, P parts, H, W pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -83,6 +84,30 @@ class HasText(Modality):
     @abstractmethod
     def running(self, split: str, count: int) -> Running:
         """Return `count` documents of a split (0: all), drawn with a fixed seed."""
+
+
+PixelLabel = Literal["classes", "depth"]
+IGNORED = 255
+"""The label of pixels that are of no class and count nowhere."""
+
+
+class HasPixelLabels(Modality):
+    """A modality whose samples may have a label for every pixel of their clean views: a class, or a depth."""
+
+    @abstractmethod
+    def with_pixel_labels(self, split: str, kind: PixelLabel) -> list[int]:
+        """Return the positions of the samples of a split that have such labels; says how many have none."""
+
+    @abstractmethod
+    def pixel_labels(self, sample: Sample, kind: PixelLabel, size: tuple[int, ...] = ()) -> Tensor:
+        """Return the labels of what a clean view shows [H, W], of a plan's `size` where it asks for one.
+
+        Classes are uint8, `IGNORED` where there is none; depths are float32, 0 where unknown. Raises `Unreadable`.
+        """
+
+    def films(self, split: str) -> list[list[int]]:
+        """Return the positions of samples that are the frames of one film, in order; by default none are."""
+        return []
 
 
 class PredictsParts(Objective):

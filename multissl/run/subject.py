@@ -42,8 +42,9 @@ from multissl.weights.released import ENDINGS
 
 log = logging.getLogger("multissl")
 
-DATA = tuple(SHORT)
-"""Options of the modality that may change for a trained run: where its data lies, and how a table of it is read."""
+DATA = (*SHORT, "masks", "depths", "ignored", "reduce_zero_label", "depth_unit")
+"""Options of the modality that may change for a trained run: where its data lies, and how a table and labels of pixels
+are read."""
 PARTS = ("modality", "encoders", "seed")
 """What may be said of weights without a run, beside options of protocols."""
 

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from multissl import registry
-from multissl.contract.abilities import HasRecordings, HasStates, HasText, HiddenWords, Running
+from multissl.contract.abilities import (
+    HasPixelLabels,
+    HasRecordings,
+    HasStates,
+    HasText,
+    HiddenWords,
+    PixelLabel,
+    Running,
+)
 from multissl.contract.data import Mask, Sample, Samples, Views
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Features
@@ -30,8 +38,8 @@ def unchanged(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
-class Subject(Clusters, HasStates, HasRecordings, HasText):
-    """Points with labels, groups, states, a second part, and words; `change` is applied to the val split alone."""
+class Subject(Clusters, HasStates, HasRecordings, HasText, HasPixelLabels):
+    """Points with labels, groups, states, a second part, words, pixels; `change` is applied to the val split alone."""
 
     change: Change = staticmethod(unchanged)
     change_states: Callable[[Tensor], Tensor] = staticmethod(lambda states: states)
@@ -54,6 +62,13 @@ class Subject(Clusters, HasStates, HasRecordings, HasText):
     def parts(self, sample: Sample) -> tuple[Sample, Sample]:
         draw = torch.Generator().manual_seed(sample.index)
         return sample, replace(sample, data=sample.data + 0.01 * torch.randn(2, generator=draw))
+
+    def with_pixel_labels(self, split: str, kind: PixelLabel) -> list[int]:
+        return [*range(len(self.dataset(split)))]
+
+    def pixel_labels(self, sample: Sample, kind: PixelLabel, size: tuple[int, ...] = ()) -> Tensor:
+        values = torch.tensor([[sample.label, 3 - sample.label]])
+        return values.to(torch.uint8) if kind == "classes" else 1.0 + values
 
     def hidden_words(self, split: str, count: int) -> HiddenWords:
         return HiddenWords(views=[self._words()], nats={"counts": np.linspace(1.0, 2.0, WORDS)})
@@ -149,6 +164,8 @@ CASES: dict[str, Case] = {
     "few_labels": Case({"labels": 16, "draws": 2, "classical": False}, needs="sklearn"),
     "retrieval": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
     "zero_shot": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
+    "linear_segmentation": Case({"lr": (0.01, 0.1), "steps": 8, "warmup": 0.1}, encoders=two_tokens),
+    "patch_knn": Case({"k": (1, 5)}, encoders=two_tokens),
     "masked_word": Case({}, encoders=paying_by_word),
     "bits_per_character": Case({}),
     "recording_probe": Case({}),

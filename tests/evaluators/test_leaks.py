@@ -24,6 +24,7 @@ from multissl.evaluators import (
     linear_probe,
     state_probe,
 )
+from multissl.evaluators.dense import patch_knn
 from multissl.evaluators.probes import trained
 from tests.evaluators.clusters import START
 from tests.evaluators.every import CASES, Change, Subject
@@ -73,7 +74,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         )
     spy(linear_probe, "fit_logistic", lambda result, x, y, l2, *_: [x, y, l2])
     spy(linear_grid, "train_heads", lambda result, x, y, *_: [x, y, *result])
-    for owner in (few_shot, knn):
+    for owner in (few_shot, knn, patch_knn):
         spy(owner, "nearest", lambda result, bank, queries, k: [bank, k])
     spy(trained, "choose", lambda result, trials, read, rows, labels: [rows, labels, result.trial.lr])
     spy(layer_probe, "choose_block", lambda result, *given: [result])
@@ -111,7 +112,7 @@ def score_of(figures: dict[str, float]) -> float:
     groups = [value for name, value in figures.items() if name.startswith("group/")]
     if groups:
         return float(np.mean(groups))
-    return next(figures[name] for name in ("top1", "score", "n5") if name in figures)
+    return next(figures[name] for name in ("top1", "score", "n5", "pixel_accuracy") if name in figures)
 
 
 def assert_scores_each_sample_alone(evaluator: Callable[[], Evaluator], name: str) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 REFERENCE_BATCH = 256
 """Learning rates are those of a batch of this size."""
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From scores and truth of a batch to a number."""
 Logits = Callable[[nn.Module, Tensor], Tensor]
 """From a head and positions of samples [B] to scores [B, C]."""
 
@@ -65,16 +67,19 @@ def train_trials(
     warmup: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     seed: int = 0,
+    loss_of: Loss = F.cross_entropy,
+    reference_batch: int = REFERENCE_BATCH,
 ) -> None:
-    """Train all heads on the samples `rows` (positions int64 [n] among labels [S]); vectors have no decay.
+    """Train all heads on the samples `rows` (positions int64 [n] among labels [S, ...]); vectors have no decay.
 
-    The learning rate rises on a line during a share of the steps and falls on a cosine to 0 after.
+    Learning rates are those of a batch of `reference_batch`, or of any where it is 0. They rise on a line during a
+    share of the steps and fall on a cosine to 0 after.
     """
     batch = min(batch, len(rows))
     groups = []
     for trial in trials:
         parameters = [p for p in trial.head.parameters() if p.requires_grad]
-        lr = trial.lr * batch / REFERENCE_BATCH
+        lr = trial.lr * (batch / reference_batch if reference_batch else 1.0)
         for many, decay in ((True, trial.weight_decay), (False, 0.0)):
             some = [p for p in parameters if (p.ndim > 1) is many]
             groups.append({"params": some, "lr": lr, "peak": lr, "weight_decay": decay})
@@ -93,7 +98,7 @@ def train_trials(
             for group in solver.param_groups:
                 group["lr"] = group["peak"] * share
             truth = labels[chosen]
-            loss = torch.stack([F.cross_entropy(logits(t.head, chosen), truth) for t in trials]).sum()
+            loss = torch.stack([loss_of(logits(t.head, chosen), truth) for t in trials]).sum()
             solver.zero_grad()
             loss.backward()
             solver.step()

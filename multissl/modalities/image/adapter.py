@@ -2,8 +2,7 @@
 
 Crops and colors follow DINOv2 (Oquab et al., TMLR 2024, arXiv 2304.07193) after DINO and BYOL. What an image
 shows is settled in the worker on uint8 (decode, crop, bicubic resize with antialias); flip, color, blur,
-solarize and normalize run on the device, a batch at a time. Files of 16 bits become floats of 0 to 255 when
-they are cropped.
+solarize and normalize run on the device, a batch at a time. Files of 16 bits become floats of 0 to 255 in crops.
 Shapes: B samples of this rank, V views, R = V*B rows stacked view-major, N tokens, T = C*p*p floats of a
 patch. State: means and deviations of the channels, where they were measured on the training data.
 """
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
-from multissl.contract.modality import Modality, Need
+from multissl.contract.modality import Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.devices import constant
 from multissl.modalities.image import ops
@@ -42,11 +41,11 @@ from multissl.modalities.image.crops import (
 from multissl.modalities.image.draws import draw_blur, draw_changes
 from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, measure_range, say_once
+from multissl.modalities.image.pixel_labels import PixelLabelConfig, PixelLabels
 from multissl.modalities.image.preparation import PixelPreparation, preparation_of
 from multissl.modalities.image.values import Reading
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
-from multissl.modalities.table_config import TableConfig
 from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, with_masks
 from multissl.random import RowRandom
 from multissl.sources.opening import open_source
@@ -68,11 +67,11 @@ LIMITS = {
 }
 
 
-class Image(Modality):
+class Image(PixelLabels):
     """Image files or arrays as crops."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(TableConfig):
+    class Config(PixelLabelConfig):
         """Options of images."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
@@ -144,6 +143,7 @@ class Image(Modality):
         """Clean views show the whole image, squeezed into the size, instead of its center."""
 
         def __post_init__(self) -> None:
+            PixelLabelConfig.__post_init__(self)
             for name, (low, high) in LIMITS.items():
                 if not low <= getattr(self, name) <= high:
                     raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,19 +54,47 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def center(image: Tensor, size: tuple[int, int], zoom: float) -> Tensor:
-    """The canonical view [C, *size]: as small as covers size * zoom, then the center."""
-    _, height, width = image.shape
+class Cut(NamedTuple):
+    """How a clean view is made of an image: a box of it, at another size, and what is cut out of that."""
+
+    box: tuple[int, int, int, int]
+    """Top, left, height and width in pixels of the image."""
+    resized: tuple[int, int]
+    """What the box becomes."""
+    corner: tuple[int, int]
+    """Top and left of the view in it."""
+
+
+def center_cut(height: int, width: int, size: tuple[int, int], zoom: float) -> Cut:
+    """Return how the canonical view is made: as small as covers size * zoom, then the center."""
     if (height, width) == size:
-        return image
+        return Cut((0, 0, height, width), size, (0, 0))
     short = min(height, width)
     # a panorama is cut to 8:1 first: resized as a whole it could fill the memory
     h, w = min(height, 8 * short), min(width, 8 * short)
     high, wide = (round(side * zoom) for side in size)
     new = (high, high * w // h) if high * w >= wide * h else (wide * h // w, wide)
-    resized = resize(image, ((height - h) // 2, (width - w) // 2, h, w), new)
-    top, left = round((new[0] - size[0]) / 2), round((new[1] - size[1]) / 2)
-    return resized[:, top : top + size[0], left : left + size[1]]
+    corner = round((new[0] - size[0]) / 2), round((new[1] - size[1]) / 2)
+    return Cut(((height - h) // 2, (width - w) // 2, h, w), new, corner)
+
+
+def center(image: Tensor, size: tuple[int, int], zoom: float) -> Tensor:
+    """The canonical view [C, *size] of an image [C, H, W]; one that has the size stays as it is."""
+    _, height, width = image.shape
+    if (height, width) == size:
+        return image
+    box, new, (top, left) = center_cut(height, width, size, zoom)
+    return resize(image, box, new)[:, top : top + size[0], left : left + size[1]]
+
+
+def cut_nearest(labels: Tensor, cut: Cut, size: tuple[int, int]) -> Tensor:
+    """Return the labels [*size] of a view's pixels: each the one of [H, W] that its center lies on, never a mixture."""
+    low, length, whole, first = cut.box[:2], cut.box[2:], cut.resized, cut.corner
+    rows, columns = (
+        low[i] + (torch.arange(first[i], first[i] + size[i]) * 2 + 1) * length[i] // (2 * whole[i])
+        for i in (0, 1)
+    )
+    return labels[rows[:, None], columns]
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:

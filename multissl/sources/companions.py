@@ -1,0 +1,89 @@
+"""The file that belongs to a picture and is found by its name: a mask, a depth map.
+
+A rule OLD=NEW says what stands in the name of the companion instead: of a folder (`images=masks`), else of the end of
+the name before its suffix (`_leftImg8bit=_gtFine_labelIds`, `=_mask`; `=` alone is the same name with another suffix).
+Members of an archive have their companions in the same archive.
+State: the names that a folder or an archive holds, as long as it does not change.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from multissl.sources.archives import members
+from multissl.sources.payloads import Slice
+
+
+class Rule(NamedTuple):
+    """What is replaced in the name of a picture."""
+
+    old: str
+    new: str
+
+    @staticmethod
+    def of(text: str) -> Rule:
+        """Return the rule that `OLD=NEW` says. Raises a ValueError for another text."""
+        old, equal, new = text.partition("=")
+        if not equal or "/" in old or "/" in new:
+            raise ValueError(f"{text!r}: want OLD=NEW, of a folder or of the end of a name, as images=masks")
+        return Rule(old, new)
+
+    def applied(self, stem: str) -> str | None:
+        """Return a name without its suffix as the rule changes it; None where it does not hold."""
+        *folders, last = stem.split("/")
+        if self.old and self.old in folders:
+            place = len(folders) - 1 - folders[::-1].index(self.old)
+            return "/".join([*folders[:place], self.new, *folders[place + 1 :], last])
+        if not last.endswith(self.old):
+            return None
+        return "/".join([*folders, last.removesuffix(self.old) + self.new])
+
+
+Rules = Sequence[Rule]
+"""Rules that hold together."""
+
+
+def companion(payload: Any, alternatives: Sequence[Rules], suffixes: Sequence[str]) -> Any:
+    """Return the file or member that the first fitting rules name, with the first suffix there is; None for none."""
+    if isinstance(payload, Slice):
+        there: Mapping[str, Any] = _members(payload.path, os.stat(payload.path).st_mtime_ns)
+        return _first_there(payload.name, there.get, alternatives, suffixes)
+    if not isinstance(payload, str | os.PathLike):
+        return None
+    return _first_there(os.fspath(payload).replace(os.sep, "/"), _file, alternatives, suffixes)
+
+
+def _first_there(name: str, look_up: Any, alternatives: Sequence[Rules], suffixes: Sequence[str]) -> Any:
+    stem, own = os.path.splitext(name)
+    for rules in alternatives:
+        renamed: str | None = stem
+        for rule in rules:
+            renamed = rule.applied(renamed) if renamed is not None else None
+        for suffix in suffixes if renamed is not None else ():
+            if (renamed, suffix) != (stem, own.lower()) and (
+                found := look_up(f"{renamed}{suffix}")
+            ) is not None:
+                return found
+    return None
+
+
+def _file(path: str) -> str | None:
+    folder, name = os.path.split(path)
+    try:
+        changed = os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return None
+    return path if name in _names(folder or ".", changed) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _names(folder: str, changed: int) -> frozenset[str]:
+    return frozenset(os.listdir(folder))
+
+
+@functools.lru_cache(maxsize=8)
+def _members(path: str, changed: int) -> dict[str, Slice]:
+    return {part.name: part for part in members(path)}
