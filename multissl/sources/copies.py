@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multissl.sources.names import natural_key
-from multissl.sources.payloads import Slice, Some
+from multissl.sources.payloads import Paths, Slice, Some
 from multissl.sources.rows import Bad
 
 HEAD = 4096
@@ -59,9 +59,9 @@ class Copies:
 
 def equal_contents(payloads: Sequence[Any], limit: int = READ) -> Equal:
     """Return which payloads are equal: files and folders of files by their bytes, anything else by its value."""
-    keys: list[Hashable] = []
+    keys = _sizes_of_files(payloads)
     spent = 0
-    for place in range(len(payloads)):
+    for place in range(len(keys), len(payloads)):
         key, size = _first_key(payloads, place)
         spent += size
         keys.append(key)
@@ -79,6 +79,8 @@ def equal_contents(payloads: Sequence[Any], limit: int = READ) -> Equal:
 def equal_rows(columns: Iterable[Sequence[Any]], limit: int = READ) -> Equal:
     """Return which rows are equal in a column of payloads, directly or through other rows."""
     parts = [equal_contents(column, limit) for column in columns]
+    if len(parts) == 1:
+        return parts[0]
     sets = joined_sets(part.sets.tolist() for part in parts)
     return Equal(sets, np.any([part.compared for part in parts], axis=0))
 
@@ -173,6 +175,15 @@ def _joined_digest(pieces: Iterable[bytes]) -> bytes:
     return digest.digest()
 
 
+def _sizes_of_files(payloads: Sequence[Any]) -> list[Hashable]:
+    """Return what `_first_key` does of payloads that are all regular files, none of any others."""
+    data, rows = (payloads.data, payloads.rows) if isinstance(payloads, Some) else (payloads, None)
+    if not isinstance(data, Paths):
+        return []
+    sizes = data.sizes(np.arange(len(data)) if rows is None else rows)
+    return [(size,) if size else None for size in sizes.tolist()] if (sizes >= 0).all() else []
+
+
 def _first_key(payloads: Sequence[Any], place: int) -> tuple[Hashable, int]:
     """Return the sizes of the files that a payload is, as a tuple, or a digest of its value; and the bytes read.
 
@@ -201,12 +212,12 @@ def _refine(keys: list[Hashable], payloads: Sequence[Any], length: int | None, s
     for place, key in enumerate(keys):
         if not isinstance(key, tuple) or counts[key] < 2:
             continue
+        sizes = [part for part in key if isinstance(part, int)]
+        if length is None and all(size <= HEAD for size in sizes):
+            continue  # their heads were all of them
+        spent += sum(max(HEAD, size if length is None else min(size, length)) for size in sizes)
         try:
-            files = _files(payloads[place]) or []
-            if length is None and all(size <= HEAD for _, _, size in files):
-                continue  # their heads were all of them
-            spent += sum(max(HEAD, size if length is None else min(size, length)) for _, _, size in files)
-            keys[place] = (*key, _digest(files, length)) if spent <= limit else None
+            keys[place] = (*key, _digest(_files(payloads[place]) or [], length)) if spent <= limit else None
         except OSError:
             keys[place] = None
     return spent

@@ -22,6 +22,7 @@ import numpy as np
 
 from multissl import registry
 from multissl.limits import COLUMNS
+from multissl.sources.above import above_header, check_parted
 from multissl.sources.encodings import decode_text, encoding_of, is_broken
 from multissl.sources.missing import MISSING
 from multissl.sources.reading import unpacked
@@ -64,7 +65,9 @@ class Dialect(NamedTuple):
     names: list[str]
     """Of all columns, "" for the index."""
     lines: int
-    """Physical lines of the header."""
+    """Physical lines down to the end of the header."""
+    comments: int = 0
+    """How many of them say something that is not read."""
 
 
 def delimiter_of(option: str) -> str:
@@ -88,9 +91,13 @@ def read_delimited(
         notes.append(
             "is no UTF-8 and is read as latin-1 (Windows-1252): save it as UTF-8 if accents are wrong"
         )
+    if delimiter == " ":
+        content = _single_spaces(content)
     head = decode_text(content[:HEAD] if not encoding.startswith("utf-16") else content[: 2 * HEAD])
-    head = head.removeprefix("\ufeff") if len(content) <= HEAD else head[: head.rfind("\n") + 1]
+    head = (head if len(content) <= HEAD else head[: head.rfind("\n") + 1]).removeprefix("\ufeff")
     dialect = _dialect(head or decode_text(content), delimiter)
+    if dialect.comments:
+        notes.append(f"comments above its header are left out, lines: {dialect.comments}")
     COLUMNS.check(len(dialect.names), "its header names")
     columns = _by_arrow(content, encoding, dialect, words, longest)
     broken: dict[int, str] = {}
@@ -101,6 +108,9 @@ def read_delimited(
 
 def _dialect(head: str, option: str) -> Dialect:
     """Return the delimiter of a table, by its beginning."""
+    above = above_header(head, DELIMITERS)
+    option = option or above.delimiter
+    head = _below(head, above.lines)
     choices = [option] if option else list(DELIMITERS)
     read = {choice: _rows(head, choice) for choice in choices}
     parted = {choice: rows for choice, rows in read.items() if rows and len(rows[0]) > 1}
@@ -112,10 +122,27 @@ def _dialect(head: str, option: str) -> Dialect:
     if any(map(is_broken, names)):
         raise ValueError("the header is not UTF-8: save the file as UTF-8")
     _check_header("".join(io.StringIO(head, newline="").readlines()[:lines]), delimiter, option)
-    counts = {len(row) for row in parted.get(delimiter, [])[1:]}
-    if counts == {len(names) + 1}:  # as R writes the names of its rows
-        names = ["", *names]
-    return Dialect(delimiter, names, lines)
+    if len(names) == 1 and not option:
+        check_parted(head, read)
+    rows = parted.get(delimiter, [])[1:]
+    if {len(row) for row in rows} == {len(names) + 1}:
+        # all rows end with a delimiter, or begin with a name, as R writes it
+        names = [*names, ""] if not any(row[-1].strip() for row in rows) else ["", *names]
+    return Dialect(delimiter, names, above.lines + lines, above.comments)
+
+
+def _below(text: str, lines: int) -> str:
+    """Return a text without its first lines."""
+    return "".join(io.StringIO(text, newline="").readlines()[lines:]) if lines else text
+
+
+def _single_spaces(content: bytes) -> bytes:
+    """Return a table whose columns are parted by any number of spaces with one between each; quoted cells stay."""
+    return (
+        content
+        if b'"' in content
+        else re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", re.sub(rb"[ \t]+", b" ", content))
+    )
 
 
 def _rows(head: str, delimiter: str) -> list[list[str]]:
@@ -213,18 +240,17 @@ def _by_row(
 def _lines(text: str, dialect: Dialect, longest: int) -> Iterator[tuple[int, list[str] | str]]:
     """Yield the line that each row ends on, and its cells or why it has none; empty lines are left out."""
     csv.field_size_limit(longest)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter)
-    next(reader, None)
+    reader = csv.reader(io.StringIO(_below(text, dialect.lines), newline=""), delimiter=dialect.delimiter)
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield reader.line_num, str(error)
+            yield dialect.lines + reader.line_num, str(error)
             continue
         if cells is None:
             return
         if cells:
-            yield reader.line_num, cells
+            yield dialect.lines + reader.line_num, cells
 
 
 def _by_name(names: Sequence[str], columns: Sequence[Any]) -> dict[str, Any]:

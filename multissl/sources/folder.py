@@ -6,19 +6,33 @@ network file system for a million sizes takes minutes.  State: none.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from multissl.sources.base import Listing, Request, Source, file_stamps, suffix_of
-from multissl.sources.kinds import PACKAGES, file_kind
-from multissl.sources.names import read_folders
+from multissl.sources.kinds import HIDDEN, NAMED, PACKAGES, content_kind
+from multissl.sources.names import said_by_folders
 from multissl.sources.payloads import Joined, Paths
-from multissl.sources.shards import format_of, list_shards, shard_formats
+from multissl.sources.shards import list_shards, shard_formats
+from multissl.sources.walking import digest_of_names, scan
 
 NAMELESS = "no suffix"
 """What files are counted as that neither name nor content tells."""
+
+
+class Found(NamedTuple):
+    """The files below a folder."""
+
+    samples: list[str]
+    """Those of the wanted types, sorted."""
+    shards: list[str]
+    """Paths of shards, sorted."""
+    others: Counter[str]
+    """How many are neither samples nor shards, by their type or the reason."""
+    kinds: Counter[str]
+    """How many there are of each type."""
 
 
 class FolderSource(Source):
@@ -30,33 +44,69 @@ class FolderSource(Source):
 
     def stamp(self, request: Request) -> Hashable:
         """Return a digest of the names of all files, and the size and the time of shards."""
-        files = sorted(walk(request.path))
-        return hashlib.sha256(os.fsencode("\0".join(files))).digest(), file_stamps(_shards(files, request))
+        digest, shards = digest_of_names(request.path, tuple(shard_formats()))
+        return digest, file_stamps(sorted(os.path.join(request.path, name) for name in shards))
 
     def list_samples(self, request: Request) -> Listing:
         """List the files of the wanted types and the samples of shards; what else is there is counted by its type."""
-        files = sorted(walk(request.path))
-        kinds = {name: file_kind(os.path.join(request.path, name)) for name in files}
-        names = [name for name in files if kinds[name] in request.suffixes]
-        shards = _shards(files, request)
+        names, shards, others, kinds = _found(request.path, request.suffixes)
+        left_out = others + Counter(suffix_of(path) for path in shards)
         if not names and shards:
             listing = list_shards(shards, request)
-            listed = {os.path.relpath(path, request.path) for path in shards}
-            others = Counter(kinds[name] or NAMELESS for name in files if name not in listed)
             return listing._replace(left_out={**listing.left_out, **others}, unit="samples and files")
         if not names:
-            found = sorted({kind or NAMELESS for kind in kinds.values()})
-            content = f"{len(files)} files ({', '.join(found[:8])})" if files else "nothing"
-            advice = [f"pip install {PACKAGES[kind]} for {kind}" for kind in found if kind in PACKAGES]
+            count = kinds.total()
+            content = f"{count} files ({', '.join(sorted(kinds)[:8])})" if count else "nothing"
+            advice = [
+                f"pip install {PACKAGES[kind]} for {kind}" for kind in sorted(kinds) if kind in PACKAGES
+            ]
             raise ValueError(
                 f"the folder holds no {request.kind}s, found {content}; looked for {', '.join(request.suffixes)}"
                 + "".join(f"; {line}" for line in advice)
             )
-        labels, tags = read_folders([name.split(os.sep) for name in names])
-        listed = set(names)
-        left_out = Counter(kinds[name] or NAMELESS for name in files if name not in listed)
+        labels, tags = _said_by_folders(names)
         listing = Listing(Paths(request.path, names), labels, tags, left_out=left_out)
         return _with_shards(listing, shards, request) if shards else listing
+
+
+def _found(root: str, suffixes: Sequence[str]) -> Found:
+    """Return what lies below a folder."""
+    wanted, shards = frozenset(suffixes), tuple(shard_formats())
+    known: dict[str, str] = {}  # by the suffix as it is written, "" for one that says nothing
+    found = Found([], [], Counter(), Counter())
+    for folder in scan(root):
+        hidden = sum(os.path.splitext(name)[1].lower() in wanted for name in folder.hidden)
+        found.others.update({HIDDEN: hidden} if hidden else {})
+        if folder.error:
+            found.others[f"folders that cannot be listed ({folder.error})"] += 1
+        for name in folder.files:
+            dot = name.rfind(".")
+            written = name[dot:] if dot > 0 else ""
+            kind = known.get(written)
+            if kind is None:
+                suffix = written.lower()
+                kind = known[written] = suffix if NAMED.fullmatch(suffix) else ""
+            kind = kind or content_kind(os.path.join(root, folder.prefix, name))
+            found.kinds[kind or NAMELESS] += 1
+            if kind in wanted:
+                found.samples.append(f"{folder.prefix}{name}")
+            elif name.lower().endswith(shards):
+                found.shards.append(os.path.join(root, folder.prefix, name))
+            else:
+                found.others[kind or NAMELESS] += 1
+    found.samples.sort()
+    found.shards.sort()
+    return found
+
+
+def _said_by_folders(names: Sequence[str]) -> tuple[list[str | None], list[str]]:
+    """Return the class and the split of files."""
+    folders = [name[: name.rfind(os.sep) + 1] for name in names]
+    counts = Counter(folders)
+    parts = {folder: tuple(folder.split(os.sep)[:-1]) for folder in counts}
+    said = said_by_folders({parts[folder]: count for folder, count in counts.items()})
+    of = {folder: said[path] for folder, path in parts.items()}
+    return [of[folder][0] for folder in folders], [of[folder][1] for folder in folders]
 
 
 def _with_shards(listing: Listing, paths: list[str], request: Request) -> Listing:
@@ -77,23 +127,3 @@ def _with_shards(listing: Listing, paths: list[str], request: Request) -> Listin
         labels += more.labels
         tags += more.tags if any(more.tags) or not any(tags) else ["train"] * len(more.tags)
     return listing._replace(data=Joined(data), labels=labels, tags=tags, left_out=+left_out)
-
-
-def _shards(files: list[str], request: Request) -> list[str]:
-    formats = shard_formats()
-    return [os.path.join(request.path, name) for name in files if format_of(name, formats) is not None]
-
-
-def walk(root: str) -> Iterator[str]:
-    """Yield the visible files below a folder, relative to it; links are followed, loops of links are not."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = os.path.relpath(folder, root)
-        prefix = "" if below == os.curdir else f"{below}{os.sep}"
-        yield from (f"{prefix}{name}" for name in files if not name.startswith("."))

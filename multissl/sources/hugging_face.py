@@ -15,10 +15,10 @@ from urllib.parse import parse_qsl
 from multissl import registry
 from multissl.registry import suggest
 from multissl.sources.base import Label, Listing, Request, Source, file_stamps
-from multissl.sources.folder import walk
 from multissl.sources.names import LABELS, SPLIT_WORDS, file_columns, pick_column
 from multissl.sources.payloads import Items, Joined
 from multissl.sources.tables import pick
+from multissl.sources.walking import walk
 
 SCHEME = "hf:"
 OPTIONS = ("name", "revision", "split", "data_dir", "data_files")

@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +21,10 @@ import numpy as np
 
 from multissl.sources.copies import digest_of
 from multissl.sources.parquet import ParquetRows
-from multissl.sources.payloads import Items, Joined, Paths, Slice, Some
+from multissl.sources.payloads import FOLDER, Items, Joined, Paths, Slice, Some
 
 TAIL = 1 << 16
 """Bytes at the end of a shard that are read."""
-THREADS = 16
-"""That ask a file system for sizes: a network one answers many at a time."""
-AT_ONCE = 4096
-"""Files that are handed to them at a time."""
 GONE = 1
 """Stands for a file that is not there."""
 
@@ -65,6 +61,10 @@ def keys_of(payloads: Sequence[Any] | np.ndarray, rows: np.ndarray | None = None
         cells = [known.setdefault(cell, len(known)) for cell in payloads[rows].tolist()]
         numbers = np.array([_number(cell) for cell in known], np.uint64)
         return Keys(np.zeros(len(rows), np.uint64), numbers[np.array(cells, np.int64)])
+    if isinstance(payloads, list) and {*map(type, payloads)} == {int}:  # numbers of classes
+        by_value = {value: _number(value) for value in set(payloads)}
+        numbers = np.array([by_value[payloads[row]] for row in rows.tolist()], np.uint64)
+        return Keys(np.zeros(len(rows), np.uint64), numbers)
     pairs = [_key(payloads, row) for row in rows.tolist()]
     table = np.array(pairs, np.uint64).reshape(-1, 2)
     return Keys(table[:, 0], table[:, 1])
@@ -105,14 +105,22 @@ def _of_parts(payloads: Joined, rows: np.ndarray) -> Keys:
 
 
 def _of_files(payloads: Paths, rows: np.ndarray) -> Keys:
-    keys = Keys(np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64))
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(rows), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            names = [os.fsdecode(bytes(payloads.names[row])) for row in rows[some].tolist()]
-            keys.names[some] = [_number(name) for name in names]
-            keys.contents[some] = [*pool.map(_size, (os.path.join(payloads.root, name) for name in names))]
-    return keys
+    contents = payloads.sizes(rows).astype(np.uint64)
+    for place in np.flatnonzero(
+        contents >= np.int64(FOLDER).astype(np.uint64)
+    ).tolist():  # folders, and what is gone
+        contents[place] = _size(payloads[rows[place]])
+    return Keys(_numbers_of_names(payloads.names[rows].tolist()), contents)
+
+
+def _numbers_of_names(names: list[bytes]) -> np.ndarray:
+    """Return the numbers of names, uint64 [n], those of `_number` without what it asks of each."""
+    try:
+        b"\0".join(names).decode()
+    except UnicodeDecodeError:
+        return np.array([_number(os.fsdecode(name)) for name in names], np.uint64)
+    digests = [blake2b(b"bytes %d %b" % (len(name), name), digest_size=16).digest()[:8] for name in names]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def _size(path: str) -> int:

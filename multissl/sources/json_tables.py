@@ -43,6 +43,17 @@ def json_table(path: str) -> Rows:
     ]
 
 
+def json_lines(path: str) -> Rows:
+    """Return the rows of JSON lines, or of a JSON document that is called so."""
+    rows = json_rows(path)
+    if rows and all(isinstance(row, Bad) for row in rows):
+        try:
+            return json_table(path)
+        except ValueError:  # what breaks its lines says more
+            return rows
+    return rows
+
+
 def chat(messages: Any, answers: bool = False) -> str | None:
     """Return the text of a conversation, a list of messages, line by line; None for what is no conversation.
 
@@ -79,9 +90,11 @@ def _rows(document: Any) -> list[Any] | None:
     if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(map(str, columns), row, strict=False)) for row in data]  # orient="split"
     lists = [value for value in document.values() if isinstance(value, list)]
+    tables = [value for value in lists if value and all(isinstance(row, dict) for row in value)]
+    if len(tables) == len(document) == 1:
+        return tables[0]
     if len(lists) == len(document) and len({len(value) for value in lists}) == 1:
         return [dict(zip(document, row, strict=True)) for row in zip(*lists, strict=True)]
-    tables = [value for value in lists if value and all(isinstance(row, dict) for row in value)]
     if len(tables) == 1:
         return tables[0]
     if all(isinstance(value, dict) for value in document.values()):  # pandas' default: column, index, cell

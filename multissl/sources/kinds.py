@@ -34,6 +34,8 @@ PACKAGES = {
     **dict.fromkeys((".m4a", ".aac", ".wma", ".amr", ".m4b", ".mka", ".ac3"), f"'multissl[{EXTRAS['av']}]'"),
 }
 """What to install for a format that is not read otherwise."""
+HIDDEN = "hidden (their names begin with a dot)"
+"""What files and members are counted as that would be samples, were their names others."""
 MENTIONED = 8
 """Reasons that a line names, the most frequent ones."""
 

@@ -6,7 +6,8 @@ import glob
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,19 @@ LABELS = (
 )
 """What columns of classes are called, the preferred name first."""
 SPELLINGS = {
-    "image": ("image_bytes", "bytes", "img", "jpg", "png", "picture", "photo", "img_path", "img_file"),
+    "image": (
+        "image_bytes",
+        "bytes",
+        "img",
+        "jpg",
+        "png",
+        "picture",
+        "photo",
+        "img_path",
+        "img_file",
+        "image_name",
+        "img_name",
+    ),
     "audio": ("audio_bytes", "bytes", "sound", "wav", "flac", "mp3", "recording", "audio_filepath", "clip"),
     "video": ("video_bytes", "bytes", "mp4", "clip", "film", "movie"),
 }
@@ -52,20 +65,21 @@ def read_folders(parts: list[list[str]]) -> tuple[list[str | None], list[str]]:
     The first folders are splits where every path begins with the name of one, but for a few strays, which are trained
     on without a class.
     """
-    splits = [SPLIT_WORDS.get(path[0].lower(), "") if len(path) > 1 else "" for path in parts]
-    strays = splits.count("")
-    if strays > STRAYS * len(parts) or (strays and len(set(splits)) < 3):
-        return class_folders(parts), [""] * len(parts)
-    labels = class_folders(
-        [path[1:] if split else path[-1:] for path, split in zip(parts, splits, strict=True)]
-    )
-    return labels, [split or "train" for split in splits]
+    folders = [tuple(path[:-1]) for path in parts]
+    said = said_by_folders(Counter(folders))
+    return [said[folder][0] for folder in folders], [said[folder][1] for folder in folders]
 
 
-def class_folders(parts: list[list[str]]) -> list[str | None]:
-    """Return the first folder of each path where every file lies in one but for a few strays, else None for all."""
-    classes = [path[0] if len(path) > 1 else None for path in parts]
-    return classes if classes.count(None) <= STRAYS * len(parts) else [None] * len(parts)
+def said_by_folders(counts: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], tuple[str | None, str]]:
+    """Return what `read_folders` does of each folder, a path as names, by how many files lie in it."""
+    files = sum(counts.values())
+    splits = {folder: SPLIT_WORDS.get(folder[0].lower(), "") if folder else "" for folder in counts}
+    strays = sum(count for folder, count in counts.items() if not splits[folder])
+    tagged = strays <= STRAYS * files and not (strays and len(set(splits.values())) < 3)
+    inner = {f: (f[1:] if split else ()) if tagged else f for f, split in splits.items()}
+    loose = sum(count for folder, count in counts.items() if not inner[folder])
+    classes = {f: below[0] if below and loose <= STRAYS * files else None for f, below in inner.items()}
+    return {f: (classes[f], (splits[f] or "train") if tagged else "") for f in counts}
 
 
 def normal_name(name: str) -> str:

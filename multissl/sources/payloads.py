@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from multissl.sources.reading import read_deflated, read_part
+
+GONE, FOLDER = -1, -2
+"""Stand for the size of a file that is not there, and of a folder."""
+FIRST = 256
+"""Files by which it is seen how long a file system takes."""
+SLOW = 1e-4
+"""Seconds for a size from which several are asked for at a time."""
+THREADS, AT_ONCE = 16, 1024
+"""How many ask, and for how many sizes each."""
 
 
 class Slice(NamedTuple):
@@ -48,13 +60,45 @@ class Paths(Sequence[str]):
     """File names below a root, kept as bytes: a million Python strings would be copied into every worker."""
 
     def __init__(self, root: str, names: list[str]) -> None:
-        self.root, self.names = root, np.array([os.fsencode(n) for n in names])
+        encoded = os.fsencode("\0".join(names)).split(b"\0")  # in one piece, where no name holds the mark
+        if len(encoded) != len(names):
+            encoded = [os.fsencode(name) for name in names]
+        self.root, self.names = root, np.array(encoded)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, row: Any) -> Any:
         return os.path.join(self.root, os.fsdecode(bytes(self.names[row])))
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Return the bytes of some files, int64 [n] of rows int64 [n]: `GONE` without one, `FOLDER` of a folder.
+
+        Each is asked for once, several at a time where a file system takes long to answer, as one of a network does.
+        """
+        sizes = np.zeros(len(rows), np.int64)
+        root, names = os.fsencode(self.root), self.names[rows].tolist()
+        start = time.perf_counter()
+        sizes[:FIRST] = _sizes(root, names[:FIRST])
+        parts = [slice(begin, begin + AT_ONCE) for begin in range(FIRST, len(rows), AT_ONCE)]
+        slow = time.perf_counter() - start > SLOW * FIRST
+        with ThreadPoolExecutor(THREADS if slow else 1) as pool:
+            for part, some in zip(parts, pool.map(lambda p: _sizes(root, names[p]), parts), strict=True):
+                sizes[part] = some
+        return sizes
+
+
+def _sizes(root: bytes, names: list[bytes]) -> list[int]:
+    """Return what `Paths.sizes` does of some names."""
+    sizes = []
+    for name in names:
+        try:
+            info = os.stat(os.path.join(root, name))
+        except (OSError, ValueError):
+            sizes.append(GONE)
+        else:
+            sizes.append(FOLDER if stat.S_ISDIR(info.st_mode) else info.st_size)
+    return sizes
 
 
 class Joined(Sequence[Any]):

@@ -107,11 +107,12 @@ def numbered(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
     """
     known = {label for label in labels if label is not None and label != ""}
     if all(re.fullmatch(r"-?\d{1,18}", str(label)) for label in known):
-        numbers = [-1 if label is None or label == "" else int(label) for label in labels]
-        return np.array(numbers, dtype=np.int64), []
+        values: dict[Label, int] = {label: int(label) for label in known}
+        return np.array([values.get(label, -1) for label in labels], dtype=np.int64), []
     classes = sorted(map(str, known))
     place = {name: i for i, name in enumerate(classes)}
-    return np.array([place.get(str(label), -1) for label in labels], dtype=np.int64), classes
+    number: dict[Label, int] = {label: place[str(label)] for label in known}
+    return np.array([number.get(label, -1) for label in labels], dtype=np.int64), classes
 
 
 def classes_of(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:

@@ -7,6 +7,7 @@ in a column called like the kind of sample (`image`), or `path` or `file`, or in
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
@@ -31,11 +32,9 @@ class TableSource(FileSource):
         """List the named files; whether they exist is seen when they are read."""
         root = os.path.dirname(os.path.abspath(request.path))
         if table_suffix(request.path) == ".txt":
-            lines = [
-                line.strip()
-                for line in decode_text(unpacked(request.path)).removeprefix("\ufeff").splitlines()
-            ]
-            names = [line for line in lines if line and not line.startswith("#")]
+            # names may hold what Unicode calls the end of a line
+            lines = io.StringIO(decode_text(unpacked(request.path)).removeprefix("\ufeff"), newline=None)
+            names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
             if not names:
                 raise ValueError(f"the list names no {request.kind}s")
             return Listing(Paths(root, names), [""] * len(names), [""] * len(names))

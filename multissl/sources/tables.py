@@ -22,11 +22,11 @@ import numpy as np
 from multissl import registry
 from multissl.limits import COLUMNS, check_unpacked
 from multissl.sources.delimited import LONGEST, UNNAMED, delimiter_of, objects, read_delimited
-from multissl.sources.json_tables import json_table
+from multissl.sources.json_tables import json_lines, json_table
 from multissl.sources.missing import MISSING, is_missing, missing_words
 from multissl.sources.names import normal_name
 from multissl.sources.reading import check_regular, file_errors, first_line, parquet_file, unpacked
-from multissl.sources.rows import Bad, Rows, json_rows
+from multissl.sources.rows import Bad, Rows
 
 DELIMITED = (".csv", ".tsv", ".tab", ".psv")
 LINES = (".jsonl", ".ndjson")
@@ -95,7 +95,7 @@ def open_table(
     suffix = table_suffix(place)
     check_regular(place)
     if suffix in LINES:
-        table = _of_rows(json_rows(place), words)
+        table = _of_rows(json_lines(place), words)
     elif suffix == ".json":
         table = _of_rows(json_table(place), words)
     elif suffix in SHEETS:
@@ -159,7 +159,7 @@ def _of_rows(rows: Rows, words: frozenset[str]) -> OpenTable:
     cells = {name: objects([r.get(name) if isinstance(r, dict) else None for r in rows]) for name in names}
     broken = {place: row.reason for place, row in enumerate(rows) if isinstance(row, Bad)}
     if not cells and broken:
-        cells = {"": objects([None] * len(rows))}
+        raise ValueError(f"none of its rows can be read; the first: {broken[0]}")
     return OpenTable(cells, broken, words=words)
 
 

@@ -19,6 +19,7 @@ from multissl.limits import LABEL_BYTES
 from multissl.plain_data import parse_json
 from multissl.sources.archives import ARCHIVES, members
 from multissl.sources.base import Label, Request
+from multissl.sources.kinds import HIDDEN
 from multissl.sources.names import LABELS, first_dot, last_dot, read_folders
 from multissl.sources.payloads import Slice
 from multissl.sources.shards import ShardSource
@@ -69,11 +70,13 @@ def _contents(path: str, suffixes: tuple[str, ...], changed: int) -> Contents:
     samples: dict[str, dict[str, Slice]] = {}
     labels: dict[str, Label] = {}
     others: dict[str, Slice] = {}
+    left_out = Counter[str]()
     for part in members(path):
         key, suffix = first_dot(part.name)
-        if key.rpartition("/")[2] == "":  # hidden
-            continue
         last = os.path.splitext(part.name)[1].lower()
+        if key.rpartition("/")[2] == "":
+            left_out.update([HIDDEN] if last in suffixes else [])
+            continue
         if last in (".cls", ".json"):
             LABEL_BYTES.check(part.size, f"{part.name} of {path} has")
             label = _read_label(part.read(), last, f"{part.name} of {path}")
@@ -83,7 +86,7 @@ def _contents(path: str, suffixes: tuple[str, ...], changed: int) -> Contents:
             samples.setdefault(key, {})[suffix] = part
         else:
             others[part.name] = part
-    keys, left_out = set(samples), Counter[str]()
+    keys = set(samples)
     for name, part in others.items():  # names with dots, where the first one leads to no sample
         key, suffix = last_dot(name)
         if suffix in suffixes and first_dot(name)[0] not in keys:

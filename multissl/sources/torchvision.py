@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 
 from multissl.registry import suggest
 from multissl.sources.base import Label, Listing, Request, Source, file_stamps
-from multissl.sources.folder import walk
 from multissl.sources.payloads import Items, Joined
+from multissl.sources.walking import walk
 
 SCHEME = "torchvision:"
 UNPICKLES = ("LSUN",)

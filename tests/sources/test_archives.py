@@ -81,7 +81,9 @@ def test_members_that_are_no_samples_are_counted(tmp_path: Path, said: list[str]
     with zipfile.ZipFile(packed(root, tmp_path / "a.zip"), "a") as file:
         file.writestr("__MACOSX/train/class0/._01.png", b"a shadow of a Mac")
     open_source(str(tmp_path / "a.zip"), "train", SUFFIXES)
-    assert "took 24 of 25 members; left out: .txt 1" in "\n".join(said)
+    assert "took 24 of 26 members; left out: hidden (their names begin with a dot) 1, .txt 1" in "\n".join(
+        said
+    )
 
 
 def test_a_packed_tar_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, cache: Path) -> None:

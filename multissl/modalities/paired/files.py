@@ -33,14 +33,14 @@ from multissl.modalities.tabular.tables import table_of
 from multissl.sources.archives import ARCHIVES, archive_suffix
 from multissl.sources.delimited import objects
 from multissl.sources.missing import is_missing
-from multissl.sources.names import PATHS, expand_braces, find_test_file, split_in_name
+from multissl.sources.names import expand_braces, file_columns, find_test_file, split_in_name
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.reading import check_regular, file_errors, parquet_file
 from multissl.sources.remote import local_place
 from multissl.sources.rows import Rows
 from multissl.sources.tables import TABLES, OpenTable, open_table, pick, table_suffix
 
-FILES = (*ARCHIVES, *TABLES)
+FILES = (*ARCHIVES, *TABLES, ".txt")
 
 
 def read_pairs(path: str, options: Options) -> Pairs:
@@ -89,7 +89,11 @@ def _columns_of_streams(options: Options, known: list[str]) -> dict[str, str]:
     """Return the column of every stream, "" where the table has none; cells have no column of their own."""
     column_of: dict[str, str] = {}
     for stream, want in options.streams.items():
-        columns = [] if want.form == "cells" else [*want.columns, *(PATHS if want.form == "file" else ())]
+        columns = (
+            []
+            if want.form == "cells"
+            else [*want.columns, *(file_columns(stream) if want.form == "file" else ())]
+        )
         # a column named for a stream may feed another too: a film has sound and frames
         usual = [pick(known, (name,)) for name in columns]
         free = [c for c in usual if c and (c not in column_of.values() or len(want.columns) == 1)]

@@ -18,11 +18,11 @@ from multissl.modalities.paired.parts import Options, Pairs, cell_of, cells_of, 
 from multissl.plain_data import parse_json
 from multissl.sources.archives import members
 from multissl.sources.encodings import decode_text, is_broken
-from multissl.sources.folder import walk
 from multissl.sources.names import first_dot, last_dot, read_folders
 from multissl.sources.reading import first_line, read_file
 from multissl.sources.rows import Bad
-from multissl.sources.tables import pick
+from multissl.sources.tables import TABLES, pick
+from multissl.sources.walking import walk
 
 FIELDS = (".json", ".cls", ".txt")
 """Members that say something of a key whatever streams there are."""
@@ -80,6 +80,8 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
     kinds = Counter(suffix for found in keys.values() for suffix in found)
     classes, tags = read_folders([key.split("/") for key in keys])
     found = ", ".join(s for s, _ in kinds.most_common(8)) or "nothing"
+    if any(count == 1 and suffix in TABLES for suffix, count in kinds.items()):
+        found += " (a table of pairs is read where modality.data names it, not its folder)"
     return made(rows, fields, options, found, classes, tags)
 
 

@@ -26,7 +26,6 @@ from multissl.modalities.image.headers import check_size
 from multissl.modalities.video.clips import Clip
 from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
 from multissl.sources.base import USUAL, Listing, Request, TableOptions
-from multissl.sources.folder import walk
 from multissl.sources.names import natural_key, read_folders
 from multissl.sources.opening import list_source, open_source
 from multissl.sources.payloads import Joined, Paths, Slice
@@ -34,6 +33,7 @@ from multissl.sources.reading import check_regular, first_line, read_array, read
 from multissl.sources.remote import local_place
 from multissl.sources.shards import shard_formats
 from multissl.sources.splits import SplitSamples, select_split
+from multissl.sources.walking import walk
 
 SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".npy", ".wmv", ".3gp", ".3g2", ".flv", ".ts",
@@ -291,7 +291,8 @@ def open_videos(path: str, split: str, table: TableOptions = USUAL) -> SplitSamp
         return open_source(path, split, SUFFIXES, kind="video", table=table)
     try:
         names = [name for name in walk(place) if name.lower().endswith((*SUFFIXES, *shard_formats()))]
-        frames = {name for name in walk(place) if os.path.dirname(name) in set(folders)}
+        held = set(folders)
+        frames = {name for name in walk(place) if os.path.dirname(name) in held}
         if any(name not in frames for name in names):
             files = list_source(Request(place, SUFFIXES, "video", table))
             return select_split(_joined(files, place, folders, len(frames)), split)
