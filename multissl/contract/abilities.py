@@ -137,6 +137,17 @@ class DeclaresParameters:
         return ()
 
 
+class HasAttention(ABC):
+    """An encoder whose class token attends to the tokens."""
+
+    @abstractmethod
+    def attention(self, views: Views) -> Tensor:
+        """Return how the class token attends to the tokens in the last block [R, H, N], by head H.
+
+        What is left of 1 lies on class and register tokens. Raises a ValueError without a class token.
+        """
+
+
 class DropsRows:
     """A module that leaves some rows out of its residual branches while it trains."""
 

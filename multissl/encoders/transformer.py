@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multissl import registry
+from multissl.contract.abilities import HasAttention
 from multissl.contract.data import Views
 from multissl.contract.encoder import Encoder
 from multissl.contract.learning import Features, Figure
@@ -37,7 +38,7 @@ from multissl.registry import suggest
 Pooling = Literal["cls", "mean", "last", "prefix", "attention"]
 
 
-class TransformerEncoder(Encoder):
+class TransformerEncoder(Encoder, HasAttention):
     """Tokenizer and trunk."""
 
     @dataclass(kw_only=True, slots=True)
@@ -263,6 +264,8 @@ class TransformerEncoder(Encoder):
 
     def attention(self, views: Views) -> Tensor:
         """Attention of the class token to the tokens in the last block [R, H, N]; the prefix has the rest."""
+        if not self.cfg.class_token:
+            raise ValueError("this transformer has no class token, whose attention is asked for")
         tokens, valid = self.tokenizer(views)
         return self.trunk.attention(tokens, valid, self._where([views]))[:, :, self.tokenizer.prefix :]
 

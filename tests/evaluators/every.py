@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multissl import registry
 from multissl.contract.abilities import (
+    HasAttention,
     HasPixelLabels,
     HasRecordings,
     HasStates,
@@ -22,11 +23,12 @@ from multissl.contract.abilities import (
     Running,
 )
 from multissl.contract.data import Mask, Sample, Samples, Views
+from multissl.contract.encoder import Encoders
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
 from multissl.contract.plans import Masking
-from tests.evaluators.clusters import Clusters, frozen
+from tests.evaluators.clusters import Clusters, Pointwise, frozen
 from tests.evaluators.pairs import Facts, Knows
 from tests.helpers.stubs import Listed
 
@@ -69,6 +71,9 @@ class Subject(Clusters, HasStates, HasRecordings, HasText, HasPixelLabels):
     def pixel_labels(self, sample: Sample, kind: PixelLabel, size: tuple[int, ...] = ()) -> Tensor:
         values = torch.tensor([[sample.label, 3 - sample.label]])
         return values.to(torch.uint8) if kind == "classes" else 1.0 + values
+
+    def films(self, split: str) -> list[list[int]]:
+        return [[*range(first, first + 6)] for first in range(0, len(self.dataset(split)), 6)]
 
     def hidden_words(self, split: str, count: int) -> HiddenWords:
         return HiddenWords(views=[self._words()], nats={"counts": np.linspace(1.0, 2.0, WORDS)})
@@ -127,6 +132,18 @@ def two_blocks() -> FrozenEncoders:
     return FrozenEncoders(encode, whole.device, depths={"points": 2})
 
 
+class Attending(Pointwise, HasAttention):
+    """An encoder of points with two heads, which look at either of two tokens."""
+
+    def attention(self, views: Views) -> Tensor:
+        return views.x[:, None].sigmoid().repeat(1, 2, 1)
+
+
+def two_heads() -> FrozenEncoders:
+    """Encoders of points that hand out attention."""
+    return replace(two_tokens(), modules=Encoders({"points": Attending(nn.Identity())}))
+
+
 @dataclass(frozen=True)
 class Case:
     """An evaluator's options, data and encoders."""
@@ -165,6 +182,9 @@ CASES: dict[str, Case] = {
     "retrieval": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
     "zero_shot": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),
     "linear_segmentation": Case({"lr": (0.01, 0.1), "steps": 8, "warmup": 0.1}, encoders=two_tokens),
+    "linear_depth": Case({"lr": (0.01, 0.1), "steps": 8, "warmup": 0.1, "bins": 8}, encoders=two_tokens),
+    "video_propagation": Case({"radius": 0}, encoders=two_tokens),
+    "attention_jaccard": Case({}, encoders=two_heads),
     "patch_knn": Case({"k": (1, 5)}, encoders=two_tokens),
     "masked_word": Case({}, encoders=paying_by_word),
     "bits_per_character": Case({}),
@@ -192,4 +212,6 @@ def broken(encoders: FrozenEncoders, value: float, row: int = 3) -> FrozenEncode
 
     errors = encoders.part_errors
     spoilt = None if errors is None else lambda views: spoil(errors(views))
-    return FrozenEncoders(encode, encoders.device, part_errors=spoilt, depths=encoders.depths)
+    return FrozenEncoders(
+        encode, encoders.device, part_errors=spoilt, modules=encoders.modules, depths=encoders.depths
+    )

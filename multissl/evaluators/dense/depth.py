@@ -1,7 +1,7 @@
 """Depth as an expectation over bins, its losses and its scores (DINOv2, DINOv3, after Eigen et al. 2014).
 
 DINOv2's linear depth head (`dinov2/eval/depth`) gives a score per bin; the sum of the bins' depths by normalized score
-is the depth; DINOv3's `eval/depth/metrics.py` has the scores. No modality supplies depth yet: depths are handed in.
+is the depth; DINOv3's `eval/depth/metrics.py` has the scores.
 Shapes: B pictures, K bins, h x w pixels.
 """
 

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from multissl.contract.abilities import IGNORED
 from multissl.evaluators.dense.heads import LinearSegmentationHead
-from multissl.evaluators.dense.reading import BATCH, Dense
+from multissl.evaluators.dense.reading import BATCH, Dense, split_training
 from multissl.evaluators.dense.segmentation import (
     Predicted,
     Segmentation,
     mean_iou,
-    split_training,
 )
 from multissl.evaluators.probes.training import Logits, Trial, train_trials, trials_of
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multissl.contract.abilities import IGNORED
-from multissl.evaluators.dense.reading import Dense
-from multissl.evaluators.dense.segmentation import Predicted, Segmentation, mean_iou, split_training
+from multissl.evaluators.dense.reading import Dense, split_training
+from multissl.evaluators.dense.segmentation import Predicted, Segmentation, mean_iou
 from multissl.evaluators.neighbors import nearest
 from multissl.inference import drawn
 

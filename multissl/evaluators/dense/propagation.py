@@ -1,8 +1,7 @@
 """Masks carried through a film by the likeness of patches (DAVIS).
 
 DINO's `eval_video_segmentation.py` (Caron et al. 2021, arXiv 2104.14294, section 4.2.2, after Jabri et al. 2020, arXiv
-2006.14613): each patch of a frame takes the masks of its most similar patches in the first frame and the last few. No
-modality supplies masks of films yet: films and their masks are handed in.
+2006.14613): each patch of a frame takes the masks of its most similar patches in the first frame and the last few.
 Shapes: T frames of a grid h x w, N = h*w patches, D width, C objects (the background is one), M frames of context.
 """
 

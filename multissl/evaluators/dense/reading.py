@@ -7,7 +7,7 @@ Shapes: S pictures, h x w tokens, D width, H, W pixels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from multissl.contract.data import Unreadable, Views
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
 from multissl.contract.plans import ViewPlan
-from multissl.inference import Featurize, drawn, featurized, sample_name, stream_of
+from multissl.evaluators.classified import validation_mask
+from multissl.inference import Featurize, Tokens, drawn, featurized, sample_name, stream_of
 
 BATCH = 16
 """Pictures that are read at a time."""
@@ -36,6 +37,42 @@ class Dense(NamedTuple):
     """int64 [S], -1 without one."""
     names: list[str]
     """What they are called in messages."""
+
+
+def split_training(train: Dense) -> tuple[Dense, Dense]:
+    """Return nine tenths of training pictures to learn from, and the tenth that chooses, the same ones every time."""
+    tenth = validation_mask(len(train.labels))
+    return rows_of(train, ~tenth), rows_of(train, tenth)
+
+
+def rows_of(pictures: Dense, keep: Tensor) -> Dense:
+    """Return some pictures (bool [S])."""
+    names = [name for name, kept in zip(pictures.names, keep.tolist(), strict=True) if kept]
+    return Dense(pictures.tokens[keep], pictures.labels[keep], pictures.groups[keep.numpy()], names)
+
+
+def space_of(size: int | tuple[int, int]) -> tuple[int, ...]:
+    """Return the height and width that an option asks views of; empty for 0, their own. Raises a ValueError below 0."""
+    sides = (size, size) if isinstance(size, int) else size
+    if min(sides) < 1 and size != 0:
+        raise ValueError(f"size={size}: want 0 (the modality's own) or a number of pixels")
+    return sides if size else ()
+
+
+class WithPooled(Tokens):
+    """All tokens of a row, each with the pooled feature beside it."""
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Return what tells them from tokens alone."""
+        return ("tokens", "pooled")
+
+    def __call__(self, views: Views) -> Tensor:
+        """Return features [R, N, 2 * D] in fp32."""
+        (features,) = self.encoders.encode([views])
+        tokens = features.tokens.float()
+        beside = features.pooled.float()[:, None].expand(-1, tokens.shape[1], -1)
+        return torch.cat([tokens, beside], 2)
 
 
 def pixel_modality(

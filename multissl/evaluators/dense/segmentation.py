@@ -18,7 +18,6 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
-from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.dense.areas import Areas, mean_iou_of
 from multissl.evaluators.dense.reading import (
     Dense,
@@ -27,6 +26,7 @@ from multissl.evaluators.dense.reading import (
     pixel_modality,
     raw_patches,
     read_dense,
+    space_of,
 )
 from multissl.evaluators.verdicts import MAJORITY, learned
 from multissl.inference import Featurize, Tokens
@@ -74,15 +74,7 @@ class Segmentation(Evaluator):
             self.check_counts("train", "queries")
             if not 0 <= self.classes <= IGNORED:
                 raise ValueError(f"classes={self.classes}: want 0 (counted) to {IGNORED}")
-            if min(self.space, default=1) < 1:
-                raise ValueError(f"size={self.size}: want 0 (the modality's own) or a number of pixels")
-
-        @property
-        def space(self) -> tuple[int, ...]:
-            """Return the height and width that views are asked for; empty: their own."""
-            if isinstance(self.size, int):
-                return (self.size, self.size) if self.size else ()
-            return self.size
+            space_of(self.size)
 
     cfg: Any
 
@@ -148,7 +140,7 @@ class Segmentation(Evaluator):
         cfg = self.cfg
         limit = cfg.train if split == "train" else cfg.queries
         return read_dense(
-            self, featurize, modality, split, "classes", limit=limit, size=cfg.space, device=device
+            self, featurize, modality, split, "classes", limit=limit, size=space_of(cfg.size), device=device
         )
 
     def _classes(self, train: Dense, scored: Dense) -> int:
@@ -181,18 +173,6 @@ class Segmentation(Evaluator):
                 weighted.numpy(), scored.groups[some.numpy()], percent=False, value=whole
             ),
         }
-
-
-def split_training(train: Dense) -> tuple[Dense, Dense]:
-    """Return nine tenths of training pictures to learn from, and the tenth that chooses, the same ones every time."""
-    tenth = validation_mask(len(train.labels))
-    return rows_of(train, ~tenth), rows_of(train, tenth)
-
-
-def rows_of(pictures: Dense, keep: Tensor) -> Dense:
-    """Return some pictures (bool [S])."""
-    names = [name for name, kept in zip(pictures.names, keep.tolist(), strict=True) if kept]
-    return Dense(pictures.tokens[keep], pictures.labels[keep], pictures.groups[keep.numpy()], names)
 
 
 def mean_iou(predicted: Tensor, labels: Tensor, classes: int) -> float:
