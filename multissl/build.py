@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import torch
 
-from multissl.check import check, check_batch_norm, check_trainable, maskings_of
+from multissl.check import check, check_batch_norm, check_start, check_trainable, maskings_of
 from multissl.contract.encoder import Encoders, build_encoders
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
 from multissl.engine.flops import Blueprint
 from multissl.engine.learner import Learner
 from multissl.engine.optim.base import Optimizer
+from multissl.layers.lora import adapt
 from multissl.parallel.sharding import parallelize
 from multissl.recipe import Recipe
 from multissl.weights.containers import Source
 from multissl.weights.loading import derive_configs, load_weights
+from multissl.weights.own_runs import as_in_run, run_at
 from multissl.weights.teachers import fill_teachers, with_architectures
 
 
@@ -37,7 +39,7 @@ def build(recipe: Recipe, device: torch.device, start: Source | None = None) -> 
     `start` holds the weights of `init` where they are those of a run's checkpoint.
     """
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
-    modality = recipe.modality.build().fit()
+    modality = modality_of(recipe)
     encoders = encoders_of(recipe, modality)
     for encoder in encoders.values():
         encoder.load_pretrained()
@@ -59,12 +61,30 @@ def build(recipe: Recipe, device: torch.device, start: Source | None = None) -> 
 def fitted(recipe: Recipe, start: Source | None = None) -> Recipe:
     """Return a recipe whose encoder, and whose teachers, are what weights ask for; before a run writes its recipe.
 
-    Weights of `init` that are a run's checkpoint ask for nothing: they are compared as they load.
+    Weights of a run ask for what its recipe says; beyond that they are compared as they load.
     """
+    check_start(recipe)
     recipe = recipe.replace(objective=with_architectures(recipe.objective))
+    if recipe.init:
+        recipe = recipe.replace(encoders=as_in_run(recipe.encoders, recipe.init))
     if not recipe.init or start is not None:
         return recipe
     return recipe.replace(encoders=derive_configs(recipe.encoders, recipe.init))
+
+
+def modality_of(recipe: Recipe) -> Modality:
+    """Return a recipe's modality, fitted to its data, or as the run was fitted whose weights it starts from."""
+    modality = recipe.modality.build()
+    if recipe.fit == "data":
+        return modality.fit()
+    run = run_at(recipe.init)
+    if run is None or not run.modality.is_file():
+        raise ValueError(
+            f"fit=init and --init {recipe.init}: that is no finished run of ours, and tells nothing of what a modality "
+            "was fitted to; give --fit data"
+        )
+    modality.restore(run.read_modality())
+    return modality
 
 
 def encoders_of(recipe: Recipe, modality: Modality) -> Encoders:
@@ -80,6 +100,9 @@ def learner_of(recipe: Recipe, modality: Modality, encoders: Encoders) -> Learne
     """Return encoders and objective as one module, checked against modality and recipe."""
     for stream in recipe.locked:
         encoders[stream].lock()
+    if recipe.lora.rank:
+        for stream in (s for s in encoders if s not in recipe.locked):
+            adapt(encoders[stream], recipe.lora, stream)
     objective = recipe.objective.build(encoders, modality.streams())
     check(recipe, modality, objective.plans())
     check_batch_norm(modality, objective.plans(), encoders)

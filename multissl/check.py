@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multissl.config import config_name
+from multissl.config import config_name, to_dict
 from multissl.contract.encoder import Encoders
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
@@ -41,6 +41,24 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
             raise ValueError(
                 f"{objective} asks encoders.{stream} to {TREATED[masking]}, which {config_name(type(encoder))} cannot: "
                 f"set --encoders.{stream} transformer, or take an objective that does not, such as --objective infonce"
+            )
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuse what makes sense for weights to start from alone, where there are none."""
+    if recipe.fit == "init" and not recipe.init:
+        raise ValueError("fit=init without --init: name the run that the modality was fitted for, --init RUN")
+    if recipe.frozen >= recipe.steps:
+        raise ValueError(
+            f"frozen={recipe.frozen} of steps={recipe.steps}: encoders would never learn; want fewer, or --locked"
+        )
+    if recipe.init or any(cfg.get("pretrained") for cfg in to_dict(recipe)["encoders"].values()):
+        return
+    for option, value, off in (("frozen", recipe.frozen, 0), ("lora.rank", recipe.lora.rank, 0)):
+        if value:
+            raise ValueError(
+                f"{option}={value} keeps encoders at what they start from, and that would be random weights: give "
+                f"--init PLACE (a run, a file, hf:NAME or timm:NAME), or --{option} {off} to train from scratch"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from multissl.config import from_dict
 from multissl.contract.encoder import Encoder, Encoders
@@ -17,6 +17,7 @@ from multissl.engine.loop import Loop
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
 from multissl.files import SEAL
+from multissl.layers.lora import LoRA
 from multissl.migrate import FORMAT, migrate
 from multissl.plain_data import parse_json, parse_yaml
 from multissl.registry import suggest
@@ -42,6 +43,13 @@ class Recipe(Loop):
     `RUN@STEP`, `hf:NAME` or `timm:NAME`; `dino:FILE` says whose a file is where it does not tell. Of a published model
     the encoder's options that stand at their defaults are taken from the weights, all of them after
     `--encoders.STREAM transformer`."""
+    fit: Literal["data", "init"] = "data"
+    """Where the modality has from what its options leave open (vocabulary, statistics, schema): it is measured on the
+    data; or, init, taken from the run that `init` names, whose weights mean that."""
+    frozen: int = 0
+    """Steps at the start in which encoders rest while heads learn; for encoders that start from weights."""
+    lora: LoRA = field(default_factory=LoRA)
+    """Small additions that learn in the place of the encoders, which rest; for encoders that start from weights."""
     locked: tuple[str, ...] = ()
     """Streams whose encoder stays as it starts, in evaluation mode and without gradient (LiT); its weights come from
     `init` or from the encoder's own `pretrained`."""
@@ -55,6 +63,8 @@ class Recipe(Loop):
                 f"optim.cooldown={self.optim.cooldown} and optim.warmup={self.optim.warmup} are more than "
                 f"steps={self.steps}: want steps for both"
             )
+        if self.frozen < 0:
+            raise ValueError(f"frozen={self.frozen}: want 0 or a number of steps")
         for option, names in (("locked", self.locked), ("lr_by_stream", self.lr_by_stream)):
             for stream in (s for s in names if s not in self.encoders):
                 raise ValueError(f"{option} names {stream!r}, no stream{suggest(stream, self.encoders)}")
@@ -67,8 +77,10 @@ class Recipe(Loop):
                 raise ValueError(f"lr_by_stream.{stream}={factor}: {stream} is locked and learns nothing")
 
     def rules(self, encoders: Encoders) -> list[ParamRule]:
-        """Return `lr_by_stream` as the optimizer reads it."""
-        return [ParamRule(of=encoders[s], lr=factor) for s, factor in self.lr_by_stream.items()]
+        """Return `lr_by_stream` and `frozen` as the optimizer reads them."""
+        rules = [ParamRule(of=encoders[s], lr=factor) for s, factor in self.lr_by_stream.items()]
+        frozen = [ParamRule(of=encoder, frozen_steps=self.frozen) for encoder in encoders.values()]
+        return rules + (frozen if self.frozen else [])
 
 
 def read_recipe(path: Path, trust: Trust = NOTHING) -> Recipe:

@@ -94,6 +94,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "label_free": "multissl.evaluators.label_free:LabelFree",
         "state_probe": "multissl.evaluators.state_probe:StateProbe",
         "collapse": "multissl.evaluators.collapse:Collapse",
+        "drift": "multissl.evaluators.drift:Drift",
         "patches": "multissl.evaluators.patches:Patches",
         "few_labels": "multissl.evaluators.few_labels:FewLabels",
         "retrieval": "multissl.evaluators.retrieval:Retrieval",
@@ -174,7 +175,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 RECIPES: dict[str, tuple[str, ...]] = {
-    "image": ("image.dino", "image.cifar", "image.imagenet"),
+    "image": ("image.dino", "image.cifar", "image.imagenet", "image.continuing"),
     "audio": ("audio",),
     "tabular": ("tabular",),
     "text": ("text",),

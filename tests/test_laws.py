@@ -53,9 +53,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *FOUNDATION,
     ),
     "migrate": (),
-    "recipe": ("engine", "migrate", *FOUNDATION),
+    "recipe": ("engine", "migrate", "layers.lora", *FOUNDATION),
     "check": ("recipe", *FOUNDATION),
-    "build": ("recipe", "check", "engine", "weights", *FOUNDATION),
+    "build": ("recipe", "check", "engine", "weights", "layers.lora", *FOUNDATION),
     "weights": ("encoders", "layers", "run.folder", *FOUNDATION),
     "run": ("*",),
     "run.folder": FOUNDATION,  # file names and nothing else, so that weights of a run can be found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.shared.common import batch_teacher, small_dino, watched
+from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
 from multissl.contract.encoder import Encoder
 from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
@@ -16,7 +17,7 @@ from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.recording_probe import RecordingProbe
 from multissl.layers.decoder import Decoder
-from multissl.layers.heads import MLPHead
+from multissl.layers.heads import MLPHead, PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.modalities.audio.adapter import Audio
 from multissl.objectives.byol import BYOL
@@ -236,6 +237,36 @@ def byol_a_resnet50() -> Recipe:
         evals=watched(every=10 * epoch),
         save=Save(every=epoch),
     )
+
+
+def dino_continue() -> Recipe:
+    """DINO on segments of time from weights on: heads first, then the encoder at a low rate that falls with depth.
+
+    Command: multissl train audio/dino_continue --init RUN --fit init --data FOLDER
+    Size: 5,000 steps of 64, the encoder of the weights; one GPU.
+    Measured: unmeasured
+
+    For AST's weights, whose tokens overlap: --modality.stride 10 10, and without --fit init.
+    """
+    # of what is done to sounds, only what keeps their level and pitch: released encoders have learned by these
+    head = PrototypeHead.Config(prototypes=2048, bottleneck=256, hidden=1024)
+    return Recipe(
+        modality=Audio.Config(frames=512, local_frames=256, gain=6.0, noise=0.5, time_mask=0.1, frequency_mask=0.1),
+        encoders={"audio": TransformerEncoder.Config(drop_path=0.1)},
+        objective=small_dino(
+            head=head, teacher=Teacher.Config(ema=0.994), num_local=4, freeze_last_layer=0,
+            teacher_temperature_start=0.04, teacher_temperature=0.05, teacher_temperature_steps=2 * FROZEN,
+        ),
+        optim=slow(),
+        lr_by_stream={"audio": ENCODER},
+        frozen=FROZEN,
+        batch_size=64,
+        steps=5_000,
+        clip=3.0,
+        clip_per="module",
+        evals=guarded(every=500, min_std=0.03),
+        save=Save(every=500),
+    )  # fmt: skip
 
 
 def _segments(**options: Any) -> Audio.Config:

@@ -8,8 +8,10 @@ that the papers report need their sizes.
 from __future__ import annotations
 
 from multissl.configs.shared.common import small_dino, watched
+from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
+from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.hidden_text import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
@@ -152,6 +154,33 @@ def data2vec_text() -> Recipe:
     teacher = Teacher.Config(ema=0.99, final_ema=0.999, ema_shape="linear")
     objective = Data2Vec.Config(mask_ratio=0.35, top_k=3, layer_norm="layer", beta=4.0, teacher=teacher)
     return _small(objective, span_words=4)
+
+
+def mlm_continue() -> Recipe:
+    """Masked language modeling from weights on: the model's own task on texts of a domain.
+
+    Command: multissl train text/mlm_continue --init RUN --fit init --data articles.parquet
+    Size: 5,000 steps of 64, the encoder of the weights; one GPU.
+    Measured: unmeasured
+
+    After Gururangan et al. 2020, arXiv 2004.10964. For models of Hugging Face: --encoders.text huggingface
+    --encoders.text.model FOLDER --init FOLDER --modality.tokenizer FOLDER, and without --fit init.
+    """
+    # ids mean what the start's vocabulary says, so it has to be that one; nothing has a teacher, so the student is
+    # what is exported, and a gentler decay with depth leaves embeddings of the domain's words room to move
+    return Recipe(
+        modality=Text.Config(length=128, local_length=48, mask="token"),
+        encoders={"text": TransformerEncoder.Config(pooling="mean")},
+        objective=MLM.Config(),
+        optim=slow(layer_decay=0.9),
+        lr_by_stream={"text": ENCODER},
+        frozen=FROZEN,
+        batch_size=64,
+        steps=5_000,
+        clip=1.0,
+        evals=guarded(every=500, min_std=0.03),
+        save=Save(every=500),
+    )
 
 
 def _masked(objective: Objective.Config, **options: object) -> Recipe:

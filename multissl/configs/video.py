@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.shared.common import batch_teacher, small_dino, watched
+from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
@@ -169,6 +170,36 @@ def vjepa_vitl16() -> Recipe:
         clip=10.0,
         clip_per="module",
         evals=watched(every=5_000),
+    )
+
+
+def vjepa_continue() -> Recipe:
+    """V-JEPA's objective from weights on: the predictor first, then the encoder at a low rate that falls with depth.
+
+    Command: multissl train video/vjepa_continue --init vitl.pt --data FOLDER --modality.size 256
+    Size: 5,000 steps of 32, the encoder of the weights; one GPU.
+    Measured: unmeasured
+    """
+    # V-JEPA 2's weights are of clips of 16 frames, two to a token, at 256 pixels; a short predictor is enough for a
+    # domain, and the teacher is slow as its targets are all that is learned from
+    teacher = Teacher.Config(ema=0.998, final_ema=1.0, ema_shape="linear")
+    objective = IJEPA.Config(
+        metric="power", targets=1, target_ratio=(0.15, 0.15), context_ratio=(1.0, 1.0),
+        predictor=Decoder.Config(dim=384, depth=6, heads=12, init_std=0.02), teacher=teacher,
+    )  # fmt: skip
+    return Recipe(
+        modality=Video.Config(mask="block", union=8, global_scale=(0.3, 1.0), flip=0.5, **_plain()),
+        encoders={"video": TransformerEncoder.Config(pooling="mean")},
+        objective=objective,
+        optim=slow(layer_decay=0.9),  # such encoders have 24 blocks and more
+        lr_by_stream={"video": ENCODER},
+        frozen=FROZEN,
+        batch_size=32,
+        steps=5_000,
+        clip=10.0,
+        clip_per="module",
+        evals=guarded(every=500),
+        save=Save(every=500),
     )
 
 

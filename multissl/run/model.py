@@ -22,6 +22,7 @@ from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.files import Damaged
 from multissl.inference import clean_views, single_stream, stream_of
+from multissl.layers.lora import merge
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, recipe_of
 from multissl.registry import suggest
@@ -194,7 +195,9 @@ def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple
             continue
         state = "" if folder.finish() else " has not finished"
         log.warning("%s%s: this is its checkpoint of step %s", folder.path, state, number)
-        return modality, learner.shipped(), number
+        shipped = learner.shipped()
+        merge(shipped)
+        return modality, shipped, number
     if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
         return _at_checkpoint(recipe, folder, step)
     raise ValueError(f"{folder.path} has no whole checkpoint: {problem}")

@@ -18,6 +18,7 @@ from multissl.contract.verdict import Outcome, whole_verdict
 from multissl.engine import checkpoint
 from multissl.engine.judging import alarm_of, measurements, verdicts
 from multissl.engine.trainer import Trainer
+from multissl.layers.lora import merged_state
 from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.compiling import trouble, wants
 from multissl.parallel.ranks import barrier, is_main, process_group, world
@@ -200,7 +201,7 @@ def write_model(run: RunFolder, parts: Parts) -> None:
     exported = parts.learner.shipped()
     checkpoint.check_finite(exported, run.checkpoints)
     # copied, as towers may share a module and a file cannot hold one tensor under two names
-    whole = {n: full(t).detach() for n, t in exported.state_dict().items()}
+    whole = merged_state(exported, {n: full(t).detach() for n, t in exported.state_dict().items()})
     weights = {n: t.to("cpu", copy=True).contiguous() for n, t in whole.items()}
     if is_main():
         run.write_model(weights, parts.modality.state())

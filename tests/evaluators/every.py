@@ -177,6 +177,7 @@ CASES: dict[str, Case] = {
     "label_free": Case({"samples": 0, "first": 1, "views": 0}, needs="sklearn"),
     "state_probe": Case({}),
     "collapse": Case({}),
+    "drift": Case({"k": 5, "max_loss": 0.0}),
     "patches": Case({"tokens": 2}, encoders=two_tokens),
     "few_labels": Case({"labels": 16, "draws": 2, "classical": False}, needs="sklearn"),
     "retrieval": Case({}, modality=lambda: Facts.Config().build(), encoders=Knows),

@@ -112,9 +112,8 @@ def score_of(figures: dict[str, float]) -> float:
     groups = [value for name, value in figures.items() if name.startswith("group/")]
     if groups:
         return float(np.mean(groups))
-    return next(
-        figures[name] for name in ("top1", "score", "n5", "pixel_accuracy", "rmse") if name in figures
-    )
+    names = ("top1", "score", "n5", "pixel_accuracy", "rmse", "knn")
+    return next(figures[name] for name in names if name in figures)
 
 
 def assert_scores_each_sample_alone(evaluator: Callable[[], Evaluator], name: str) -> None:

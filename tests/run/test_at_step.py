@@ -96,7 +96,7 @@ def test_a_run_that_goes_on_is_measured_encoded_and_reported(going: Path, tmp_pa
 def test_a_step_that_is_not_there(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"of its checkpoints none of step 11; it keeps those of 10, 20, 30"):
         load(f"{whole}@11")
-    with pytest.raises(ValueError, match=r"want RUN or RUN@STEP .* as .*run@1000"):
+    with pytest.raises(ValueError, match=r"want RUN, RUN@best or RUN@STEP .* as .*run@1000"):
         load(f"{whole}@last")
     RunFolder(tmp_path).write_recipe({})
     with pytest.raises(ValueError, match="modality"):
