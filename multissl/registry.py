@@ -87,6 +87,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "attentive_probe": "multissl.evaluators.probes.attentive_probe:AttentiveProbe",
         "mlp_probe": "multissl.evaluators.probes.mlp_probe:MLPProbe",
         "layer_probe": "multissl.evaluators.layer_probe:LayerProbe",
+        "fine_tune": "multissl.evaluators.fine_tune:FineTune",
         "few_shot": "multissl.evaluators.few_shot:FewShot",
         "k_means": "multissl.evaluators.k_means:KMeans",
         "class_retrieval": "multissl.evaluators.class_retrieval:ClassRetrieval",

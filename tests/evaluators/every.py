@@ -170,6 +170,7 @@ CASES: dict[str, Case] = {
     ),
     "mlp_probe": Case({"lr": (0.03, 0.3), "layers": (1, 2), "hidden": 8, "steps": 20, "batch": 32}),
     "layer_probe": Case({"k": 5}, encoders=two_blocks),
+    "fine_tune": Case({"lr": (0.01, 0.1), "epochs": 1, "warmup": 0, "batch": 64, "seeds": 2}),
     "few_shot": Case({"per_class": (1, 5), "tries": 2}),
     "k_means": Case({"starts": 2}, needs="sklearn"),
     "class_retrieval": Case({}),

@@ -1,0 +1,298 @@
+"""Fine-tuning: what a whole encoder is worth as the start of a supervised training, beside one from random weights.
+
+A copy of the encoder is trained with a linear head on its pooled feature, for several seeds of the head and of the
+batches; a tenth of the training samples chooses the rate and the epoch, the scored split is looked at once. In
+`multissl eval` the untrained encoder is fine-tuned in the same way: it is the figure of learning from scratch. Options
+that are left open are those of a recipe: `mae_base`, `mae_large` (He et al. 2022, arXiv 2111.06377, `FINETUNE.md`),
+`videomae_k400`, `videomae_ssv2` (Tong et al. 2022, arXiv 2203.12602, `FINETUNE.md`) and `audiomae` (Huang et al. 2022,
+arXiv 2207.06405, `ft_as.sh`), as far as rates, decays, epochs, batch, smoothing and mixup go: views are clean ones,
+without random crops, cutmix and erasing, and drop path is the encoder's own. Labels are a class for each sample, or a
+quantity; samples of several classes (mAP) have no place in the data.
+Shapes: S training samples, Q queries, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multissl.contract.abilities import HasTargets
+from multissl.contract.data import Views
+from multissl.contract.estimate import estimate
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.finite import NotFinite
+from multissl.contract.learning import Progress
+from multissl.contract.modality import Modality
+from multissl.contract.verdict import Verdict
+from multissl.evaluators.classified import validation_mask
+from multissl.evaluators.probes.fine_tuning import Schedule, Tuned, fine_tune
+from multissl.evaluators.probes.trained import nothing
+from multissl.evaluators.unseen import unseen_classes
+from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
+from multissl.inference import Featurize, Pooled, drawn, featurized, stream_of
+from multissl.statistics import LEVEL
+
+FEWEST = 20
+"""Training samples, of which a tenth chooses."""
+RECIPES: dict[str, Schedule] = {
+    "own": Schedule(lr=1e-3, layer_decay=0.75, weight_decay=0.05, epochs=10, warmup=1, batch=64),
+    "mae_base": Schedule(
+        lr=5e-4, layer_decay=0.65, weight_decay=0.05, epochs=100, warmup=5, batch=1024, smoothing=0.1, mixup=0.8
+    ),
+    "mae_large": Schedule(
+        lr=1e-3, layer_decay=0.75, weight_decay=0.05, epochs=50, warmup=5, batch=1024, smoothing=0.1, mixup=0.8
+    ),
+    "videomae_k400": Schedule(
+        lr=1e-3, layer_decay=0.75, weight_decay=0.05, epochs=100, warmup=5, batch=512, smoothing=0.1, mixup=0.8
+    ),
+    "videomae_ssv2": Schedule(
+        lr=5e-4, layer_decay=0.75, weight_decay=0.05, epochs=50, warmup=5, batch=512, smoothing=0.1, mixup=0.8
+    ),
+    "audiomae": Schedule(
+        lr=1e-3, layer_decay=0.75, weight_decay=5e-4, epochs=60, warmup=4, batch=32, mixup=0.5
+    ),
+}  # fmt: skip
+Recipe = Literal["own", "mae_base", "mae_large", "videomae_k400", "videomae_ssv2", "audiomae"]
+
+
+class Labeled(NamedTuple):
+    """Samples with a class or a quantity."""
+
+    places: list[int]
+    targets: Tensor
+    """int64 [S] classes, or float64 [S] quantities."""
+    groups: np.ndarray
+    """int64 [S], -1 without one."""
+    width: int
+
+
+class FineTune(Evaluator):
+    """Accuracy, or R2 of a quantity, of the encoder trained on labels as a whole, in percent."""
+
+    fits = True
+    titles: ClassVar[dict[str, str]] = {"top1": "fine-tuned accuracy, %", "r2": "fine-tuned, R2, %"}
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options of fine-tuning; those that are None are the recipe's."""
+
+        recipe: Recipe = "own"
+        """Whose values hold where an option is None."""
+        lr: tuple[float, ...] = ()
+        """Learning rates of the head to choose from, for a batch of 256; empty: the recipe's."""
+        layer_decay: float | None = None
+        """Factor on the learning rate from one layer down to the next."""
+        weight_decay: float | None = None
+        """Weight decay; biases, norms and tokens have none."""
+        epochs: float | None = None
+        """Passes over the training samples."""
+        warmup: float | None = None
+        """Epochs in which the learning rate rises."""
+        batch: int | None = None
+        """Samples of a step."""
+        smoothing: float | None = None
+        """Share of a class's probability that is spread over all of them."""
+        mixup: float | None = None
+        """Of the Beta distribution that two samples are mixed by; 0: none are."""
+        seeds: int = 3
+        """Trainings, each with a head and an order of its own."""
+        train: int = 2_000
+        """Labeled training samples, drawn with a fixed seed, of which a tenth chooses; 0: all."""
+        queries: int = 1_000
+        """Samples of the split, drawn with a fixed seed; 0: all."""
+        split: str = "val"
+        """What is scored; training sees the train split alone."""
+        margin: float = 2.0
+        """Points above learning from scratch that would matter."""
+
+        def __post_init__(self) -> None:
+            Evaluator.Config.__post_init__(self)
+            self.check_counts("train", "queries")
+            if self.seeds < 1:
+                raise ValueError(f"seeds={self.seeds}: want 1 or more")
+            if any(not lr > 0 for lr in self.lr):
+                raise ValueError(f"lr={self.lr}: want learning rates above 0, or none for the recipe's")
+            for name, low, high in (
+                ("layer_decay", 0.0, 1.0), ("weight_decay", 0.0, math.inf), ("epochs", 0.0, math.inf),
+                ("warmup", 0.0, math.inf), ("batch", 2, math.inf), ("smoothing", 0.0, 1.0), ("mixup", 0.0, math.inf),
+            ):  # fmt: skip
+                value = getattr(self, name)
+                if value is not None and not low <= value <= high:
+                    raise ValueError(f"{name}={value}: want {low:g} to {high:g}, or None for the recipe's")
+
+        @property
+        def schedules(self) -> list[Schedule]:
+            """Return a schedule for every learning rate: the recipe's, with what is typed."""
+            names = ("layer_decay", "weight_decay", "epochs", "warmup", "batch", "smoothing", "mixup")
+            typed = {name: value for name in names if (value := getattr(self, name)) is not None}
+            base = replace(RECIPES[self.recipe], **typed)
+            return [replace(base, lr=lr) for lr in self.lr or (base.lr,)]
+
+    cfg: Config
+
+    @property
+    def selected_on(self) -> str:
+        """The rate and the epoch."""
+        return "a tenth of training"
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`top1` or `r2` in percent, means over seeds, and `over_seeds`, the same with the interval of the seeds."""
+        if encoders.modules is None:
+            self.warn_nothing_to_measure(
+                "an encoder in training hands out only its features; multissl eval has it"
+            )
+            return {}
+        train = self._labeled(Pooled(encoders), modality, "train", self.cfg.train, encoders.device)
+        scored = self._labeled(Pooled(encoders), modality, self.cfg.split, self.cfg.queries, encoders.device)
+        if not self._measurable(train, scored):
+            return {}
+        self._check_mixup(modality)
+        made = [self._scores(encoders, modality, train, scored, seed) for seed in range(self.cfg.seeds)]
+        if train.targets.is_floating_point():
+            values = np.array([100 * r2(scores[:, 0], scored.targets.numpy()) for scores in made])
+            return {"r2": estimate(values, percent=False)}
+        right = np.array([scores.argmax(1) == scored.targets.numpy() for scores in made])  # [seeds, Q]
+        right = right & np.array([np.isfinite(scores).all(1) for scores in made])
+        if not all(np.isfinite(scores).all() for scores in made):
+            return {"top1": math.nan, "over_seeds": math.nan}
+        return {
+            "top1": estimate(100.0 * right.mean(0), scored.groups),
+            "over_seeds": estimate(100.0 * right.mean(1), percent=False),
+        }
+
+    def metric_names(self) -> list[str]:
+        """Those of classes."""
+        return ["top1", "over_seeds"]
+
+    def baselines(self, modality: Modality) -> dict[str, float]:
+        """The accuracy of the most frequent class; of a quantity none, as the mean has an R2 of 0."""
+        train = self._labeled(nothing, modality, "train", self.cfg.train, "cpu")
+        scored = self._labeled(nothing, modality, self.cfg.split, self.cfg.queries, "cpu")
+        if not self._measurable(train, scored) or train.targets.is_floating_point():
+            return {}
+        return {MAJORITY: majority_accuracy(train.targets, scored.targets, scored.groups)}
+
+    def baseline_names(self, modality: Modality) -> list[str]:
+        """That of the most frequent class."""
+        return [MAJORITY]
+
+    def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
+        """Learned where the last accuracy is above that from scratch and the most frequent class."""
+        return learned("fine-tuned accuracy", "top1", history, self.cfg.margin, level)
+
+    def _labeled(
+        self, featurize: Featurize, modality: Modality, split: str, limit: int, device: torch.device | str
+    ) -> Labeled:
+        """Return the labeled samples of a split; features that are not finite end here."""
+        places = drawn(len(modality.dataset(split)), limit)
+        made = featurized(featurize, modality, split, places, device=device, stream=self.cfg.stream)
+        quantity = modality.targets(split) if isinstance(modality, HasTargets) else None
+        targets = made.labels if quantity is None else quantity[made.places].double()
+        known = made.labels >= 0 if quantity is None else targets.isfinite()
+        kept = [place for place, there in zip(made.places, known.tolist(), strict=True) if there]
+        return Labeled(kept, targets[known], made.groups[known].numpy(), made.features.shape[1])
+
+    def _measurable(self, train: Labeled, scored: Labeled) -> bool:
+        labels = len(train.targets.unique())
+        if len(train.targets) < FEWEST or labels < 2 or not len(scored.targets):
+            self.warn_nothing_to_measure(
+                f"{len(train.targets)} labeled training samples (want {FEWEST} or more) of {labels} labels and "
+                f"{len(scored.targets)} of the split"
+            )
+            return False
+        if not train.targets.is_floating_point() and (
+            said := unseen_classes(train.targets, scored.targets, self.cfg.split)
+        ):
+            self.warn(said)
+        return True
+
+    def _check_mixup(self, modality: Modality) -> None:
+        """Raise a ValueError where samples cannot be mixed, as words cannot."""
+        kind = modality.streams()[stream_of(modality, self.cfg.stream)].kind
+        if kind == "sequence" and any(schedule.mixup for schedule in self.cfg.schedules):
+            raise ValueError("mixup: symbols cannot be mixed; want mixup=0 for a stream of symbols")
+
+    def _scores(
+        self, encoders: FrozenEncoders, modality: Modality, train: Labeled, scored: Labeled, seed: int
+    ) -> np.ndarray:
+        """Return the scores [Q, C] or values [Q, 1] of the model that a tenth of training chooses."""
+        assert encoders.modules is not None
+        tenth = validation_mask(len(train.places))
+        quantity = train.targets.is_floating_point()
+        learned_from = train.targets[~tenth]
+        mean = float(learned_from.mean()) if quantity else 0.0
+        std = (float(learned_from.std(correction=0)) or 1.0) if quantity else 1.0
+        targets = ((learned_from - mean) / std).float() if quantity else learned_from
+        choosing = [place for place, chosen in zip(train.places, tenth.tolist(), strict=True) if chosen]
+        best = Best()
+
+        def after_epoch(model: Tuned) -> None:
+            made = predicted(model, modality, "train", choosing, self.cfg.stream, encoders.device)
+            best.offer(model, score(made * std + mean if quantity else made, train.targets[tenth]))
+
+        for schedule in self.cfg.schedules:
+            fine_tune(
+                encoders.modules, stream_of(modality, self.cfg.stream), train.width, modality,
+                [place for place, chosen in zip(train.places, tenth.tolist(), strict=True) if not chosen], targets,
+                outputs=1 if quantity else 1 + int(train.targets.max()), schedule=schedule, seed=seed,
+                device=encoders.device, after_epoch=after_epoch,
+            )  # fmt: skip
+        if best.model is None:  # every training diverged
+            self.warn("fine-tuning diverged: its figures are no numbers; lower lr")
+            return np.full((len(scored.places), 2), math.nan)
+        made = predicted(
+            best.model, modality, self.cfg.split, scored.places, self.cfg.stream, encoders.device
+        )
+        return made * std + mean if quantity else made
+
+
+class Best:
+    """The model that scored best so far; of equals the first."""
+
+    def __init__(self) -> None:
+        self.model: Tuned | None = None
+        self.score = -math.inf
+
+    def offer(self, model: Tuned, score: float) -> None:
+        """Keep a copy of a model that is better."""
+        if score > self.score:
+            self.model, self.score = copy.deepcopy(model), score
+
+
+def predicted(
+    model: Tuned, modality: Modality, split: str, places: list[int], stream: str, device: torch.device
+) -> np.ndarray:
+    """Return the scores [n, C] of samples of a split; NaN where the model has diverged."""
+
+    def scores(views: Views) -> Tensor:
+        return model(views).float()
+
+    try:
+        return (
+            featurized(scores, modality, split, places, device=device, stream=stream)
+            .features.double()
+            .numpy()
+        )
+    except NotFinite:
+        return np.full((len(places), model.head.out_features), math.nan)
+
+
+def score(made: np.ndarray, targets: Tensor) -> float:
+    """Return accuracy, or R2 of a quantity; below all others where predictions are not finite."""
+    if not np.isfinite(made).all():
+        return -math.inf
+    if targets.is_floating_point():
+        return r2(made[:, 0], targets.numpy())
+    return float((made.argmax(1) == targets.numpy()).mean())
+
+
+def r2(made: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of the variance that is explained; NaN where there is none."""
+    variance = ((truth - truth.mean()) ** 2).sum()
+    return float(1 - ((made - truth) ** 2).sum() / variance) if variance > 0 else math.nan
