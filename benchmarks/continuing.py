@@ -1,9 +1,9 @@
 """What continuing from a run costs on the data it came from: unguarded, with the drift guard, and with LoRA.
 
     OMP_NUM_THREADS=1 python -m benchmarks.continuing --source cifar10-train.parquet --target mnist-train.parquet
-        [--seeds 0 1 2] [--arms plain guard lora] [--steps 300] [--start-steps 1200]
+        [--seeds 0 1 2] [--arms plain guard lora] [--steps 300] [--start-steps 800]
 
-One start on the source (DINO, transformer 64 x 2), then for each seed and arm a run of `image/dinov2_continue`'s
+One start on the source (SimCLR, transformer 64 x 2), then for each seed and arm a run of `image/dinov2_continue`'s
 settings made small on the target. k-NN of the validation splits, a tenth of each that nobody trains on, before and
 after, by the same evaluator. Printed are gain on the target and loss on the source with
 95 % intervals over samples (each sample's mean over seeds, paired with the start), and, for guard and LoRA, their share
@@ -18,27 +18,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multissl.configs.image import continuing, dino
+from multissl.configs.image import cifar, continuing, dino
 from multissl.contract.estimate import Estimate
 from multissl.engine.checkpoint import Save
 from multissl.engine.judging import measurements
-from multissl.evaluators.collapse import Collapse
 from multissl.evaluators.drift import Drift
+from multissl.evaluators.knn import KNN
 from multissl.layers.lora import LoRA
 from multissl.recipe import Recipe
 from multissl.run.folder import RunFolder
 from multissl.run.train import train
 from multissl.statistics import mean_interval
 
-SIZES = {"size": 32, "local_size": 16, "patch": 4, "blur_kernel": 5}
-"""Of views, as the start reads them."""
-
 
 def start(source: str, steps: int) -> Recipe:
-    """Return the run that is continued."""
-    made = dino.default()
-    made.modality = dino.dinov2_cpu().modality.replace(data=source)
-    made.steps, made.evals, made.loggers = steps, {"collapse": Collapse.Config()}, {}
+    """Return the run that is continued: by SimCLR, which learns most in minutes."""
+    made = cifar.simclr_cifar()
+    made.modality, made.encoders = dino.dinov2_cpu().modality.replace(data=source), dino.default().encoders
+    made.batch_size, made.steps = 128, steps
+    made.evals, made.loggers = {"knn": KNN.Config()}, {}
     made.data.workers = 0
     return made
 
@@ -55,7 +53,7 @@ def continued(args: argparse.Namespace, arm: str, seed: int) -> Recipe:
     made.lr_by_stream = {"image": args.encoder_lr / args.lr}
     made.data.workers, made.save = 0, Save(every=args.steps)
     guard = Drift.Config(
-        every=args.every, reference=args.source, samples=2_000, bank=5_000, max_loss=args.max_loss,
+        every=args.every, reference=args.source, samples=1_000, bank=3_000, max_loss=args.max_loss,
         action="lower" if arm == "guard" else "say", factor=args.factor,
     )  # fmt: skip
     made.evals = {"drift": guard}
@@ -96,9 +94,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/continuing"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", "guard", "lora"])
-    parser.add_argument("--start-steps", type=int, default=1_200)
+    parser.add_argument("--start-steps", type=int, default=800)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--every", type=int, default=30, help="steps between two looks of the guard")
+    parser.add_argument("--every", type=int, default=25, help="steps between two looks of the guard")
     parser.add_argument("--lr", type=float, default=2e-3, help="of heads")
     parser.add_argument("--encoder-lr", type=float, default=5e-4)
     parser.add_argument(

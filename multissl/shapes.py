@@ -102,7 +102,7 @@ _SPLIT = fields(
 )
 DATA: Mapping[str, Shape] = {
     "entries": listed(
-        fields({"from_step": is_count, "splits": each(_SPLIT)}, ("from_step", "splits")),
+        fields({"from_step": is_count, "splits": each(_SPLIT), "start": is_hex}, ("from_step", "splits")),
     ),
 }
 CHECKPOINT: Mapping[str, Shape] = {

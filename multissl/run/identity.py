@@ -17,6 +17,7 @@ from torch import nn
 
 from multissl.contract.data import DataOf
 from multissl.contract.modality import Modality
+from multissl.parallel.sharding import full
 from multissl.run.folder import RunFolder
 from multissl.sources.identity import Keys, joined_keys, keys_of, mixed
 from multissl.sources.splits import SplitSamples
@@ -68,23 +69,31 @@ def identity_of(modality: Modality, *, with_validation: bool) -> Identity:
 
 
 def weights_digest(encoders: nn.Module) -> str:
-    """Return a digest of the weights of encoders, with their names."""
+    """Return a digest of the weights of encoders, with their names; called on every rank where they are sharded."""
     weights = hashlib.sha256()
     for name, tensor in sorted(encoders.state_dict().items()):
         weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        weights.update(
+            full(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return weights.hexdigest()
 
 
-def check_data(run: RunFolder, identity: Identity, *, step: int, accept: bool, plural: str) -> bool:
+def check_data(
+    run: RunFolder, identity: Identity, *, step: int, accept: bool, plural: str, start: str = ""
+) -> bool:
     """Compare the data with what a run was trained on up to `step`, and write down what it is from then on.
 
-    Returns whether the run goes on with other data than before, which `accept` allows. Raises a `DataChangedError`
-    that names the difference where it does not. A run that knows of no data yet takes what is there.
+    `start` is a digest of the weights that the run starts from, where it starts from some: they are compared, too.
+    Returns whether the run goes on with others than before, which `accept` allows. Raises a `DataChangedError` that
+    names the difference where it does not. A run that knows of no data yet takes what is there.
     """
     entries = [entry for entry in run.read_data() if entry["from_step"] <= step]
     before = entries[-1]["splits"] if entries else {}
     lines = identity.differences(before, plural) if step else []
+    started = entries[-1].get("start", "") if entries and step else ""
+    if start and started not in ("", start):
+        lines.append("the weights of --init are others than those that the run started from")
     if lines and not accept:
         raise DataChangedError(
             f"the data is not what {run.path} was trained on up to step {step}:\n  "
@@ -94,11 +103,12 @@ def check_data(run: RunFolder, identity: Identity, *, step: int, accept: bool, p
             "another --out, or --restart, begins anew"
         )
     now = {**(before if step else {}), **identity.summary()}
+    weights = {"start": start} if start else {}
     if not step:
-        run.write_data([{"from_step": 0, "splits": now}])
+        run.write_data([{"from_step": 0, "splits": now, **weights}])
     elif lines or now != before:
         # from the next step on: a start that ends before a checkpoint leaves the data of before in force
-        run.write_data([*entries, {"from_step": step + 1 if lines else step, "splits": now}])
+        run.write_data([*entries, {"from_step": step + 1 if lines else step, "splits": now, **weights}])
     return bool(lines)
 
 

@@ -27,7 +27,7 @@ from multissl.recipe import Recipe
 from multissl.run.copies import describe_copies
 from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
-from multissl.run.identity import DataChangedError, check_data, identity_of
+from multissl.run.identity import DataChangedError, check_data, identity_of, weights_digest
 from multissl.run.model import load, start_of
 from multissl.run.preparing import entered, has_finished, prepare
 from multissl.run.remarks import describe_mask_groups, describe_views
@@ -87,7 +87,7 @@ def train(
                 trainer.display.say(result.verdict)
                 return result
             trainer.display.say(describe(recipe, parts, device))
-            other_data = data_changed(run, parts, accept_data)
+            other_data = data_changed(run, parts, accept_data, starts_from_weights=bool(recipe.init))
             if extended := describe_extension(recipe, parts, run, before):
                 trainer.display.say(extended)
             with recorded(session_of(run, trainer, changed)):
@@ -106,14 +106,17 @@ def train(
     return result
 
 
-def data_changed(run: RunFolder, parts: Parts, accept: bool) -> bool:
-    """Return whether the run goes on with other data; raise a `DataChangedError` where that was not accepted."""
+def data_changed(run: RunFolder, parts: Parts, accept: bool, starts_from_weights: bool = False) -> bool:
+    """Return whether the run goes on with other data, or from other weights; raise a `DataChangedError` if refused."""
     problem, changed = "", False
+    start = weights_digest(parts.learner.encoders) if starts_from_weights else ""
     if is_main():
         identity = identity_of(parts.modality, with_validation=bool(parts.evaluators))
         step = checkpoint.newest_step(run.checkpoints)
         try:
-            changed = check_data(run, identity, step=step, accept=accept, plural=parts.modality.plural)
+            changed = check_data(
+                run, identity, step=step, accept=accept, plural=parts.modality.plural, start=start
+            )
         except DataChangedError as error:
             problem = str(error)
     problem, changed = broadcast_object((problem, changed))

@@ -170,6 +170,19 @@ def test_a_guarded_run_rests_first_then_drifts_and_compares_with_the_same_start_
     assert digest(run) == before
 
 
+def test_a_start_that_has_changed_is_noticed_when_the_run_goes_on(tmp_path: Path) -> None:
+    train(recipe().replace(steps=5), tmp_path / "start")
+    guarded = recipe(str(tmp_path / "start")).replace(steps=10)
+    train(guarded, tmp_path / "run")
+    train(recipe().replace(steps=10), tmp_path / "start")
+    longer = guarded.replace(steps=15)
+    with pytest.raises(
+        ValueError, match="the weights of --init are others than those that the run started from"
+    ):
+        train(longer, tmp_path / "run")
+    train(longer, tmp_path / "run", accept_data=True)
+
+
 def test_encoders_that_rest_at_random_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"frozen=5 keeps .* random weights: give --init PLACE .* --frozen 0"
