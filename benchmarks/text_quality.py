@@ -33,7 +33,9 @@ def words_recipe(data: Path, steps: int, seed: int) -> Any:
     from multissl.configs.text import whole_word
 
     made = whole_word()
-    made.modality = made.modality.replace(data=str(data), lower=True, vocab=12_000)
+    made.modality = made.modality.replace(
+        data=str(data), lower=True, vocab=12_000, length=64, local_length=24
+    )
     made.objective = made.objective.replace(mask_ratio=0.25)
     made.optim = made.optim.replace(lr=2e-3, warmup=200)
     return made.replace(steps=steps, batch_size=24, seed=seed, evals={})
@@ -44,7 +46,7 @@ def characters_recipe(data: Path, steps: int, seed: int) -> Any:
     from multissl.configs.text import causal
 
     made = causal()
-    made.modality = made.modality.replace(data=str(data), vocab=1024)
+    made.modality = made.modality.replace(data=str(data), vocab=1024, length=64, local_length=24)
     made.optim = made.optim.replace(lr=2e-3, warmup=100)
     return made.replace(steps=steps, batch_size=12, seed=seed, evals={})
 

@@ -33,13 +33,16 @@ class Parts:
     blueprint: Blueprint
 
 
-def build(recipe: Recipe, device: torch.device, start: Source | None = None) -> Parts:
+def build(
+    recipe: Recipe, device: torch.device, start: Source | None = None, modality: Modality | None = None
+) -> Parts:
     """Build and check the components; the learner lies on `device`, parallelized.
 
-    `start` holds the weights of `init` where they are those of a run's checkpoint.
+    `start` holds the weights of `init` where they are those of a run's checkpoint; `modality` is the recipe's where it
+    has been fitted already.
     """
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
-    modality = modality_of(recipe)
+    modality = modality or modality_of(recipe)
     encoders = encoders_of(recipe, modality)
     for encoder in encoders.values():
         encoder.load_pretrained()

@@ -146,7 +146,7 @@ def eat() -> Recipe:
         row_weight=1.0,
         teacher=Teacher.Config(ema=0.99, final_ema=0.9999, ema_shape="linear"),
     )
-    modality = _whole(frames=96, local_frames=48, mels=64, patch=(8, 8), mask="block")
+    modality = _whole(frames=0, local_frames=0, mels=64, patch=(8, 8), mask="block")
     made = _small(objective, modality, encoder)
     made.batch_size = 16
     return made
@@ -163,7 +163,7 @@ def audiomae() -> Recipe:
         dim=128, depth=4, heads=4, ffn_ratio=2.0, pooling="mean", init_std=0.0
     )
     objective = MAE.Config(mask_ratio=0.8, decoder=Decoder.Config(dim=64, depth=2, heads=4))
-    return _small(objective, _whole(frames=96, local_frames=48, mels=64, patch=(8, 8)), encoder)
+    return _small(objective, _whole(frames=0, local_frames=0, mels=64, patch=(8, 8)), encoder)
 
 
 def audiomae_speech() -> Recipe:
@@ -227,7 +227,7 @@ def byol_a_resnet50() -> Recipe:
     epoch = CLIPS // 256
     return Recipe(
         modality=_segments(
-            mixup=0.4, stretch=(0.6, 1.5), gain=0.0, noise=0.0, time_mask=0.0, frequency_mask=0.0
+            frames=96, local_frames=48, mixup=0.4, gain=0.0, noise=0.0, time_mask=0.0, frequency_mask=0.0
         ),
         encoders={"audio": ResNetEncoder.Config(depth=50)},
         objective=BYOL.Config(projector=head, predictor=head, teacher=teacher, reduction="sum"),
@@ -270,9 +270,9 @@ def dino_continue() -> Recipe:
 
 
 def _segments(**options: Any) -> Audio.Config:
-    """Segments of 0.96 s with 64 mel bins."""
+    """Segments with 64 mel bins, as long as suits the recordings: 0.96 s of the built-in ones."""
     given = {"gain": 12.0, "noise": 1.0, "stretch": (0.6, 1.5), "time_mask": 0.1, "frequency_mask": 0.3}
-    return Audio.Config(frames=96, local_frames=48, mels=64, **given | options)
+    return Audio.Config(**{"frames": 0, "local_frames": 0, "mels": 64, **given, **options})
 
 
 def _whole(**options: Any) -> Audio.Config:

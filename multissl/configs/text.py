@@ -61,7 +61,7 @@ def whole_word() -> Recipe:
 
     Command: multissl train text/whole_word --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
-    Measured: 6.2 nats per hidden word (untrained 10.8, neighbors 5.4), 12,000 ids, 8,000 steps of 24, 20 minutes.
+    Measured: 6.2 nats per hidden word (untrained 10.8, neighbors 5.4), rows of 64, 12,000 ids, 8,000 steps, 20 min.
     """
     made = _masked(MLM.Config(), mask="word")
     made.evals["words"] = MaskedWord.Config(every=200)
@@ -94,7 +94,7 @@ def causal() -> Recipe:
 
     Command: multissl train text/causal --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
-    Measured: 2.13 bits per character on tinyshakespeare (untrained 4.64), 1,024 ids, 2,400 steps of 12, 7.7 minutes.
+    Measured: 2.13 bits per character on tinyshakespeare (untrained 4.64), rows of 64, 1,024 ids, 2,400 steps, 7.7 min.
     """
     made = _small(NextToken.Config())
     made.encoders["text"] = made.encoders["text"].replace(causal=True)
@@ -115,7 +115,7 @@ def simcse() -> Recipe:
     made = _small(
         InfoNCE.Config(temperature=0.05, projector=projector), pack=False, same_window=True, drop_path=0.1
     )
-    made.modality.length = 32  # type: ignore[attr-defined]
+    made.modality = made.modality.replace(length=32, local_length=24)
     return made
 
 
@@ -124,7 +124,7 @@ def declutr() -> Recipe:
 
     Command: multissl train text/declutr --data articles.parquet
     Size: 600 steps of 64, transformer 128 x 3; minutes on two processor cores.
-    Measured: no gain on sst2 with 100 labels (52.4 %, +0.8 [-0.7, +2.3]) with `--steps 350`, 2.8 minutes.
+    Measured: no gain on sst2 with 100 labels (52.4 %, +0.8 [-0.7, +2.3]) views of 64, `--steps 350`, 2.8 minutes.
     """
     projector = MLPHead.Config(hidden=128, out=128, layers=2)
     return _small(InfoNCE.Config(temperature=0.05, projector=projector), pack=False, crop=(0.3, 0.7))
@@ -194,7 +194,7 @@ def _masked(objective: Objective.Config, **options: object) -> Recipe:
 
 def _small(objective: Objective.Config, drop_path: float = 0.0, **options: object) -> Recipe:
     return Recipe(
-        modality=Text.Config(**{"length": 64, "local_length": 24, **options}),  # type: ignore[arg-type]
+        modality=Text.Config(**{"length": 0, "local_length": 0, **options}),  # type: ignore[arg-type]
         encoders={
             "text": TransformerEncoder.Config(
                 dim=128, depth=3, heads=4, ffn_ratio=2.0, pooling="mean", init_std=0.0, drop_path=drop_path

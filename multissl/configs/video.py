@@ -208,17 +208,17 @@ def _plain() -> dict[str, Any]:
 
 
 def _small(objective: Objective.Config, color: bool = True) -> Recipe:
-    """Clips of 8 frames at 32 x 32, tokens of 2 frames and 8 x 8 pixels: 64 a clip."""
+    """Clips of 8 frames, as large as suits the videos; the built-in ones have 32 x 32 pixels, in 64 tokens."""
     # Colors and places would tell a video from others without a look at its motion, so views change them at will.
     return Recipe(
         modality=Video.Config(
             frames=8,
-            size=32,
+            size=0,
             local_frames=4,
-            local_size=16,
-            patch=8,
+            local_size=0,
+            patch=0,
             tubelet=2,
-            stride=1,
+            stride=0,
             clips="apart",
             global_scale=(0.5, 1.0),
             local_scale=(0.25, 0.5),

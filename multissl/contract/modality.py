@@ -54,20 +54,58 @@ class Modality(Component, ABC):
     """What a clean view shows of a sample, in units of `extent`: the option that says it, and units of one of these."""
     plural: ClassVar[str] = "samples"
     """What its samples are called in a sentence: images, rows."""
+    sizing: str = ""
+    """What there is to say of the sizes that `fit` took from the training data, "" where the options, or data that is
+    built in, say all."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
         """Options of a modality."""
 
         owner: ClassVar[type[Modality]]
+        sizes: ClassVar[tuple[str, ...]] = ()
+        """Options that are 0 where the training data is to say them."""
 
         def build(self) -> Modality:
             """Return the modality, before it has read anything."""
             return super(Modality.Config, self).build()
 
+        def open_sizes(self) -> list[str]:
+            """Return the options that are left to the training data, which `fit` fills in."""
+            return [name for name in self.sizes if not getattr(self, name)]
+
+        def with_sizes(self, saved: Mapping[str, Any]) -> Self:
+            """Return the options with those that are left to the data as a recipe's file has them."""
+            return self.replace(**{name: saved[name] for name in self.open_sizes() if name in saved})
+
     def __init__(self, cfg: Any) -> None:
         """Build it from its options; reads no file."""
         self.cfg = cfg
+
+    def sizes_of(self, payloads: Sequence[Any] | None) -> tuple[dict[str, Any], str]:
+        """Return values for `cfg.open_sizes()` that suit the training data, and a line that says both.
+
+        Asked once, by `choose_sizes`, and only where there are such options.
+        """
+        raise NotImplementedError
+
+    def choose_sizes(self, payloads: Sequence[Any] | None = None, *, said: bool = True) -> None:
+        """Fill in the sizes that the options leave to the training data; from here on `cfg` says them.
+
+        A part of `fit`. `said`: whether there is a line to say; of data that is built in there is none.
+        """
+        if self.cfg.open_sizes():
+            sizes, line = self.sizes_of(payloads)
+            self.cfg, self.sizing = self.cfg.replace(**sizes), line if said or payloads is not None else ""
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes in use, as a part of the state."""
+        return {"sizes": {name: getattr(self.cfg, name) for name in self.cfg.sizes}}
+
+    def restore_sizes(self, state: Mapping[str, Any]) -> None:
+        """Take back the sizes of a state, where the options leave some open."""
+        if self.cfg.open_sizes():
+            self.cfg = self.cfg.with_sizes(state.get("sizes", {}))
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
         """Measure on the training data what the options leave open, once; returns the modality.

@@ -28,7 +28,10 @@ def recipe_of(part: str, examination: Examination) -> tuple[str, str]:
             return "image/simclr_cifar", f"pictures of {side:g} pixels are small"
         if count >= MANY:
             return "image/dinov2_small_data", f"{count:,} pictures of usual size; it wants a GPU"
-        return "image/dinov2_cpu", f"{count:,} pictures are few, and it runs on a processor"
+        return (
+            "image/dinov2_cpu",
+            f"{count:,} pictures are few; on a processor, --modality.size 32 takes half an hour",
+        )
     if part == "audio" and "seconds" in extents:
         if extents["seconds"] <= SHORT:
             return "audio/words", f"recordings of {extents['seconds']:.2g} s are words or calls"

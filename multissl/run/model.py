@@ -246,4 +246,5 @@ def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
     recipe = fitted(recipe, start)
     parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device), start)
     encoders = parts.learner.encoders.eval().requires_grad_(False)
+    recipe = recipe.replace(modality=parts.modality.cfg)  # with the sizes that the data chose
     return Model(recipe, parts.modality, encoders, torch.device(device))

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from multissl import trust
+from multissl.build import modality_of
 from multissl.code_files import read_copies
 from multissl.config import difference, named_code, to_dict
+from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.engine.display import Display
 from multissl.files import Damaged, make_folder
@@ -67,6 +69,34 @@ def refusal(run: RunFolder, error: OSError) -> Exception:
     return ValueError(f"--out {run.path}: cannot be written ({error.strerror}); give another --out")
 
 
+def with_sizes(recipe: Recipe, run: RunFolder) -> tuple[Recipe, Modality | None]:
+    """Return the recipe with the sizes that it leaves to the data, and the fitted modality where that was asked.
+
+    A run that goes on has its sizes in its recipe: its data may have grown since.
+    """
+    if not recipe.modality.open_sizes():
+        return recipe, None
+    saved, problem = {}, None
+    if is_main():
+        try:
+            saved = run.read_options().get("modality", {}) if goes_on(run) else {}
+        except (OSError, ValueError) as error:
+            problem = error
+    saved, problem = broadcast_object((saved, problem))
+    if problem:
+        raise problem
+    recipe = recipe.replace(modality=recipe.modality.with_sizes(saved))
+    if not recipe.modality.open_sizes():
+        return recipe, None
+    modality = modality_of(recipe)
+    return recipe.replace(modality=modality.cfg), modality
+
+
+def goes_on(run: RunFolder) -> bool:
+    """Return whether a folder holds a run that has a checkpoint, or has finished."""
+    return run.recipe.is_file() and bool(checkpoint.find(run.checkpoints) or recorded_finish(run))
+
+
 def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> dict[str, Any]:
     """Write the recipe of a new run, or compare with the one there; return the options that change, by name.
 
@@ -79,8 +109,7 @@ def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> dict[st
     if is_main():
         try:
             finish = recorded_finish(run)
-            going_on = run.recipe.is_file() and bool(finish or checkpoint.find(run.checkpoints))
-            if going_on:
+            if goes_on(run):
                 old = saved_options(run)
                 compare(old, options, run.path)
                 changed = changes(run.read_recipe(), options)

@@ -48,7 +48,9 @@ def _mask_groups(config: Config, path: str) -> Iterator[tuple[str, int]]:
 
 
 def describe_views(modality: Modality) -> str:
-    """Return a line of what views show where it is less than half of what samples hold, by their medians, or ""."""
+    """Return a line of the sizes that the data chose, or of what views show where it is less than half, or ""."""
+    if modality.sizing:
+        return modality.sizing
     shown = modality.shown()
     held = _medians(modality) if shown else {}
     known = {unit: (amount, held[unit], option) for unit, (amount, option) in shown.items() if held.get(unit)}

@@ -60,10 +60,16 @@ def content_kind(path: str) -> str:
 
 def describe_left_out(accepted: int, left_out: Mapping[str, int], unit: str) -> str:
     """Return the sentence that says how much was accepted, and what was left out with the reason or the way out."""
+    total = accepted + sum(left_out.values())
+    return f"took {accepted:,} of {total:,} {unit}; left out: {', '.join(counted(left_out))}"
+
+
+def counted(left_out: Mapping[str, int]) -> list[str]:
+    """Return reasons with their counts and what to install, the most frequent first; the last says how many more."""
     reasons = []
     for reason, count in Counter(left_out).most_common(MENTIONED):
         advice = f" (pip install {PACKAGES[reason]})" if reason in PACKAGES else ""
         reasons.append(f"{reason} {count:,}{advice}")
-    more = f" and {len(left_out) - MENTIONED} more" if len(left_out) > MENTIONED else ""
-    total = accepted + sum(left_out.values())
-    return f"took {accepted:,} of {total:,} {unit}; left out: {', '.join(reasons)}{more}"
+    if len(left_out) > MENTIONED:
+        reasons[-1] += f" and {len(left_out) - MENTIONED} more"
+    return reasons

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from multissl.configs.shared.common import watched
+from multissl.configs.shared.common import FITTING, watched
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
@@ -32,16 +32,13 @@ def default() -> Recipe:
     head = PrototypeHead.Config(prototypes=256, bottleneck=32, hidden=128, init_std=0.0)
     return Recipe(
         modality=Image.Config(
-            size=32,
-            local_size=16,
-            patch=4,
+            **FITTING,
             global_scale=(0.4, 1.0),
             local_scale=(0.2, 0.6),
             saturation=0.5,
             hue=0.5,
             grayscale=0.5,
             blur="half",
-            blur_kernel=5,
         ),
         encoders={
             "image": TransformerEncoder.Config(
@@ -70,7 +67,7 @@ def default() -> Recipe:
 
 
 def dinov2_cpu() -> Recipe:
-    """DINOv2's objective for small real pictures on a processor.
+    """DINOv2's objective for a few thousand real pictures on a processor; quick where these are small.
 
     Command: multissl train image/dinov2_cpu --data cifar10-train.parquet
     Size: 5,000 steps of 64, transformer 96 x 3; half an hour on two processor cores.
@@ -80,15 +77,7 @@ def dinov2_cpu() -> Recipe:
     head = PrototypeHead.Config(prototypes=512, bottleneck=32, hidden=192, init_std=0.0)
     # Color tells classes apart in photographs, so it changes less than in the demo.
     made.modality = Image.Config(
-        size=32,
-        local_size=16,
-        patch=4,
-        global_scale=(0.3, 1.0),
-        local_scale=(0.15, 0.5),
-        saturation=0.4,
-        blur="half",
-        blur_kernel=5,
-        solarize=0.1,
+        **FITTING, global_scale=(0.3, 1.0), local_scale=(0.15, 0.5), saturation=0.4, blur="half", solarize=0.1
     )
     made.encoders["image"] = TransformerEncoder.Config(
         dim=96, depth=3, heads=3, ffn_ratio=2.0, conv_stem=True, layerscale=1.0, init_std=0.0
@@ -264,11 +253,11 @@ def dinov2_small_data() -> Recipe:
     Size: 20,000 steps of 256, ViT-S; one GPU.
     Measured: unmeasured
 
-    For larger pictures: --modality.size 224 --modality.local_size 96 --modality.patch 16
+    Views of 224 pixels, local ones of 98 and tokens of 14, or less where the pictures are smaller.
     """
     head = PrototypeHead.Config(prototypes=4096, bottleneck=256, hidden=2048)
     return Recipe(
-        modality=Image.Config(size=32, local_size=16, patch=4, blur="half", blur_kernel=3),
+        modality=Image.Config(**FITTING, blur="half"),
         encoders={"image": vit("s", layerscale=1e-1, drop_path=0.05)},
         objective=DINO.Config(
             num_local=4,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from multissl.contract.evaluator import Evaluator
@@ -11,6 +13,9 @@ from multissl.evaluators.linear_probe import LinearProbe
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.objectives.dino import DINO
+
+FITTING: Mapping[str, Any] = MappingProxyType({"size": 0, "local_size": 0, "patch": 0, "blur_kernel": 0})
+"""Options of pictures whose sizes are taken from the training data; of 32 pixels: 32, 16, 4 and 5."""
 
 
 def watched(every: int, min_std: float = 0.1) -> dict[str, Evaluator.Config]:

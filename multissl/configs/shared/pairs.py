@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multissl.configs.shared.common import FITTING
 from multissl.contract.encoder import Encoder
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
@@ -44,8 +45,8 @@ def shared_space() -> MLPHead.Config:
 
 
 def picture() -> Image.Config:
-    """Return pictures of 32 pixels."""
-    return Image.Config(size=32, local_size=16, patch=4, global_scale=(0.5, 1.0))
+    """Return pictures in views of their own size, up to 224 pixels; the built-in ones have 32."""
+    return Image.Config(**FITTING, global_scale=(0.5, 1.0))
 
 
 def sound() -> Audio.Config:
@@ -59,8 +60,8 @@ def film() -> Video.Config:
 
 
 def words() -> Text.Config:
-    """Return captions of at most 16 tokens."""
-    return Text.Config(length=16, local_length=8, pack=False, vocab=400)
+    """Return captions in views that hold nine of ten of them; of the built-in ones 16 tokens."""
+    return Text.Config(length=0, local_length=0, pack=False, vocab=400)
 
 
 def paired(

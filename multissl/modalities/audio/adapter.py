@@ -30,10 +30,13 @@ from multissl.contract.learning import Figure
 from multissl.contract.modality import Need
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan, tokens_along
 from multissl.modalities.audio import spectrogram as ops
+from multissl.modalities.audio.channels import check_channel
+from multissl.modalities.audio.demo import demo_split
 from multissl.modalities.audio.figures import drawn, mel_floor, sound_panel, statistics_floor
 from multissl.modalities.audio.files import FILMS, SUFFIXES, Clip, measure, relabeled
 from multissl.modalities.audio.preparation import WavePreparation, preparation_of
 from multissl.modalities.audio.resampling import FASTEST, SLOWEST
+from multissl.modalities.audio.sizes import check_sizes, sizes_for
 from multissl.modalities.audio.views import centers, draw_changes, silence, spectrograms
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.bands import Band
@@ -46,7 +49,8 @@ from multissl.sources.splits import SplitSamples
 
 LIMITS = {
     "rate": (SLOWEST, FASTEST),
-    **dict.fromkeys(("mels", "frames", "local_frames", "mask_group", "spans"), (1, math.inf)),
+    **dict.fromkeys(("mels", "mask_group", "spans"), (1, math.inf)),
+    **dict.fromkeys(("frames", "local_frames"), (0, math.inf)),
     **dict.fromkeys(("noise", "roll", "time_mask", "frequency_mask"), (0, 1)),
     "mixup": (0, 0.9),
     **dict.fromkeys(("gain", "equalize"), (0, 60)),
@@ -64,6 +68,7 @@ class Audio(HasRecordings):
         """Options of sounds."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"equalise": "equalize", "centre": "center"})
+        sizes: ClassVar[tuple[str, ...]] = ("frames", "local_frames")
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet or .tar (a pattern names several); empty: the built-in demo of
@@ -77,12 +82,15 @@ class Audio(HasRecordings):
         """The group that is the validation split, all others being trained on."""
         rate: int = 16_000
         """Samples per second, 100 to 10,000,000; files of other rates are resampled."""
+        channel: str = "mean"
+        """What is heard of several channels: mean of all, left, right, first, or a number from 0 on."""
         mels: int = 128
         """Mel bands of a spectrogram."""
         frames: int = 1024
-        """Length of clean and global views in frames of 10 ms."""
+        """Length of clean and global views in frames of 10 ms; 0: three fifths of the usual training recording, up to
+        10.24 s."""
         local_frames: int = 256
-        """Frames of local views."""
+        """Frames of local views; 0: half of `frames`."""
         patch: tuple[int, int] = (16, 16)
         """Frames and mel bins of a token: 16 16 for events, 2 128 (the full band) for speech."""
         stride: tuple[int, int] = (0, 0)
@@ -141,22 +149,8 @@ class Audio(HasRecordings):
                 low, high = getattr(self, name)
                 if not (low <= high <= top and (name == "snr" or low > 0)):
                     raise ValueError(f"modality.{name}={low, high}: want low <= high, at most {top:g}")
-            for name, axis in (("frames", 0), ("local_frames", 0), ("mels", 1)):
-                size, patch, stride = getattr(self, name), self.patch[axis], self.stride[axis]
-                if not 0 <= stride <= patch or (stride > 0) != (max(self.stride) > 0):
-                    raise ValueError(
-                        f"modality.stride={self.stride}: want 0 0, or 1 or more of both up to patch={self.patch}"
-                    )
-                if patch < 1 or size < patch or (size % patch and not stride):
-                    near = max(size // max(patch, 1), 1) * max(patch, 1)
-                    raise ValueError(
-                        f"modality.{name}={size}: want a multiple of patch={self.patch}, such as {near}"
-                    )
-            if self.mask in ("block", "frequency", "time_frequency") and self.grid(self.frames)[1] < 2:
-                raise ValueError(
-                    f"modality.mask={self.mask}: tokens of the full band, patch={self.patch}, have no frequency to"
-                    " hide; set modality.mask=time or random"
-                )
+            check_channel(self.channel)
+            check_sizes(self)
             if self.warp and self.stretch != (1.0, 1.0):
                 raise ValueError(
                     f"modality.warp={self.warp} and modality.stretch={self.stretch} both resize: set one, the other"
@@ -192,6 +186,8 @@ class Audio(HasRecordings):
 
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of time and frequency."""
+        if self.cfg.open_sizes():
+            raise self.not_fitted()
         cfg, (t, f) = self.cfg, self.cfg.grid(self.cfg.frames)
         spec = StreamSpec(
             kind="grid", shape=(1, cfg.frames, cfg.mels), patch=cfg.patch, num_tokens=t * f,
@@ -208,7 +204,7 @@ class Audio(HasRecordings):
             self._sources[split] = (
                 open_source(cfg.data, split, SUFFIXES, "audio", relabel=known, table=cfg.table_options())
                 if cfg.data
-                else _demo(split)
+                else demo_split(split)
             )
         return self._sources[split]
 
@@ -218,14 +214,14 @@ class Audio(HasRecordings):
 
     def extent(self, sample: Sample) -> dict[str, float]:
         """Return the seconds of a recording and the rate of its file, in samples per second."""
-        clip = Clip(sample, self.cfg.rate)
+        clip = Clip(sample, self.cfg.rate, channel=self.cfg.channel)
         clip.cut(max(clip.length - self.cfg.rate, 0), self.cfg.rate)  # the end of one that was not read whole
         return {"seconds": clip.length / self.cfg.rate, "samples per second": clip.native}
 
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """Decode and cut: sound [V*B, S] by role, how much of it is real, masks, and who the samples are."""
         plan, cfg = plans["audio"], self.cfg
-        clips = [Clip(sample, cfg.rate, cfg.trim) for sample in samples]
+        clips = [self._clip(sample) for sample in samples]
         raw: Raw = {}
         for role, views in roles(plan):
             places = rng.fork(role).rand(views).tolist()  # [B][V]
@@ -247,6 +243,9 @@ class Audio(HasRecordings):
             self._hide(raw, plan, rng.fork("masks"))
         return {"audio": raw | ids_of(samples)}
 
+    def _clip(self, sample: Sample) -> Clip:
+        return Clip(sample, self.cfg.rate, self.cfg.trim, self.cfg.channel)
+
     def _cut(self, clip: Clip, length: int, place: float) -> tuple[Tensor, int, tuple[float, float]]:
         """A segment [S] without its mean, its real samples, and where in the recording it starts and how long it is."""
         room = clip.length - length
@@ -265,7 +264,7 @@ class Audio(HasRecordings):
         for which, place in draws:
             try:
                 sample = data[int(which * len(data))]  # type: ignore[arg-type]
-                found.append(self._cut(Clip(sample, self.cfg.rate, self.cfg.trim), length, place)[0])
+                found.append(self._cut(self._clip(sample), length, place)[0])
             except Unreadable:  # the loader counts it when it is that recording's own turn
                 found.append(torch.zeros(length))
         return torch.stack(found)
@@ -333,26 +332,30 @@ class Audio(HasRecordings):
         return self._statistics
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
-        """Measure mean and deviation of the training recordings, where they are not given."""
+        """Take lengths, mean and deviation, where they are not given, from the training recordings."""
+        self.choose_sizes(payloads, said=bool(self.cfg.data))
+        cfg = self.cfg
         if self._statistics is None:
             data = self.dataset("train") if payloads is None else Payloads(payloads)
-            self._statistics = self._measured(data)
+            self._statistics = measure(data, cfg.rate, cfg.mels, cfg.trim, cfg.dynamics, cfg.channel)
         return self
+
+    def sizes_of(self, payloads: Sequence[Any] | None) -> tuple[dict[str, Any], str]:
+        """Return the lengths that suit up to 64 training recordings, by their headers."""
+        data = self.dataset("train") if payloads is None else Payloads(payloads)
+        return sizes_for(data, self.cfg)
 
     @property
     def mixing_option(self) -> str:
         """`mixup`, where it is on."""
         return "mixup" if self.cfg.mixup else ""
 
-    def _measured(self, data: Samples) -> tuple[float, float]:
-        return measure(data, self.cfg.rate, self.cfg.mels, self.cfg.trim, self.cfg.dynamics)
-
     def parts(self, sample: Sample) -> tuple[Sample, Sample]:
         """The first and the second half of a recording as recordings of their own, at the modality's rate.
 
         Raises `Unreadable` where a half is silent or shorter than a frame.
         """
-        clip = Clip(sample, self.cfg.rate)
+        clip = Clip(sample, self.cfg.rate, channel=self.cfg.channel)
         half = clip.length // 2
         halves = [replace(sample, data=clip.cut(start, half).numpy()) for start in (0, clip.length - half)]
         for part in halves:
@@ -382,18 +385,14 @@ class Audio(HasRecordings):
     def state(self) -> dict[str, Any]:
         """The statistics in use."""
         mean, std = self.statistics()
-        return {"mean": mean, "std": std, "pad": (silence(self.cfg.dynamics) - mean) / (2 * std)}
+        return {
+            "mean": mean,
+            "std": std,
+            "pad": (silence(self.cfg.dynamics) - mean) / (2 * std),
+            **self.sizes(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Normalize as in training."""
+        """Normalize, and cut, as in training."""
+        self.restore_sizes(state)
         self._statistics = (state["mean"], state["std"])
-
-
-@functools.cache
-def _demo(split: str) -> SplitSamples:
-    from multissl.modalities.audio.demo import CLASSES, Sounds
-
-    data = Sounds("train" if split == "all" else split)
-    rows = np.arange(len(data))
-    labels, no_groups = rows % len(CLASSES), np.full(len(rows), -1)
-    return SplitSamples(data=data, labels=labels, groups=no_groups, classes=list(CLASSES), rows=rows)

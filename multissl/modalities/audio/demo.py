@@ -11,11 +11,14 @@ Shapes: 1.6 s at 16 kHz, int16 [S].  State: none.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from multissl.sources.splits import SplitSamples
 
 RATE, SAMPLES = 16_000, 25_600
 TURN, BITS = 1 << 24, 12  # phases in 2^-24 turns; sines from a table of 2^12 values
@@ -85,3 +88,12 @@ class Sounds(Sequence[np.ndarray]):
 
     def __getitem__(self, row: Any) -> Any:
         return sound(self.split, int(row))[0]
+
+
+@functools.cache
+def demo_split(split: str) -> SplitSamples:
+    """Return the samples of "train", "val" or "test"; "all" is "train"."""
+    data = Sounds("train" if split == "all" else split)
+    rows = np.arange(len(data))
+    labels, no_groups = rows % len(CLASSES), np.full(len(rows), -1)
+    return SplitSamples(data=data, labels=labels, groups=no_groups, classes=list(CLASSES), rows=rows)

@@ -2,7 +2,7 @@
 
 Every format of libsndfile is read (wav of any width, flac, ogg, mp3, ...), by seeking, so that a view of an hour's
 recording costs no more than one of a short clip; others (m4a, aac, wma) by PyAV where it is installed. Channels are
-averaged; amplitudes stay in [-1, 1].
+averaged, or one is heard; amplitudes stay in [-1, 1].
 Shapes: S samples at the wanted rate.  State: none.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from multissl import registry
 from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.limits import SOUND_VALUES
+from multissl.modalities.audio.channels import channel_of
 from multissl.modalities.audio.resampling import check_rate, resample
 from multissl.modalities.audio.soundtrack import Track, is_film
 from multissl.modalities.audio.spectrogram import fbank, num_frames, relative, window_of
@@ -52,11 +53,12 @@ class Clip:
     """One recording: its length at the wanted rate, and any stretch of it.
 
     Up to a minute is decoded at once, and then trimmed: what is softer than `trim` decibels below the loudest frame is
-    cut off both ends; 0 for none.
+    cut off both ends; 0 for none. `channel` is the one that is heard, or mean, see `channels`.
     """
 
-    def __init__(self, sample: Sample, rate: int, trim: float = 0.0) -> None:
+    def __init__(self, sample: Sample, rate: int, trim: float = 0.0, channel: str = "mean") -> None:
         self.index, self.rate, self.name = sample.index, rate, name_of(sample.data, sample.index)
+        self.channel: int | None = None
         self._array: Tensor | None = None
         data = sample.data
         if isinstance(data, np.ndarray | Tensor):
@@ -66,8 +68,10 @@ class Clip:
                 raise Unreadable(self.index, f"{self.name}: {shape}: want int16 or float32 [S]")
             self.native, self.length = rate, len(self._array)
         else:
-            self._file = self._guarded(_open, data)
+            self._file = self._guarded(_open, data, channel)
             self.native = self._file.samplerate
+            if not isinstance(self._file, Track):
+                self.channel = self._guarded(channel_of, channel, self._file.channels)
             self._guarded(check_rate, self.native)
             self.length = self._file.frames * rate // self.native
         if self.length <= WHOLE * rate:
@@ -106,7 +110,8 @@ class Clip:
         SOUND_VALUES.check(
             min(want, self._file.frames) * self._file.channels, f"{want:,} samples at once are"
         )
-        wave = torch.from_numpy(self._file.read(want, dtype="float32", always_2d=True)).mean(1)  # [S']
+        sound = torch.from_numpy(self._file.read(want, dtype="float32", always_2d=True))  # [S', C]
+        wave = sound.mean(1) if self.channel is None else sound[:, self.channel].contiguous()
         return resample(wave, self.native, self.rate)[:count] if len(wave) else wave
 
     def _guarded(self, call: Any, *arguments: Any) -> Any:
@@ -114,7 +119,18 @@ class Clip:
             return call(*arguments)
 
 
-def _open(data: Any) -> Any:
+def seconds_of(sample: Sample, rate: int) -> float:
+    """Return how long a recording is by the header of its file, or by an array at `rate`."""
+    name = name_of(sample.data, sample.index)
+    with unreadable_errors(sample.index, name):
+        if isinstance(sample.data, np.ndarray | Tensor):
+            return len(sample.data) / rate
+        file = _open(sample.data)
+        check_rate(file.samplerate)
+        return file.frames / file.samplerate
+
+
+def _open(data: Any, channel: str = "mean") -> Any:
     if data is None:
         raise ValueError("the cell is empty")
     if isinstance(data, str | Path) and not check_regular(data):
@@ -123,18 +139,18 @@ def _open(data: Any) -> Any:
     if isinstance(data, Slice):
         data = data.read()
     if name.lower().endswith(FILMS + FFMPEG) or (isinstance(data, bytes | bytearray) and is_film(data)):
-        return Track(bytes(data) if isinstance(data, bytearray) else data)
+        return Track(bytes(data) if isinstance(data, bytearray) else data, channel)
     soundfile = registry.require("soundfile")
     try:
         return soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes | bytearray) else str(data))
     except soundfile.LibsndfileError as error:
-        return _by_ffmpeg(data, error)
+        return _by_ffmpeg(data, error, channel)
 
 
-def _by_ffmpeg(data: Any, refused: Exception) -> Track:
+def _by_ffmpeg(data: Any, refused: Exception, channel: str) -> Track:
     """Return the sound of a file by PyAV, whose name may say something else than it holds; raise the first error."""
     try:
-        return Track(bytes(data) if isinstance(data, bytearray) else data)
+        return Track(bytes(data) if isinstance(data, bytearray) else data, channel)
     except Exception:  # PyAV is not installed, or cannot read it either
         raise refused from None
 
@@ -175,18 +191,18 @@ def _matches(names: Sequence[str], pattern: str, option: str) -> list[str]:
 
 
 def measure(
-    data: Samples, rate: int, mels: int, trim: float = 0.0, dynamics: float = 0.0
+    data: Samples, rate: int, mels: int, trim: float = 0.0, dynamics: float = 0.0, channel: str = "mean"
 ) -> tuple[float, float]:
     """Return the mean and deviation of the log-mel values of up to 500 evenly spaced sounds that can be read.
 
-    `trim` and `dynamics` are the decibels by which views are trimmed and limited, 0 for neither.
+    `trim` and `dynamics` are the decibels by which views are trimmed and limited, 0 for neither; `channel` is heard.
     """
     count, reason = len(data), ""
     sums = []
     for i in followed(range(min(count, MEASURED)), "mean and deviation of sounds", min(count, MEASURED)):
         sample = data[i * count // min(count, MEASURED)]
         try:
-            wave = Clip(sample, rate, trim).cut(0, SECONDS * rate)
+            wave = Clip(sample, rate, trim, channel).cut(0, SECONDS * rate)
         except Unreadable as bad:
             reason = reason or bad.reason
             continue

@@ -17,6 +17,7 @@ import numpy as np
 
 from multissl import registry
 from multissl.limits import SOUND_VALUES
+from multissl.modalities.audio.channels import channel_of
 from multissl.modalities.audio.resampling import check_rate
 from multissl.modalities.video.clock import PAUSE, read_clock
 
@@ -28,10 +29,10 @@ def is_film(data: bytes | bytearray) -> bool:
 
 
 class Track:
-    """The sound of a video, decoded whole, channels averaged; read like a `soundfile.SoundFile`."""
+    """The sound of a video, decoded whole, of one channel or their mean; read like a `soundfile.SoundFile`."""
 
-    def __init__(self, data: Any) -> None:
-        """`data`: the path or the bytes of a file. Raises a ValueError where it holds no sound."""
+    def __init__(self, data: Any, channel: str = "mean") -> None:
+        """`data`: the path or the bytes of a file. Raises a ValueError where it holds no sound, or no such channel."""
         av = registry.require("av")
 
         def opened() -> Any:
@@ -54,7 +55,7 @@ class Track:
             raise ValueError("its sound cannot be decoded")
         if length is not None:
             SOUND_VALUES.check(round(length * self.samplerate), "its pictures last")
-        waves = [(a if planar else a.reshape(-1, n).T).mean(0) for _, a, planar, n in parts]
+        waves = [_heard(a if planar else a.reshape(-1, n).T, channel) for _, a, planar, n in parts]
         counted = begin is None and length is not None
         begin = next((t for t, *_ in parts if t is not None), 0.0) if begin is None else begin
         offsets = [None if counted or t is None else t - begin for t, *_ in parts]
@@ -76,6 +77,12 @@ class Track:
         found = self.wave[self._at : self._at + count]
         self._at += len(found)
         return found[:, None]
+
+
+def _heard(sound: np.ndarray, channel: str) -> np.ndarray:
+    """Return the channel of sound [C, S] that is heard, or the mean of all: [S]."""
+    place = channel_of(channel, len(sound))
+    return sound.mean(0) if place is None else sound[place]
 
 
 def _pictures(container: Any) -> tuple[float | None, float | None]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unreadable, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Need
-from multissl.contract.plans import Plans, StreamSpec, ViewPlan
+from multissl.contract.plans import Plans, StreamSpec
 from multissl.devices import constant
 from multissl.modalities.image import ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
@@ -36,6 +36,7 @@ from multissl.modalities.image.crops import (
     patchify,
     resize,
     share_of,
+    size_of_plan,
     token_centers,
 )
 from multissl.modalities.image.draws import draw_blur, draw_changes
@@ -43,6 +44,7 @@ from multissl.modalities.image.figures import colors, crop_panel, to_bytes
 from multissl.modalities.image.files import SUFFIXES, channel_statistics, load, measure_range, say_once
 from multissl.modalities.image.pixel_labels import PixelLabelConfig, PixelLabels
 from multissl.modalities.image.preparation import PixelPreparation, preparation_of
+from multissl.modalities.image.sizes import check_sizes, sizes_for
 from multissl.modalities.image.values import Reading
 from multissl.modalities.masks import draw_masks
 from multissl.modalities.masks.rows import Kind
@@ -60,7 +62,8 @@ BLUR = {
     "none": (0.0, 0.0, 0.0),
 }
 LIMITS = {
-    **dict.fromkeys(("patch", "channels", "mask_group", "mask_smallest", "clean_zoom"), (1, math.inf)),
+    **dict.fromkeys(("channels", "mask_group", "mask_smallest", "clean_zoom"), (1, math.inf)),
+    **dict.fromkeys(("patch", "blur_kernel"), (0, math.inf)),
     **dict.fromkeys(("flip", "jitter", "grayscale", "solarize", "background"), (0, 1)),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, math.inf)),
     "hue": (0, 0.5),
@@ -75,16 +78,18 @@ class Image(PixelLabels):
         """Options of images."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
+        sizes: ClassVar[tuple[str, ...]] = ("size", "local_size", "patch", "blur_kernel")
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`
         or `hf:NAME`; empty: the built-in demo of ten motifs."""
         size: int | tuple[int, int] = 224
-        """Side of clean and global views in pixels, or their height and width; multiples of patch."""
+        """Side of clean and global views in pixels, or their height and width; multiples of patch. 0: the short side of
+        the usual training picture, up to 224."""
         local_size: int | tuple[int, int] = 96
-        """Side of local views in pixels, or their height and width; multiples of patch."""
+        """Side of local views in pixels, or their height and width; multiples of patch. 0: three sevenths of size."""
         patch: int = 16
-        """Side of a token, in pixels."""
+        """Side of a token, in pixels; 0: 14, or less where that is not a seventh of size."""
         channels: int = 3
         """Channels of a picture: 3 for color, 1 for gray, or as many as the files have."""
         range: tuple[float, ...] = ()
@@ -116,7 +121,7 @@ class Image(PixelLabels):
         """Probabilities for view 1, view 2 and local views. official: 0, 0.9, 0.5, as the released models were
         trained; paper: 1, 0.1, 0.5; half: 0.5 for all."""
         blur_kernel: int = 9
-        """Side of the blur's kernel, in pixels; an odd number."""
+        """Side of the blur's kernel, in pixels; an odd number. 0: 9, or less in views below 64 pixels."""
         solarize: float = 0.2
         """On the second global view only."""
         mask: Kind = "block"
@@ -151,29 +156,12 @@ class Image(PixelLabels):
                 low, high = getattr(self, name)
                 if not 0 < low <= high <= top:
                     raise ValueError(f"modality.{name}={low, high}: want 0 < low <= high <= {top:g}")
-            for name, size in (("size", self.size), ("local_size", self.local_size)):
-                for side in pair(size):
-                    below = max(side // self.patch * self.patch, 0)
-                    if below != side or not side:
-                        near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
-                        raise ValueError(
-                            f"modality.{name}={size}: want a multiple of patch={self.patch}: {near}"
-                        )
-            square = self.mask_patch or self.patch
-            uneven = any(side % square for side in pair(self.size))
-            if square % self.patch or uneven or (square != self.patch and self.mask != "random"):
-                raise ValueError(
-                    f"modality.mask_patch={self.mask_patch}: want 0, or with modality.mask=random a multiple of"
-                    f" patch={self.patch} that divides size={self.size}"
-                )
+            if not self.open_sizes():
+                check_sizes(self)
             if self.range and (len(self.range) != 2 or not self.range[0] < self.range[1]):
                 raise ValueError(
                     f"modality.range={self.range}: want the values of black and white, as 0 4095, or none"
                 )
-            widest = 2 * min(*pair(self.size), *pair(self.local_size)) - 1
-            if self.blur != "none" and (self.blur_kernel % 2 == 0 or not 1 <= self.blur_kernel <= widest):
-                given = f"modality.blur_kernel={self.blur_kernel}"
-                raise ValueError(f"{given}: want an odd number up to {widest}, or modality.blur=none")
             if len(self.mean) != len(self.std) or len(self.std) not in (0, self.channels) or 0 in self.std:
                 given = f"modality.mean={self.mean} modality.std={self.std}"
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
@@ -198,6 +186,8 @@ class Image(PixelLabels):
 
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of pixels."""
+        if self.cfg.open_sizes():
+            raise self.not_fitted()
         c, (height, width), p = self.cfg.channels, pair(self.cfg.size), self.cfg.patch
         names = ("red", "green", "blue") if c == 3 else ()
         tokens = (height // p) * (width // p)
@@ -325,11 +315,12 @@ class Image(PixelLabels):
         return self._statistics
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
-        """Measure the channels of the training images, where their statistics are not given."""
+        """Take sizes and statistics of the channels, where they are not given, from the training images."""
         cfg = self.cfg
         if self._range is None:
             data = Payloads(payloads) if payloads is not None else self.dataset("train") if cfg.data else ()
             self._range = measure_range(data, cfg.channels)
+        self.choose_sizes(payloads, said=bool(self.cfg.data))
         if self._statistics is None and cfg.mean:
             self._statistics = (cfg.mean, cfg.std)
         elif self._statistics is None and cfg.channels == 3 and not cfg.measure:
@@ -338,6 +329,11 @@ class Image(PixelLabels):
             data = self.dataset("train") if payloads is None else Payloads(payloads)
             self._statistics = channel_statistics(data, cfg.channels, self.reading())
         return self
+
+    def sizes_of(self, payloads: Sequence[Any] | None) -> tuple[dict[str, Any], str]:
+        """Return the sizes that suit up to 64 training images, by their headers."""
+        data = self.dataset("train") if payloads is None else Payloads(payloads)
+        return sizes_for(data, self.cfg, self.reading())
 
     def reading(self) -> Reading:
         """Return how the values of pictures are read, as given, measured or restored."""
@@ -371,24 +367,13 @@ class Image(PixelLabels):
     def state(self) -> dict[str, Any]:
         """The channel statistics in use."""
         mean, std = self.statistics()
-        return {"mean": list(mean), "std": list(std), "range": list(self._range or ())}
+        return {"mean": list(mean), "std": list(std), "range": list(self._range or ()), **self.sizes()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Normalize as in training."""
+        """Normalize, and cut, as in training."""
+        self.restore_sizes(state)
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
         self._range = tuple(state.get("range", ()))  # runs from before it was kept had 8 or 16 bits
-
-
-def size_of_plan(plan: ViewPlan, size: tuple[int, int], square: int) -> tuple[int, int]:
-    """Return height and width of clean and global views in pixels: the plan's, where it asks, else the modality's."""
-    if not plan.size:
-        return size
-    if len(plan.size) != 2 or any(side < square or side % square for side in plan.size):
-        raise ValueError(
-            f"a plan asks for images of size={plan.size}: want a height and a width that are multiples of the"
-            f" {square} pixels of a token or mask square, such as {size}"
-        )
-    return (plan.size[0], plan.size[1])
 
 
 @functools.cache

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multissl.contract.plans import ViewPlan
+
 TRIES = 10
 """Draws of a random resized crop before the largest centered one is taken."""
 
@@ -124,3 +126,15 @@ def token_centers(boxes: Tensor, grid: tuple[int, int], flipped: Tensor) -> Tens
         [rows[:, :, None].expand(-1, -1, wide), columns[:, None].expand(-1, high, -1)], dim=-1
     )  # [R, high, wide, 2]
     return places.flatten(1, 2)
+
+
+def size_of_plan(plan: ViewPlan, size: tuple[int, int], square: int) -> tuple[int, int]:
+    """Return height and width of clean and global views in pixels: the plan's, where it asks, else the modality's."""
+    if not plan.size:
+        return size
+    if len(plan.size) != 2 or any(side < square or side % square for side in plan.size):
+        raise ValueError(
+            f"a plan asks for images of size={plan.size}: want a height and a width that are multiples of the"
+            f" {square} pixels of a token or mask square, such as {size}"
+        )
+    return (plan.size[0], plan.size[1])

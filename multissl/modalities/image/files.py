@@ -49,6 +49,8 @@ MEASURED = 1000
 """Images that channel statistics are taken from."""
 PIXELS = 4096
 """Pixels of each image that a range is measured on."""
+LAST_UPRIGHT = 4
+"""EXIF orientation from which on width and height change places."""
 SMALL, LARGE = 8, 10_000
 """Sides in pixels beyond which an image is worth a notice."""
 ALWAYS = (
@@ -92,6 +94,25 @@ def load(sample: Sample, channels: int, reading: Reading = USUAL) -> Tensor:
         kind = "small" if small < SMALL else "large"
         say_once(kind, f"{name} is {width} x {height} pixels; it is used all the same")
     return image
+
+
+def dimensions(sample: Sample, channels: int, reading: Reading = USUAL) -> tuple[int, int]:
+    """Return width and height of a sample as it is seen, by the header of its file where that can be read alone."""
+    from PIL import Image
+
+    data = sample.data
+    if isinstance(data, str | Path | Slice | bytes | bytearray | memoryview):
+        _register_heif()
+        with contextlib.suppress(Exception):  # what is wrong is said by the decoder below
+            if isinstance(data, str | Path):
+                check_regular(data)
+            source = str(data) if isinstance(data, str | Path) else io.BytesIO(_bytes_of(data))
+            with _without_limit(Image), Image.open(source) as image:
+                width, height = image.size
+                across = int(image.getexif().get(ORIENTATION, 1)) > LAST_UPRIGHT
+            return (height, width) if across else (width, height)
+    _, high, wide = load(sample, channels, reading).shape
+    return wide, high
 
 
 def _bytes_of(data: Any) -> Any:

@@ -118,6 +118,15 @@ class Paired(Modality):
                     "member is no prompt; for a source of pairs set modality.join=row"
                 )
 
+        def open_sizes(self) -> list[str]:
+            """Return `members` where the sizes of one are left to its data."""
+            return ["members"] if any(member.open_sizes() for member in self.members.values()) else []
+
+        def with_sizes(self, saved: Mapping[str, Any]) -> Self:
+            """Return the options whose members have the sizes of a recipe's file."""
+            known = saved.get("members", {})
+            return self.replace(members={n: m.with_sizes(known.get(n, {})) for n, m in self.members.items()})
+
     cfg: Config
 
     def __init__(self, cfg: Config) -> None:
@@ -191,6 +200,15 @@ class Paired(Modality):
             self._fitted = True
             for name, member in self.members.items():
                 member.fit(self.pairs().training(name))
+            self.cfg = self.cfg.replace(members={name: member.cfg for name, member in self.members.items()})
+            lines = {
+                n: m.sizing.replace("--modality.", f"--modality.members.{n}.")
+                for n, m in self.members.items()
+            }
+            drawn = self.cfg.join == "row" and not self.cfg.data
+            self.sizing = (
+                "" if drawn else "; ".join(f"{name}: {line}" for name, line in lines.items() if line)
+            )
 
     def streams(self) -> dict[str, StreamSpec]:
         """A stream for each member."""
@@ -368,4 +386,5 @@ class Paired(Modality):
         """Read new samples as the training's were."""
         for name, member in self.members.items():
             member.restore(state["members"][name])
+        self.cfg = self.cfg.replace(members={name: member.cfg for name, member in self.members.items()})
         self._partial, self._grouped = frozenset(state["partial"]), state["grouped"]

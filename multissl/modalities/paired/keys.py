@@ -18,6 +18,7 @@ from multissl.modalities.paired.parts import Options, Pairs, cell_of, cells_of, 
 from multissl.plain_data import parse_json
 from multissl.sources.archives import members
 from multissl.sources.encodings import decode_text, is_broken
+from multissl.sources.folder import NAMELESS
 from multissl.sources.names import first_dot, last_dot, read_folders
 from multissl.sources.reading import first_line, read_file
 from multissl.sources.rows import Bad
@@ -57,9 +58,11 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
     known = {*FIELDS, *(suffix for want in options.streams.values() for suffix in want.suffixes)}
     named = {f".{stream}{suffix}" for stream in options.streams for suffix in known}
     dotted: list[Member] = []
+    nameless = 0
     for member in members:
         key, suffix = first_dot(member.name)
         if not key.rpartition("/")[2] or not suffix:
+            nameless += 1
             continue
         if suffix in known or suffix in named:
             keys.setdefault(key, {})[suffix] = member
@@ -78,11 +81,23 @@ def keyed(members: Iterator[Member], options: Options) -> Pairs:
         fields.append(record)
         rows.append({} if isinstance(record, Bad) else _payloads(key, found, record, options))
     kinds = Counter(suffix for found in keys.values() for suffix in found)
-    classes, tags = read_folders([key.split("/") for key in keys])
     found = ", ".join(s for s, _ in kinds.most_common(8)) or "nothing"
     if any(count == 1 and suffix in TABLES for suffix, count in kinds.items()):
         found += " (a table of pairs is read where modality.data names it, not its folder)"
-    return made(rows, fields, options, found, classes, tags)
+    left_out = Counter({suffix: count for suffix, count in kinds.items() if suffix not in known | named})
+    kept = [i for i, row in enumerate(rows) if isinstance(fields[i], Bad) or _holds(row)]
+    if not kept:  # what is missing is said of all keys
+        left_out, kept = Counter(), [*range(len(rows))]
+    names, alone = [*keys], {*range(len(rows))} - {*kept}
+    left_out += Counter(suffix for i in alone for suffix in keys[names[i]] if suffix in known | named)
+    classes, tags = read_folders([names[i].split("/") for i in kept])
+    pairs = made([rows[i] for i in kept], [fields[i] for i in kept], options, found, classes, tags)
+    return pairs._replace(left_out=left_out + Counter({NAMELESS: nameless}))
+
+
+def _holds(row: dict[str, Any]) -> bool:
+    """Return whether a row has a payload of any stream."""
+    return any(payload is not None for payload in row.values())
 
 
 def _last_dot(name: str, named: set[str]) -> tuple[str, str]:

@@ -5,7 +5,9 @@ Shapes: n rows of a source.  State: none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -58,6 +60,8 @@ class Pairs(NamedTuple):
     """bool [rows]: which rows cannot be read, a payload of theirs being `Bad`."""
     found: str
     """Columns or file types that were there, for messages."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """How many files are in no row, or are nothing that a stream reads, by suffix."""
 
 
 def joined(found: Sequence[Pairs]) -> Pairs:
@@ -70,6 +74,7 @@ def joined(found: Sequence[Pairs]) -> Pairs:
         {s: np.concatenate([p.has[s] for p in found]) for s in found[0].has},
         np.concatenate([p.bad for p in found]),
         "; ".join(dict.fromkeys(p.found for p in found)),
+        sum((Counter(p.left_out) for p in found), Counter()),
     )
 
 
@@ -139,6 +144,7 @@ def rows_of(pairs: Pairs, keep: Sequence[int]) -> Pairs:
         {s: flags[keep] for s, flags in pairs.has.items()},
         pairs.bad[keep],
         pairs.found,
+        pairs.left_out,
     )
 
 

@@ -20,6 +20,7 @@ from multissl.modalities.paired.files import read_pairs
 from multissl.modalities.paired.parts import Options, Pairs, Wanted, joined, one_text_per_row
 from multissl.sources.base import Label, Listing
 from multissl.sources.copies import Copies, joined_sets
+from multissl.sources.kinds import counted
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.payloads import Joined, Some
 from multissl.sources.splits import classes_of, numbered, split_rows
@@ -74,6 +75,8 @@ class Rows:
         self.same = equal_rows(known, self.parts) if cfg.data else _drawn()[-1]
         self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
+        if text := self._describe(pairs):
+            log.warning("modality.data: %s", text)
         self.copies = [
             Copies(*self._contents(np.arange(start, start + len(source.tags))))
             for source, start in zip(self.sources, self.ends, strict=False)
@@ -98,17 +101,27 @@ class Rows:
                 raise ValueError(
                     f"modality.data: none of {count} rows has a {name}, found {found}{self._way_out(name)}"
                 )
-            if missing := int(self.lacking[name].sum()):
-                log.warning(
-                    "modality.data: %d of %d rows have no %s; %s", missing, count, name,
-                    "they are not read (whole=True)" if self.cfg.whole else "they serve what does not ask for it",
-                )  # fmt: skip
         whole = np.sum([flags.astype(int) for flags in self.has.values()], axis=0)
         if not (whole > 1).any():
             raise ValueError(f"modality.data: no row has two of {', '.join(self.has)}, so there are no pairs")
         for name, form in self.forms.items():
             if form == "text" and name not in self.cfg.prompts:
                 self._check_texts(name)
+
+    def _describe(self, pairs: Pairs) -> str:
+        """Return how many rows are whole, what the others lack, and which files are in none; "" where all are whole."""
+        lacking = {name: int(flags.sum()) for name, flags in self.lacking.items() if flags.any()}
+        bad = int(pairs.bad.sum())
+        files = ", ".join(counted(pairs.left_out))
+        if not lacking and not bad:
+            return f"files that are in no pair: {files}" if files else ""
+        whole = int(np.all([*self.has.values(), ~pairs.bad], axis=0).sum())
+        parts = [f"{count:,} without {name}" for name, count in lacking.items()]
+        fate = "they are not read (whole=True)" if self.cfg.whole else "they serve what does not ask for it"
+        text = f"took {whole:,} of {len(self.labels):,} pairs whole"
+        text += f"; {', '.join(parts)}: {fate}" if parts else ""
+        text += f"; {bad:,} cannot be read" if bad else ""
+        return f"{text}; files that are in no pair: {files}" if files else text
 
     def _check_texts(self, name: str) -> None:
         texts = [t for t in self.parts[name] if isinstance(t, str)]

@@ -35,13 +35,12 @@ from multissl.modalities.text.files import COLUMNS, FILES, Documents, Passage, T
 from multissl.modalities.text.masks import Replacement, Spans, Words
 from multissl.modalities.text.preparation import IdPreparation, preparation_of
 from multissl.modalities.text.rows import Rows
+from multissl.modalities.text.sizes import check_options, sizes_for
 from multissl.modalities.text.spans import GEOMETRIC, Kind, t5_corrupt, t5_mask, t5_spans
 from multissl.modalities.text.tokenizer import Tokens, Vocabulary
 from multissl.modalities.views import build_views, ids_of, roles, with_masks
 from multissl.random import RowRandom
 from multissl.sources.rows import Bad
-
-SMALLEST_VOCABULARY = tokenizer.BYTES + tokenizer.SPECIAL
 
 
 class Text(HasText):
@@ -50,6 +49,8 @@ class Text(HasText):
     @dataclass(kw_only=True, slots=True)
     class Config(Modality.Config):
         """Options of text."""
+
+        sizes: ClassVar[tuple[str, ...]] = ("length", "local_length")
 
         data: str = ""
         """A .txt file (paragraphs, else lines), .jsonl, .csv, .xlsx, .parquet, a pattern or a folder of such tables,
@@ -71,9 +72,9 @@ class Text(HasText):
         lower: bool = False
         """Whether a trained tokenizer reads capitals as small letters."""
         length: int = 128
-        """Tokens of clean and global views."""
+        """Tokens of clean and global views; 0: as many as hold nine of ten training documents, up to 256."""
         local_length: int = 32
-        """Tokens of local views."""
+        """Tokens of local views; 0: three eighths of `length`."""
         pack: bool = True
         """Fill rows up with the documents that follow; False: pad them."""
         same_window: bool = False
@@ -95,26 +96,7 @@ class Text(HasText):
         """Share of the tokens that T5's spans take out of the views, to be written as their target; 0: off."""
 
         def __post_init__(self) -> None:
-            top = math.inf
-            limits = {
-                "vocab": (SMALLEST_VOCABULARY, top), "length": (4, top), "local_length": (1, self.length),
-                "mask_group": (1, top), "span_p": (0.01, 1), "span_words": (0, top), "infill": (0, 0.9),
-            }  # fmt: skip
-            for name, (low, high) in limits.items():
-                if not low <= getattr(self, name) <= high:
-                    raise ValueError(f"modality.{name}={getattr(self, name)}: want {low:g} to {high:g}")
-            if not 0 < self.crop[0] <= self.crop[1] <= 1:
-                raise ValueError(f"modality.crop={self.crop}: want 0 < low <= high <= 1")
-            if min(self.replacement) < 0 or sum(self.replacement) > 1 + 1e-9:
-                raise ValueError(
-                    f"modality.replacement={self.replacement}: want two shares whose sum is at most 1, as 0.8 0.1"
-                )
-            if self.pack and self.crop != (1.0, 1.0):
-                raise ValueError(
-                    f"modality.crop={self.crop} needs rows of one document: set modality.pack=False"
-                )
-            if self.infill and not self.pack:
-                raise ValueError(f"modality.infill={self.infill} needs full rows: set modality.pack=True")
+            check_options(self)
 
     needs: ClassVar[frozenset[Need]] = frozenset(
         {"local", "mask", "masks", "drop", "target", "corrupt", "coords"}
@@ -145,7 +127,7 @@ class Text(HasText):
         return self._vocabulary
 
     def fit(self, payloads: Sequence[Any] | None = None) -> Self:
-        """Load the tokenizer, or train one on the training texts, where none is known yet.
+        """Load the tokenizer, or train one on the training texts, where none is known yet; choose open lengths.
 
         Texts that are handed over are those of the baselines too.
         """
@@ -154,11 +136,15 @@ class Text(HasText):
             self._given = payloads
         if self._vocabulary is None and cfg.tokenizer:
             self._vocabulary = tokenizer.load_tokenizer(cfg.tokenizer)
-        elif self._vocabulary is None:
-            texts = self._given or self._read("train").texts
-            known = (t for t in texts if isinstance(t, str))
-            self._vocabulary = tokenizer.train_bpe(known, cfg.vocab, cfg.lower)
+        if self._vocabulary is None or cfg.open_sizes():
+            texts = [t for t in self._given or self._read("train").texts if isinstance(t, str)]
+            self._vocabulary = self._vocabulary or tokenizer.train_bpe(iter(texts), cfg.vocab, cfg.lower)
+            self.choose_sizes(texts)
         return self
+
+    def sizes_of(self, payloads: Sequence[Any] | None) -> tuple[dict[str, Any], str]:
+        """Return the lengths that suit up to 64 training texts."""
+        return sizes_for(payloads or (), self.vocabulary(), self.cfg, not self.cfg.data and not self._given)
 
     def provides(self, stream: str) -> frozenset[Need]:
         """Without a mask over views and targets of different lengths, without places and equal counts on padding."""
@@ -168,6 +154,8 @@ class Text(HasText):
 
     def streams(self) -> dict[str, StreamSpec]:
         """One sequence of ids, the sentinels of `infill` above those of the vocabulary."""
+        if self.cfg.open_sizes():
+            raise self.not_fitted()
         cfg = self.cfg
         size = self.vocabulary().size
         count, spans = t5_spans(cfg.length, cfg.infill) if cfg.infill else (0, 0)
@@ -392,9 +380,10 @@ class Text(HasText):
 
     def state(self) -> dict[str, Any]:
         """The vocabulary."""
-        return {"vocabulary": tokenizer.as_json(self.vocabulary())}
+        return {"vocabulary": tokenizer.as_json(self.vocabulary()), **self.sizes()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Read new texts by the vocabulary of the training."""
+        self.restore_sizes(state)
         self._vocabulary = tokenizer.from_json(state["vocabulary"])
         self._splits, self._tfidf = {}, None

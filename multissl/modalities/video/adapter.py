@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -41,16 +41,19 @@ from multissl.modalities.video.clips import (
     tubelet_centers,
     tubelets,
 )
+from multissl.modalities.video.demo import demo_split
 from multissl.modalities.video.figures import clip_panel, pixels
 from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
 from multissl.modalities.video.preparation import ClipPreparation, preparation_of
-from multissl.modalities.views import build_views, draw_roles, ids_of, with_masks
+from multissl.modalities.video.sizes import check_sizes, sizes_for
+from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, with_masks
 from multissl.random import RowRandom
 from multissl.sources.payloads import describe_file
 from multissl.sources.splits import SplitSamples
 
 LIMITS = {
-    **dict.fromkeys(("size", "local_size", "frames", "patch", "tubelet", "stride"), (1, math.inf)),
+    **dict.fromkeys(("frames", "tubelet"), (1, math.inf)),
+    **dict.fromkeys(("size", "local_size", "patch", "stride"), (0, math.inf)),
     **dict.fromkeys(("mask_group", "clean_zoom"), (1, math.inf)),
     **dict.fromkeys(("flip", "jitter", "grayscale", "solarize"), (0, 1)),
     **dict.fromkeys(
@@ -68,6 +71,7 @@ class Video(Modality):
         """Options of videos."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
+        sizes: ClassVar[tuple[str, ...]] = ("size", "local_size", "patch", "stride")
 
         data: str = ""
         """A folder of videos or of folders of frames, a list (.txt), table (.csv), .parquet or .tar (a pattern names
@@ -75,17 +79,18 @@ class Video(Modality):
         frames: int = 16
         """Of clean and global clips."""
         size: int = 224
-        """Side of clean and global clips in pixels."""
+        """Side of clean and global clips in pixels; 0: the short side of the usual training video, up to 112."""
         local_frames: int = 0
         """Of local clips; 0: half of `frames`."""
         local_size: int = 96
-        """Side of local views, in pixels; a multiple of patch."""
+        """Side of local views, in pixels; a multiple of patch. 0: three sevenths of size."""
         patch: int = 16
-        """Side of a token, in pixels."""
+        """Side of a token, in pixels; 0: 16, or less where that is not a quarter of size."""
         tubelet: int = 2
         """Frames of a token."""
         stride: int = 4
-        """Every so many frames is taken (Kinetics: 4, Something-Something: 2)."""
+        """Every so many frames is taken (Kinetics: 4, Something-Something: 2); 0: 4, or less for a clip to cover at
+        most half of the usual training video."""
         seconds: float = 0.0
         """Time that a global clip covers, whatever the frame rate, instead of stride; local ones take the same pace.
         0: stride counts."""
@@ -145,22 +150,7 @@ class Video(Modality):
                 low, high = getattr(self, name)
                 if not 0 < low <= high <= top:
                     raise ValueError(f"modality.{name}={low, high}: want 0 < low <= high <= {top:g}")
-            for name, unit in (("size", "patch"), ("local_size", "patch"), ("frames", "tubelet")):
-                value, step = getattr(self, name), getattr(self, unit)
-                if value % step:
-                    below = value // step * step
-                    near = f"{below} or {below + step}" if below else f"{step}"
-                    raise ValueError(f"modality.{name}={value}: want a multiple of {unit}={step}: {near}")
-            if self.local_frames % self.tubelet or self.local_frames > self.frames:
-                raise ValueError(
-                    f"modality.local_frames={self.local_frames}: want 0, or a multiple of tubelet={self.tubelet} up to"
-                    f" frames={self.frames}"
-                )
-            if self.mask == "tube" and self.frames == self.tubelet:
-                raise ValueError(
-                    f"modality.mask=tube with frames={self.frames} and tubelet={self.tubelet}: a tube needs 2 or more"
-                    " tokens in time; take more frames, or modality.mask=random"
-                )
+            check_sizes(self)
             if self.union and self.mask != "block":
                 raise ValueError(f"modality.union={self.union}: want modality.mask=block, got {self.mask}")
             low, high = self.union_time
@@ -195,16 +185,36 @@ class Video(Modality):
         super().__init__(cfg)
         self._sources: dict[str, SplitSamples] = {}
         self._statistics = (tuple(cfg.mean), tuple(cfg.std))
-        self.patch = (cfg.tubelet, cfg.patch, cfg.patch)
-        side = cfg.size // cfg.patch
-        self.grid = (cfg.frames // cfg.tubelet, side, side)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sources": {}}  # a worker opens its videos by itself
 
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Frames, height and width of a token."""
+        return self.cfg.tubelet, self.cfg.patch, self.cfg.patch
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, rows and columns."""
+        side = self.cfg.size // self.cfg.patch
+        return self.cfg.frames // self.cfg.tubelet, side, side
+
+    def fit(self, payloads: Sequence[Any] | None = None) -> Self:
+        """Take sizes that are not given from the training videos."""
+        self.choose_sizes(payloads, said=bool(self.cfg.data))
+        return self
+
+    def sizes_of(self, payloads: Sequence[Any] | None) -> tuple[dict[str, Any], str]:
+        """Return the sizes that suit up to 64 training videos, of which a frame is decoded."""
+        data = self.dataset("train") if payloads is None else Payloads(payloads)
+        return sizes_for(data, self.cfg)
+
     def streams(self) -> dict[str, StreamSpec]:
         """One grid of time, rows and columns."""
         cfg = self.cfg
+        if cfg.open_sizes():
+            raise self.not_fitted()
         spec = StreamSpec(
             kind="grid", shape=(3, cfg.frames, cfg.size, cfg.size), patch=self.patch, num_tokens=math.prod(self.grid),
             target_dim=3 * math.prod(self.patch), channels=("red", "green", "blue"),
@@ -216,7 +226,7 @@ class Video(Modality):
         if split not in self._sources:
             data = self.cfg.data
             self._sources[split] = (
-                open_videos(data, split, self.cfg.table_options()) if data else _demo(split)
+                open_videos(data, split, self.cfg.table_options()) if data else demo_split(split)
             )
         return self._sources[split]
 
@@ -378,17 +388,9 @@ class Video(Modality):
     def state(self) -> dict[str, Any]:
         """The color statistics in use."""
         mean, std = self._statistics
-        return {"mean": list(mean), "std": list(std)}
+        return {"mean": list(mean), "std": list(std), **self.sizes()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Normalize as in training."""
+        """Normalize, and cut, as in training."""
+        self.restore_sizes(state)
         self._statistics = (tuple(state["mean"]), tuple(state["std"]))
-
-
-def _demo(split: str) -> SplitSamples:
-    from multissl.modalities.video.demo import CLASSES, scenes
-
-    videos = scenes("train" if split == "all" else split)
-    count = len(videos)
-    rows, no_groups = np.arange(count), np.full(count, -1)
-    return SplitSamples(data=videos, labels=videos.labels, groups=no_groups, classes=list(CLASSES), rows=rows)

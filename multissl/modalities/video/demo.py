@@ -21,6 +21,7 @@ import numpy as np
 
 from multissl.modalities.image.demo import ONE, TURN, sine
 from multissl.modalities.video.clips import Clip
+from multissl.sources.splits import SplitSamples
 
 CLASSES = ("left", "right", "up", "down", "in", "out", "turn left", "turn right")
 SHOTS, LENGTH, SIZE = 3, 8, 32
@@ -122,3 +123,11 @@ def _moved(
     turn = pace * TURN // 6434 // 1  # 1024 units are one radian
     cos, sin = sine(turn + TURN // 4), sine(turn)
     return (x * cos - y * sin) // ONE, (x * sin + y * cos) // ONE
+
+
+def demo_split(split: str) -> SplitSamples:
+    """Return the samples of "train", "val" or "test"; "all" is "train"."""
+    videos = scenes("train" if split == "all" else split)
+    count = len(videos)
+    rows, no_groups = np.arange(count), np.full(count, -1)
+    return SplitSamples(data=videos, labels=videos.labels, groups=no_groups, classes=list(CLASSES), rows=rows)

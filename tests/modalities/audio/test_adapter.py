@@ -350,7 +350,8 @@ def test_statistics_are_those_of_the_training_data_and_are_restored() -> None:
     assert 0.1 < std < 10
     modality = small(mean=0.0, std=0.0)
     modality.restore({"mean": -3.0, "std": 2.0, "pad": 0.0})
-    assert modality.state() == {"mean": -3.0, "std": 2.0, "pad": (ops.SILENCE + 3.0) / 4.0}
+    sizes = {"frames": modality.cfg.frames, "local_frames": modality.cfg.local_frames}
+    assert modality.state() == {"mean": -3.0, "std": 2.0, "pad": (ops.SILENCE + 3.0) / 4.0, "sizes": sizes}
     x = run(modality, data, CLEAN)[0].x
     torch.testing.assert_close(x * 4.0 - 3.0, run(small(), data, CLEAN)[0].x * 8.0 - 7.0, atol=1e-4, rtol=0)
 

@@ -16,6 +16,7 @@ from multissl.contract.plans import ViewPlan
 from multissl.engine.batches import StepBatches
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.audio.files import Clip, measure, resample
+from multissl.random import RowRandom
 
 soundfile = pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
 RATE = 16_000
@@ -55,6 +56,35 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     torch.testing.assert_close(
         read(write(tmp_path / "a.wav", stereo, subtype="FLOAT")), torch.from_numpy(TONE * 0.25)
     )
+
+
+@pytest.mark.parametrize(
+    ("channel", "share"),
+    [("mean", 0.25), ("left", 1.0), ("first", 1.0), ("0", 1.0), ("right", -0.5), ("1", -0.5)],
+)
+def test_one_channel_is_heard_where_that_is_asked(tmp_path: Path, channel: str, share: float) -> None:
+    stereo = np.stack([TONE, -0.5 * TONE], 1)
+    path = write(tmp_path / "a.wav", stereo, subtype="FLOAT")
+    wave = Clip(Sample(path, 0), RATE, channel=channel).cut(0, RATE)
+    torch.testing.assert_close(wave, torch.from_numpy(TONE * np.float32(share)))
+    modality = Audio.Config(data=str(tmp_path), channel=channel, frames=64, local_frames=32, std=1.0).build()
+    raw = modality.collate([Sample(path, 0)], {"audio": ViewPlan(num_clean=1)}, RowRandom((0, 0), 0, 1, 1))
+    middle = (RATE - raw["audio"]["clean"].shape[1] + 1) // 2
+    heard = wave[middle : middle + raw["audio"]["clean"].shape[1]]
+    torch.testing.assert_close(raw["audio"]["clean"][0], heard - heard.mean(), atol=1e-3, rtol=0)
+
+
+def test_a_channel_that_is_not_there_is_named(tmp_path: Path) -> None:
+    mono = write(tmp_path / "a.wav")
+    assert len(Clip(Sample(mono, 0), RATE, channel="right").cut(0, RATE)) == RATE, (
+        "both ears hear one channel"
+    )
+    with pytest.raises(Unreadable, match=r"has 1 channel, modality.channel=1 is number 2: mean hears all"):
+        Clip(Sample(mono, 0), RATE, channel="1")
+    with pytest.raises(
+        ValueError, match=r"modality.channel='center': want mean, left, right, first, or a number"
+    ):
+        Audio.Config(channel="center")
 
 
 def test_other_rates_are_resampled_and_keep_their_pitch(tmp_path: Path) -> None:

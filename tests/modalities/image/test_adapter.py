@@ -327,7 +327,7 @@ def test_figures_show_samples_as_lines_and_say_what_they_show(channels: int) -> 
         ({"global_scale": (0.5, 1.2)}, r"modality.global_scale=\(0.5, 1.2\): want 0 < low <= high <= 1"),
         ({"jitter": 1.5}, r"modality.jitter=1.5: want 0 to 1"),
         ({"hue": 0.7}, r"modality.hue=0.7: want 0 to 0.5"),
-        ({"patch": 0}, r"modality.patch=0: want 1 to inf"),
+        ({"patch": -1}, r"modality.patch=-1: want 0 to inf"),
         ({"blur_kernel": 8}, r"modality.blur_kernel=8: want an odd number up to 191, or modality.blur=none"),
         ({"size": 4, "local_size": 4, "patch": 4}, r"blur_kernel=9: want an odd number up to 7"),
         ({"mean": (0.5,)}, r"modality.mean=\(0.5,\) modality.std=\(\): want 3 of each"),

@@ -130,13 +130,27 @@ def test_a_missing_caption_is_marked_and_filled_with_the_first_of_the_training(
     assert (~whole["text"].present).nonzero().flatten().tolist() == [3]
     assert (~whole["image"].present).nonzero().flatten().tolist() == [12]
     assert torch.equal(whole["text"].x[3], whole["text"].x[0])
-    assert any("1 of 20 rows have no text" in line for line in said)
+    line = "took 18 of 20 pairs whole; 1 without image, 1 without text: they serve what does not ask for it"
+    assert any(line in each for each in said)
     part = clean(made, samples[:2])  # nobody lacks anything here, and ranks agree that some do
     assert part["text"].present is not None
     assert part["text"].present.all()
     with pytest.raises(Unreadable, match="row 3 has no text"):
         clean(made, samples, {"text": CLEAN})
     assert len(clean(made, samples[:3], {"text": CLEAN})["text"].x) == 3
+
+
+def test_files_that_are_in_no_pair_are_counted_with_the_way_out(tmp_path: Path, said: list[str]) -> None:
+    files = rows()
+    files[3]["heic"] = files[3].pop("png")
+    files += [{"md": "read me"}, {"cls": "3"}]
+    made = pairs(shard(tmp_path / "a.tar", files))
+    assert len(every(made)) == 20
+    (line,) = [each for each in said if "pairs whole" in each]
+    assert "took 19 of 20 pairs whole; 1 without image: they serve" in line
+    assert "files that are in no pair: " in line
+    assert ".md 1" in line
+    assert ".cls 1" in line
 
 
 def test_a_source_without_captions_serves_beside_one_with(tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def test_it_travels_to_workers_and_its_state_restores() -> None:
         ({"frames": 2}, "a tube needs 2 or more tokens in time"),
         ({"local_frames": 3}, "modality.local_frames=3"),
         ({"union": 3}, "modality.union=3: want modality.mask=block"),
-        ({"stride": 0}, "modality.stride=0: want 1 to inf"),
+        ({"stride": -1}, "modality.stride=-1: want 0 to inf"),
         ({"hue": 0.7}, "modality.hue=0.7: want 0 to 0.5"),
         ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"global_scale": (0.9, 0.2)}, "want 0 < low <= high"),
