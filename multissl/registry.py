@@ -197,7 +197,7 @@ EXTRAS = {
     "tokenizers": "text", "pandas": "tabular", "pytorch_tabular": "tabular", "gymnasium": "rl", "ale_py": "rl",
     "timm": "timm", "datasets": "hub", "huggingface_hub": "hub", "pyarrow": "parquet", "xformers": "xformers",
     "sklearn": "tabular", "scipy": "tabular", "omegaconf": "tabular", "wandb": "wandb", "mlflow": "mlflow",
-    "openpyxl": "tabular", "pillow_heif": "heic", "fsspec": "remote", "aiohttp": "remote",
+    "openpyxl": "tabular", "pillow_heif": "heic", "pydicom": "dicom", "fsspec": "remote", "aiohttp": "remote",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from multissl.registry import EXTRAS
 
 NAMED = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 """A suffix that says what a file is; that of scan.2024 or v1.5 does not."""
-HEAD = 64
+HEAD = 132
 """Bytes that a file is known by."""
 MAGIC = (
     (0, b"\x89PNG", ".png"), (0, b"\xff\xd8\xff", ".jpg"), (0, b"GIF8", ".gif"), (8, b"WEBP", ".webp"),
@@ -26,10 +26,12 @@ MAGIC = (
     (4, b"ftyp3g", ".3gp"), (4, b"ftypqt", ".mov"), (4, b"ftyp", ".mp4"), (0, b"\x1aE\xdf\xa3", ".mkv"),
     (8, b"AVI ", ".avi"), (0, b"\x00\x00\x01\xba", ".mpg"), (0, b"0&\xb2u\x8ef\xcf\x11", ".wmv"),
     (0, b"FLV\x01", ".flv"), (0, b"\x93NUMPY", ".npy"), (0, b"PAR1", ".parquet"),
+    (128, b"DICM", ".dcm"),
 )  # fmt: skip
 """Place, bytes and suffix of the formats that are known by content, the special before the general."""
 PACKAGES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
+    **dict.fromkeys((".dcm", ".dicom"), f"'multissl[{EXTRAS['pydicom']}]'"),
     **dict.fromkeys((".avif", ".jp2", ".j2k", ".jpx", ".j2c"), "'pillow>=11.3'"),
     **dict.fromkeys((".m4a", ".aac", ".wma", ".amr", ".m4b", ".mka", ".ac3"), f"'multissl[{EXTRAS['av']}]'"),
 }

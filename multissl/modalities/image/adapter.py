@@ -338,7 +338,7 @@ class Image(PixelLabels):
     def reading(self) -> Reading:
         """Return how the values of pictures are read, as given, measured or restored."""
         low, high = self._range or (0.0, 0.0)
-        return Reading(low, high, self.cfg.background)
+        return Reading(low, high, self.cfg.background, given=bool(self.cfg.range))
 
     def preparation(self, stream: str) -> PixelPreparation:
         """Return how pictures of the right size become clean views."""

@@ -1,4 +1,4 @@
-"""Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, the rest by Pillow, arrays by numpy.
+"""Image files to tensors: JPEG, PNG, WebP and GIF by torchvision, DICOM by pydicom, arrays by numpy, else Pillow.
 
 The decoder is behind one function because torchvision's is going to be replaced. Pixels keep 8 or 16 bits; other
 numbers (12 bits in 16, floats, signed ones) are scaled by a range that is given or measured over the training set, see
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from multissl import registry
 from multissl.contract.data import Sample, Samples, Unreadable
+from multissl.modalities.image import dicom
 from multissl.modalities.image.headers import (
     ORIENTATION,
     check_pixels,
@@ -72,6 +73,8 @@ def _suffixes() -> tuple[str, ...]:
         more += (".jp2", ".j2k", ".jpx", ".j2c", ".jpf")
     if importlib.util.find_spec("pillow_heif"):
         more += (".heic", ".heif", ".hif")
+    if importlib.util.find_spec("pydicom"):
+        more += (".dcm", ".dicom")
     return ALWAYS + more
 
 
@@ -87,13 +90,19 @@ def load(sample: Sample, channels: int, reading: Reading = USUAL) -> Tensor:
     file = isinstance(data, str | Path)
     name = str(data) if file else data.place if isinstance(data, Slice) else f"sample {sample.index}"
     with unreadable_errors(sample.index, name):
-        image = scaled(decode(_bytes_of(data), channels, reading.background), reading)
+        image = _picture(_bytes_of(data), channels, reading)
     _, height, width = image.shape
     small, large = min(height, width), max(height, width)
     if small < SMALL or large > max(LARGE, 32 * small):
         kind = "small" if small < SMALL else "large"
         say_once(kind, f"{name} is {width} x {height} pixels; it is used all the same")
     return image
+
+
+def _picture(data: Any, channels: int, reading: Reading) -> Tensor:
+    if dicom.is_dicom(data):
+        return dicom.picture(bytes(data), channels, reading)
+    return scaled(decode(data, channels, reading.background), reading)
 
 
 def dimensions(sample: Sample, channels: int, reading: Reading = USUAL) -> tuple[int, int]:
@@ -157,6 +166,8 @@ def _from_bytes(data: bytes, channels: int) -> Tensor | np.ndarray:
 
     if not data:
         raise ValueError("the file is empty")
+    if dicom.is_dicom(data):
+        return dicom.read_scan(data).pixels
     if data.startswith(b"\x93NUMPY"):
         return read_array(data)
     if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
@@ -255,8 +266,10 @@ def measure_range(data: Samples | tuple[()], channels: int) -> tuple[float, ...]
         sample = data[i * count // min(count, MEASURED)]
         with contextlib.suppress(Exception):  # what cannot be read is said when it is drawn
             if is_deep(_head(sample.data)):
-                image = decode(_bytes_of(sample.data), channels)
-                if image.dtype != torch.uint8:
+                content = _bytes_of(sample.data)
+                scan = dicom.is_dicom(content)
+                image = dicom.values(bytes(content), channels) if scan else decode(content, channels)
+                if image is not None and image.dtype != torch.uint8:
                     pixels = image.flatten(1)
                     pictures.append(pixels[:, :: max(pixels.shape[1] // PIXELS, 1)])
     if not pictures:

@@ -35,6 +35,8 @@ class Reading(NamedTuple):
     """What is black and what is white in pictures that do not have 8 bits; both 0: not known."""
     background: float = 1.0
     """Brightness, 0 to 1, behind what is transparent."""
+    given: bool = False
+    """Whether black and white are the user's, before what a file says."""
 
 
 USUAL = Reading()

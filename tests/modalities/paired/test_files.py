@@ -142,14 +142,15 @@ def test_a_missing_caption_is_marked_and_filled_with_the_first_of_the_training(
 
 def test_files_that_are_in_no_pair_are_counted_with_the_way_out(tmp_path: Path, said: list[str]) -> None:
     files = rows()
-    files[3]["heic"] = files[3].pop("png")
-    files += [{"md": "read me"}, {"cls": "3"}]
+    files[3]["raw"] = files[3].pop("png")
+    files += [{"doc": "read me"}, {"cls": "3"}]
     made = pairs(shard(tmp_path / "a.tar", files))
     assert len(every(made)) == 20
     (line,) = [each for each in said if "pairs whole" in each]
     assert "took 19 of 20 pairs whole; 1 without image: they serve" in line
     assert "files that are in no pair: " in line
-    assert ".md 1" in line
+    assert ".raw 1" in line
+    assert ".doc 1" in line
     assert ".cls 1" in line
 
 
