@@ -195,6 +195,10 @@ class Modality(Component, ABC):
         self.collate([sample], dict.fromkeys(self.streams(), CLEAN), RowRandom((0, 0), 0, 1, 1))
         return {}
 
+    def examined(self, sample: Sample) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return extent and thumbnail of a sample; a modality that has both reads it once. Raises as `extent` does."""
+        return self.extent(sample), self.thumbnail(sample)
+
     def shown(self) -> dict[str, tuple[float, str]]:
         """Return how much a clean view shows, in units of `extent`, each with the option that says it."""
         return {unit: (by * getattr(self.cfg, option), option) for unit, (option, by) in self.shows.items()}

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from multissl.contract.modality import Modality
-from multissl.doctor.reading import SplitReading, reason_counts
-from multissl.sources.copies import equal_contents, equal_rows, look_alike
+from multissl.doctor.reading import SplitReading, name_of, reason_counts
+from multissl.sources.copies import Equal, equal_rows, look_alike
 from multissl.sources.payloads import Joined
 
 READ = 8 * 2**30
@@ -99,24 +99,38 @@ def absent(lacking: Mapping[str, tuple[int, int]], plural: str) -> list[Finding]
     ]
 
 
-def copies(modality: Modality, readings: Mapping[str, SplitReading]) -> list[Finding]:
-    """Return how many samples have equal contents, and how many of them a split shares with the training samples."""
-    columns = [modality.contents(split) for split in readings]
+class Copied(NamedTuple):
+    """What is equal among the contents of all splits, one after the other."""
+
+    where: Sequence[Place]
+    equal: Equal
+
+
+def copies_of(modality: Modality, splits: Sequence[str]) -> Copied | None:
+    """Return which contents are equal; None where there is nothing to compare."""
+    columns = [modality.contents(split) for split in splits]
     if not columns or not all(columns) or any(len(each) != len(columns[0]) for each in columns):
-        return []
-    equal = equal_rows((Joined([*parts]) for parts in zip(*columns, strict=True)), READ)
-    lengths = {split: len(each[0]) for split, each in zip(readings, columns, strict=True)}
+        return None
+    lengths = {split: len(each[0]) for split, each in zip(splits, columns, strict=True)}
     where = [Place(split, row) for split, length in lengths.items() for row in range(length)]
+    return Copied(where, equal_rows((Joined([*parts]) for parts in zip(*columns, strict=True)), READ))
+
+
+def copies(modality: Modality, readings: Mapping[str, SplitReading], copied: Copied | None) -> list[Finding]:
+    """Return how many contents are equal, and how many of them a split shares with the training samples."""
+    if copied is None:
+        return []
+    where, equal = copied
     _, number, sizes = np.unique(equal.sets, return_inverse=True, return_counts=True)
-    copied = [place for place, size in zip(where, sizes[number].tolist(), strict=True) if size > 1]
+    alike = [place for place, size in zip(where, sizes[number].tolist(), strict=True) if size > 1]
     findings = []
-    if copied:
+    if alike:
         several = int((sizes > 1).sum())
         text = (
-            f"{len(copied):,} of {int(equal.compared.sum()):,} {modality.plural} have an equal one: {several:,} sets, "
-            f"{len(copied) - several:,} to leave out"
+            f"{len(alike):,} of {int(equal.compared.sum()):,} {modality.plural} have an equal one: {several:,} sets, "
+            f"{len(alike) - several:,} to leave out"
         )
-        findings.append(Finding("equal", text, _names(modality, readings, copied)))
+        findings.append(Finding("equal", text, _names(modality, readings, alike)))
     train = np.unique(equal.sets[[i for i, place in enumerate(where) if place.split == "train"]])
     shared = [
         p
@@ -126,16 +140,17 @@ def copies(modality: Modality, readings: Mapping[str, SplitReading]) -> list[Fin
     return findings + _leaked(modality, readings, shared, "equal to")
 
 
-def near_copies(modality: Modality, readings: Mapping[str, SplitReading]) -> list[Finding]:
+def near_copies(
+    modality: Modality, readings: Mapping[str, SplitReading], copied: Copied | None
+) -> list[Finding]:
     """Return how many pictures look like another one and are not equal to it, and how many of them splits share."""
     pictures = [(Place(s, row), x) for s, r in readings.items() for row, x in r.thumbnails.items()]
     if len(pictures) < 2:
         return []
     near = _pairs(np.stack([picture for _, picture in pictures]))
     pairs = [(pictures[i][0], pictures[j][0]) for i, j in near]
-    payloads = [readings[place.split].samples[place.row].data for pair in pairs for place in pair]
-    same = equal_contents(payloads, READ).sets
-    pairs = [pair for k, pair in enumerate(pairs) if same[2 * k] != same[2 * k + 1]]
+    same = dict(zip(copied.where, copied.equal.sets.tolist(), strict=True)) if copied else {}
+    pairs = [(one, other) for one, other in pairs if one not in same or same[one] != same[other]]
     alike = sorted({place for pair in pairs for place in pair})
     if not alike:
         return []
@@ -154,7 +169,7 @@ def _leaked(
     for split in dict.fromkeys(place.split for place in shared):
         here = [place for place in shared if place.split == split]
         text = (
-            f"{len(here):,} of {len(readings[split].samples):,} {modality.plural} of {split} are {how} training "
+            f"{len(here):,} of {readings[split].total:,} {modality.plural} of {split} are {how} training "
             f"{modality.plural}: figures on {split} are too high"
         )
         findings.append(Finding("leaked", text, _names(modality, readings, here)))
@@ -226,14 +241,16 @@ def series(readings: Mapping[str, SplitReading], plural: str) -> list[Finding]:
 
 
 def _names(modality: Modality, readings: Mapping[str, SplitReading], places: Sequence[Place]) -> list[str]:
-    """Return how samples are called; those that were not read are asked for it."""
+    """Return how samples are called; those that were not read are asked for it. What has several samples is counted."""
     names = []
     for split, row in places:
-        name = readings[split].names.get(row)
+        reading = readings[split]
+        whole = reading.total == len(reading.samples)
+        name = reading.names.get(row) if whole else f"{split} {row} of {reading.total} {modality.plural}"
         if name is None:
             try:
-                name = modality.describe(readings[split].samples[row]).get("file")
+                name = name_of(modality, split, row, reading.samples[row])
             except ValueError:
-                name = None
-        names.append(name or f"{split} {row}")
+                name = f"{split} {row}"
+        names.append(name)
     return names

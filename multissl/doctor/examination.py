@@ -30,6 +30,9 @@ class Examination:
     """What was found."""
 
     plural: str
+    """What samples are called."""
+    whole: str
+    """What they are parts of, the same where they are whole."""
     readings: Mapping[str, SplitReading]
     findings: Sequence[Finding]
     said: Sequence[str]
@@ -50,7 +53,8 @@ class Examination:
         for split, reading in self.readings.items():
             total, read = len(reading.samples), len(reading.places)
             of = f", {read:,} of them read" if read < total else ""
-            facts.append((split, f"{total:,} {self.plural}{of}"))
+            within = "" if reading.total == total else f"{reading.total:,} {self.whole}, "
+            facts.append((split, f"{within}{total:,} {self.plural}{of}"))
         counts = checks.class_counts(self.readings["train"])
         if counts:
             largest, smallest = counts.most_common()[0], counts.most_common()[-1]
@@ -91,11 +95,13 @@ def examine(modality: Modality, limit: int = LIMIT) -> Examination:
     with _listening() as said:
         modality.fit()
         readings = {s: read_split(modality, s, samples, limit) for s, samples in splits_of(modality).items()}
-        plural = modality.plural
+        whole = all(reading.total == len(reading.samples) for reading in readings.values())
+        plural = modality.plural if whole else "samples"
+        copied = checks.copies_of(modality, [*readings])
         findings = [
             *checks.unreadable(readings, plural),
-            *checks.copies(modality, readings),
-            *checks.near_copies(modality, readings),
+            *checks.copies(modality, readings, copied),
+            *checks.near_copies(modality, readings, copied),
             *checks.odd(readings, plural),
             *checks.missing(modality.missing()),
             *checks.absent(modality.lacking(), plural),
@@ -104,8 +110,9 @@ def examine(modality: Modality, limit: int = LIMIT) -> Examination:
         ]
         pictures = _pictures(modality, readings["train"])
     return Examination(
-        plural=plural, readings=readings, findings=findings, said=list(dict.fromkeys(said)), pictures=pictures
-    )
+        plural=plural, whole=modality.plural, readings=readings, findings=findings, said=list(dict.fromkeys(said)),
+        pictures=pictures,
+    )  # fmt: skip
 
 
 def _pictures(modality: Modality, reading: SplitReading) -> list[np.ndarray]:

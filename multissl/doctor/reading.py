@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multissl.contract.data import Samples, Unreadable
+from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.contract.modality import Modality
 from multissl.inference import drawn
 from multissl.waiting import followed
 
 SPLITS = ("train", "val", "test")
+SAID = 60
+"""Characters of a text by which a sample is called that is no file."""
 PICTURES = 10_000
 """The most thumbnails of a split."""
 
@@ -29,6 +31,8 @@ class SplitReading:
     samples: Samples
     places: list[int]
     """Positions in the split that were looked at, ascending."""
+    contents: int = 0
+    """How many things it holds that samples are parts of, such as episodes; 0 where nothing can be compared."""
     names: dict[int, str] = field(default_factory=dict)
     """How samples are called, by position."""
     extents: dict[int, Mapping[str, float]] = field(default_factory=dict)
@@ -39,6 +43,11 @@ class SplitReading:
     """Whether a sample belongs to a group."""
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
     """float32 [8, 8, C], by position; only of pictures."""
+
+    @property
+    def total(self) -> int:
+        """Return how many things of the modality's own unit the split holds."""
+        return self.contents or len(self.samples)
 
 
 def splits_of(modality: Modality) -> dict[str, Samples]:
@@ -54,22 +63,30 @@ def splits_of(modality: Modality) -> dict[str, Samples]:
 
 def read_split(modality: Modality, split: str, samples: Samples, limit: int) -> SplitReading:
     """Read `limit` of a split's samples (0: all), always the same ones, and what a thumbnail shows of pictures."""
-    reading = SplitReading(samples=samples, places=drawn(len(samples), limit))
+    contents = modality.contents(split)
+    reading = SplitReading(
+        samples=samples, places=drawn(len(samples), limit), contents=len(contents[0]) if contents else 0
+    )
     for place in followed(reading.places, f"reading {split}", len(reading.places)):
         reading.names[place] = f"{split} {place}"
         try:
             sample = samples[place]
-            reading.names[place] = modality.describe(sample).get("file", reading.names[place])
+            reading.names[place] = name_of(modality, split, place, sample)
             reading.grouped |= sample.group >= 0
-            reading.extents[place] = modality.extent(sample)
+            reading.extents[place], picture = modality.examined(sample)
         except Unreadable as bad:
             reading.reasons[place] = bad.reason
             continue
-        if len(reading.thumbnails) < PICTURES:
-            picture = modality.thumbnail(sample)
-            if picture is not None:
-                reading.thumbnails[place] = picture
+        if picture is not None and len(reading.thumbnails) < PICTURES:
+            reading.thumbnails[place] = picture
     return reading
+
+
+def name_of(modality: Modality, split: str, place: int, sample: Sample) -> str:
+    """Return how a sample is called: its file, or its place with what is known of it."""
+    known = modality.describe(sample)
+    said = next(iter(known.values()), "")[:SAID]
+    return known.get("file") or f"{split} {place}{f' ({said})' if said else ''}"
 
 
 def reason_counts(reading: SplitReading) -> Counter[str]:

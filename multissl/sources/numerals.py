@@ -63,16 +63,18 @@ class Column(NamedTuple):
 
 def number_columns(columns: Mapping[str, Any], delimiter: str = "") -> dict[str, Column]:
     """Return the columns of text (objects or an arrow array [S], None where missing) that hold numbers, as these."""
-    marks: dict[str, Mark | None] = {name: _mark(column) for name, column in columns.items()}
+    plain = {name: values for name, column in columns.items() if (values := _plain(column)) is not None}
+    marks: dict[str, Mark | None] = {
+        name: _point(column) if name in plain else _mark(column) for name, column in columns.items()
+    }
     votes = Counter(mark for mark in marks.values() if mark)
     decimal_comma = votes[","] > votes["."] or (not votes and delimiter == ";")
     usual: Mark = "," if decimal_comma else "."
     read = {}
     for name, cells in columns.items():
         mark = marks[name] or usual
-        values = _plain(cells) if mark == "." else None
-        if values is not None:
-            read[name] = Column(values)
+        if mark == "." and name in plain:
+            read[name] = Column(plain[name])
             continue
         objects = cells if isinstance(cells, np.ndarray) else cells.to_numpy(zero_copy_only=False)
         counts: Counter[str] = Counter(cell.strip() for cell in objects.tolist() if cell is not None)
@@ -150,6 +152,18 @@ def _mark(column: Any) -> Mark | None:
             return mark
         if counts and not any(_stripped(cell) for cell in counts):
             return None  # text
+    return None
+
+
+def _point(column: Any) -> Mark | None:
+    """Return what `_mark` does of a column of plain numbers: a point, where one of them can have no decimal comma."""
+    for part in (column[:SAMPLE], column):
+        cells = part.tolist() if isinstance(part, np.ndarray) else part.to_pylist()
+        pointed = [cell.strip().lstrip("+-") for cell in cells if cell is not None and "." in cell]
+        if any(not BODY[","].fullmatch(cell) for cell in pointed):
+            return "."
+        if not pointed:
+            return None
     return None
 
 

@@ -203,12 +203,9 @@ def _of_sheet(path: str, words: frozenset[str]) -> OpenTable:
         members = archive.infolist()
     for member in members:
         check_unpacked(member.compress_size, member.file_size, f"{member.filename} of {path}")
-    with file_errors(path, "xlsx"):
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheet = book.worksheets[0]
-        sheet.reset_dimensions()  # or every row would be as wide as the farthest cell
-        rows = [row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
-        book.close()
+    rows = _sheet_rows(path, openpyxl, data_only=True)
+    if any(None in row for row in rows):
+        _check_calculated(path, _sheet_rows(path, openpyxl, data_only=False), rows)
     header = [None if cell is None else str(cell).strip() for cell in (rows[0] if rows else ())]
     header += [None] * (max(map(len, rows), default=0) - len(header))
     columns: dict[str, Any] = {}
@@ -221,6 +218,29 @@ def _of_sheet(path: str, words: frozenset[str]) -> OpenTable:
         if name is not None or not place:
             columns[name or ""] = objects([_midnight(cell) for cell in cells])
     return OpenTable(columns, words=words)
+
+
+def _sheet_rows(path: str, openpyxl: Any, *, data_only: bool) -> list[tuple[Any, ...]]:
+    """Return the rows of the first sheet that are not empty: formulas, or with `data_only` what they came to."""
+    with file_errors(path, "xlsx"):
+        book = openpyxl.load_workbook(path, read_only=True, data_only=data_only)
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # or every row would be as wide as the farthest cell
+        rows = [row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
+        book.close()
+    return rows
+
+
+def _check_calculated(path: str, written: Sequence[Sequence[Any]], values: Sequence[Sequence[Any]]) -> None:
+    """Raise a ValueError where a sheet holds formulas without their values, as programs write them."""
+    formulas = sum(isinstance(cell, str) and cell.startswith("=") for row in written for cell in row)
+    known = sum(cell is not None for row in values for cell in row)
+    missing = sum(cell is not None for row in written for cell in row) - known
+    if formulas and missing:
+        raise ValueError(
+            f"{missing:,} cells of {Path(path).name} are formulas that nobody has calculated: open it in a "
+            "spreadsheet and save it, or save it as .csv"
+        )
 
 
 def _midnight(cell: Any) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
 import wave
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from multissl.cli import main
 from multissl.doctor.checks import Finding
 from multissl.doctor.examination import Examination, examine
 from multissl.doctor.guess import part_of
+from multissl.doctor.reading import read_split, splits_of
+from multissl.modalities.image import files as image_files
 from multissl.options import open_recipe
 
 
@@ -195,6 +200,79 @@ def test_the_command_leaves_a_page_a_list_and_a_command_that_trains(
     command = advice.split()
     recipe, _ = open_recipe(command[2], command[3:])
     assert recipe.modality.build().dataset("train")
+
+
+def test_a_picture_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, read = pictures(tmp_path / "all", 24), Counter[str]()
+    decode = image_files.decode
+
+    def counted(data: bytes, *rest: Any) -> Any:
+        read[hashlib.sha256(data).hexdigest()] += 1
+        return decode(data, *rest)
+
+    modality = open_recipe("image", ["--data", str(root)])[0].modality.build().fit()
+    splits = splits_of(modality)
+    monkeypatch.setattr(image_files, "decode", counted)
+    readings = [read_split(modality, split, samples, 0) for split, samples in splits.items()]
+    assert [len(r.thumbnails) for r in readings] == [len(r.extents) for r in readings] == [15, 1, 8]
+    assert {*read.values()} == {1}
+    assert len(read) == 24
+
+
+def test_faults_of_pairs_are_found(tmp_path: Path) -> None:
+    rows = [[f"{i}.png", f"a caption that says {i} and more"] for i in range(40)]
+    for i in range(40):
+        picture(i).save(tmp_path / f"{i}.png")
+    clean = examination_of(written(tmp_path / "clean.csv", rows), "image_text")
+    assert kinds(clean) == []
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:50])
+    shutil.copy(tmp_path / "3.png", tmp_path / "copy.png")
+    Pillow.open(tmp_path / "5.png").resize((96, 80)).save(tmp_path / "near.jpg", quality=60)
+    rows += [["copy.png", "the copy"], ["near.jpg", "the near one"], ["gone.png", "the lost one"]]
+    rows[11][1], rows[12][1] = "nan", ""
+    result = examination_of(written(tmp_path / "faults.csv", rows), "image_text")
+    assert said_by(finding(result, "unreadable")) == {"a caption that says 7 and more", "the lost one"}
+    assert said_by(finding(result, "equal")) == {"a caption that says 3 and more", "the copy"}
+    assert said_by(finding(result, "near-equal")) == {"a caption that says 5 and more", "the near one"}
+    assert finding(result, "missing").text == "2 of 43 pairs lack text"
+    assert {*kinds(result)} <= {"unreadable", "equal", "near-equal", "missing", "leaked"}
+
+
+def written(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption"], *rows])
+    return path
+
+
+def said_by(found: Finding) -> set[str]:
+    """The captions in brackets behind the places of samples."""
+    return {name.partition("(")[2].rstrip(")") for name in found.names}
+
+
+def episodes(path: Path, fault: str = "") -> Path:
+    """Sixty episodes of eight pictures; planted: two that equal another one, or a number that is none."""
+    rng = np.random.default_rng(0)
+    numbers = fault == "nan"
+    frames = rng.normal(size=(480, 4)) if numbers else rng.integers(0, 255, (480, 16, 16), dtype=np.uint8)
+    actions = rng.integers(0, 3, 480)
+    if numbers:
+        frames[17, 2] = np.nan
+    for copy in (40, 72) if fault == "equal" else ():
+        frames[copy : copy + 8], actions[copy : copy + 8] = frames[16:24], actions[16:24]
+    np.savez(path, observations=frames, actions=actions, terminals=np.arange(480) % 8 == 7)
+    return path
+
+
+def test_faults_of_episodes_are_found(tmp_path: Path) -> None:
+    clean = examination_of(episodes(tmp_path / "clean.npz"), "rl")
+    assert kinds(clean) == []
+    assert clean.facts()[0] == ("train", "48 episodes, 384 samples")
+    result = examination_of(episodes(tmp_path / "equal.npz", "equal"), "rl")
+    assert kinds(result) == ["equal"], "copies are in one split, so that none leaks"
+    assert finding(result, "equal").text == "3 of 60 episodes have an equal one: 1 sets, 2 to leave out"
+    assert all(re.fullmatch(r"train \d+ of 48 episodes", name) for name in finding(result, "equal").names)
+    with pytest.raises(ValueError, match="state2 is nan at step 1 of episode 2"):
+        examination_of(episodes(tmp_path / "nan.npz", "nan"), "rl")
 
 
 @pytest.mark.parametrize(

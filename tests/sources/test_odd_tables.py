@@ -11,6 +11,8 @@ import pytest
 
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.tabular.tables import read_table
+from multissl.sources import numerals
+from multissl.sources.delimited import objects
 from multissl.sources.tables import open_table
 
 
@@ -118,3 +120,31 @@ def test_the_smallest_and_largest_numbers_get_the_scores_of_any(tmp_path: Path, 
         scores.append(modality.rows().cells.numpy())
     assert np.isfinite(scores[1]).all()
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-2)
+
+
+def test_formulas_that_nobody_has_calculated_are_no_missing_cells(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="reads .xlsx, and is not installed")
+    book = openpyxl.Workbook()
+    book.active.append(["a", "b"])
+    for row in range(3):
+        book.active.append([row, f"=A{row + 2}*2"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(
+        ValueError, match=r"3 cells of a\.xlsx are formulas that nobody has calculated: open it in"
+    ):
+        read_table(str(tmp_path / "a.xlsx"))
+
+
+def test_numbers_are_read_alike_whatever_decides_their_mark() -> None:
+    """A column of plain numbers has a decimal point for sure where one of them can have no decimal comma."""
+    for cells in (
+        ["1.5", "2"],
+        ["1.234", "2.345"],
+        ["0.123"],
+        ["1", "2"],
+        ["-1.234", "+3.45"],
+        ["1e5", ".5"],
+    ):
+        column = objects(cells)
+        assert numerals._plain(column) is not None
+        assert numerals._point(column) == numerals._mark(column), cells

@@ -346,6 +346,13 @@ def test_columns_that_look_like_labels_are_named_and_no_input(
     assert any("'Class' is the label; 'target_name' look like labels" in text for text in said)
     assert set(schema(tmp_path, content, label="")) == {"a", "Class", "target_name"}
     assert set(schema(tmp_path, content, inputs=("target_name",))) == {"a", "target_name"}
+    # answers of well-known tables, where no column is called like a label; income elsewhere may be asked for
+    for header, inputs in {
+        "age,Income": {"age"}, "Survived,age": {"age"}, "income,age": {"income", "age"}, "species,label": {"species"},
+    }.items():  # fmt: skip
+        rows = f"{header}\n" + "\n".join(f"{i},{i % 7}" for i in range(40))
+        assert set(schema(tmp_path, rows)) == inputs, header
+    assert any("column 'Income' is the label and no input: --modality.label NAME" in text for text in said)
 
 
 def test_coco_and_llava_are_tables_of_pictures_and_texts(tmp_path: Path) -> None:

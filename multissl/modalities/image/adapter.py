@@ -18,15 +18,14 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Unreadable, Views
+from multissl.contract.data import ROLES, Batch, Raw, Role, Sample, Samples, Views
 from multissl.contract.learning import Figure
 from multissl.contract.modality import Need
 from multissl.contract.plans import Plans, StreamSpec
 from multissl.devices import constant
-from multissl.modalities.image import ops
+from multissl.modalities.image import files, ops
 from multissl.modalities.image.baselines import histogram_floor, pixel_floor
 from multissl.modalities.image.crops import (
     TRIES,
@@ -210,16 +209,15 @@ class Image(PixelLabels):
 
     def thumbnail(self, sample: Sample) -> np.ndarray | None:
         """Return the means of 8 x 8 parts of an image, float32 [8, 8, C]; None where it cannot be read."""
-        try:
-            image = load(sample, self.cfg.channels, self.reading())
-        except Unreadable:
-            return None
-        return F.adaptive_avg_pool2d(image.float(), 8).permute(1, 2, 0).numpy()
+        return files.thumbnail(sample, self.cfg.channels, self.reading())
 
     def extent(self, sample: Sample) -> dict[str, float]:
         """Return width and height in pixels."""
-        _, height, width = load(sample, self.cfg.channels, self.reading()).shape
-        return {"width": width, "height": height}
+        return self.examined(sample)[0]
+
+    def examined(self, sample: Sample) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return width and height in pixels of an image that is decoded once, and its thumbnail."""
+        return files.examined(sample, self.cfg.channels, self.reading())
 
     def shown(self) -> dict[str, tuple[float, str]]:
         """Return width and height in pixels."""

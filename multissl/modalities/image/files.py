@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from multissl import registry
 from multissl.contract.data import Sample, Samples, Unreadable
@@ -122,6 +123,21 @@ def dimensions(sample: Sample, channels: int, reading: Reading = USUAL) -> tuple
             return (height, width) if across else (width, height)
     _, high, wide = load(sample, channels, reading).shape
     return wide, high
+
+
+def examined(sample: Sample, channels: int, reading: Reading) -> tuple[dict[str, float], np.ndarray]:
+    """Return width and height in pixels, and the means of 8 x 8 parts, float32 [8, 8, C]. Raises as `load` does."""
+    image = load(sample, channels, reading)
+    parts = functional.adaptive_avg_pool2d(image.float(), 8).permute(1, 2, 0).numpy()
+    return {"width": image.shape[2], "height": image.shape[1]}, parts
+
+
+def thumbnail(sample: Sample, channels: int, reading: Reading) -> np.ndarray | None:
+    """Return the means of 8 x 8 parts, float32 [8, 8, C]; None where a sample cannot be read."""
+    try:
+        return examined(sample, channels, reading)[1]
+    except Unreadable:
+        return None
 
 
 def _bytes_of(data: Any) -> Any:

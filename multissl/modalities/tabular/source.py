@@ -33,6 +33,11 @@ LIKELY = (
 PART = re.compile(r"(?:label|target)s?_.+|.+_(?:label|target|class)")
 """Names of which a part says so, as target_name."""
 
+ANSWERS = ("survived", "diagnosis", "species", "churn", "churned", "exited", "fraud", "is_fraud")
+"""What a column is called that is to be predicted where none is called like a label."""
+LAST = re.compile(r"(?:.+_)?(?:income|salary|wage|price|quality|grade|rating|medv|default)")
+"""What it is called where it is the last one, too."""
+
 
 class TableOptions(Protocol):
     """What is read here of the options of the tabular modality, which imports this file."""
@@ -132,6 +137,10 @@ def _labels(table: Table, cfg: TableOptions) -> tuple[str, list[str]]:
     spelt = {normal_name(name): name for name in reversed(table.columns) if name not in away}
     likely = [spelt[name] for name in LIKELY if name in spelt]
     likely += [name for place, name in spelt.items() if PART.fullmatch(place) and name not in likely]
+    last = normal_name(next(reversed(table.columns), ""))
+    likely = (
+        likely or [spelt[n] for n in (*ANSWERS, *([last] if LAST.fullmatch(last) else [])) if n in spelt][:1]
+    )
     label = cfg.label if cfg.label in table.columns else next(iter(likely), "")
     leaks = [name for name in likely if name != label]
     if not label:
