@@ -52,7 +52,21 @@ def video(root: Path) -> str:
 
 
 def text(root: Path) -> str:
-    words = ["the", "of", "a", "small", "large", "house", "tree", "river", "runs", "falls", "grows", "under", "over"]
+    words = [
+        "the",
+        "of",
+        "a",
+        "small",
+        "large",
+        "house",
+        "tree",
+        "river",
+        "runs",
+        "falls",
+        "grows",
+        "under",
+        "over",
+    ]
     rng = np.random.default_rng(0)
     with (root / "reviews.csv").open("w", newline="") as file:
         rows = [(" ".join(rng.choice(words, 30)), "good" if i % 2 else "bad") for i in range(80)]
