@@ -22,6 +22,7 @@ from multissl.run.folder import RunFolder, located
 from multissl.run.lock import check_free
 from multissl.trust import Trust
 from multissl.version import __version__
+from multissl.weights.reach import check_typed
 
 AGAIN = 75
 """Exit code of a run that asks to be run again: EX_TEMPFAIL of sysexits.h."""
@@ -122,6 +123,9 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     name = named(words, "train")
     if words.help:
         return print_options(words, rest)
+    init = options.read(rest).get("init")
+    if init and init.values:
+        check_typed(init.values[0], f"{init.flag} ")
     recipe, default = options.open_recipe(
         name,
         rest,
@@ -226,6 +230,7 @@ def show(words: argparse.Namespace, rest: list[str]) -> int:
 def evaluate(words: argparse.Namespace, rest: list[str]) -> int:
     """Run `multissl eval`."""
     place = named(words, "eval")
+    check_typed(place)
     from multissl.run.evaluate import evaluate_place, judge, write
     from multissl.run.protocols import split_words
 

@@ -153,7 +153,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "--out": {
                 "metavar": "FILE",
                 "default": "",
-                "help": "a table (.parquet, .csv) or an array (.npy, .safetensors), beside which NAME.rows.csv says "
+                "help": "a table (.parquet, .csv) or an array (.npy, .safetensors), beside which FILE.rows.csv says "
                 "which sample a row is; a command that was ended goes on",
             },
             "--split": {"metavar": "SPLIT", "default": "", "help": "one split instead of all"},

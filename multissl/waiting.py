@@ -17,13 +17,16 @@ T = TypeVar("T")
 def followed(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yield items of `total`; where that takes long, say how many there have been, on the first rank.
 
-    `what` is what they are for: "features of val".
+    `what` is what they are for: "features of val". What is left is told by all items but the first, which takes a
+    start with it: of files opened, of workers, of a network's first pass.
     """
     began = last = time.monotonic()
     for number, item in enumerate(items):
         now = time.monotonic()
+        if number == 1:
+            began = now
         if now - last > PAUSE and is_main():
             last = now
-            left = (now - began) / number * (total - number) if number else 0.0
-            print(f"{what}: {number:,} of {total:,}, {left:.0f} s to go", file=sys.stderr, flush=True)
+            left = f", {(now - began) / (number - 1) * (total - number):.0f} s to go" if number > 1 else ""
+            print(f"{what}: {number:,} of {total:,}{left}", file=sys.stderr, flush=True)
         yield item

@@ -41,3 +41,35 @@ def pytest_make_collect_report() -> Generator[None, Any, pytest.CollectReport]:
     report = yield
     refuse_missing(report)
     return report
+
+
+HEAVY = (
+    "tests/verify/",
+    "tests/faults/",
+    "tests/test_exact.py",
+    "tests/test_hostile_names.py",
+    "tests/test_grid.py",
+)
+"""What takes longest, and so comes first where several processes share the tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first where several processes share the tests: none is left alone with it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(HEAVY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file to one process: what they share, from fitted data to trained runs, is made once.
+
+    So is what the tests of `faults` share, which a warm process runs.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/faults" if nodeid.startswith("tests/faults/") else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)

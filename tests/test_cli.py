@@ -28,9 +28,15 @@ STUB = f"{ROOT / 'tests' / 'helpers' / 'stubs.py'}:recipe"
         ["train", "simclr"],
         ["train", "--help"],
         ["completion", "--words", "train", "image/s"],
+        ["eval", "hf:someone/nothing"],
+        ["train", "image", "--init", "timm:vit_tiny_patch16_224"],
     ],
 )
-def test_what_needs_no_torch_imports_none(args: list[str]) -> None:
+def test_what_needs_no_torch_imports_none(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     code = f"import sys; from multissl.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

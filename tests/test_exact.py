@@ -108,15 +108,20 @@ def cases() -> list[Case]:
     return found
 
 
+@functools.cache
+def fitted(name: str) -> Modality:
+    """One of the modalities, fitted once in a process."""
+    return MODALITIES[name].build().fit()
+
+
 def make(case: Case, chunk: int = 0) -> tuple[Learner, Modality]:
     """The learner of a case, in fp64; a ValueError says why the pair has no meaning."""
     torch.manual_seed(0)
     cfg = shrunk(registry.resolve(case.objective, "objectives").Config()).replace(
         **ALWAYS.get(case.objective, {}) | case.options
     )
-    made = MODALITIES[case.modality]
-    modality = made.build().fit()
-    return learner_of(cfg, made, modality, chunk), modality
+    modality = fitted(case.modality)
+    return learner_of(cfg, MODALITIES[case.modality], modality, chunk), modality
 
 
 def trace(case: Case, chunk: int = 0, steps: int = STEPS, sharded: bool = False) -> dict[str, Tensor]:
@@ -196,10 +201,11 @@ def removed(collective: str, how: How) -> Iterator[None]:
             setattr(place, collective, right)
 
 
-def on_a_rank(_: int, wanted: list[Case], plants: list[Plant]) -> dict[Any, dict[str, Tensor] | str]:
+def on_a_rank(
+    _: int, wanted: list[Case], sharded: list[Case], plants: list[Plant]
+) -> dict[Any, dict[str, Tensor] | str]:
     found: dict[Any, dict[str, Tensor] | str] = {case: attempt(case) for case in wanted}
-    if world() == SHARDS:
-        found |= {("sharded", case): attempt(case, sharded=True) for case in wanted}
+    found |= {("sharded", case): attempt(case, sharded=True) for case in sharded}
     for plant in plants:
         with contextlib.suppress(ImportError):  # told by the test of the objective itself
             importlib.import_module(f"multissl.objectives.{plant.objective}")
@@ -210,8 +216,28 @@ def on_a_rank(_: int, wanted: list[Case], plants: list[Plant]) -> dict[Any, dict
 
 @functools.cache
 def on_ranks(count: int) -> list[dict[Any, dict[str, Tensor] | str]]:
-    """What every rank found, for every case that runs on one rank."""
-    return run_ranks(count, on_a_rank, [c for c in cases() if not isinstance(alone(c), str)], PLANTS)
+    """What every rank found, for every case that runs on one rank; sharded are those of `always_sharded`."""
+    sharded = running(always_sharded()) if count == SHARDS else []
+    return run_ranks(count, on_a_rank, running(cases()), sharded, PLANTS)
+
+
+@functools.cache
+def sharded_on_ranks() -> list[dict[Any, dict[str, Tensor] | str]]:
+    """What every rank found of the cases that are sharded in the slow tests alone."""
+    some = always_sharded()
+    return run_ranks(SHARDS, on_a_rank, [], running([c for c in cases() if c not in some]), [])
+
+
+def running(wanted: list[Case]) -> list[Case]:
+    """The cases that run on one rank."""
+    return [case for case in wanted if not isinstance(alone(case), str)]
+
+
+def always_sharded() -> list[Case]:
+    """Each objective with its defaults on one modality; those that pair streams on the pairs."""
+    return [Case(name, fitting(name)[0]) for name in registry.names("objectives")] + [
+        Case(name, "pairs") for name in ("clip", "siglip")
+    ]
 
 
 # -------------------------------------------------------------------------------------------- tests
@@ -235,6 +261,7 @@ def named(case: Any) -> str:
 def test_every_objective_is_compared_on_some_modality(objective: str) -> None:
     found = {m: alone(Case(objective, m)) for m in fitting(objective)}
     assert any(isinstance(f, dict) for f in found.values()), found
+    assert running([case for case in always_sharded() if case.objective == objective])
 
 
 @pytest.mark.ranks
@@ -250,11 +277,16 @@ def test_ranks_with_different_data_give_the_gradient_of_one(case: Case, count: i
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("case", cases(), ids=named)
+@pytest.mark.parametrize(
+    "case",
+    [c if c in always_sharded() else pytest.param(c, marks=pytest.mark.slow) for c in cases()],
+    ids=named,
+)
 def test_sharded_over_ranks_is_the_same_run(case: Case) -> None:
-    found = on_ranks(SHARDS)[0]["sharded", case] if reference(case) else {}
+    right = reference(case)
+    found = (on_ranks(SHARDS) if case in always_sharded() else sharded_on_ranks())[0]["sharded", case]
     assert isinstance(found, dict), found
-    wrong = differences(found, reference(case))
+    wrong = differences(found, right)
     assert not wrong, "\n".join(wrong)
 
 

@@ -36,6 +36,7 @@ from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.rl.adapter import RL
+from multissl.modalities.tabular import tables
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.text import demo
 from multissl.modalities.text.adapter import Text
@@ -112,11 +113,14 @@ EXPERIMENTAL: dict[str, str] = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_documents() -> Iterator[None]:
-    """Let the built-in texts be few: each case fits them anew."""
+def quickly_built() -> Iterator[None]:
+    """Let built-in texts and rows be few, as each case fits them anew, and no learner be copied to count its work."""
     texts, fields = demo.documents()
+    rows = tables._demo(400)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "documents", lambda: (texts[:400], fields[:400]))
+        patch.setattr(demo, "documents", lambda: (texts[:100], fields[:100]))
+        patch.setattr(tables, "_demo", lambda: rows)
+        patch.setattr("multissl.build.Blueprint", lambda learner: None)
         yield
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from multissl.contract.data import Views
 from multissl.contract.decision import GO_ON, Decision, joined
-from multissl.contract.evaluator import Evaluator
-from multissl.contract.learning import Progress
+from multissl.contract.evaluator import Evaluator, FrozenEncoders
+from multissl.contract.learning import Features, Progress
 from multissl.contract.modality import Modality
+from multissl.contract.plans import Masking
 from multissl.engine.best import BestStep, best_step, patience_over
 from multissl.engine.judging import alarms, decided
 from multissl.engine.learner import Learner
@@ -24,10 +26,11 @@ class Measuring:
 
     def __init__(
         self, cfg: Loop, evaluators: Mapping[str, Evaluator], learner: Learner, modality: Modality,
-        device: torch.device, say: Callable[[str], None],
+        device: torch.device, say: Callable[[str], None], agree: Callable[[], None],
     ) -> None:  # fmt: skip
+        """`agree` ends what is measured, on all ranks at the same place, where a signal has reached one of them."""
         self.cfg, self.evaluators, self.learner, self.modality = cfg, evaluators, learner, modality
-        self.device, self.say = device, say
+        self.device, self.say, self.agree = device, say, agree
         self.epoch_steps = len(modality.dataset("train")) / cfg.batch_size
         self.lines: list[dict[str, Any]] = []
         """The figures of every step at which something was measured."""
@@ -114,9 +117,10 @@ class Measuring:
         self.learner.eval()
         metrics: dict[str, float] = {}
         idle: list[str] = []
-        exported = self.learner.frozen("exported", self.device)
-        student = self.learner.frozen("student", self.device)
+        exported = self._agreeing(self.learner.frozen("exported", self.device))
+        student = self._agreeing(self.learner.frozen("student", self.device))
         for name, evaluator in evaluators.items():
+            self.agree()
             began = time.perf_counter()
             measured = evaluator.run(exported, self.modality, progress)
             if first:
@@ -131,3 +135,14 @@ class Measuring:
             flags = " ".join(f"--evals.{name} none" for name in idle)
             self.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
         return metrics
+
+    def _agreeing(self, encoders: FrozenEncoders) -> FrozenEncoders:
+        """Return the encoders; before each use of them ranks agree to go on."""
+        function = encoders.function
+
+        def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+            self.agree()
+            return function(views, masking, inner)
+
+        encoders.function = encode
+        return encoders

@@ -1,6 +1,7 @@
 """Signals that ask a run to end: it saves after the step at hand, and the second one ends it at once.
 
-What is measured beside the steps ends at once and is measured at the next start: it moves nothing.
+What is measured beside the steps ends at once and is measured at the next start: it moves nothing. Several ranks, which
+a signal reaches at different moments or not at all, agree at every batch that is encoded and before every evaluator.
 
 State: whether one came, which, and when.
 """
@@ -12,7 +13,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+import torch
+
 from multissl.engine.batches import ENDING
+from multissl.parallel.collectives import all_true
+from multissl.parallel.ranks import world
 
 PASSED_ON = 2.0
 """Seconds within which another signal is the same request, as torchrun and SLURM both pass it on; not Ctrl-C."""
@@ -31,7 +36,7 @@ class EndRequest:
         self.number: int = signal.SIGINT
         """The signal that came first; SIGINT where none did, as where it reached another rank."""
         self._when = 0.0
-        self._measuring = False
+        self._measuring = self._at_once = False
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -53,12 +58,17 @@ class EndRequest:
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Raise a `MeasuringEnded` as soon as a signal comes."""
-        self._measuring = True
+        """Raise a `MeasuringEnded` as soon as a signal comes; on several ranks where `agree` is called next."""
+        self._measuring, self._at_once = True, world() == 1
         try:
             yield
         finally:
-            self._measuring = False
+            self._measuring = self._at_once = False
+
+    def agree(self) -> None:
+        """Raise a `MeasuringEnded` on all ranks where a signal has reached one; each rank calls this equally often."""
+        if self._measuring and world() > 1 and not all_true(torch.tensor([not self.came])).item():
+            raise MeasuringEnded
 
     def _ask(self, number: int, _frame: object) -> None:
         now = time.monotonic()
@@ -69,5 +79,5 @@ class EndRequest:
             what = "ending what is measured" if self._measuring else "saving a checkpoint after this step"
             with contextlib.suppress(RuntimeError):  # it came in the middle of another line
                 self.say(f"{signal.Signals(number).name}: {what}")
-            if self._measuring:
+            if self._at_once:
                 raise MeasuringEnded

@@ -99,9 +99,11 @@ class Trainer:
         check_loggers(cfg.loggers, places)
         self.skipped: dict[int, str] = {}
         self.history: list[dict[str, float]] = []
-        self.measuring = Measuring(cfg, evaluators, learner, modality, device, self.display.say)
-        self.alarmed = ""
         self.ending = EndRequest(self.display.say)
+        self.measuring = Measuring(
+            cfg, evaluators, learner, modality, device, self.display.say, self.ending.agree
+        )
+        self.alarmed = ""
         self.bad_in_a_row = 0
 
     def fit(
@@ -324,13 +326,9 @@ class Trainer:
             self.alarmed = text
 
     def _evaluate(self, step: int, first: bool = False, last: bool = False) -> bool:
-        """Run the evaluators that are due; return whether no signal ended that, which leaves no trace of it.
-
-        On several ranks, which a signal reaches at different moments, it is heard after the next step instead.
-        """
-        alone = self.ending.measuring() if world() == 1 else contextlib.nullcontext()
+        """Run the evaluators that are due; return whether no signal ended that, which leaves no trace of it."""
         try:
-            with alone:
+            with self.ending.measuring():
                 metrics = self.measuring.measured(step, first=first, last=last)
         except MeasuringEnded:
             return False

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from multissl.registry import require
-from multissl.weights.hubs import check_reachable
+from multissl.weights.reach import check_reachable
 
 HUB = "hf:"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,7 +64,8 @@ def process_group(timeout: float = TIMEOUT) -> Iterator[torch.device]:
     else:
         options = {}
     if options:
-        dist.init_process_group(**options, timeout=datetime.timedelta(seconds=timeout))
+        with without_lines_of_gloo():
+            dist.init_process_group(**options, timeout=datetime.timedelta(seconds=timeout))
     try:
         yield device
     finally:
@@ -75,7 +77,27 @@ def _group_of_one(device: torch.device) -> None:
     """FSDP2 wants a group even for one rank; nothing else does."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    with without_lines_of_gloo():
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+@contextlib.contextmanager
+def without_lines_of_gloo() -> Iterator[None]:
+    """Keep the lines of gloo off the standard output, to which it says from C++ that ranks are connected."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # this process has no standard output
+        yield
+        return
+    sys.stdout.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _slurm_address() -> str:

@@ -14,7 +14,7 @@ from multissl.config import Config
 from multissl.contract.abilities import Shardable
 from multissl.contract.encoder import Encoder
 from multissl.parallel.compiling import choose, compiles
-from multissl.parallel.ranks import TIMEOUT, _group_of_one, world
+from multissl.parallel.ranks import TIMEOUT, _group_of_one, without_lines_of_gloo, world
 from multissl.parallel.replicas import cast_inputs, replicate
 
 KEPT = 2_000_000_000
@@ -94,7 +94,8 @@ def _fully_shard(
 
     if not dist.is_initialized():
         _group_of_one(device)
-    mesh = init_device_mesh(device.type, (world() // shard, shard), mesh_dim_names=("replicate", "shard"))
+    with without_lines_of_gloo():
+        mesh = init_device_mesh(device.type, (world() // shard, shard), mesh_dim_names=("replicate", "shard"))
     # gradients of half-precision passes are summed in fp32, others as they are
     dtype, summed = (torch.bfloat16, torch.float32) if half else (None, None)
     blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed)

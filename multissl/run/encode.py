@@ -37,6 +37,7 @@ from multissl.run.feature_files import (
     TABLES,
     Write,
     csv_table,
+    kind_of,
     npy_array,
     parquet_table,
     rows_file,
@@ -116,13 +117,13 @@ def encode(
     """Write the features of a split, or of all there are, to a file; return how many rows there are.
 
     `.parquet` and `.csv` are tables of pooled features; `.npy` and `.safetensors` (tensor `features`) are arrays, of
-    which `NAME.rows.csv` says which sample a row is. `stream` says which of several is encoded. The file appears when
+    which `FILE.rows.csv` says which sample a row is. `stream` says which of several is encoded. The file appears when
     it is whole. On several ranks each makes some pieces; the batches are the same on any number of them. Raises a
     ValueError that names what is wrong with file, data, split or stream, and `Interrupted` where a signal ended it.
     """
     out, wanted = Path(out), wanted or Wanted()
     kinds = ARRAYS if wanted.tokens else (*TABLES, *ARRAYS)
-    if out.suffix not in kinds:
+    if kind_of(out) not in kinds:
         raise ValueError(
             f"--out {out}: want a file that ends in {' or '.join(kinds)}" + " for tokens" * wanted.tokens
         )
@@ -240,11 +241,11 @@ def _assemble(
 
 def _writers(out: Path, names: list[str], rows: int) -> list[contextlib.AbstractContextManager[Write]]:
     """Return what writes the file, and of an array the table of its rows."""
-    if out.suffix == ".parquet":
+    if kind_of(out) == ".parquet":
         return [_aside(out, lambda path: parquet_table(path, names))]
-    if out.suffix == ".csv":
+    if kind_of(out) == ".csv":
         return [_aside(out, lambda path: csv_table(path, names))]
-    array = npy_array if out.suffix == ".npy" else safetensors_array
+    array = npy_array if kind_of(out) == ".npy" else safetensors_array
     return [
         _aside(out, lambda path: array(path, rows)),
         _aside(rows_file(out), lambda path: _words(path, names)),

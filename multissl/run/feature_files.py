@@ -26,9 +26,14 @@ DTYPES = {"float32": "F32", "float16": "F16"}
 """Names of types in safetensors."""
 
 
+def kind_of(path: Path) -> str:
+    """Return the suffix of a file of features, in small letters."""
+    return path.suffix.lower()
+
+
 def rows_file(out: Path) -> Path:
     """Return the table that says of each row of an array which sample it is."""
-    return out.with_name(f"{out.stem}.rows.csv")
+    return out.with_name(f"{out.name}.rows.csv")
 
 
 @contextlib.contextmanager

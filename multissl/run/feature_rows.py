@@ -1,6 +1,6 @@
 """A file of features as data: what `multissl encode` wrote, with the labels, groups and splits that stand beside it.
 
-`.npy` and `.safetensors` have a table of their rows, `NAME.rows.csv`; `.parquet` and `.csv` hold columns `f0`, `f1` and
+`.npy` and `.safetensors` have a table of their rows, `FILE.rows.csv`; `.parquet` and `.csv` hold columns `f0`, `f1` and
 so on beside those. Any such file will do, whoever wrote it: a split and features are needed, label and group are not.
 Protocols that read pooled features see it as a modality whose samples are rows, encoded by leaving them as they are.
 Shapes: S rows, D width.
@@ -26,7 +26,7 @@ from multissl.contract.modality import Baseline, Modality
 from multissl.contract.plans import Masking, Plans, StreamSpec
 from multissl.random import RowRandom
 from multissl.registry import require
-from multissl.run.feature_files import ARRAYS, TABLES, rows_file
+from multissl.run.feature_files import ARRAYS, TABLES, kind_of, rows_file
 from multissl.sources.splits import SplitSamples, classes_of, numbered
 from multissl.weights.files import read_weights
 
@@ -157,9 +157,9 @@ class AsTheyAre(Encoder):
 
 def holds_features(path: Path) -> bool:
     """Return whether a file is one of features, and not of weights."""
-    if path.suffix in (*TABLES, ".npy"):
+    if kind_of(path) in (*TABLES, ".npy"):
         return path.is_file()
-    if path.suffix != ".safetensors" or not path.is_file():
+    if kind_of(path) != ".safetensors" or not path.is_file():
         return False
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -174,8 +174,8 @@ def holds_features(path: Path) -> bool:
 def read_rows(path: Path) -> Rows:
     """Return features float32 [S, D] of a file and the words beside them; a ValueError says what is wrong with it."""
     try:
-        if path.suffix in ARRAYS:
-            features = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _tensor(path)
+        if kind_of(path) in ARRAYS:
+            features = np.load(path, allow_pickle=False) if kind_of(path) == ".npy" else _tensor(path)
             words = _read_words(rows_file(path), path)
         else:
             features, words = _read_table(path)
@@ -212,7 +212,7 @@ def _read_words(table: Path, path: Path) -> dict[str, list[str]]:
 
 
 def _read_table(path: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
-    columns = _parquet_columns(path) if path.suffix == ".parquet" else _csv_columns(path)
+    columns = _parquet_columns(path) if kind_of(path) == ".parquet" else _csv_columns(path)
     numbers = [name for name in columns if re.fullmatch(r"f\d+", name)]
     if not numbers:
         raise ValueError(f"no columns f0, f1, ... of features; it has {', '.join([*columns][:8])}")

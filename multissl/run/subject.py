@@ -28,16 +28,17 @@ from multissl.objectives.vicreg import VICReg
 from multissl.options import SHORT, Setting, apply
 from multissl.recipe import Recipe
 from multissl.registry import suggest
-from multissl.run.feature_files import TABLES
+from multissl.run.feature_files import TABLES, kind_of
 from multissl.run.feature_rows import STREAM, AsTheyAre, FeatureRows, holds_features
 from multissl.run.folder import RunFolder, located
 from multissl.run.identity import weights_digest
 from multissl.run.model import Model, load
 from multissl.run.protocols import Protocols, usual
 from multissl.weights.containers import Source, split_layout
-from multissl.weights.hubs import HUBS, open_place
+from multissl.weights.hubs import open_place
 from multissl.weights.inputs import Inputs, inputs_of
 from multissl.weights.loading import derive_configs, load_weights
+from multissl.weights.reach import HUBS
 from multissl.weights.released import ENDINGS
 
 log = logging.getLogger("multissl")
@@ -89,7 +90,7 @@ def subject_of(
     if not hub and Path(place).is_file() and RunFolder(Path(place).parent).encoder == Path(place):
         folder = Path(place).parent  # the file that a run ships says nothing of its encoder, the run does
         place = str(folder) if RunFolder(folder).recipe.is_file() else place
-    if not hub and Path(place).suffix in (*TABLES, ".npy") and not Path(place).is_file():
+    if not hub and kind_of(Path(place)) in (*TABLES, ".npy") and not Path(place).is_file():
         raise ValueError(f"no file is called {place}: name one of features, that multissl encode wrote")
     if not hub and holds_features(Path(place)):
         return _of_features(place, settings, device)

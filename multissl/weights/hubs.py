@@ -5,22 +5,16 @@ What the library has in its cache needs no network; without one the answer is a 
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from multissl.registry import require, suggest
 from multissl.weights.containers import FILES, INDEX, PREPROCESSOR, Source, files_of, open_file, read_config
+from multissl.weights.reach import check_hub, check_reachable
 
-HUBS = ("hf", "timm")
-ENDPOINT = "https://huggingface.co"
 INPUTS = ("input_size", "mean", "std", "crop_pct")
 """What timm says of the pictures that a model reads."""
-PATIENCE = 3.0
-"""Seconds to wait for a hub before it counts as out of reach."""
 
 
 def open_place(text: str | Path) -> Source:
@@ -33,35 +27,11 @@ def open_place(text: str | Path) -> Source:
     return open_file(text)
 
 
-def check_reachable() -> None:
-    """Raise a ValueError where the hub does not answer within a few seconds."""
-    parts = urlsplit(os.environ.get("HF_ENDPOINT") or ENDPOINT)
-    address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    proxy = any(os.environ.get(f"{scheme}_proxy") for scheme in ("https", "HTTPS", "all", "ALL"))
-    problem = "HF_HUB_OFFLINE is set" if offline else ""
-    if not problem and not proxy:
-        try:
-            socket.create_connection(address, PATIENCE).close()
-        except OSError as error:
-            problem = f"{address[0]} cannot be reached ({error.strerror or error})"
-    if problem:
-        raise ValueError(f"it is not in the cache, and {problem}: give a file or folder of this machine")
-
-
-def cached(pattern: str) -> bool:
-    """Return whether the cache of Hugging Face's hub holds a repository; asked before any library is imported."""
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    return any(cache.glob(f"models--{pattern.replace('/', '--')}"))
-
-
 def fetch_hugging_face(name: str) -> Source:
     """Return the weights and config of a model on Hugging Face's hub, from the cache where they are there."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ValueError(f"hf:{name} is no name of a model: want hf:USER/NAME, or a folder")
-    if not cached(name):
-        check_reachable()
+    check_hub(f"hf:{name}")
     hub: Any = require("huggingface_hub")
     errors: Any = require("huggingface_hub.errors")
 
@@ -94,8 +64,7 @@ def fetch_hugging_face(name: str) -> Source:
 def open_timm(name: str) -> Source:
     """Return the weights of a timm model, and what timm says of it; `local-dir:FOLDER` names a folder."""
     local = name.startswith("local-dir:")
-    if not local and not cached(f"timm/{name}*"):
-        check_reachable()
+    check_hub(f"timm:{name}")
     timm: Any = require("timm")
     if not local and not timm.is_model(name):
         raise ValueError(

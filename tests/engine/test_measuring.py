@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,12 +16,16 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.engine.checkpoint import Save
+from multissl.engine.signals import EndRequest, MeasuringEnded
 from multissl.engine.trainer import Interrupted
 from multissl.evaluators.knn import KNN
+from multissl.inference import clean_views
+from multissl.parallel.ranks import rank
 from multissl.recipe import Recipe
 from multissl.run import train
 from multissl.run.folder import RunFolder
 from tests.helpers import stubs
+from tests.helpers.ranks import run_ranks
 
 AT: list[int] = []
 """Steps at which `Slow` is sent a signal while it measures."""
@@ -119,3 +123,72 @@ def test_a_budget_leaves_out_what_took_longer_and_says_so_once(
         said.count("slow took 1 s last and goes over eval_seconds=0.3: it is left out until the last step")
         == 1
     )
+
+
+CALLS = 8
+"""Batches that `Sent` encodes."""
+
+
+class Sent(Evaluator):
+    """Encodes batches; before one of them a signal reaches the second rank alone, once."""
+
+    seen: ClassVar[int] = 0
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Evaluator.Config):
+        """Options."""
+
+        mark: str = ""
+        """A file that says that the signal was sent."""
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        """The number of batches, as a figure."""
+        views = clean_views(modality, [modality.dataset("val")[0]], "points", encoders.device)
+        for Sent.seen in range(CALLS):
+            if Sent.seen == 3 and progress.step == 10 and rank() == 1 and not Path(self.cfg.mark).exists():
+                Path(self.cfg.mark).touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            encoders.encode([views])
+        return {"batches": float(CALLS)}
+
+
+def agreeing(number: int) -> int:
+    """Return at which place a rank leaves off, of a signal that reaches the second one alone at the third."""
+    ending = EndRequest(lambda _: None)
+    place = 0
+    with ending.heard():
+        ending.agree()  # nothing is measured: steps have an answer of their own
+        try:
+            with ending.measuring():
+                for place in range(CALLS):
+                    if place == 3 and number == 1:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    ending.agree()
+        except MeasuringEnded:
+            return place
+    return CALLS
+
+
+@pytest.mark.ranks
+def test_a_signal_to_one_rank_ends_what_all_measure_at_the_same_place() -> None:
+    assert run_ranks(2, agreeing) == [3, 3]
+
+
+def interrupted(_: int, folder: Path) -> tuple[str, int]:
+    made = stubs.recipe().replace(steps=20, evals={"sent": Sent.Config(every=10, mark=f"{folder}.sent")})
+    try:
+        train.train(made, folder)
+    except Interrupted as ended:
+        return str(ended), Sent.seen
+    return "", Sent.seen
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_a_run_on_two_ranks_ends_what_it_measures_where_a_signal_reaches_one(tmp_path: Path) -> None:
+    ends = run_ranks(2, interrupted, tmp_path)
+    assert [seen for _, seen in ends] == [3, 3]
+    assert all("the checkpoint of step 10" in text for text, _ in ends)
+    assert [x["step"] for x in RunFolder(tmp_path).read_metrics() if x["kind"] == "eval"] == [0]
+    assert run_ranks(2, interrupted, tmp_path)[0][1] == CALLS - 1
+    assert [x["step"] for x in RunFolder(tmp_path).read_metrics() if x["kind"] == "eval"] == [0, 10, 20]

@@ -234,7 +234,7 @@ def problems_of_unfinished(unfinished: Path, chosen: Cases, folder: Path) -> lis
 
 
 def test_damage_to_a_finished_run_is_named(finished: Path, tmp_path: Path) -> None:
-    assert not problems_of_finished(finished, cases(finished, 24, 12, seed=1), tmp_path)
+    assert not problems_of_finished(finished, cases(finished, 16, 8, seed=1), tmp_path)
 
 
 def test_damage_to_a_run_that_goes_on_is_named_or_an_older_checkpoint_takes_over(

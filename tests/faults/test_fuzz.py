@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,28 +27,32 @@ PROBLEMS_OF_BEFORE = {
 """By format, the seed and the numbers of cases that were once no line with a name."""
 
 
-def fuzz(*words: str) -> str:
+ASKED = {
+    # else what is asked of mutated ones would say nothing; a listing alone names pictures that are not there
+    "whole": ["1", "--fine", "--cases", "-1", "--without", "csv_list"],
+    "mutated": ["250", "--seed", "1"],
+    **{
+        name: ["1", "--seed", str(seed), "--formats", name, "--cases", *map(str, cases)]
+        for name, (seed, cases) in PROBLEMS_OF_BEFORE.items()
+    },
+}
+
+
+@functools.cache
+def said() -> dict[str, str]:
+    """What one process says of all that is asked, by its name."""
+    words = [word for asked in ASKED.values() for word in (*asked, "--then")]
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.fuzz", *words],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    return done.stdout
+    parts = re.split(r"(?<= problems)\n", done.stdout)
+    assert len(parts) == len(ASKED) + 1, f"{done.stdout}{done.stderr}"
+    return dict(zip(ASKED, parts, strict=False))
 
 
-def test_whole_files_are_read() -> None:
-    """Else what is asked of mutated ones would say nothing; a listing alone names pictures that are not there."""
-    from tests.faults.fuzz.formats import all_formats
-
-    names = [name for name in all_formats() if name != "csv_list"]
-    fuzz("1", "--fine", "--cases", "-1", "--formats", *names)
-
-
-def test_mutated_files_are_read_or_refused_by_name() -> None:
-    assert "cases of seed 1" in fuzz("250", "--seed", "1")
-
-
-@pytest.mark.parametrize("name", PROBLEMS_OF_BEFORE)
-def test_what_was_a_problem_is_refused_by_name(name: str) -> None:
-    seed, cases = PROBLEMS_OF_BEFORE[name]
-    fuzz("1", "--seed", str(seed), "--formats", name, "--cases", *map(str, cases))
+@pytest.mark.parametrize("name", ASKED)
+def test_files_are_read_or_refused_by_name(name: str) -> None:
+    assert re.search(r"^[\d,]+ cases of seed \d+: \{.+\}\n0 problems\Z", said()[name], re.MULTILINE), said()[
+        name
+    ]

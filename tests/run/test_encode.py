@@ -166,7 +166,7 @@ def test_arrays_hold_what_tables_do_and_every_token_where_that_is_asked_for(
     assert features.encode(model, out, batch_size=4, workers=0) == 21
     told, numbers = table(tmp_path / "a.csv")
     torch.testing.assert_close(torch.from_numpy(array(out)), numbers, atol=1e-5, rtol=1e-5)
-    assert table(tmp_path / "a.rows.csv")[0] == told
+    assert table(tmp_path / f"a.{suffix}.rows.csv")[0] == told
 
     def made(**wanted: Any) -> np.ndarray:
         features.encode(model, out, batch_size=4, workers=0, wanted=features.Wanted(**wanted))
@@ -320,7 +320,7 @@ def test_several_ranks_write_what_one_does(tmp_path: Path, monkeypatch: pytest.M
     data = class_folders(tmp_path / "data", "png", count=7)
     features.encode(tokens_of(data), tmp_path / "one.npy", batch_size=2, workers=0)
     assert run_ranks(2, on_a_rank, data, tmp_path / "two.npy") == [21, 21]
-    for name in ("npy", "rows.csv"):
+    for name in ("npy", "npy.rows.csv"):
         assert (tmp_path / f"one.{name}").read_bytes() == (tmp_path / f"two.{name}").read_bytes()
 
 

@@ -324,7 +324,7 @@ def test_a_file_of_features_gives_the_figures_of_its_encoder(run: Path, tmp_path
 def write_features(folder: Path, values: np.ndarray, **columns: list[str]) -> Path:
     np.save(folder / "f.npy", values)
     lines = [",".join(columns), *(",".join(cells) for cells in zip(*columns.values(), strict=True))]
-    (folder / "f.rows.csv").write_text("\n".join(lines) + "\n")
+    (folder / "f.npy.rows.csv").write_text("\n".join(lines) + "\n")
     return folder / "f.npy"
 
 

@@ -29,7 +29,10 @@ def red() -> dict[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as name:
         ports = [str(free_port()) for _ in range(len(BUGS) + 1)]
         words = ["2", "-m", "tests.verify.planted", name, f"{name}/red.json", *ports]
-        subprocess.run([*RANKS, *words], check=True, cwd=ROOT, capture_output=True, timeout=300)
+        done = subprocess.run(
+            [*RANKS, *words], check=True, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert not done.stdout, done.stdout  # of gloo, which says from C++ that ranks are connected
         return json.loads(Path(name, "red.json").read_text())
 
 
@@ -69,6 +72,7 @@ def test_every_objective_is_right_on_several_processes(count: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout
     assert "WRONG" not in done.stdout
+    assert "Gloo" not in done.stdout
 
 
 def test_a_red_column_is_explained(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Run cases of all formats, or some: python -m tests.faults.fuzz COUNT [--seed N] [--formats NAME ...] [--cases N ...].
 
+After `--then` other words follow, which are done in the same process: what costs most is to make the formats.
 A case is a format, a seed and a number, and always the same bytes. Cases run in forked children, many in each, with 5
 seconds of processor time and 2 GB of memory for each. What was not fine is printed; a problem ends with code 1.
 """
@@ -10,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -35,6 +37,7 @@ SECONDS, MEMORY = 5, 2 << 30
 WAIT = 60
 """Seconds after which a child that says nothing, as it waits for something, is ended."""
 GOOD = ("fine", "refused")
+THEN = "--then"
 
 
 class Outcome(NamedTuple):
@@ -147,26 +150,38 @@ def fuzz(
     return [(name, outcome) for (name, _, _), outcome in problems.items()]
 
 
-def main(words: list[str]) -> int:
-    """Run the cases that are asked for."""
+def asked(words: list[str]) -> list[tuple[str, Outcome]]:
+    """Run the cases that words ask for; return the problems, after they are printed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz")
     parser.add_argument("count", type=int, help="cases over all formats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", nargs="*")
     parser.add_argument("--cases", nargs="*", type=int, help="these numbers alone; -1 is a whole file")
+    parser.add_argument("--without", nargs="*", default=[], help="all formats but these")
     parser.add_argument("--fine", action="store_true", help="a file that is refused is a problem, too")
     known = parser.parse_args(words)
-    warnings.simplefilter("ignore")
-    for module in ("torchvision.io", "decord", "torchaudio"):  # once, and not in every child
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-    logging.disable(logging.CRITICAL)
-    names = known.formats or [*all_formats()]
+    names = known.formats or [name for name in all_formats() if name not in known.without]
     each = -(-known.count // len(names))
     good = ("fine",) if known.fine else GOOD
     problems = fuzz({name: known.cases or range(each) for name in names}, known.seed, good)
     for name, outcome in problems:
         print(f"{name} case {outcome.number} of seed {known.seed}: {outcome.kind} {outcome.what}")
+    return problems
+
+
+def main(words: list[str]) -> int:
+    """Run the cases that are asked for, and those that are asked for then."""
+    warnings.simplefilter("ignore")
+    for module in ("torchvision.io", "decord", "torchaudio"):  # once, and not in every child
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    logging.disable(logging.CRITICAL)
+    problems = 0
+    for then, several in itertools.groupby(words, lambda word: word == THEN):
+        if not then:
+            found = asked([*several])
+            print(f"{len(found)} problems", flush=True)
+            problems += len(found)
     return 1 if problems else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tarfile
@@ -29,8 +30,9 @@ class Format:
     text: bool = False
 
 
+@functools.cache
 def all_formats() -> dict[str, Format]:
-    """Return every format by its name."""
+    """Return every format by its name, made once in a process."""
     from tests.faults.fuzz import run_files  # which imports this file
 
     return {**pictures(), **sounds(), **films(), **tables(), **games(), **run_files.formats()}
