@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,15 @@ class Parts:
 
 
 def build(
-    recipe: Recipe, device: torch.device, start: Source | None = None, modality: Modality | None = None
+    recipe: Recipe,
+    device: torch.device,
+    starts: Mapping[str, Source] = {},
+    modality: Modality | None = None,
 ) -> Parts:
     """Build and check the components; the learner lies on `device`, parallelized.
 
-    `start` holds the weights of `init` where they are those of a run's checkpoint; `modality` is the recipe's where it
-    has been fitted already.
+    `starts` holds weights that are those of runs' checkpoints, by the places that name them; `modality` is the recipe's
+    where it has been fitted already.
     """
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
     modality = modality or modality_of(recipe)
@@ -47,9 +51,9 @@ def build(
     for encoder in encoders.values():
         encoder.load_pretrained()
     if recipe.init:
-        load_weights(encoders, recipe.init, start)
+        load_weights(encoders, recipe.init, starts.get(recipe.init))
     learner = learner_of(recipe, modality, encoders)
-    fill_teachers(learner.objective)
+    fill_teachers(learner.objective, starts)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(
@@ -61,16 +65,17 @@ def build(
     )
 
 
-def fitted(recipe: Recipe, start: Source | None = None) -> Recipe:
+def fitted(recipe: Recipe, starts: Mapping[str, Source] = {}) -> Recipe:
     """Return a recipe whose encoder, and whose teachers, are what weights ask for; before a run writes its recipe.
 
-    Weights of a run ask for what its recipe says; beyond that they are compared as they load.
+    Weights of a run ask for what its recipe says; beyond that they are compared as they load, as are those of a run's
+    checkpoint, in `starts`.
     """
     check_start(recipe)
     recipe = recipe.replace(objective=with_architectures(recipe.objective))
     if recipe.init:
         recipe = recipe.replace(encoders=as_in_run(recipe.encoders, recipe.init))
-    if not recipe.init or start is not None:
+    if not recipe.init or recipe.init in starts:
         return recipe
     return recipe.replace(encoders=derive_configs(recipe.encoders, recipe.init))
 

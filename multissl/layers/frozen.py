@@ -39,8 +39,8 @@ class FrozenTeacher(Component, nn.Module):
         """Options of a frozen teacher."""
 
         weights: str = UNTRAINED
-        """Where its weights are, as --init takes them: a run's folder, a file, a folder of Hugging Face, hf:NAME,
-        timm:NAME. untrained: the weights it begins with, from which little can be learned."""
+        """Where its weights are, as --init takes them: a run's folder, RUN@STEP, a file, a folder of Hugging Face,
+        hf:NAME, timm:NAME. untrained: the weights it begins with, from which little can be learned."""
         encoder: Encoder.Config | None = None
         """Its architecture; without one that of the run, or the one that published weights ask for, and of an
         untrained teacher that of the student."""

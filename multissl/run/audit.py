@@ -34,7 +34,7 @@ from multissl.parallel.state import tensors
 from multissl.recipe import recipe_of
 from multissl.run.folder import RunFolder, located
 from multissl.run.identity import DataChangedError, identity_of
-from multissl.run.model import start_of
+from multissl.run.model import starts_of
 from multissl.run.sessions import environment
 from multissl.trust import Trust
 
@@ -198,7 +198,7 @@ def _repeated(
             if mark and record.is_file():
                 replace_bytes(place.metrics, read_marked(record, mark))
     barrier()
-    parts = build(recipe, device, start_of(recipe))
+    parts = build(recipe, device, starts_of(recipe))
     if is_main():
         _check_data(folder, parts.modality, piece.start)
     trainer = Trainer(recipe, parts.modality, parts.learner, parts.optimizer, {}, place, device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,15 @@ def located(run: Path | str) -> tuple[RunFolder, int | None]:
             f"{run}: want RUN, RUN@best or RUN@STEP with the step of a checkpoint, as {name}@1000"
         )
     return RunFolder(name), int(step)
+
+
+def run_of(place: str) -> RunFolder | None:
+    """Return the folder of a run that a place of weights names, `RUN` or `RUN@STEP`; None where it names none."""
+    name = place.rpartition("@")[0]
+    if not os.path.isdir(place) and not (name and os.path.isdir(name)):
+        return None
+    folder, _ = located(place)
+    return folder if folder.recipe.is_file() else None
 
 
 class RunFolder(Places):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,12 +25,13 @@ from multissl.layers.lora import merge
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, recipe_of
 from multissl.registry import suggest
-from multissl.run.folder import RunFolder, located
+from multissl.run.folder import RunFolder, located, run_of
 from multissl.run.module import FeatureModule, ModulePool
 from multissl.trust import Trust
 from multissl.weights.containers import Source
 from multissl.weights.files import read_weights
 from multissl.weights.loading import tower_streams
+from multissl.weights.teachers import places_of
 
 log = logging.getLogger("multissl")
 
@@ -224,27 +224,26 @@ def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
         raise ValueError(f"{place} does not fit the modality of the recipe beside it ({reason})") from None
 
 
-def start_of(recipe: Recipe) -> Source | None:
-    """Return the weights that `init` names where they are a checkpoint's: of `RUN@STEP`, or of a run that goes on."""
-    name = recipe.init.rpartition("@")[0]
-    if not os.path.isdir(recipe.init) and not (name and os.path.isdir(name)):
-        return None
-    folder, step = located(recipe.init)
-    if step is None and (folder.encoder.is_file() or not folder.recipe.is_file()):
-        return None
-    try:
-        encoders = load(recipe.init).encoders
-    except ValueError as error:
-        raise ValueError(f"--init {recipe.init}: {error}") from None
-    return Source(dict(encoders.state_dict()), folder.encoder)
+def starts_of(recipe: Recipe) -> dict[str, Source]:
+    """Return the weights of checkpoints that `init` or teachers name, of `RUN@STEP` or a run that goes on, by place."""
+    starts: dict[str, Source] = {}
+    for option, place in [("--init ", recipe.init), *places_of(recipe.objective)]:
+        folder = run_of(place)
+        if folder is None or place in starts or (located(place)[1] is None and folder.encoder.is_file()):
+            continue
+        try:
+            starts[place] = Source(dict(load(place).encoders.state_dict()), folder.encoder)
+        except ValueError as error:
+            raise ValueError(f"{option}{place}: {error}") from None
+    return starts
 
 
 def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:
     """Return the encoders as the recipe starts with them: pretrained, given with --init, or random."""
     # As `load` has them: whole, in fp32 and uncompiled, since every size of batch would be compiled anew.
-    start = start_of(recipe)
-    recipe = fitted(recipe, start)
-    parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device), start)
+    starts = starts_of(recipe)
+    recipe = fitted(recipe, starts)
+    parts = build(recipe.replace(parallel=Parallel(precision="fp32")), torch.device(device), starts)
     encoders = parts.learner.encoders.eval().requires_grad_(False)
     recipe = recipe.replace(modality=parts.modality.cfg)  # with the sizes that the data chose
     return Model(recipe, parts.modality, encoders, torch.device(device))

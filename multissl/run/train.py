@@ -28,7 +28,7 @@ from multissl.run.copies import describe_copies
 from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, check_data, identity_of, weights_digest
-from multissl.run.model import load, start_of
+from multissl.run.model import load, starts_of
 from multissl.run.preparing import entered, has_finished, prepare, with_sizes
 from multissl.run.remarks import describe_mask_groups, describe_views
 from multissl.run.report import draw, write_report
@@ -69,13 +69,13 @@ def train(
     """
     run = RunFolder(folder)
     with process_group(recipe.parallel.timeout) as device, entered(run, recipe.steps) as lock:
-        start = start_of(recipe)
-        recipe = fitted(recipe, start)
+        starts = starts_of(recipe)
+        recipe = fitted(recipe, starts)
         recipe, modality = with_sizes(recipe, run)
         before = run.read_options().get("steps", recipe.steps)
         changed = prepare(run, recipe, file)
         began = time.time()
-        parts = build(recipe, device, start, modality)
+        parts = build(recipe, device, starts, modality)
         trainer = Trainer(
             recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device,
             parts.blueprint, lock.check if lock else bool,

@@ -8,7 +8,7 @@ from typing import Any
 
 from multissl.config import from_dict, to_dict
 from multissl.contract.encoder import Encoder
-from multissl.run.folder import RunFolder, located
+from multissl.run.folder import RunFolder, run_of
 
 
 def as_in_run(configs: Mapping[str, Encoder.Config], place: str) -> dict[str, Encoder.Config]:
@@ -24,8 +24,7 @@ def as_in_run(configs: Mapping[str, Encoder.Config], place: str) -> dict[str, En
 
 def run_at(place: str) -> RunFolder | None:
     """Return the run that `RUN`, `RUN@STEP` or a file that it left names, if it is one."""
-    folder = RunFolder(Path(place).parent) if Path(place).is_file() else located(place)[0]
-    return folder if folder.recipe.is_file() else None
+    return run_of(str(Path(place).parent) if Path(place).is_file() else place)
 
 
 def _like(cfg: Encoder.Config, saved: Mapping[str, Any]) -> Encoder.Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from multissl.contract.encoder import Encoder, Encoders
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.files import Damaged
 from multissl.layers.frozen import UNTRAINED, FrozenTeacher
-from multissl.run.folder import RunFolder
+from multissl.run.folder import run_of
+from multissl.weights.containers import Source
 from multissl.weights.loading import derive_configs, load_weights
 
 
@@ -43,11 +44,11 @@ def architecture(cfg: FrozenTeacher.Config, option: str) -> Encoder.Config | Non
     Of one that is given, what published weights tell fills options at their defaults; what contradicts is refused.
     """
     where = f"{option}.weights={cfg.weights}"
-    run = RunFolder(cfg.weights)
     try:
-        if run.recipe.is_file() and cfg.encoder is not None:
+        run = run_of(cfg.weights)
+        if run and cfg.encoder is not None:
             return cfg.encoder
-        if run.recipe.is_file():
+        if run:
             encoders = run.read_options().get("encoders", {})
             own = encoders.get(cfg.stream) or (next(iter(encoders.values())) if len(encoders) == 1 else None)
             if own is None:
@@ -61,14 +62,29 @@ def architecture(cfg: FrozenTeacher.Config, option: str) -> Encoder.Config | Non
     return cfg.encoder if derived == plain else derived
 
 
-def fill_teachers(objective: nn.Module) -> None:
-    """Fill the frozen teachers of an objective, wherever in it they are, and note which weights they have."""
+def places_of(cfg: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the places of weights that the teachers in an objective's config name, each with its option before it."""
+    if isinstance(cfg, FrozenTeacher.Config):
+        yield f"objective.teachers.{name}.weights=", cfg.weights
+    elif isinstance(cfg, dict):
+        for key, value in cfg.items():
+            yield from places_of(value, str(key))
+    elif isinstance(cfg, Config) and is_dataclass(cfg):
+        for each in fields(cfg):
+            yield from places_of(getattr(cfg, each.name))
+
+
+def fill_teachers(objective: nn.Module, starts: Mapping[str, Source] = {}) -> None:
+    """Fill the frozen teachers of an objective, wherever in it they are, and note which weights they have.
+
+    `starts` holds weights that are those of runs' checkpoints, by the places that name them.
+    """
     for teacher in teachers_of(objective):
         place, option = teacher.cfg.weights, f"objective.teachers.{teacher.name}"
         if place == UNTRAINED:
             continue
         try:
-            load_weights(Encoders({teacher.stream: teacher.encoder}), place)
+            load_weights(Encoders({teacher.stream: teacher.encoder}), place, starts.get(place))
         except ValueError as error:
             said = without_option(error, place).replace(f"encoders.{teacher.stream}.", f"{option}.encoder.")
             raise ValueError(f"{option}.weights={place}: {said}") from None

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multissl.build import fitted
+from multissl.build import build, fitted
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.plans import StreamSpec
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.checkpoint import find
+from multissl.engine.checkpoint import Save, find
 from multissl.layers.frozen import FrozenTeacher
 from multissl.layers.heads import MLPHead
 from multissl.losses.distill import feature_errors, grid_of, resample
@@ -28,7 +28,7 @@ from multissl.recipe import Recipe
 from multissl.run import model
 from multissl.run.train import train
 from multissl.weights.layouts.dinov2 import official_names
-from multissl.weights.teachers import fill_teachers
+from multissl.weights.teachers import fill_teachers, teachers_of
 from tests.helpers import stubs
 from tests.objectives.plain import START
 
@@ -268,6 +268,24 @@ def test_a_run_goes_on_with_the_same_teacher_and_not_with_another(
     train(recipe(9), teacher)  # the teacher learns on
     with pytest.raises(ValueError, match="holds other weights than those that the run was trained with"):
         train(made.replace(steps=12), student)
+
+
+def test_a_checkpoint_of_a_run_is_a_teacher(tmp_path: Path) -> None:
+    run = tmp_path / "teacher"
+    train(recipe(4).replace(save=Save(every=2, keep_last=2)), run)
+    student = recipe()
+    student.objective = Distill.Config(teachers={"main": FrozenTeacher.Config(weights=f"{run}@2")}, head=HEAD)
+    starts = model.starts_of(student)
+    parts = build(fitted(student, starts), torch.device("cpu"), starts)
+    (own,) = teachers_of(parts.learner.objective)
+    early, late = (model.load(place).encoders["points"].state_dict() for place in (f"{run}@2", run))
+    for name, tensor in own.encoder.state_dict().items():
+        assert torch.equal(tensor, early[name]), name
+    assert any(not torch.equal(early[name], late[name]) for name in early)
+    missing = FrozenTeacher.Config(weights=f"{run}@3")
+    student.objective = Distill.Config(teachers={"main": missing}, head=HEAD)
+    with pytest.raises(ValueError, match=r"^objective\.teachers\.main\.weights=.*@3: .* none of step 3"):
+        model.starts_of(student)
 
 
 # --------------------------------------------------------------------------------------- refusals
