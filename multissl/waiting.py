@@ -17,8 +17,8 @@ T = TypeVar("T")
 def followed(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yield items of `total`; where that takes long, say how many there have been, on the first rank.
 
-    `what` is what they are for: "features of val". What is left is told by all items but the first, which takes a
-    start with it: of files opened, of workers, of a network's first pass.
+    `what` is what they are for: "features of val". What is left is estimated from all items but the first, which
+    includes a start: of files, of workers, of a network's first pass.
     """
     began = last = time.monotonic()
     for number, item in enumerate(items):
