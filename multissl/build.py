@@ -21,6 +21,7 @@ from multissl.weights.containers import Source
 from multissl.weights.loading import derive_configs, load_weights
 from multissl.weights.own_runs import as_in_run, run_at
 from multissl.weights.teachers import fill_teachers, with_architectures
+from multissl.weights.training_files import take_up
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,9 +51,10 @@ def build(
     encoders = encoders_of(recipe, modality)
     for encoder in encoders.values():
         encoder.load_pretrained()
-    if recipe.init:
-        load_weights(encoders, recipe.init, starts.get(recipe.init))
+    source = load_weights(encoders, recipe.init, starts.get(recipe.init)) if recipe.init else None
     learner = learner_of(recipe, modality, encoders)
+    if source:
+        take_up(learner.objective, learner.encoders, source)
     fill_teachers(learner.objective, starts)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)

@@ -7,7 +7,7 @@ Shapes: S samples of a split, W words, R rows, L tokens of a row, P parts, H, W 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +116,14 @@ class PredictsParts(Objective):
     @abstractmethod
     def part_errors(self, encoders: EncodeFunction, views: Views) -> Tensor:
         """Return what the prediction of each part costs, in nats: [P] of hidden tokens, or [R, L-1] of later ones."""
+
+
+class ContinuesTraining(Objective):
+    """An objective that goes on from what a training of its authors left beside the encoder."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module | Tensor]:
+        """Return heads as `student.NAME` and `teacher.NAME` and centers [K] as `NAME`, as training files call them."""
 
 
 class DeclaresParameters:

@@ -25,11 +25,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from multissl.contract.abilities import ContinuesTraining
 from multissl.contract.alarms import History, no_choice, one_point, one_prototype
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
-from multissl.contract.objective import Objective
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.center import Center
 from multissl.layers.heads import PrototypeHead
@@ -44,7 +44,7 @@ from multissl.precision import at_least_fp32
 from multissl.schedules import ramp
 
 
-class DINO(Objective):
+class DINO(ContinuesTraining):
     """Self-distillation of one stream: DINO on pooled features, iBOT on hidden tokens, KoLeo; each can be off."""
 
     reads_present = True
@@ -61,7 +61,7 @@ class DINO(Objective):
     )
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Objective.Config):
+    class Config(ContinuesTraining.Config):
         """Options of the DINO family; the defaults are DINOv2's with fewer prototypes."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -175,6 +175,13 @@ class DINO(Objective):
         """What the teacher has a copy of, by name."""
         heads = {"dino_head": self.dino_head, "ibot_head": self.ibot_head}
         return {"encoders": encoders, **{name: head for name, head in heads.items() if head is not None}}
+
+    def parts(self) -> dict[str, nn.Module | Tensor]:
+        """The heads of both sides, and the centers."""
+        heads = [name for name, head in self.students(nn.Identity()).items() if name != "encoders"]
+        sides = {"student": self.students(nn.Identity()), "teacher": self.teacher.now}
+        found: dict[str, nn.Module | Tensor] = {f"{s}.{n}": sides[s][n] for s in sides for n in heads}
+        return found | {f"{n}_center": cast(Center, center).center for n, center in self.centers.items()}
 
     def plans(self) -> Plans:
         """Two global views, hidden in part where iBOT is on, and local views where DINO is."""

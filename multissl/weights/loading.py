@@ -51,11 +51,11 @@ def tell(text: str, *values: object) -> None:
         log.warning(text, *values)
 
 
-def load_weights(encoders: Encoders, place: str | Path, source: Source | None = None) -> None:
+def load_weights(encoders: Encoders, place: str | Path, source: Source | None = None) -> Source:
     """Fill encoders from a run's folder or the file it left, or a single one from a file in any known layout.
 
     A run's file may lack streams, whose encoders stay as they are, which is said; of its towers the heads are left out,
-    and so are those of other streams. `source` is what the place holds, where it has been opened.
+    and so are those of other streams. `source` is what the place holds, where it has been opened; it is returned.
     """
     try:
         source = source or open_place(place)
@@ -65,7 +65,7 @@ def load_weights(encoders: Encoders, place: str | Path, source: Source | None = 
             by_stream = {s: inside(state, f"{encoders.key(s)}.") for s in encoders}
             if state and sum(map(len, by_stream.values())) == len(state):
                 fill_streams(encoders, by_stream, source)
-                return
+                return source
         if len(encoders) != 1:
             raise ValueError(
                 f"they tell no streams apart, the recipe has {', '.join(encoders)}: give a run's own file"
@@ -80,6 +80,7 @@ def load_weights(encoders: Encoders, place: str | Path, source: Source | None = 
             config=source.config,
             path=source.path,
         )
+        return source
     except ValueError as error:
         raise ValueError(f"--init {place}: {error}") from None
 
@@ -237,19 +238,22 @@ def load_state(
     layout: str = "",
     config: Mapping[str, Any] | None = None,
     path: Path | None = None,
+    quiet: bool = False,
 ) -> None:
     """Fill an encoder from a state in any known layout; refuse what does not fit, by name.
 
     The state may be the dictionary of a training file. `recorded` is how the run that made a state in our own names
     resampled positions; without it, as the encoder does. `layout` names the layout where contents do not tell it,
-    `config` holds what lies beside the tensors in `config.json`, `path` is the file that they come from.
+    `config` holds what lies beside the tensors in `config.json`, `path` is the file that they come from. `quiet`: what
+    the file is was said already.
     """
     if isinstance(encoder, TransformerEncoder) and not set(state) <= encoder.state_dict().keys():
         network = unwrap(state) if state else Network({}, "", ())
         found = published_layout(network, layout, config, path) if network.state else None
         if found is not None:
-            fill_transformer(encoder, network, found, config or {}, stream)
-            tell("%s", licence_line(stream, found.name, path, config or {}))
+            fill_transformer(encoder, network, found, config or {}, stream, quiet)
+            if not quiet:
+                tell("%s", licence_line(stream, found.name, path, config or {}))
             return
     if not isinstance(encoder, TransformerEncoder) and any(isinstance(v, Mapping) for v in state.values()):
         state = unwrap(state).state
@@ -268,8 +272,9 @@ def load_state(
 
 
 def fill_transformer(
-    encoder: TransformerEncoder, network: Network, layout: Published, config: Mapping[str, Any], stream: str
-) -> None:
+    encoder: TransformerEncoder, network: Network, layout: Published, config: Mapping[str, Any], stream: str,
+    quiet: bool = False,
+) -> None:  # fmt: skip
     """Fill a transformer from a network in a published layout; its conventions and sizes are compared first."""
     context = context_of(config, encoder.tokenizer.grid)
     official = layout.read(network, context)
@@ -279,7 +284,8 @@ def fill_transformer(
     if isinstance(layout, PlainViT) and official.get(OFFICIAL_PATCHES, torch.empty(0)).dim() == 5:
         layout.check_told(official)
     check(encoder, options_of(official, conventions), stream, layout)
-    say(stream, layout, network)
+    if not quiet:
+        say(stream, layout, network)
     official = {n.replace("fc_norm.", "norm."): t for n, t in official.items()}
     if encoder.pool is None:
         official = {n: t for n, t in official.items() if not n.startswith("pool.")}

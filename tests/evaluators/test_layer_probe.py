@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
+from torch import Tensor
 
 from multissl.contract.data import Views
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.plans import Masking
-from multissl.evaluators.knn import KNN
+from multissl.evaluators.knn import KNN, knn_accuracy
 from multissl.evaluators.layer_probe import LayerProbe, choose_block
+from multissl.evaluators.linear_probe import LinearProbe
 from tests.evaluators.clusters import START, Clusters, frozen
 
 
@@ -44,7 +47,33 @@ def test_the_block_that_tells_classes_is_chosen_and_scored() -> None:
 def test_the_last_of_equal_blocks_is_chosen_on_a_tenth_of_training() -> None:
     x = torch.eye(4).repeat(10, 1)
     labels = torch.arange(4).repeat(10)
-    assert choose_block([x, torch.ones(40, 4), x], labels, 3, 0.07) == 2
+    assert choose_block([x, torch.ones(40, 4), x], labels, votes) == 2
+
+
+def votes(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor) -> float:
+    return knn_accuracy(x, y, queries, truth, (3,), 0.07)[3]
+
+
+def test_a_linear_head_on_every_block_has_figures_of_its_own() -> None:
+    modality = Clusters.Config().build()
+    probe = LayerProbe.Config(k=5, linear=(1e-3, 1e-1)).build()
+    figures = probe.run(three_blocks(), modality, START)
+    alone = LayerProbe.Config(k=5).build()
+    assert {n: v for n, v in figures.items() if not n.startswith("linear_")} == alone.run(
+        three_blocks(), modality, START
+    )
+    assert figures["linear_block"] == 2
+    linear = LinearProbe.Config(l2=(1e-3, 1e-1), train=5000, queries=2000).build()
+    assert figures["linear_top1"] == figures["linear_block2"]
+    assert figures["linear_block2"] == linear.run(frozen(), modality, START)["top1"] > 95
+    assert figures["linear_block1"] < 50
+    assert {"linear_top1", "linear_block"} <= {*probe.metric_names()}
+    assert alone.metric_names() == ["top1", "block"]
+
+
+def test_a_strength_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"linear=\(-1\.0,\): want strengths of 0 or more"):
+        LayerProbe.Config(linear=(-1.0,))
 
 
 def test_an_encoder_without_blocks_is_said(said: list[str]) -> None:
