@@ -21,7 +21,7 @@ from multissl.weights.containers import Source
 from multissl.weights.loading import derive_configs, load_weights
 from multissl.weights.own_runs import as_in_run, run_at
 from multissl.weights.teachers import fill_teachers, with_architectures
-from multissl.weights.training_files import take_up
+from multissl.weights.training_files import fill_parts
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +54,7 @@ def build(
     source = load_weights(encoders, recipe.init, starts.get(recipe.init)) if recipe.init else None
     learner = learner_of(recipe, modality, encoders)
     if source:
-        take_up(learner.objective, learner.encoders, source)
+        fill_parts(learner.objective, learner.encoders, source, adapted=bool(recipe.lora.rank))
     fill_teachers(learner.objective, starts)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)

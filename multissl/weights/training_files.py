@@ -39,23 +39,24 @@ PARAMETRIZED = {
 """What newer versions of torch call the two tensors of a weight norm."""
 
 
-def take_up(objective: nn.Module, encoders: Encoders, source: Source) -> None:
+def fill_parts(objective: nn.Module, encoders: Encoders, source: Source, adapted: bool = False) -> None:
     """Fill the parts of an objective that a training file holds, and say in a line which; what does not fit stays.
 
-    The encoders and their slow copy hold the file's averaged network already; the student then gets its own.
+    The encoders and their slow copy hold the file's averaged network already; the student then gets its own, unless
+    encoders are `adapted` (LoRA): what is added to both sides belongs to one network.
     """
     parts = parts_of(source.contents)
     if not parts or not isinstance(objective, ContinuesTraining):
         return
-    taken, left = list[str](), list[str]()
-    if len(encoders) == 1 and {"student.backbone", "teacher.backbone"} <= parts.keys():
+    filled, left = list[str](), list[str]()
+    if not adapted and len(encoders) == 1 and {"student.backbone", "teacher.backbone"} <= parts.keys():
         (stream,) = encoders
         state = {f"student.backbone.{name}": tensor for name, tensor in parts["student.backbone"].items()}
         load_state(
             encoders[stream], state, None, stream,
             layout=source.layout, config=source.config, path=source.path, quiet=True,
         )  # fmt: skip
-        taken.append("student.backbone")
+        filled.append("student.backbone")
     for name, part in objective.parts().items():
         side, _, rest = name.partition(".")
         other = f"{'teacher' if side == 'student' else 'student'}.{rest}"
@@ -63,9 +64,9 @@ def take_up(objective: nn.Module, encoders: Encoders, source: Source) -> None:
         if given is None:
             continue
         problem = fill_part(part, given)
-        (left if problem else taken).append(f"{name} ({problem})" if problem else name)
-    if taken:
-        tell("beside the encoder the objective goes on from the file's %s", ", ".join(taken))
+        (left if problem else filled).append(f"{name} ({problem})" if problem else name)
+    if filled:
+        tell("beside the encoder the objective goes on from the file's %s", ", ".join(filled))
     if left:
         tell("of the training that the file holds these do not fit and begin anew: %s", ", ".join(left))
 
