@@ -91,6 +91,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "few_shot": "multissl.evaluators.few_shot:FewShot",
         "k_means": "multissl.evaluators.k_means:KMeans",
         "class_retrieval": "multissl.evaluators.class_retrieval:ClassRetrieval",
+        "corruptions": "multissl.evaluators.corruptions:Corruptions",
         "group_gaps": "multissl.evaluators.group_gaps:GroupGaps",
         "label_free": "multissl.evaluators.label_free:LabelFree",
         "state_probe": "multissl.evaluators.state_probe:StateProbe",

@@ -22,12 +22,14 @@ from multissl.contract.abilities import (
     PixelLabel,
     Running,
 )
-from multissl.contract.data import Mask, Sample, Samples, Views
+from multissl.contract.data import Batch, Mask, Raw, Sample, Samples, Views
 from multissl.contract.encoder import Encoders
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
-from multissl.contract.plans import Masking
+from multissl.contract.plans import Masking, Plans, StreamSpec
+from multissl.contract.preparation import Constants, Preparation
+from multissl.random import RowRandom
 from tests.evaluators.clusters import Clusters, Pointwise, frozen
 from tests.evaluators.pairs import Facts, Knows
 from tests.helpers.stubs import Listed
@@ -132,6 +134,43 @@ def two_blocks() -> FrozenEncoders:
     return FrozenEncoders(encode, whole.device, depths={"points": 2})
 
 
+class Plain(Preparation):
+    """Bytes of pictures as shares of white."""
+
+    def __call__(self, x: Tensor, mask: Tensor | None, constants: Constants) -> tuple[Tensor, Tensor | None]:
+        return x.float() / 255, None
+
+    def example(self, rows: int, other: bool = False) -> tuple[Tensor, ...]:
+        return (torch.zeros(rows, 3, 4, 4),)
+
+
+class Photos(Subject):
+    """The points as pictures of one color: red is the first coordinate, green the second, a sixteenth of each."""
+
+    def streams(self) -> dict[str, StreamSpec]:
+        return {"points": StreamSpec(kind="grid", shape=(3, 4, 4), patch=(2, 2), num_tokens=4)}
+
+    def views(self, raw: Raw, plans: Plans, rng: RowRandom) -> Batch:
+        colors = torch.nn.functional.pad(raw["x"] / 16, (0, 1)).clamp(0, 1)
+        return Batch([Views(x=colors[:, :, None, None].expand(-1, -1, 4, 4), stream="points", role="clean")])
+
+    def pictures(self, views: Views) -> np.ndarray:
+        return (views.x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    def preparation(self, stream: str) -> Preparation:
+        return Plain(reads="pictures [B, 3, 4, 4]")
+
+
+def seeing_photos() -> FrozenEncoders:
+    """Encoders of pictures by their mean color."""
+
+    def encode(views: Sequence[Views], masking: Masking, inner: int) -> list[Features]:
+        pooled = [expansion()(16 * v.x[:, :2].mean((2, 3))).detach() for v in views]
+        return [Features(pooled=p, tokens=p[:, None]) for p in pooled]
+
+    return FrozenEncoders(encode, torch.device("cpu"))
+
+
 class Attending(Pointwise, HasAttention):
     """An encoder of points with two heads, which look at either of two tokens."""
 
@@ -170,6 +209,16 @@ CASES: dict[str, Case] = {
     ),
     "mlp_probe": Case({"lr": (0.03, 0.3), "layers": (1, 2), "hidden": 8, "steps": 20, "batch": 32}),
     "layer_probe": Case({"k": 5}, encoders=two_blocks),
+    "corruptions": Case(
+        {
+            "corruptions": ("brightness", "gaussian_noise"),
+            "severities": (1, 3),
+            "l2": (0.1, 0.001),
+            "max_steps": 50,
+        },
+        modality=lambda: Photos.Config(noise=0.5).build(),
+        encoders=seeing_photos,
+    ),
     "fine_tune": Case({"lr": (0.01, 0.1), "epochs": 1, "warmup": 0, "batch": 64, "seeds": 2}),
     "few_shot": Case({"per_class": (1, 5), "tries": 2}),
     "k_means": Case({"starts": 2}, needs="sklearn"),

@@ -16,6 +16,7 @@ from multissl import registry
 from multissl.contract.data import Sample
 from multissl.contract.evaluator import Evaluator
 from multissl.evaluators import (
+    corruptions,
     few_labels,
     few_shot,
     knn,
@@ -72,7 +73,8 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             "step",
             lambda result, self, *_: [p.detach().clone() for p in self.param_groups[0]["params"]],
         )
-    spy(linear_probe, "fit_logistic", lambda result, x, y, l2, *_: [x, y, l2])
+    for fitting in (linear_probe, corruptions):
+        spy(fitting, "fit_logistic", lambda result, x, y, l2, *_: [x, y, l2])
     spy(linear_grid, "train_heads", lambda result, x, y, *_: [x, y, *result])
     for owner in (few_shot, knn, patch_knn):
         spy(owner, "nearest", lambda result, bank, queries, k: [bank, k])
@@ -120,7 +122,8 @@ def assert_scores_each_sample_alone(evaluator: Callable[[], Evaluator], name: st
     """The score of a split is that of its two halves together, even where one half is far off."""
 
     def errors(keep: Callable[[Sample], bool]) -> Tensor:
-        modality = Subject(Subject.Config(noise=0.5))
+        modality = CASES[name].modality()
+        assert isinstance(modality, Subject)
         modality.change = lambda samples: [
             replace(s, data=40 * s.data + 50) if s.index % 2 else s for s in samples if keep(s)
         ]
