@@ -66,9 +66,14 @@ class Measuring:
 
     def begin(self) -> None:
         """Show evaluators the encoders as the run starts with them."""
-        self.learner.eval()
+        exported = self._exported()
         for evaluator in self.evaluators.values():
-            evaluator.begin(self.learner.frozen("exported", self.device), self.modality)
+            evaluator.begin(exported, self.modality)
+
+    def _exported(self) -> FrozenEncoders:
+        """Return what the run would ship as it is now, in evaluation mode."""
+        self.learner.eval()
+        return self._agreeing(self.learner.frozen("exported", self.device))
 
     def due(self, step: int, first: bool = False, last: bool = False) -> dict[str, Evaluator]:
         """Return the evaluators that measure after `step` steps."""
@@ -114,10 +119,9 @@ class Measuring:
     ) -> dict[str, float]:
         """Return what some evaluators measure."""
         progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
-        self.learner.eval()
+        exported = self._exported()
         metrics: dict[str, float] = {}
         idle: list[str] = []
-        exported = self._agreeing(self.learner.frozen("exported", self.device))
         student = self._agreeing(self.learner.frozen("student", self.device))
         for name, evaluator in evaluators.items():
             self.agree()
