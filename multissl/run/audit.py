@@ -23,6 +23,7 @@ import torch
 from multissl.build import build
 from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
+from multissl.engine.best import Best
 from multissl.engine.checkpoint import Save
 from multissl.engine.display import Display
 from multissl.engine.trace import Entry, read_trace
@@ -187,8 +188,11 @@ def _repeated(
     """Take the steps of a piece again, from a checkpoint or the start of the run; return the checkpoint at its end."""
     options = folder.read_recipe() | piece.session.get("changed", {})
     recipe = recipe_of(options, str(folder.recipe), Trust(everything=trust, copies=folder.code))
-    # what is measured and logged beside does not change a step
-    recipe = recipe.replace(evals={}, loggers={}, save=Save(every=max(recipe.steps, piece.stop)))
+    # what is measured and logged beside does not change a step, unless its figures decide the learning rate
+    deciding = {name: cfg for name, cfg in recipe.evals.items() if cfg.build().decides}
+    recipe = recipe.replace(
+        evals=deciding, best=Best(), loggers={}, save=Save(every=max(recipe.steps, piece.stop))
+    )
     if is_main():
         make_folder(place.path)
         if before:
@@ -201,7 +205,7 @@ def _repeated(
     parts = build(recipe, device, starts_of(recipe))
     if is_main():
         _check_data(folder, parts.modality, piece.start)
-    trainer = Trainer(recipe, parts.modality, parts.learner, parts.optimizer, {}, place, device)
+    trainer = Trainer(recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, place, device)
     with contextlib.closing(trainer):
         trainer.fit(until=piece.stop)
     return checkpoint.find(place.checkpoints)[-1]

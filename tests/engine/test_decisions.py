@@ -21,6 +21,7 @@ from multissl.engine.best import Best, best_step
 from multissl.engine.checkpoint import Save
 from multissl.recipe import Recipe
 from multissl.run import train as run
+from multissl.run.audit import audit
 from multissl.run.folder import RunFolder, located
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import recipe
@@ -40,6 +41,10 @@ class Scripted(Evaluator):
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         place = progress.step // (self.cfg.every or 1)
         return {"value": self.cfg.values[min(place, len(self.cfg.values) - 1)]}
+
+    @property
+    def decides(self) -> bool:
+        return True
 
     def metric_names(self) -> list[str]:
         return ["value"]
@@ -109,6 +114,7 @@ def test_a_resumed_run_decides_as_one_that_never_stopped(tmp_path: Path) -> None
     die_after(tmp_path, 30)
     run.train(asked, tmp_path)
     assert (digest(tmp_path), of_kind(tmp_path, "note")) == before
+    assert audit(tmp_path, 8, 24).differences == []
 
 
 def test_a_run_that_figures_end_is_finished_with_all_its_evaluators(
