@@ -97,6 +97,9 @@ def write(exporter: Exporter, subject: Subject, place: Path, say: Callable[[str]
     make_folder(aside)
     try:
         say(f"writing for {exporter.reads}")
+        if subject.module.preparation.free_axes and not subject.reads_other_sizes():
+            kind, reads = type(subject.encoder).__name__, subject.module.preparation.reads
+            say(f"{kind} reads the one size that it was built for, and so does what is written: {reads}")
         exporter.write(subject, aside)
         say("reading it in a fresh process")
         difference = compare(exporter, subject, aside)

@@ -113,8 +113,10 @@ def test_a_signal_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, number: 
 @pytest.mark.ranks
 def test_a_signal_to_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
     _, lines = interrupt([*RANKS, *TRAIN], tmp_path, os.kill, signal.SIGTERM)
-    assert checkpoint.newest_step(RunFolder(tmp_path).checkpoints) == PAUSE + 1, lines
-    assert f"resuming at step {PAUSE + 1} of 40" in resume([*RANKS, *TRAIN], tmp_path)
+    step = checkpoint.newest_step(RunFolder(tmp_path).checkpoints)
+    # ranks tell each other of it in a step, and read what was told while the next one is under way
+    assert step in (PAUSE + 1, PAUSE + 2), lines
+    assert f"resuming at step {step} of 40" in resume([*RANKS, *TRAIN], tmp_path)
 
 
 @pytest.mark.slow
