@@ -61,9 +61,9 @@ def listed(root: str) -> Listed:
     modality = Image(Image.Config(data=root))
     count = len(modality.dataset("all"))
     between = time.perf_counter()
-    identity = identity_of(modality, with_validation=False)
+    identity = identity_of(modality, with_validation=True)
     end = time.perf_counter()
-    return Listed(count, between - start, end - between, str(identity.summary()["train"]))
+    return Listed(count, between - start, end - between, str(identity.summary()))
 
 
 def in_new_process(root: str) -> Listed:
