@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.continuing --source cifar10-train.parquet --target mnist-train.parquet
         [--seeds 0 1 2] [--arms plain guard lora] [--steps 300] [--start-steps 800]
+        [--objective simclr]
 
 One start on the source (SimCLR, transformer 64 x 2), then for each seed and arm a run of `image/dinov2_continue`'s
 settings made small on the target. k-NN of the validation splits, a tenth of each that nobody trains on, before and
@@ -48,6 +49,8 @@ def continued(args: argparse.Namespace, arm: str, seed: int) -> Recipe:
     made.modality = dino.dinov2_cpu().modality.replace(data=args.target, flip=0.0)
     made.objective = small.objective
     made.batch_size, made.frozen = small.batch_size, args.steps // 10
+    if args.objective == "simclr":
+        made.objective, made.batch_size = cifar.simclr_cifar().objective, 128
     # a net this small, trained at 2e-3, moves too little in a few hundred steps at the rates of large ones
     made.optim = made.optim.replace(lr=args.lr, warmup=args.steps // 5)
     made.lr_by_stream = {"image": args.encoder_lr / args.lr}
@@ -94,6 +97,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/continuing"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", "guard", "lora"])
+    parser.add_argument(
+        "--objective", choices=("dino", "simclr"), default="dino", help="of the continued runs"
+    )
     parser.add_argument("--start-steps", type=int, default=800)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=25, help="steps between two looks of the guard")
