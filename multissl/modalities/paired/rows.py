@@ -1,7 +1,7 @@
 """Pairs by row: rows of one or several sources, what is equal among them numbered, split, and mixed.
 
 They are listed once per process and read by position, so that any step of a run can be drawn again.
-Shapes: n rows of a source.  State: none but what was read.
+Shapes: n rows of a source.  State: none but what was read, and what was said.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Rows:
         self.lacking = {name: ~flags & ~pairs.bad for name, flags in self.has.items()}
         self._check(pairs.found)
         if text := self._describe(pairs):
-            log.warning("modality.data: %s", text)
+            say_once(cfg.data, text)
         self.copies = [
             Copies(*self._contents(np.arange(start, start + len(source.tags))))
             for source, start in zip(self.sources, self.ends, strict=False)
@@ -267,6 +267,16 @@ def _drawn() -> tuple[Any, ...]:
         [word for word, p in parts.items() for _ in p.texts],
         np.concatenate([p.contents for p in parts.values()]),
     )
+
+
+_said: set[tuple[tuple[str, ...], str]] = set()
+
+
+def say_once(data: tuple[str, ...], text: str) -> None:
+    """Log what a source of pairs holds, once in a process: its rows are listed anew for the report."""
+    if (data, text) not in _said:
+        log.warning("modality.data=%s: %s", " ".join(data), text)
+    _said.add((data, text))
 
 
 def say_twins(members: Mapping[str, Modality]) -> None:
