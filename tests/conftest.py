@@ -63,8 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give the tests of a file to one process: what they share, from fitted data to trained runs, is made once.
 
-    So is what the tests of `faults` share, which a warm process runs.
+    So is what the tests of `faults` share, which a warm process runs. Another --dist that is asked for stays.
     """
+    if config.option.dist != "load":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
