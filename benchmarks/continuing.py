@@ -130,9 +130,11 @@ def main() -> None:
     for arm, (target, source) in arms.items():
         print(f"{arm:6s} target {described(target.mean(0))}  source {described(source.mean(0))}", end="")
         if arm != "plain" and "plain" in arms:
-            gain = target.mean() / arms["plain"].target.mean()
-            loss = source.mean() / arms["plain"].source.mean()
-            print(f"  {gain:.0%} of the plain gain, {loss:.0%} of its loss", end="")
+            gain, loss = arms["plain"].target.mean(), arms["plain"].source.mean()
+            text = "plain gained nothing, or lost nothing: no shares"
+            if gain > 0 > loss:
+                text = f"{target.mean() / gain:.0%} of the plain gain, {source.mean() / loss:.0%} of its loss"
+            print(f"  {text}", end="")
         seeds = ", ".join(f"{t.mean():+.1f}/{s.mean():+.1f}" for t, s in zip(target, source, strict=True))
         print(f"  by seed: {seeds}")
 
