@@ -18,6 +18,9 @@ from multissl.weights.released import ENDINGS, RESTRICTED, released
 UNKNOWN = "other"
 NOT_MEASURED = "not measured"
 JOULES = "joules_per_sample"
+PUE, KG_PER_KWH = 1.1, 0.385
+"""What a data center uses for each kWh of its devices, and the carbon dioxide of a kWh: DINOv2's values, of which the
+latter is the mean of the United States."""
 CARD = """\
 ---
 {head}
@@ -170,4 +173,10 @@ def energy_of(subject: Subject) -> str:
     mean = sum(joules for joules, _ in known) / len(known)
     total = mean * subject.model.recipe.batch_size * subject.model.step / 3.6e6
     readings = f"{len(known)} readings of their power ({mean:.2g} J for a sample)"
-    return f"About {total:.2g} kWh of the devices alone, by {readings}."
+    carbon = total * PUE * KG_PER_KWH
+    watts = [line["watts"] for line in lines if isinstance(line.get("watts"), int | float)]
+    power = f" ({sum(watts) / len(watts):.0f} W of the first)" if watts else ""
+    return (
+        f"About {total:.2g} kWh of the devices alone, by {readings}{power}. With a data center's overhead (PUE "
+        f"{PUE}) and {KG_PER_KWH} kg of CO2 for a kWh, as DINOv2 counts (arXiv 2304.07193): {carbon:.2g} kg."
+    )
