@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +40,12 @@ def build(
     device: torch.device,
     starts: Mapping[str, Source] = {},
     modality: Modality | None = None,
+    fill: Callable[[Learner], object] = bool,
 ) -> Parts:
     """Build and check the components; the learner lies on `device`, parallelized.
 
     `starts` holds weights that are those of runs' checkpoints, by the places that name them; `modality` is the recipe's
-    where it has been fitted already.
+    where it has been fitted already; `fill` gives the learner weights of its own before it is parallelized.
     """
     torch.manual_seed(recipe.seed)  # initial weights are the same on every rank
     modality = modality or modality_of(recipe)
@@ -56,6 +57,7 @@ def build(
     if source:
         fill_parts(learner.objective, learner.encoders, source, adapted=bool(recipe.lora.rank))
     fill_teachers(learner.objective, starts)
+    fill(learner)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(

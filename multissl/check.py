@@ -28,6 +28,7 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
         needs = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
             "corrupt": plan.corrupt, "masks": plan.num_masks > 1, "coords": plan.coords, "size": bool(plan.size),
+            "larger": bool(plan.larger),
             "drop": "drop" in maskings_of(recipe, plan),
         }  # fmt: skip
         provided = modality.provides(stream)
@@ -113,5 +114,6 @@ def _way_out(need: str) -> str:
     return {
         "local": "set its number of local views to 0",
         "mask": "switch its masked part off or take another objective",
+        "larger": "leave objective.gram.size empty",
         "drop": "its rows hide unequal numbers of tokens; fill them (texts: pack=True), or replace tokens instead",
     }.get(need, "take another objective or modality")

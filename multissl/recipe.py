@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from multissl.config import from_dict
+from multissl.config import config_name, from_dict
 from multissl.contract.encoder import Encoder, Encoders
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.learning import ParamRule
 from multissl.contract.modality import Modality
 from multissl.contract.objective import Objective
-from multissl.engine.loop import Loop
+from multissl.engine.loop import Loop, Span
 from multissl.engine.optim.adamw import AdamW
 from multissl.engine.optim.base import Optimizer
 from multissl.files import SEAL
@@ -21,6 +22,7 @@ from multissl.layers.lora import LoRA
 from multissl.migrate import FORMAT, migrate
 from multissl.plain_data import parse_json, parse_yaml
 from multissl.registry import suggest
+from multissl.stages import FIRST, FIXED, Stage, changed
 from multissl.trust import NOTHING, Trust, UntrustedError
 
 
@@ -55,6 +57,8 @@ class Recipe(Loop):
     `init` or from the encoder's own `pretrained`."""
     lr_by_stream: dict[str, float] = field(default_factory=dict)
     """Factors on the learning rates of streams' encoders, such as image=0.1 for a pretrained one; 1 where none is."""
+    stages: tuple[Stage, ...] = ()
+    """What changes after these steps, stage after stage, each with a name, steps and changes of options."""
 
     def __post_init__(self) -> None:
         super(Recipe, self).__post_init__()
@@ -75,12 +79,130 @@ class Recipe(Loop):
                 )
             if stream in self.locked:
                 raise ValueError(f"lr_by_stream.{stream}={factor}: {stream} is locked and learns nothing")
+        if self.stages:
+            run_stages(self)
+
+    def then(self, *stages: Stage) -> Recipe:
+        """Return the recipe with further stages, of which each goes on with what the one before it learned."""
+        return self.replace(stages=(*self.stages, *stages))
+
+    def run_stages(self) -> list[RunStage]:
+        """Return what is trained one after another: the recipe itself, then its stages."""
+        return run_stages(self)
+
+    @property
+    def total_steps(self) -> int:
+        """Return the steps of all stages together."""
+        return self.steps + sum(stage.steps for stage in self.stages)
 
     def rules(self, encoders: Encoders) -> list[ParamRule]:
         """Return `lr_by_stream` and `frozen` as the optimizer reads them."""
         rules = [ParamRule(of=encoders[s], lr=factor) for s, factor in self.lr_by_stream.items()]
         frozen = [ParamRule(of=encoder, frozen_steps=self.frozen) for encoder in encoders.values()]
         return rules + (frozen if self.frozen else [])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStage:
+    """A stage as it is trained: its whole recipe, and where it lies in the run."""
+
+    name: str
+    recipe: Recipe
+    """Without stages; its steps are those of this one."""
+    span: Span
+    optimizer: Literal["keep", "reset"] = "keep"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What distinguishes it from the stage before."""
+
+    @property
+    def start(self) -> int:
+        """Return the number of steps of the run before it."""
+        return self.span.start
+
+    @property
+    def stop(self) -> int:
+        """Return the number of steps of the run at its end."""
+        return self.span.start + self.recipe.steps
+
+
+def run_stages(recipe: Recipe) -> list[RunStage]:
+    """Return the stages of a recipe in order, the first one being what it trains before any change.
+
+    Raises a ValueError that names stage and option where a change does not fit.
+    """
+    recipes, names = [recipe.replace(stages=())], [FIRST]
+    for stage in recipe.stages:
+        if stage.name in names:
+            raise ValueError(f"stages: two are called {stage.name!r}: give each a name of its own")
+        names.append(stage.name)
+        recipes.append(_next_recipe(recipes[-1], stage))
+    if recipe.stages:
+        for name, each in zip(names, recipes, strict=True):
+            _check_length(name, each)
+    ends = [*itertools.accumulate(each.steps for each in recipes)]
+    borders, start, samples = tuple(ends[:-1]), 0, 0
+    made: list[RunStage] = []
+    for stage, each in zip((None, *recipe.stages), recipes, strict=True):
+        name = stage.name if stage else FIRST
+        span = Span(stage=name, start=start, samples=samples, total=ends[-1], borders=borders)
+        how = {"optimizer": stage.optimizer, "changes": stage.changes} if stage else {}
+        made.append(RunStage(name=name, recipe=each, span=span, **how))
+        start, samples = start + each.steps, samples + each.steps * each.batch_size
+    return made
+
+
+def stage_at(stages: Sequence[RunStage], step: int) -> RunStage:
+    """Return the stage that a checkpoint after `step` steps belongs to; at a border it is the one that ends there."""
+    return next((stage for stage in stages if step <= stage.stop), stages[-1])
+
+
+def _next_recipe(recipe: Recipe, stage: Stage) -> Recipe:
+    """Return the recipe of a stage, made of that of the stage before."""
+    try:
+        for path in stage.changes:
+            first, _, rest = path.partition(".")
+            if first in FIXED:
+                raise ValueError(f"{path} cannot change: {FIXED[first]}")
+            if first == "modality" and rest.rpartition(".")[2] == "data":
+                raise ValueError(f"{path} cannot change: a run has one set of data")
+        made = changed(recipe, stage.changes).replace(steps=stage.steps)
+        _check_kinds(recipe, made, stage)
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name}: {error}") from None
+    return made
+
+
+def _check_length(name: str, recipe: Recipe) -> None:
+    """Refuse what may end a stage before its steps are taken, as the next one begins where they are."""
+    if recipe.best.patience:
+        raise ValueError(
+            f"stage {name}: best.patience={recipe.best.patience} may end it early, and the stages of a run have their "
+            "steps: leave it out"
+        )
+    for evaluator, cfg in recipe.evals.items():
+        made = cfg.build()
+        if made.decides or type(made).begin is not Evaluator.begin:
+            raise ValueError(
+                f"stage {name}: evals.{evaluator} ({config_name(type(cfg))}) compares with the encoders that a run "
+                "starts from, and may end it early; a stage has neither: leave it out"
+            )
+
+
+def _check_kinds(before: Recipe, after: Recipe, stage: Stage) -> None:
+    """Refuse a stage that trains something else than the one before it."""
+    kinds = {"modality": (before.modality, after.modality), "objective": (before.objective, after.objective)}
+    kinds |= {f"encoders.{s}": (before.encoders[s], after.encoders.get(s)) for s in before.encoders}
+    for name, (old, new) in kinds.items():
+        if type(old) is not type(new):
+            is_now = "none" if new is None else config_name(type(new))
+            raise ValueError(
+                f"{name}={is_now} cannot take over what {config_name(type(old))} learned: a stage changes options of it"
+            )
+    if added := [stream for stream in after.encoders if stream not in before.encoders]:
+        raise ValueError(f"encoders.{added[0]} cannot come in: a stage has the streams of the one before it")
+    old, new = config_name(type(before.optim)), config_name(type(after.optim))
+    if old != new and stage.optimizer == "keep":
+        raise ValueError(f"optim={new} cannot go on with the moments of {old}: set optimizer='reset'")
 
 
 def read_recipe(path: Path, trust: Trust = NOTHING) -> Recipe:

@@ -115,6 +115,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "unit_head": "multissl.layers.heads:UnitHead",
         "prototype_head": "multissl.layers.heads:PrototypeHead",
         "teacher": "multissl.layers.teacher:Teacher",
+        "gram_anchor": "multissl.layers.gram:GramAnchor",
         "frozen_teacher": "multissl.layers.frozen:FrozenTeacher",
         "decoder": "multissl.layers.decoder:Decoder",
     },
@@ -177,7 +178,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 RECIPES: dict[str, tuple[str, ...]] = {
-    "image": ("image.dino", "image.cifar", "image.imagenet", "image.continuing"),
+    "image": ("image.dino", "image.cifar", "image.imagenet", "image.continuing", "image.stages"),
     "audio": ("audio",),
     "tabular": ("tabular",),
     "text": ("text",),

@@ -86,7 +86,7 @@ def _is_span(value: Any) -> bool:
 MARK = fields({"bytes": is_count, "sha256": is_hex}, ("bytes", "sha256"))
 """How far a file that grows had come."""
 SESSION: Mapping[str, Shape] = {
-    "steps": _is_span, "changed": is_mapping, "versions": is_mapping, "end": maybe(is_text),
+    "steps": _is_span, "changed": is_mapping, "versions": is_mapping, "end": maybe(is_text), "stage": is_text,
 }  # fmt: skip
 _FIGURE = fields(
     {"value": maybe(is_number), "low": maybe(is_number), "high": maybe(is_number), "n": is_count}, ("value",)
@@ -106,9 +106,11 @@ DATA: Mapping[str, Shape] = {
     ),
 }
 CHECKPOINT: Mapping[str, Shape] = {
-    "step": is_count, "record": maybe(MARK), "trace": maybe(MARK),
+    "step": is_count, "stage": is_text, "record": maybe(MARK), "trace": maybe(MARK),
     "files": each(fields({"size": is_count, "sha256": is_hex}, ("size", "sha256"))),
 }  # fmt: skip
+STAGE = fields({"name": is_text, "steps": is_count, "changes": is_mapping}, ("name", "steps"))
+"""Of the options of a run."""
 _ESTIMATE = fields({"n": is_count, "low": maybe(is_number), "high": maybe(is_number)}, ("n", "low", "high"))
 _VALUES: Mapping[str, Shape] = {
     "train": maybe(is_number), "eval": maybe(is_number), "estimates": _ESTIMATE,

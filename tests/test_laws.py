@@ -44,6 +44,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # what stands above the parts
     "configs": (
         "recipe",
+        "stages",
         "modalities",
         "encoders",
         "objectives",
@@ -53,7 +54,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *FOUNDATION,
     ),
     "migrate": (),
-    "recipe": ("engine", "migrate", "layers.lora", *FOUNDATION),
+    "stages": ("config", "registry"),
+    "recipe": ("engine", "migrate", "stages", "layers.lora", *FOUNDATION),
     "check": ("recipe", *FOUNDATION),
     "build": ("recipe", "check", "engine", "weights", "layers.lora", *FOUNDATION),
     "weights": ("encoders", "layers", "run.folder", *FOUNDATION),

@@ -105,8 +105,8 @@ def docstring_errors(entry: catalogue.Entry, made: Recipe) -> list[str]:
     if not name or catalogue.entry(name) != entry:
         wrong.append(f"Command: {entry.command}")
     size = SIZE.fullmatch(entry.size)
-    if not size or [int(n.replace(",", "")) for n in size.groups()] != [made.steps, made.batch_size]:
-        wrong.append(f"Size: {entry.size}, of {made.steps} steps of {made.batch_size}")
+    if not size or [int(n.replace(",", "")) for n in size.groups()] != [made.total_steps, made.batch_size]:
+        wrong.append(f"Size: {entry.size}, of {made.total_steps} steps of {made.batch_size}")
     if entry.measured != catalogue.UNMEASURED and not NUMBER.search(entry.measured):
         wrong.append(f"Measured: {entry.measured}")
     return wrong

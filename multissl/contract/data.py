@@ -120,6 +120,9 @@ class Views:
     group_id: Tensor | None = field(default=None, metadata=PER_SAMPLE)
     """int64 [B], or [B, n] where any equal column counts; equal ids are not negatives of each other (frames of one
     episode)."""
+    larger: Tensor | None = field(default=None, metadata=PER_ROW)
+    """[R, C, *space] what global views show once more, in more detail and without changes of color, where a plan asks
+    for it (`ViewPlan.larger`)."""
     place: Tensor | None = field(default=None, metadata=PER_SAMPLE)
     """int64 [B] each sample's place in the step's batch of all ranks, one after another; noted by the engine. Modules
     that draw for rows (drop path) read it, so that ranks and chunks draw what one pass over everything would."""

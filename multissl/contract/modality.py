@@ -26,9 +26,10 @@ from multissl.random import RowRandom
 if TYPE_CHECKING:
     import numpy as np
 
-Need = Literal["local", "mask", "masks", "drop", "target", "condition", "corrupt", "coords", "size"]
+Need = Literal["local", "mask", "masks", "drop", "target", "condition", "corrupt", "coords", "size", "larger"]
 """What a plan may ask for beside clean and global views. drop: equally many hidden tokens in every row; masks: several
-masks for a view; size: clean and global views of another size than the modality's own."""
+masks for a view; size: clean and global views of another size than the modality's own; larger: global views once more,
+at a larger size."""
 Baseline = Callable[[Views], Tensor]
 """Classical features that learning has to beat: from clean views to [R, F]."""
 

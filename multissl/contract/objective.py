@@ -8,7 +8,7 @@ Shapes: see `contract.data`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
@@ -81,6 +81,12 @@ class Objective(Component, nn.Module, ABC):
 
         Parameters moved here go through `progress.moved`, for a step that does not count; buffers are put back by the
         trainer.
+        """
+
+    def begin_stage(self, fresh: Collection[str]) -> None:
+        """Take up what a stage of a run adds, before its first step; everything else is as the stage before left it.
+
+        `fresh` names the tensors of its state that the stage before lacked; they are as they were built.
         """
 
     def alarm(self, history: History, progress: Progress) -> str | None:

@@ -42,6 +42,8 @@ class ViewPlan:
     corrupt: bool = False
     """Replace the hidden values by other plausible values; the mask then tells where (VIME, denoising)."""
     target: bool = False
+    larger: tuple[int, ...] = ()
+    """Space in which global views are shown once more, without changes of color (`Views.larger`); empty: not at all."""
     coords: bool = False
     """Tell where the tokens of global and local views lie in the sample (`Views.coords`)."""
     inner: int = 0

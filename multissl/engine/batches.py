@@ -70,8 +70,18 @@ class StepBatches(Dataset[Any]):
     """Item `step` is this rank's raw batch of that step, and the samples that were skipped for it."""
 
     def __init__(
-        self, modality: Modality, plans: Plans, batch_size: int, seed: int, rank: int, world: int, final: bool
+        self,
+        modality: Modality,
+        plans: Plans,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        final: bool,
+        begins: tuple[int, int] = (0, 0),
     ) -> None:
+        """`begins`: a step, and how many samples of the sequence were drawn before it by batches of other sizes."""
+        self.begins = begins
         self.modality, self.plans, self.seed, self.final = modality, plans, seed, final
         self.samples = modality.dataset("train")
         self.total = batch_size
@@ -81,7 +91,7 @@ class StepBatches(Dataset[Any]):
         self._broken: dict[int, str] = {}
 
     def __getitem__(self, step: int) -> tuple[Any, list[tuple[int, str]]]:
-        start = step * self.total + self.first
+        start = self.drawn(step) + self.first
         wanted = [self.index(position) for position in range(start, start + self.rows)]
         skipped: list[tuple[int, str]] = []
         while True:
@@ -92,6 +102,10 @@ class StepBatches(Dataset[Any]):
             except Unreadable as bad:
                 self._broken[bad.index] = bad.reason
                 self.give_up_if_all_broken()
+
+    def drawn(self, step: int) -> int:
+        """Return how many samples all ranks draw before a step."""
+        return self.begins[1] + (step - self.begins[0]) * self.total
 
     def random(self, step: int, line: int) -> RowRandom:
         """Return the random numbers of this rank's rows."""
@@ -114,12 +128,13 @@ class StepBatches(Dataset[Any]):
 
     def indices(self, step: int) -> Tensor:
         """Return which samples all ranks' rows of a step are, where all can be read: int64 [batch_size]."""
-        count, position, parts = len(self.samples), step * self.total, list[Tensor]()
-        while position < (step + 1) * self.total:
+        count, position, parts = len(self.samples), self.drawn(step), list[Tensor]()
+        end = position + self.total
+        while position < end:
             self.index(position)  # the order of its epoch
             assert self._order
             place = position % count
-            parts.append(self._order[1][place : place + (step + 1) * self.total - position])
+            parts.append(self._order[1][place : place + end - position])
             position += len(parts[-1])
         return torch.cat(parts)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from multissl.parallel.state import (
     read_index,
     restore_optimizer,
     save_state,
+    tensors,
 )
 
 FORMAT = 3
@@ -95,12 +96,13 @@ def save(
     modality: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     trace: Mapping[str, Any] | None = None,
-    best: int = 0,
+    stage: str = "",
+    good: Collection[int] = (),
 ) -> Path:
     """Write the state after `step` steps among the checkpoints; called on every rank.
 
-    `modality` is what the modality was fitted to, `record` and `trace` how far these files of the run went, `best` the
-    step of the best checkpoint, which is kept.
+    `modality` is what the modality was fitted to, `record` and `trace` how far these files of the run went, `stage` the
+    part of the run that it belongs to. The checkpoints of the steps in `good` are kept.
     """
     target = folder / f"step_{step:08d}"
     if (target / META).is_file():
@@ -109,8 +111,10 @@ def save(
     try:
         on_main(lambda: _remove_leftovers(folder))
         files = save_state(_flat(learner, optimizer) | {"modality": dict(modality or {})}, aside)
-        meta = sealed({"format": FORMAT, "step": step, "files": files, "record": record, "trace": trace})
-        on_main(lambda: _finish(aside, target, meta, cfg, best))
+        meta = sealed(
+            {"format": FORMAT, "step": step, "stage": stage, "files": files, "record": record, "trace": trace}
+        )
+        on_main(lambda: _finish(aside, target, meta, cfg, good))
     except OSError as error:
         raise _not_written(folder, step, error) from error
     return target
@@ -129,19 +133,20 @@ def on_main(action: Callable[[], object]) -> None:
         raise problem
 
 
-def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save, best: int) -> None:
+def _finish(aside: Path, target: Path, meta: Mapping[str, Any], cfg: Save, good: Collection[int]) -> None:
     """Make a checkpoint of a folder whose files are written, and remove those that are not to be kept."""
     replace_text(aside / META, json.dumps(meta, indent=1))
     if target.exists():  # it has no meta.json: it was never whole
         remove_folder(target)
     rename(aside, target)
-    remove_old(target.parent, cfg, best)
+    remove_old(target.parent, cfg, good)
 
 
-def remove_old(folder: Path, cfg: Save, best: int = 0) -> None:
-    """Remove the checkpoints that are not to be kept; that of step `best` is."""
+def remove_old(folder: Path, cfg: Save, good: Collection[int] = ()) -> None:
+    """Remove the checkpoints that are not to be kept; those of the steps in `good` are."""
     for old in find(folder)[: -cfg.keep_last]:
-        if step_of(old) != best and (not cfg.keep_every or step_of(old) % cfg.keep_every):
+        step = step_of(old)
+        if step not in good and (not cfg.keep_every or step % cfg.keep_every):
             remove_folder(old)
 
 
@@ -291,29 +296,60 @@ def load(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> 
     Its files are those that `newest_whole` or `check` found whole.
     """
     meta = read_meta(folder)
-    saved = read_index(folder)
-    names = {*saved["tensors"], *saved["values"]}
-    state = _flat(learner, optimizer)
-    for name in [n for n in state if n.startswith(STATES) and n not in names]:
-        parameter = name.rpartition("/")[0]
-        if not any(n.startswith(f"{parameter}/") for n in names):  # it never had a gradient
-            del state[name]
-    state = load_state(state, folder)
+    state = load_state(_known(_flat(learner, optimizer), folder), folder)
     restored = {n.removeprefix(LEARNER): v for n, v in state.items() if n.startswith(LEARNER)}
     learner.load_state_dict(restored)
-    by_parameter: dict[str, dict[str, Any]] = {}
+    restore_optimizer(learner, optimizer, {"state": _by_parameter(state), "param_groups": state[GROUPS]})
+    return meta["step"]
+
+
+def load_moments(
+    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, without: Collection[str] = ()
+) -> None:
+    """Restore what an optimizer knows of parameters, but for those named in `without` and those it knew nothing of.
+
+    Rates and factors stay those of the optimizer, whose parameters may be in other groups than before.
+    """
+    state = _known(_flat(learner, optimizer), folder)
+    groups = state[GROUPS]
+    ours = {n: v for n, v in state.items() if n.startswith(STATES) and _parameter(n) not in without}
+    moments = _by_parameter(load_state(ours, folder))
+    restore_optimizer(learner, optimizer, {"state": moments, "param_groups": groups})
+
+
+def _known(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a state without what the optimizer of a checkpoint had not: parameters that never had a gradient."""
+    saved = read_index(folder)
+    names = {*saved["tensors"], *saved["values"]}
+    known = {_parameter(n) for n in names if n.startswith(STATES)}
+    return {
+        n: v for n, v in state.items() if not n.startswith(STATES) or n in names or _parameter(n) in known
+    }
+
+
+def _parameter(name: str) -> str:
+    """Return the parameter that a name of the optimizer's state belongs to."""
+    return name.removeprefix(STATES).rpartition("/")[0]
+
+
+def _by_parameter(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the optimizer's state by parameter and kind."""
+    values: dict[str, dict[str, Any]] = {}
     for name, value in state.items():
         if name.startswith(STATES):
-            parameter, _, key = name.removeprefix(STATES).rpartition("/")
-            by_parameter.setdefault(parameter, {})[key] = value
-    restore_optimizer(learner, optimizer, {"state": by_parameter, "param_groups": state[GROUPS]})
-    return meta["step"]
+            values.setdefault(_parameter(name), {})[name.rpartition("/")[2]] = value
+    return values
 
 
 def load_learner(folder: Path, learner: nn.Module) -> None:
     """Restore a learner alone, in place; its files are those that `check` found whole."""
     state = load_state({f"{LEARNER}{n}": v for n, v in learner.state_dict().items()}, folder)
     learner.load_state_dict({n.removeprefix(LEARNER): v for n, v in state.items()})
+
+
+def read_learner(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint's learner by name, whole, on the CPU."""
+    return {n.removeprefix(LEARNER): t for n, t in tensors(folder, LEARNER).items()}
 
 
 def read_modality(folder: Path) -> dict[str, Any]:
@@ -329,6 +365,7 @@ def _flat(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any
     """Return the state of learner and optimizer by name."""
     optim = optimizer_state(learner, optimizer)
     state = {f"{LEARNER}{name}": value for name, value in learner.state_dict().items()}
-    for parameter, values in optim["state"].items():
-        state |= {f"{STATES}{parameter}/{key}": value for key, value in values.items()}
+    # sorted, as the optimizer lists parameters in the order in which they got their state
+    for parameter, values in sorted(optim["state"].items()):
+        state |= {f"{STATES}{parameter}/{key}": value for key, value in sorted(values.items())}
     return state | {GROUPS: optim["param_groups"]}

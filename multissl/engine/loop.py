@@ -62,3 +62,19 @@ class Loop(Config):
         for name in ("clip", "chunk", "eval_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: want 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Where the steps of a stage lie in the run that it is part of; by default the stage is the whole run."""
+
+    stage: str = ""
+    """What its checkpoints say they belong to."""
+    start: int = 0
+    """Steps of the run before it."""
+    samples: int = 0
+    """Samples that were drawn before it."""
+    total: int = 0
+    """Steps of the whole run; 0: those of the stage."""
+    borders: tuple[int, ...] = ()
+    """The steps at which stages end that another one follows; their checkpoints are kept."""

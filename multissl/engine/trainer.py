@@ -14,10 +14,11 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multissl.config import to_dict
 from multissl.contract.decision import Decision
@@ -34,7 +35,7 @@ from multissl.engine.display import Display
 from multissl.engine.flops import Blueprint
 from multissl.engine.judging import alarm_of
 from multissl.engine.learner import Learner
-from multissl.engine.loop import Loop
+from multissl.engine.loop import Loop, Span
 from multissl.engine.measuring import Measuring
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
@@ -74,8 +75,16 @@ class Trainer:
         device: torch.device,
         blueprint: Blueprint | None = None,
         guard: Callable[[], object] = bool,
+        span: Span | None = None,
+        load: Callable[[Path, nn.Module, torch.optim.Optimizer], int] = checkpoint.load,
     ) -> None:
-        """`guard` raises a RuntimeError on the first rank where nothing more may be written into the run."""
+        """`guard` raises a RuntimeError on the first rank where nothing more may be written into the run.
+
+        `span` says where in the run these steps lie, `load` restores a checkpoint and returns its step.
+        """
+        self.span = span or Span()
+        self.end = self.span.start + cfg.steps
+        self.total, self.load = self.span.total or self.end, load
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
         self.places, self.device = places, device
         self.guard = guard
@@ -85,7 +94,7 @@ class Trainer:
         self.plans = learner.objective.plans()
         self.steps = StepBatches(
             modality, self.plans, cfg.batch_size, cfg.seed, rank(), world(),
-            cfg.data.views_on == "worker",
+            cfg.data.views_on == "worker", (self.span.start, self.span.samples),
         )  # fmt: skip
         samples = len(self.steps.samples)
         learner.objective.check_dataset_size(samples)
@@ -119,9 +128,10 @@ class Trainer:
         self.measuring.begin()
         if newest := checkpoint.newest_whole(self.places.checkpoints, self.display.say):
             untrained = self.measuring.measured(0, first=True) if floors_again else {}
-            start = self.reached = checkpoint.load(newest[0], self.learner, self.optimizer.torch)
+            start = self.reached = self.load(newest[0], self.learner, self.optimizer.torch)
             marks = newest[1]
-            self.display.say(f"resuming at step {start} of {self.cfg.steps}")
+            if start > self.span.start:
+                self.display.say(f"resuming at step {start} of {self.total}")
         if self.main:
             self.metrics = Metrics(
                 self.cfg.loggers, self.places,
@@ -134,20 +144,21 @@ class Trainer:
         self._remember(read_record(self.places.metrics) if start and self.main else [])
         if start:  # a process that was killed before it removed old ones has left them
             places, save = self.places.checkpoints, self.cfg.save
-            checkpoint.on_main(lambda: checkpoint.remove_old(places, save, self.measuring.best_at))
+            checkpoint.on_main(lambda: checkpoint.remove_old(places, save, self._kept()))
         with self.ending.heard(), watched(self.cfg.parallel.timeout) as self.watch:
-            if start == 0:
+            if start == self.span.start:
                 for text in notes:
                     self.display.say(text)
-                    self._write("note", 0, {"text": text})
-                if not self._evaluate(0, first=True):
-                    raise self._interrupted(0)
+                    self._write("note", start, {"text": text})
+            if start == 0 and not self._evaluate(0, first=True):
+                raise self._interrupted(0)
             if untrained:
                 self._write_evaluation(0, untrained, first=True)
-            if start and not self._catch_up(start):
+            # at the border itself the stage before has measured
+            if start > self.span.start and not self._catch_up(start):
                 raise self._interrupted(start)
-            if start < self.cfg.steps and not self.measuring.decision.stop:
-                self._loop(start, min(until or self.cfg.steps, self.cfg.steps))
+            if start < self.end and not self.measuring.decision.stop:
+                self._loop(start, min(until or self.end, self.end))
         return read_record(self.places.metrics)
 
     def draw(self, step: int, figures: Sequence[Figure]) -> None:
@@ -172,12 +183,10 @@ class Trainer:
         cfg, window = self.cfg, Window()
         unread: deque[StepResult] = deque()
         batches = batches_of(self.steps, start, stop, cfg.data, world(), self.device)
-        with self.display.running(start, cfg.steps), contextlib.closing(batches):
+        with self.display.running(start, self.total), contextlib.closing(batches):
             for step, fetched in zip(range(start, stop), batches, strict=True):
-                logged = (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps
-                progress = Progress(
-                    step=step, total=cfg.steps, epoch_steps=self.epoch_steps, described=logged
-                )
+                logged = (step + 1) % cfg.log_every == 0 or step + 1 == self.end
+                progress = self._progress(step, described=logged)
                 if step == start and (problem := self.rates.count(fetched.batch, progress)):
                     self.display.say(problem)
                 torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
@@ -193,7 +202,7 @@ class Trainer:
                 self.reached = self.watch.step = step + 1
                 self._note_skipped(step, fetched.skipped)
                 unread.append(result)
-                last = step + 1 == cfg.steps
+                last = step + 1 == self.end
                 saving = step + 1 == stop or (step + 1) % cfg.save.every == 0
                 # while this step is under way, the host reads how the one before went
                 waiting = (
@@ -209,7 +218,7 @@ class Trainer:
                 if largest is not None and self.bad_in_a_row == 0:
                     self._log(step + 1, window, largest)
                     window = Window()
-                self.display.step(step + 1, cfg.steps)
+                self.display.step(step + 1, self.total)
                 if saving:  # of weights that are not finite none is written: the newest one is always good
                     checkpoint.check_finite(self.learner.shipped(), self.places.checkpoints)
                 began = time.perf_counter()
@@ -227,6 +236,15 @@ class Trainer:
                 if stopping:
                     break
 
+    def _kept(self) -> set[int]:
+        """Return the steps whose checkpoints are kept for good: borders of stages, and the best step."""
+        return {self.measuring.best_at, *self.span.borders}
+
+    def _progress(self, step: int, *, described: bool = True) -> Progress:
+        """Return where a step of the run stands in its stage, over which schedules are laid out."""
+        at, steps = step - self.span.start, self.cfg.steps
+        return Progress(step=at, total=steps, epoch_steps=self.epoch_steps, described=described)
+
     def _interrupted(self, step: int) -> Interrupted:
         """Return what is raised where a signal ended the run after `step` steps."""
         saved = f"the checkpoint of step {step} is in {self.places.path}" if step else "no step was taken yet"
@@ -236,7 +254,7 @@ class Trainer:
 
     def _catch_up(self, step: int) -> bool:
         """Measure what a signal kept from being measured at a checkpoint; return whether no signal came again."""
-        last = step == self.cfg.steps
+        last = step == self.end
         missing = self.main and not any(e["step"] == step for e in self.measuring.lines)
         if not broadcast_object(missing):
             return True
@@ -249,7 +267,7 @@ class Trainer:
             self.places.checkpoints, step, self.learner, self.optimizer.torch, self.cfg.save,
             modality=self.modality.state(), record=self.metrics.record.mark() if self.metrics else None,
             trace=self.trace.mark() if self.trace else None,
-            best=self.measuring.best_at,
+            stage=self.span.stage, good=self._kept(),
         )  # fmt: skip
 
     def _read(self, unread: deque[StepResult], left: int) -> bool:
@@ -261,19 +279,19 @@ class Trainer:
             interrupted |= not going
             self.bad_in_a_row = 0 if counted else self.bad_in_a_row + 1
             if self.trace:
-                samples = self.steps.indices(result.step)
-                self.trace.add(result.step, result.lr, samples, result.loss.read().item())
+                step = self.span.start + result.step
+                self.trace.add(step, result.lr, self.steps.indices(step), result.loss.read().item())
             if not counted:
                 self._dump(result)
         return interrupted
 
     def _dump(self, result: StepResult) -> None:
         """Describe a step that was skipped; raise `NonFinite` after too many in a row."""
-        step, in_a_row = result.step, self.bad_in_a_row
+        step, in_a_row = self.span.start + result.step, self.bad_in_a_row
         terms = {n: v.item() for n, v in result.losses.terms.items()}
         culprits = [n for n, v in terms.items() if not math.isfinite(v)]
         culprits += [f"gradient of {n}" for n, v in result.norms.items() if not math.isfinite(v.item())]
-        samples = [self.steps.index(step * self.cfg.batch_size + row) for row in range(self.cfg.batch_size)]
+        samples = self.steps.indices(step).tolist()
         record = {"step": step, "not_finite": culprits, "terms": {n: str(v) for n, v in terms.items()}}
         path = self.places.nonfinite(step, rank())
         make_folder(path.parent)
@@ -298,18 +316,19 @@ class Trainer:
         metrics = window.summary()
         metrics |= {"gradient_max": largest.item(), "unreadable": len(self.skipped)}
         metrics |= self.rates.metrics(step, metrics["samples_per_s"])
+        metrics["samples"] = self.steps.drawn(step)
         self._write("train", step, metrics)
         text = "loss {loss:.4f}  {samples_per_s:.0f} samples/s  {waiting_percent:.0f} % waiting for data"
         if "utilization_percent" in metrics:
             text += "  {utilization_percent:.0f} % of the device's peak"
-        self.display.step(step, self.cfg.steps, text.format(**metrics))
+        self.display.step(step, self.total, text.format(**metrics))
         if self.main:
             self.history.append({"step": step, **metrics})
             self._alarm(step)
 
     def _remember(self, lines: list[dict[str, Any]]) -> None:
-        """Take the logged metrics of an interrupted run back, so that alarms see the whole of it."""
-        train = (x for x in lines if x["kind"] == "train")
+        """Take the logged metrics of an interrupted run back, so that alarms see the whole of its stage."""
+        train = (x for x in lines if x["kind"] == "train" and x["step"] > self.span.start)
         self.history = [_numbers(x) for x in train]
         self.measuring.remember([_numbers(x) for x in lines if x["kind"] == "eval"])
         self.optimizer.factor = self.measuring.decision.lr
@@ -317,7 +336,7 @@ class Trainer:
 
     def _alarm(self, step: int) -> None:
         """Say once what objective and evaluators find wrong with the metrics so far, and once when that is over."""
-        progress = Progress(step=step - 1, total=self.cfg.steps, epoch_steps=self.epoch_steps)
+        progress = self._progress(step - 1)
         said = [self.learner.objective.alarm(self.history, progress) or ""]
         text = "; ".join(filter(None, [*said, *self.measuring.worries]))
         if re.sub(r"[\d.]+", "", text) != re.sub(r"[\d.]+", "", self.alarmed):  # numbers in it may move

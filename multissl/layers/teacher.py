@@ -114,6 +114,11 @@ class Teacher(Component, nn.Module):
             case "frozen":
                 pass
 
+    @torch.no_grad()
+    def take(self, students: Mapping[str, nn.Module], progress: Progress) -> None:
+        """Become what the students are, if the step just made counts."""
+        self._follow(self.now, students, 1.0, progress)
+
     def _follow(
         self,
         copies: PerStream[nn.Module],

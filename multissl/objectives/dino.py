@@ -7,17 +7,19 @@ Oquab et al. 2023, arXiv 2304.07193, section 4. With CE(t, s) = -sum_k t_k log s
   dino_global  2 / pairs * mean over the two global views of mean_B CE with the teacher of the other view
   ibot         sum over hidden tokens of CE / hidden tokens of their view, / (2B): all global views count
   koleo        sum over the two global views of KoLeo of the student's pooled features, before the head
-and the total is dino_weight * (dino_local + dino_global) + ibot_weight * ibot + koleo_weight * koleo.
+  gram         mean squared difference of the cosines between a global view's tokens from those of an earlier teacher
+and the total is dino_weight * (dino_local + dino_global) + ibot_weight * ibot + koleo_weight * koleo, and with a Gram
+anchor (DINOv3, arXiv 2508.10104, section 4) + gram.weight * gram.
 Statistics of the targets, of steps that are logged alone, are those of the views and, as ibot_NAME, those of the hidden
 tokens, estimated from about as many tokens as there are global views. Without a loss on views the plain names are the
 tokens'.
 Shapes: B samples on this rank, L local views, N tokens, M hidden tokens (padded), D width, K prototypes.
-State: teacher encoders and heads, the student's heads, centers where centering is ema.
+State: teacher encoders and heads, the student's heads, centers where centering is ema, the Gram anchor's copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
@@ -32,6 +34,7 @@ from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.center import Center
+from multissl.layers.gram import GramAnchor
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std, kept
@@ -118,6 +121,8 @@ class DINO(ContinuesTraining):
         """count: every token weighs the same on any number of ranks; equal: every rank does (DINOv2)."""
         center_tokens: Literal["hidden", "all"] = "hidden"
         """Whose mean moves the token center: the hidden ones' (DINOv2) or all tokens', which costs logits (iBOT)."""
+        gram: GramAnchor.Config = field(default_factory=lambda: GramAnchor.Config())
+        """An earlier teacher whose similarities between tokens the student keeps, in a late stage (DINOv3)."""
         reference_counts: bool = False
         """Divide by 3 instead of 2 pairs where num_local is 0, as DINOv2's code does."""
 
@@ -161,6 +166,9 @@ class DINO(ContinuesTraining):
         if cfg.ibot_weight and not cfg.tied_heads:
             self.ibot_head = cfg.ibot_head.build(dim)
         self.teacher: Teacher = cfg.teacher.build(self.students(encoders))
+        self.gram: GramAnchor | None = None
+        if cfg.gram.weight:
+            self.gram = cfg.gram.build(self.teacher.encoders, self.stream, streams[self.stream])
         parts = {"dino": cfg.dino_weight and cfg.head.prototypes}
         parts["ibot"] = cfg.ibot_weight and (cfg.head if cfg.tied_heads else cfg.ibot_head).prototypes
         options = (cfg.center_momentum, cfg.center_weighting, cfg.center_lazy)
@@ -188,7 +196,10 @@ class DINO(ContinuesTraining):
         cfg = self.cfg
         mask_ratio = cfg.mask_ratio if cfg.ibot_weight else None
         num_local = cfg.num_local if cfg.dino_weight else 0
-        plan = ViewPlan(num_global=2, num_local=num_local, mask_ratio=mask_ratio, mask_share=cfg.mask_share)
+        larger = cfg.gram.size if cfg.gram.weight else ()
+        plan = ViewPlan(
+            num_global=2, num_local=num_local, mask_ratio=mask_ratio, mask_share=cfg.mask_share, larger=larger
+        )
         return same_plan([self.stream], plan)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
@@ -221,6 +232,8 @@ class DINO(ContinuesTraining):
             first, second = features[0].pooled.chunk(2)  # apart: the two views of a sample are no neighbors
             parts = [grouped_koleo(x, cfg.koleo_group, present=present) for x in (first, second)]
             terms["koleo"] = parts[0] + parts[1]
+        if self.gram is not None:
+            terms["gram"] = self.gram(features[0].tokens, sides[0])
         stats: dict[str, Tensor] = {}
         if progress.described:
             stats = self.statistics(targets, ces, features[0].pooled)
@@ -228,7 +241,8 @@ class DINO(ContinuesTraining):
             if cfg.teacher_temperature_steps:
                 stats["teacher_temperature"] = stats["std"].new_full((), temperature)
         weights = dict.fromkeys(("dino_local", "dino_global"), cfg.dino_weight)
-        return Losses.weigh(terms, {**weights, "ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight}, stats)
+        weights |= {"ibot": cfg.ibot_weight, "koleo": cfg.koleo_weight, "gram": cfg.gram.weight}
+        return Losses.weigh(terms, weights, stats)
 
     def statistics(
         self, targets: Mapping[str, Targets], ces: Mapping[str, Tensor], pooled: Tensor
@@ -318,6 +332,13 @@ class DINO(ContinuesTraining):
         self.teacher.update(self.students(encoders), progress)
         for center in self.centers.values():
             cast(Center, center).after_step()
+        if self.gram is not None:
+            self.gram.after_step({"encoders": self.teacher.encoders}, progress)
+
+    def begin_stage(self, fresh: Collection[str]) -> None:
+        """A Gram anchor that comes in is the teacher as the stage before left it."""
+        if self.gram is not None and any(name.startswith("gram.") for name in fresh):
+            self.gram.begin(self.teacher.encoders)
 
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Return what is wrong: uniform targets or few prototypes, of views or tokens, or features in one point."""
@@ -357,7 +378,8 @@ class DINO(ContinuesTraining):
 
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and all heads."""
-        return [*self.teacher.shard_units(), *(h for h in (self.dino_head, self.ibot_head) if h is not None)]
+        heads = [h for h in (self.dino_head, self.ibot_head) if h is not None]
+        return [*self.teacher.shard_units(), *heads, *(self.gram.shard_units() if self.gram else ())]
 
 
 def _flags(keep: Tensor | None, x: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ def merge(asked: Mapping[str, Plans]) -> dict[str, ViewPlan]:
             raise ValueError(
                 f"terms ask for views of {stream} of different sizes ({listed}): give all the same"
             )
+        larger = {p.larger for p in plans.values() if p.larger}
+        if len(larger) > 1:
+            raise ValueError(
+                f"terms ask for larger views of {stream} of the sizes {sorted(larger)}: give all the same"
+            )
         most = {
             n: max(getattr(p, n) for p in plans.values())
             for n in ("num_clean", "num_global", "num_local", "inner", "num_masks")
@@ -50,6 +55,7 @@ def merge(asked: Mapping[str, Plans]) -> dict[str, ViewPlan]:
         merged[stream] = replace(
             lead,
             size=next(iter(sizes.values())),
+            larger=next(iter(larger), ()),
             **most,
             **{n: any(getattr(p, n) for p in plans.values()) for n in ("target", "coords")},
         )

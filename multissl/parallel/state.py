@@ -167,17 +167,18 @@ def load_state(state: State, folder: Path) -> dict[str, Any]:
     return values
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of a folder by name, whole, on the CPU; of one that `save_state` wrote."""
+def tensors(folder: Path, beginning: str = "") -> dict[str, Tensor]:
+    """Return the tensors whose names begin so of a folder that `save_state` wrote, by name, whole, on the CPU."""
     from safetensors import safe_open
 
     index, values = read_index(folder), dict[str, Tensor]()
+    wanted = {name: about for name, about in index["tensors"].items() if name.startswith(beginning)}
     with contextlib.ExitStack() as stack:
         files = {
             name: stack.enter_context(safe_open(folder / name, framework="pt"))
-            for name in sorted({p["file"] for about in index["tensors"].values() for p in about["parts"]})
+            for name in sorted({p["file"] for about in wanted.values() for p in about["parts"]})
         }
-        for name, about in index["tensors"].items():
+        for name, about in wanted.items():
             dtype = next((files[p["file"]].get_tensor(name).dtype for p in about["parts"]), torch.float32)
             values[name] = torch.empty(about["shape"], dtype=dtype)
             for part in about["parts"]:

@@ -6,7 +6,7 @@ A long curve is drawn as the means of some hundred stretches, with a band from t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 
 Points = list[tuple[int, float]]
@@ -24,8 +24,16 @@ COLORS = 6
 """--s0 .. --s5 of the style sheet."""
 
 
-def chart(title: str, series: Mapping[str, Points], baselines: Mapping[str, float] | None = None) -> str:
-    """Return a picture of one or more named curves over steps, with dashed lines at `baselines`."""
+def chart(
+    title: str,
+    series: Mapping[str, Points],
+    baselines: Mapping[str, float] | None = None,
+    borders: Mapping[int, str] | None = None,
+) -> str:
+    """Return a picture of one or more named curves over steps, with dashed lines at `baselines`.
+
+    `borders` holds steps at which something begins, by its name: each is an upright line that says it.
+    """
     baselines = baselines or {}
     values = [v for points in series.values() for _, v in points] + [*baselines.values()]
     ticks = nice_ticks(min(values), max(values))
@@ -46,6 +54,7 @@ def chart(title: str, series: Mapping[str, Points], baselines: Mapping[str, floa
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         marks.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{label}</text>')
+    marks += [upright(x(step), name) for step, name in (borders or {}).items() if first < step < last]
     for value, text in zip(baselines.values(), texts, strict=False):
         marks.append(
             f'<line class="baseline" x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
@@ -53,16 +62,9 @@ def chart(title: str, series: Mapping[str, Points], baselines: Mapping[str, floa
         labels.append((y(value), text, ""))
     for place, points in enumerate(series.values()):
         color = f"var(--s{place % COLORS})"
-        means = stretched(points)
-        if any(low < high for _, _, low, high in means):
-            edge = [f"{x(s):.1f},{y(high):.1f}" for s, _, _, high in means]
-            edge += [f"{x(s):.1f},{y(low):.1f}" for s, _, low, _ in reversed(means)]
-            marks.append(f'<polygon class="band" fill="{color}" points="{" ".join(edge)}"/>')
-        line = " ".join(f"{x(s):.1f},{y(mean):.1f}" for s, mean, _, _ in means)
-        marks.append(f'<polyline class="curve" stroke="{color}" points="{line}"/>')
-        end = means[-1]
-        marks.append(f'<circle cx="{x(end[0]):.1f}" cy="{y(end[1]):.1f}" r="2.5" fill="{color}"/>')
-        labels.append((y(end[1]), texts[len(baselines) + place], color))
+        drawn, end = curve(points, x, y, color)
+        marks += drawn
+        labels.append((end, texts[len(baselines) + place], color))
     for height, text, color in apart(labels):
         style = f' style="fill:{color}"' if color else ""
         marks.append(f'<text x="{right + 6}" y="{height + 4:.1f}"{style}>{escape(text)}</text>')
@@ -72,6 +74,28 @@ def chart(title: str, series: Mapping[str, Points], baselines: Mapping[str, floa
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></figure>'
     )
+
+
+def curve(
+    points: Points, x: Callable[[float], float], y: Callable[[float], float], color: str
+) -> tuple[list[str], float]:
+    """Return a curve, with its band where it is long, and the height of its end; x and y place steps and values."""
+    means, marks = stretched(points), list[str]()
+    if any(low < high for _, _, low, high in means):
+        edge = [f"{x(s):.1f},{y(high):.1f}" for s, _, _, high in means]
+        edge += [f"{x(s):.1f},{y(low):.1f}" for s, _, low, _ in reversed(means)]
+        marks.append(f'<polygon class="band" fill="{color}" points="{" ".join(edge)}"/>')
+    line = " ".join(f"{x(s):.1f},{y(mean):.1f}" for s, mean, _, _ in means)
+    marks.append(f'<polyline class="curve" stroke="{color}" points="{line}"/>')
+    step, value, _, _ = means[-1]
+    marks.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5" fill="{color}"/>')
+    return marks, y(value)
+
+
+def upright(place: float, name: str) -> str:
+    """Return an upright line that tells its name where one points at it."""
+    where = f'x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{BOTTOM}"'
+    return f'<line class="border" {where}><title>{escape(name)}</title></line>'
 
 
 def stretched(points: Points) -> list[tuple[float, float, float, float]]:

@@ -6,6 +6,7 @@ the run.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,7 +15,7 @@ from typing import Any
 from multissl.contract.learning import Figure
 from multissl.report.charts import Points, chart, short
 from multissl.report.document import document, picture, table, wrapped
-from multissl.shapes import is_line
+from multissl.shapes import STAGE, is_count, is_line
 
 Line = dict[str, Any]
 """A line of a run's record: its kind, its step and values by name."""
@@ -52,23 +53,54 @@ def page(
     titles = {**TITLES, **(titles or {})}
     lines = [x for x in lines if is_line(x)]
     steps = max((x["step"] for x in lines), default=0)
-    verdict = str(
-        summary.get("verdict") or f"not finished: {steps} of {recipe.get('steps', '?')} steps so far"
-    )
+    stages = _stages(recipe)
+    total = sum(steps for _, steps, _ in stages) if stages else recipe.get("steps", "?")
+    verdict = str(summary.get("verdict") or f"not finished: {steps} of {total} steps so far")
     mood = {True: " learned", False: " not"}.get(summary.get("learned", ""), "")
     if summary.get("outcome") == "cannot be told":
         mood = ""
     sections = {
-        **_sections(lines, summary, figures, titles),
+        **_sections(lines, summary, figures, titles, _borders(stages)),
         "Measured later": _later(evaluations, titles),
+        "Stages": _stage_table(stages),
         "Sessions": _sessions(sessions),
     }
     options = f"<details><summary>Recipe</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
     return document(f"multissl run {name}", verdict, sections, mood=mood, last=options)
 
 
+def _stages(recipe: Mapping[str, Any]) -> list[tuple[str, int, Mapping[str, Any]]]:
+    """Return name, steps and changes of the stages of a run, the first one included; [] of a run without any."""
+    listed = recipe.get("stages")
+    if not (
+        isinstance(listed, list) and listed and all(map(STAGE, listed)) and is_count(recipe.get("steps"))
+    ):
+        return []
+    return [("first", recipe["steps"], {}), *((x["name"], x["steps"], x.get("changes", {})) for x in listed)]
+
+
+def _borders(stages: Sequence[tuple[str, int, Mapping[str, Any]]]) -> dict[int, str]:
+    """Return the steps at which stages begin, with their names, but for the first."""
+    ends = itertools.accumulate(steps for _, steps, _ in stages)
+    return {end: f"stage {name}" for end, (name, _, _) in zip(ends, stages[1:], strict=False)}
+
+
+def _stage_table(stages: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
+    """Return a table of the stages: their steps in the run and what changes; upright lines in charts are its rows."""
+    rows, start = [["stage", "steps", "changes"]] * bool(stages), 0
+    for name, steps, changes in stages:
+        text = ", ".join(f"{option}={json.dumps(value)}" for option, value in changes.items())
+        rows.append([escape(name), f"{start:,} to {start + steps:,}", escape(text)])
+        start += steps
+    return table(rows)
+
+
 def _sections(
-    lines: Sequence[Line], summary: Mapping[str, Any], figures: Sequence[Figure], titles: Mapping[str, str]
+    lines: Sequence[Line],
+    summary: Mapping[str, Any],
+    figures: Sequence[Figure],
+    titles: Mapping[str, str],
+    borders: Mapping[int, str],
 ) -> dict[str, str]:
     """Return the sections on the training, by heading."""
     kinds = ("train", "eval", "estimates", "note", "alarm")
@@ -83,9 +115,9 @@ def _sections(
     return {
         "Alarms": _notes([{**a, "text": a["text"] or "what raised the alarm is over"} for a in alarms]),
         "Figures": _metrics(evals, estimates, titles),
-        "Evaluation": wrapped("charts", _eval_charts(evals, titles))
+        "Evaluation": wrapped("charts", _eval_charts(evals, titles, borders))
         + EXPORTED * any("/student/" in n for x in evals for n in x),
-        "Training": wrapped("charts", _train_charts(train, titles)),
+        "Training": wrapped("charts", _train_charts(train, titles, borders)),
         "Pictures": wrapped("figures", (picture(f.image, f.title, f.caption) for f in figures)),
         "Notes": _notes(notes),
         "Environment": table([[escape(str(k)), escape(str(v))] for k, v in facts.items()]),
@@ -93,7 +125,7 @@ def _sections(
     }
 
 
-def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
+def _eval_charts(evals: list[Line], titles: Mapping[str, str], borders: Mapping[int, str]) -> Iterable[str]:
     """Draw a chart for each metric: exported beside student; dashed, at an evaluator's first one, its baselines."""
     baselines, series = _baselines(evals), _series(evals)
     hidden = {f"{evaluator}/{name}" for evaluator, each in baselines.items() for name in each}
@@ -104,10 +136,10 @@ def _eval_charts(evals: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
             continue
         student = series.get(f"{evaluator}/student/{metric}")
         lines = {"exported": points, "student": student} if student else {"": points}
-        yield chart(_title(name, titles), lines, baselines.pop(evaluator, {}))
+        yield chart(_title(name, titles), lines, baselines.pop(evaluator, {}), borders)
 
 
-def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]:
+def _train_charts(train: list[Line], titles: Mapping[str, str], borders: Mapping[int, str]) -> Iterable[str]:
     """Draw a chart for each metric; the gradient norms of several modules share one."""
     charts: dict[str, dict[str, Points]] = {}
     for name, points in _series(train).items():
@@ -122,7 +154,8 @@ def _train_charts(train: list[Line], titles: Mapping[str, str]) -> Iterable[str]
     charts.pop("unreadable", None)  # the notes say which
     charts.pop("samples", None)  # a straight line; their number is among the facts
     for title, lines in charts.items():
-        yield chart(_title(title, titles), lines if len(lines) > 1 else {"": next(iter(lines.values()))})
+        shown = lines if len(lines) > 1 else {"": next(iter(lines.values()))}
+        yield chart(_title(title, titles), shown, borders=borders)
 
 
 def _metrics(evals: list[Line], estimates: list[Line], titles: Mapping[str, str]) -> str:

@@ -14,13 +14,12 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multissl.build import build
 from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.engine.best import Best
@@ -37,6 +36,7 @@ from multissl.run.folder import RunFolder, located
 from multissl.run.identity import DataChangedError, identity_of
 from multissl.run.model import starts_of
 from multissl.run.sessions import environment
+from multissl.run.stages import TakeOver
 from multissl.trust import Trust
 
 LIMIT = 1e-4
@@ -188,11 +188,14 @@ def _repeated(
     """Take the steps of a piece again, from a checkpoint or the start of the run; return the checkpoint at its end."""
     options = folder.read_recipe() | piece.session.get("changed", {})
     recipe = recipe_of(options, str(folder.recipe), Trust(everything=trust, copies=folder.code))
+    stages = recipe.run_stages()
+    stage = next(s for s in stages if piece.start < s.stop)
     # what is measured and logged beside does not change a step, unless its figures decide the learning rate
-    deciding = {name: cfg for name, cfg in recipe.evals.items() if cfg.build().decides}
-    recipe = recipe.replace(
-        evals=deciding, best=Best(), loggers={}, save=Save(every=max(recipe.steps, piece.stop))
+    deciding = {name: cfg for name, cfg in stage.recipe.evals.items() if cfg.build().decides}
+    bare = stage.recipe.replace(
+        evals=deciding, best=Best(), loggers={}, save=Save(every=max(recipe.total_steps, piece.stop))
     )
+    stage = replace(stage, recipe=bare)
     if is_main():
         make_folder(place.path)
         if before:
@@ -202,10 +205,14 @@ def _repeated(
             if mark and record.is_file():
                 replace_bytes(place.metrics, read_marked(record, mark))
     barrier()
-    parts = build(recipe, device, starts_of(recipe))
+    over = TakeOver(recipe, stage, place)
+    parts = over.build(device, starts_of(recipe))
     if is_main():
         _check_data(folder, parts.modality, piece.start)
-    trainer = Trainer(recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, place, device)
+    trainer = Trainer(
+        stage.recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, place, device,
+        span=stage.span, load=over.load,
+    )  # fmt: skip
     with contextlib.closing(trainer):
         trainer.fit(until=piece.stop)
     return checkpoint.find(place.checkpoints)[-1]

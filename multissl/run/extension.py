@@ -6,18 +6,26 @@ the one that had been so long from the start. A constant rate with a cool-down i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from multissl.build import Parts
 from multissl.engine import checkpoint
 from multissl.layers.teacher import Teacher
-from multissl.recipe import Recipe
+from multissl.recipe import Recipe, RunStage
 from multissl.run.folder import RunFolder
+from multissl.stages import FIRST
 
 
-def describe_extension(recipe: Recipe, parts: Parts, run: RunFolder, before: int) -> str:
-    """Return what becomes of rate, decay and momentum where a run of `before` steps goes on; "" for nothing."""
-    kept = sorted(map(checkpoint.step_of, checkpoint.find(run.checkpoints)))
+def describe_extension(stage: RunStage, parts: Parts, run: RunFolder, options: Mapping[str, Any]) -> str:
+    """Return what becomes of rate, decay and momentum where a stage has other steps than by earlier options.
+
+    "" for nothing. All steps are those of the stage, over which its schedules are laid out.
+    """
+    recipe, before = stage.recipe, steps_before(stage, options)
+    kept = sorted(checkpoint.step_of(p) - stage.start for p in checkpoint.find(run.checkpoints))
     step = max(kept, default=0)
-    if not step or before == recipe.steps:
+    if step <= 0 or before == recipe.steps:
         return ""
     moves = list(_moves(recipe, parts, before, step))
     text = f"{before:,} -> {recipe.steps:,} steps, resumed at step {step:,}: "
@@ -40,6 +48,12 @@ def describe_extension(recipe: Recipe, parts: Parts, run: RunFolder, before: int
         text += ". This is not the run that had been so long from the start; "
         text += "--optim.lr_shape constant --optim.cooldown N is"
     return text
+
+
+def steps_before(stage: RunStage, options: Mapping[str, Any]) -> int:
+    """Return how many steps a stage had by earlier options; those of now where they did not have it."""
+    by_name = {each["name"]: each["steps"] for each in options.get("stages", ())}
+    return {FIRST: options.get("steps", stage.recipe.steps), **by_name}.get(stage.name, stage.recipe.steps)
 
 
 def _moves(recipe: Recipe, parts: Parts, before: int, step: int) -> list[str]:

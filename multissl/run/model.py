@@ -23,7 +23,7 @@ from multissl.files import Damaged
 from multissl.inference import clean_views, single_stream, stream_of
 from multissl.layers.lora import merge
 from multissl.parallel.sharding import Parallel
-from multissl.recipe import Recipe, recipe_of
+from multissl.recipe import Recipe, RunStage, recipe_of, stage_at
 from multissl.registry import suggest
 from multissl.run.folder import RunFolder, located, run_of
 from multissl.run.module import FeatureModule, ModulePool
@@ -127,23 +127,26 @@ def load(
     finished = int(folder.finish().get("step", 0))
     if step == finished:
         step = None
-    if step is None and (finished or all(p.is_file() for p in folder.shipped)):
+    shipped = step is None and (finished or all(p.is_file() for p in folder.shipped))
+    if shipped:
         folder.check_shipped()
-        recipe = change(recipe_of_run(folder, data, trust))
+    stages = stages_of_run(folder, data, trust)
+    if shipped:
+        recipe = change((stage_at(stages, finished) if finished else stages[-1]).recipe)
         modality = recipe.modality.build()
         _restore(modality, folder.read_modality(), folder.modality)
         encoders = _shipped(recipe, modality, folder)
         if step is None:
             _tell_best(folder, finished, recipe)
     else:
-        recipe = change(recipe_of_run(folder, data, trust))
-        modality, encoders, finished = _at_checkpoint(recipe, folder, step)
+        found = _at_checkpoint(lambda number: change(stage_at(stages, number).recipe), folder, step)
+        recipe, modality, encoders, finished = found
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device), finished or recipe.steps)
 
 
-def recipe_of_run(folder: RunFolder, data: str, trust: bool) -> Recipe:
-    """Return the recipe of a run, which reads other data where some is given."""
+def stages_of_run(folder: RunFolder, data: str, trust: bool) -> list[RunStage]:
+    """Return the stages of a run, which reads other data where some is given."""
     if not folder.recipe.is_file():
         raise ValueError(f"{folder.path} holds no {folder.recipe.name}: give the folder of a run")
     recipe = recipe_of(folder.read_options(), str(folder.recipe), Trust(everything=trust, copies=folder.code))
@@ -152,7 +155,7 @@ def recipe_of_run(folder: RunFolder, data: str, trust: bool) -> Recipe:
         if own is None:
             raise ValueError(f"--data {data}: {config_name(type(recipe.modality))} reads no data")
         recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, list) else data)
-    return recipe
+    return recipe.run_stages()
 
 
 def _shipped(recipe: Recipe, modality: Modality, folder: RunFolder) -> Encoders:
@@ -170,10 +173,13 @@ def _shipped(recipe: Recipe, modality: Modality, folder: RunFolder) -> Encoders:
     return encoders
 
 
-def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple[Modality, Encoders, int]:
-    """Return what a run would ship at one of its checkpoints, and of which step; without a step at the newest whole.
+def _at_checkpoint(
+    recipe_at: Callable[[int], Recipe], folder: RunFolder, step: int | None
+) -> tuple[Recipe, Modality, Encoders, int]:
+    """Return what a run would ship at one of its checkpoints, with its recipe before and its step behind.
 
-    The run may be going on, so a checkpoint may be removed while it is read: then a newer one is there.
+    Without a step at the newest whole one. The run may be going on, so a checkpoint may be removed while it is read:
+    then a newer one is there.
     """
     kept = {checkpoint.step_of(p): p for p in checkpoint.find(folder.checkpoints)}
     if not kept or (step is not None and step not in kept):
@@ -182,6 +188,7 @@ def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple
         raise ValueError(f"{folder.path} holds no finished encoder and of its checkpoints {which}{there}")
     problem: Exception | None = None
     for number in sorted(kept, reverse=True) if step is None else [step]:
+        recipe = recipe_at(number)
         modality = recipe.modality.build()
         try:
             checkpoint.check(kept[number])
@@ -197,9 +204,9 @@ def _at_checkpoint(recipe: Recipe, folder: RunFolder, step: int | None) -> tuple
         log.warning("%s%s: this is its checkpoint of step %s", folder.path, state, number)
         shipped = learner.shipped()
         merge(shipped)
-        return modality, shipped, number
+        return recipe, modality, shipped, number
     if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
-        return _at_checkpoint(recipe, folder, step)
+        return _at_checkpoint(recipe_at, folder, step)
     raise ValueError(f"{folder.path} has no whole checkpoint: {problem}")
 
 

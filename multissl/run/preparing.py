@@ -26,11 +26,15 @@ from multissl.parallel.ranks import is_main
 from multissl.recipe import Recipe, recipe_of
 from multissl.run.folder import NotWritten, RunFolder
 from multissl.run.lock import Lock, RunBusyError
+from multissl.run.stages import changed_stages
 from multissl.version import __version__
 
 log = logging.getLogger("multissl")
-FREE = ("steps", "log_every", "loggers", "parallel", "data", "save", "best", "evals", "eval_seconds", "chunk")
-"""Options that may change when a run is resumed: they do not change what is learnt, or extend it."""
+FREE = (
+    "steps", "stages", "log_every", "loggers", "parallel", "data", "save", "best", "evals", "eval_seconds", "chunk",
+)  # fmt: skip
+"""Options that may change when a run is resumed: they do not change what is learnt, or extend it; of stages those alone
+that have not begun."""
 
 
 @contextlib.contextmanager
@@ -112,12 +116,13 @@ def prepare(run: RunFolder, recipe: Recipe, file: Path | None = None) -> dict[st
             if goes_on(run):
                 old = saved_options(run)
                 compare(old, options, run.path)
+                compare_stages(old, options, run, finish)
                 changed = changes(run.read_recipe(), options)
                 if finish:
-                    check_finished(run, finish, old, options)
+                    check_finished(run, finish, old, options, recipe.total_steps)
             else:
                 run.write_recipe(options)
-            if not has_finished(run, recipe.steps):
+            if not has_finished(run, recipe.total_steps):
                 keep_code(run, names, file)
         except OSError as error:
             problem = refusal(run, error)
@@ -169,6 +174,21 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
         )
 
 
+def compare_stages(
+    old: Mapping[str, Any], new: Mapping[str, Any], run: RunFolder, finish: Mapping[str, Any]
+) -> None:
+    """Stop where stages of a run that have begun would be others."""
+    if not old.get("stages") and not new["stages"]:
+        return
+    reached = checkpoint.newest_step(run.checkpoints) or int(finish.get("step", 0))
+    if lines := changed_stages(old, new, reached):
+        raise ValueError(
+            f"{run.path} has begun stages that this command has otherwise:\n  " + "\n  ".join(lines) + "\n"
+            "stages that have not begun may be any, and the last that has may take more steps; else give another "
+            "--out, or --restart to set the run aside and begin anew"
+        )
+
+
 def recorded_finish(run: RunFolder) -> dict[str, Any]:
     """Return what the summary says of the run's finish; {} where it says nothing, or is damaged beside checkpoints."""
     try:
@@ -181,9 +201,12 @@ def recorded_finish(run: RunFolder) -> dict[str, Any]:
 
 
 def check_finished(
-    run: RunFolder, finish: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+    run: RunFolder, finish: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any], steps: int
 ) -> None:
-    """Stop where a command would change the record of a finished run, or go on without its checkpoints."""
+    """Stop where a command would change the record of a finished run, or go on without its checkpoints.
+
+    `steps` are those of all stages of the command.
+    """
     run.check_record()
     newest, step = checkpoint.newest_step(run.checkpoints), finish["step"]
     if not newest and (changed := run.changed(finish)):
@@ -191,17 +214,17 @@ def check_finished(
             f"{run.path} has finished, {changed} is not what it recorded then, and no checkpoint is left to write it "
             "again from: put it back from a copy, or --restart to set the run aside"
         )
-    if not newest and new["steps"] > step:
+    if not newest and steps > step:
         raise ValueError(
-            f"{run.path} has finished its {step} steps and its checkpoints are gone: it cannot take {new['steps']}; "
+            f"{run.path} has finished its {step} steps and its checkpoints are gone: it cannot take {steps}; "
             "give another --out"
         )
     if changed := run.changed(finish):
         log.warning("%s is not what it was when the run finished: it is written again", run.path / changed)
         return
-    if newest > step or new["steps"] > step:
+    if newest > step or steps > step:
         return
-    parts = ("steps", "evals")
+    parts = ("steps", "stages", "evals")
     changed = difference({n: old.get(n) for n in parts}, {n: new[n] for n in parts})
     if changed:
         raise ValueError(

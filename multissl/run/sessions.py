@@ -1,8 +1,8 @@
 """Who trained a run, when, with what: a line for each session, from a start to whatever ended it.
 
 A line is written when training begins and completed when it ends, so the last one of a run that is going on, or was
-killed, has no end yet; the next session then notes that it was killed. `changed` holds those options that a session
-had other than `recipe.json`, which is written once.
+killed, has no end yet; the next session then notes that it was killed. Of a run with stages each has a line of its own.
+`changed` holds those options that a session had other than `recipe.json`, which is written once.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def _reason(error: BaseException) -> str:
 
 def session_of(run: RunFolder, trainer: Trainer, changed: Mapping[str, Any]) -> Session:
     """Return the session that begins; `changed` are its options other than those of the recipe."""
-    return Session(run, trainer.cfg.batch_size, lambda: trainer.reached, about(run, trainer.device, changed))
+    known = about(run, trainer.device, changed)
+    if trainer.span.borders:
+        known["stage"] = trainer.span.stage
+    return Session(run, trainer.cfg.batch_size, lambda: trainer.reached, known)
 
 
 def about(run: RunFolder, device: torch.device, changed: Mapping[str, Any]) -> dict[str, Any]:

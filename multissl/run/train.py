@@ -6,16 +6,19 @@ import contextlib
 import math
 import platform
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multissl.build import Parts, build, fitted
+from multissl.build import Parts, fitted
 from multissl.config import config_name, difference, to_dict
+from multissl.contract.modality import Modality
 from multissl.contract.verdict import Outcome, whole_verdict
 from multissl.engine import checkpoint
+from multissl.engine.display import Display
 from multissl.engine.judging import alarm_of, measurements, verdicts
 from multissl.engine.trainer import Trainer
 from multissl.layers.lora import merged_state
@@ -23,7 +26,7 @@ from multissl.parallel.collectives import broadcast_object
 from multissl.parallel.compiling import trouble, wants
 from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
-from multissl.recipe import Recipe
+from multissl.recipe import Recipe, RunStage
 from multissl.run.copies import describe_copies
 from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
@@ -33,8 +36,10 @@ from multissl.run.preparing import entered, has_finished, prepare, with_sizes
 from multissl.run.remarks import describe_mask_groups, describe_views
 from multissl.run.report import draw, write_report
 from multissl.run.sessions import recorded, session_of
+from multissl.run.stages import TakeOver, check_stages, stages_left
 from multissl.run.usage import readme
 from multissl.version import __version__
+from multissl.weights.containers import Source
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,7 +55,6 @@ class Result:
     """The last evaluation."""
 
 
-# long: what a run does from its start to its end, in order
 def train(
     recipe: Recipe,
     folder: Path | str,
@@ -62,48 +66,91 @@ def train(
     """Run a recipe in a folder, from its newest checkpoint if there is one; a finished run tells its result again.
 
     A run has finished when its summary says so, which is the last thing that is written. One that ended between its
-    last checkpoint and that moment writes what it ships from the checkpoint, without training.
+    last checkpoint and that moment writes what it ships from the checkpoint, without training. Stages are trained one
+    after another, each as a run that is resumed with the stage's recipe.
     `default` is the recipe whose differences the report shows, `file` the Python file that it comes from, if any: it
     is copied into the run, as are files of code that the recipe names. Having trained with that code, the user can
     read the run from anywhere. `accept_data`: go on though the data is not what the run was trained on so far.
     """
-    run = RunFolder(folder)
-    with process_group(recipe.parallel.timeout) as device, entered(run, recipe.steps) as lock:
+    run, result = RunFolder(folder), None
+    with process_group(recipe.parallel.timeout) as device, entered(run, recipe.total_steps) as lock:
         starts = starts_of(recipe)
         recipe = fitted(recipe, starts)
         recipe, modality = with_sizes(recipe, run)
-        before = run.read_options().get("steps", recipe.steps)
-        changed = prepare(run, recipe, file)
-        began = time.time()
-        parts = build(recipe, device, starts, modality)
-        trainer = Trainer(
-            recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device,
-            parts.blueprint, lock.check if lock else bool,
+        before = run.read_options()
+        command = Command(
+            run=run, recipe=recipe, default=default, device=device, starts=starts, modality=modality, before=before,
+            changed=prepare(run, recipe, file), accept_data=accept_data, began=time.time(),
+            guard=lock.check if lock else bool,
         )  # fmt: skip
-        with contextlib.closing(trainer):
-            finished = broadcast_object(is_main() and has_finished(run, recipe.steps))
-            if finished:
+        left = stages_left(recipe, run, Display(is_main()).say)
+        for stage in left:
+            result = train_stage(command, stage, left)
+    assert result
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What a call of `train` asks for, whatever stages it has."""
+
+    run: RunFolder
+    recipe: Recipe
+    default: Recipe | None
+    device: torch.device
+    starts: Mapping[str, Source]
+    """Weights that are those of runs' checkpoints, by the places that name them."""
+    modality: Modality | None
+    """That of the recipe, where it has been fitted already."""
+    before: Mapping[str, Any]
+    """The options of the session before."""
+    changed: Mapping[str, Any]
+    """Options that are not those of the recipe that the run has written."""
+    accept_data: bool
+    began: float
+    guard: Callable[[], object]
+
+
+# long: what a run does from its start to its end, in order
+def train_stage(command: Command, stage: RunStage, left: Sequence[RunStage]) -> Result | None:
+    """Train what is left of a stage; after the last one write what the run ships, and return how it ended."""
+    run, recipe, device = command.run, command.recipe, command.device
+    over = TakeOver(recipe, stage, run)
+    parts = over.build(device, command.starts, command.modality)
+    trainer = Trainer(
+        stage.recipe, parts.modality, parts.learner, parts.optimizer, parts.evaluators, run, device,
+        parts.blueprint, command.guard, stage.span, over.load,
+    )  # fmt: skip
+    with contextlib.closing(trainer):
+        other_data = False
+        if stage is left[0]:
+            if broadcast_object(is_main() and has_finished(run, recipe.total_steps)):
                 trainer.display.say(f"{run.path} has finished its {run.finish()['step']} steps already")
                 result = result_of(run, parts, run.read_metrics())[0]
                 trainer.display.say(result.verdict)
                 return result
-            trainer.display.say(describe(recipe, parts, device))
-            other_data = data_changed(run, parts, accept_data, starts_from_weights=bool(recipe.init))
-            if extended := describe_extension(recipe, parts, run, before):
-                trainer.display.say(extended)
-            with recorded(session_of(run, trainer, changed)):
-                lines = trainer.fit(first_notes(run, recipe, parts, device), floors_again=other_data)
-                write_model(run, parts)
-                result, values = result_of(run, parts, lines)
-                if is_main():
-                    values |= circumstances(recipe, default, time.time() - began, device)
-                    run.write_summary(values)
-                barrier()  # from here on the first rank is alone
-                if is_main():
-                    show(run, trainer, result.verdict)
+            check_stages(left, parts.modality)
+            from_weights = bool(recipe.init) and over.before is None
+            other_data = data_changed(run, parts, command.accept_data, starts_from_weights=from_weights)
+        trainer.display.say(describe(stage, parts, device))
+        if stage is left[0] and (extended := describe_extension(stage, parts, run, command.before)):
+            trainer.display.say(extended)
+        with recorded(session_of(run, trainer, command.changed)):
+            notes = over.notes() or first_notes(run, stage.recipe, parts, device)
+            lines = trainer.fit(notes, floors_again=other_data)
+            if stage is not left[-1]:
+                return None
+            write_model(run, parts)
+            result, values = result_of(run, parts, lines)
             if is_main():
-                record_finish(run)  # the last thing that is written
-            trainer.display.say(result.verdict)
+                values |= circumstances(recipe, command.default, time.time() - command.began, device)
+                run.write_summary(values)
+            barrier()  # from here on the first rank is alone
+            if is_main():
+                show(run, trainer, result.verdict)
+        if is_main():
+            record_finish(run)  # the last thing that is written
+        trainer.display.say(result.verdict)
     return result
 
 
@@ -126,8 +173,9 @@ def data_changed(run: RunFolder, parts: Parts, accept: bool, starts_from_weights
     return changed
 
 
-def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
-    """Return the two lines that are said at the start."""
+def describe(stage: RunStage, parts: Parts, device: torch.device) -> str:
+    """Return the lines that are said at the start of a stage, or of a run without any."""
+    recipe = stage.recipe
     trainable = sum(p.numel() for p in parts.learner.parameters() if p.requires_grad)
     count = len(parts.modality.dataset("train"))
     encoders = ", ".join(f"{s}={config_name(type(c))}" for s, c in recipe.encoders.items())
@@ -139,8 +187,9 @@ def describe(recipe: Recipe, parts: Parts, device: torch.device) -> str:
         if idle
         else ""
     )
+    where = f"stage {stage.name}, from step {stage.start:,}: " if stage.span.borders else ""
     return (
-        f"{config_name(type(recipe.objective))} on {config_name(type(recipe.modality))}: {count:,} samples, "
+        f"{where}{config_name(type(recipe.objective))} on {config_name(type(recipe.modality))}: {count:,} samples, "
         f"encoders {encoders}, {trainable / 1e6:.2f} M trainable parameters, {ranks} x {device.type}\n"
         f"{recipe.steps:,} steps of {recipe.batch_size} samples ({epochs:.1f} epochs), "
         f"learning rate {parts.optimizer.lr:.3g} ({recipe.optim.lr:g}, scaling {recipe.optim.lr_scaling}){tip}"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from multissl.build import build
 from multissl.contract.data import Batch
 from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
@@ -290,7 +291,7 @@ def test_evaluators_see_encoders_in_evaluation_mode_and_training_goes_on_in_its_
 
 
 def features(folder: Path, weights: dict[str, Tensor]) -> Tensor:
-    parts = run.build(made(), torch.device("cpu"))
+    parts = build(made(), torch.device("cpu"))
     net = parts.learner.encoders["points"]
     net.load_state_dict(weights)
     net.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -74,4 +75,26 @@ def test_a_run_on_two_ranks_that_a_signal_ends_goes_on_as_if_it_had_not(
         problem = f"hung: {hit}" if hit.hung else compared(launch(run)[0], run, whole)
         problems += [f"{number.name} after {after:.2f} s: {problem}"] * bool(problem)
         shutil.rmtree(run, ignore_errors=True)
+    assert not problems
+
+
+CHAIN = [f"{Path(__file__).parents[1] / 'helpers' / 'chain.py'}:recipe"]
+"""A run of three stages, which end after 4, 8 and 12 steps."""
+
+
+@pytest.mark.slow
+def test_a_chain_that_is_killed_over_its_borders_goes_on_as_if_it_had_not(warm: Warm, tmp_path: Path) -> None:
+    whole = train(warm, CHAIN, tmp_path / "whole")
+    expected = state(tmp_path / "whole")
+    borders = [
+        i for i, name in enumerate(whole.writes, 1) if re.fullmatch(r"_rename .*step_0000000[48]", name)
+    ]
+    assert len(borders) == 2
+    problems = []
+    for place in [border + away for border in borders for away in (-4, -1, 0, 1, 4)]:
+        run = tmp_path / str(place)
+        ended = train(warm, CHAIN, run, point=place, how="die")
+        problem = "" if ended.code == -signal.SIGKILL else f"{ended}"
+        problem = problem or again(warm, CHAIN, run, expected)
+        problems += [f"killed at write {place}, {whole.writes[place - 1]}: {problem}"] * bool(problem)
     assert not problems

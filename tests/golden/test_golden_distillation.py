@@ -1,8 +1,8 @@
 """Golden cases of DINO, iBOT, DINOv2's losses, their heads and teacher, and KoLeo.
 
 Covered: distillation/{sinkhorn, dino_official, ibot_official, dinov2_dino_centering, dinov2_dino_sinkhorn,
-dinov2_ibot_masked, koleo, swav_loss, msn}, encoders_dinov2/{dinov2_head, dino_head}, optim_ema/ema_and_clip (teacher),
-distributed/{dist_sinkhorn_center, dist_koleo}.
+dinov2_ibot_masked, dinov3_gram, koleo, swav_loss, msn}, encoders_dinov2/{dinov2_head, dino_head},
+optim_ema/ema_and_clip (teacher), distributed/{dist_sinkhorn_center, dist_koleo}.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from multissl.layers.center import Center
 from multissl.layers.heads import PrototypeHead, RankBatchNorm
 from multissl.layers.teacher import Teacher
 from multissl.losses.dino import dino_terms
+from multissl.losses.gram import Negatives, gram_loss
 from multissl.losses.koleo import grouped_koleo, koleo
 from multissl.losses.msn import cosines, msn_targets, msn_terms
 from multissl.losses.sinkhorn import centered, sinkhorn
@@ -30,7 +31,7 @@ from tests.golden import Case, cases, cases_of, close, run_on_ranks
 
 pytestmark = pytest.mark.reference
 
-LATER = ("dinov3_dino_loss", "dinov3_gram")
+LATER = ("dinov3_dino_loss",)
 
 
 @pytest.mark.parametrize("variant", LATER)
@@ -75,6 +76,22 @@ def test_golden_dino(case: Case) -> None:
         case.check(loss, "out", f"loss_{step}")
         case.check(student.grad, "grad", f"student_{step}")
         case.check(center.center[None], "out", f"center_{step + 1}")
+
+
+@pytest.mark.parametrize("case", cases("distillation", "dinov3_gram"))
+def test_golden_gram(case: Case) -> None:
+    hyper, given = case.hyper, case.tensors("in")
+    assert hyper["norm"]
+    both, teachers = hyper["rn"], hyper["rt"]
+    negatives: Negatives = "clipped" if both else "clipped_teacher" if teachers else "kept"
+    student, teacher = given["student"].requires_grad_(), given["teacher"]
+    if not hyper["img"]:  # the tokens of all pictures as those of one
+        loss = gram_loss(student.flatten(0, 1)[None], teacher.flatten(0, 1)[None], negatives)
+    else:
+        loss = gram_loss(student, teacher, negatives)
+    loss.backward()
+    case.check(loss, "out", "loss")
+    case.check(student.grad, "grad", "student")
 
 
 @pytest.mark.parametrize("case", cases("distillation", "ibot_official"))

@@ -14,6 +14,7 @@ from multissl.contract.learning import Losses, Progress
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.engine.optim.adamw import AdamW
+from multissl.layers.gram import GramAnchor
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.losses import koleo as koleo_module
@@ -32,6 +33,7 @@ CASES = {
     "sinkhorn": {},
     "ema": {"centering": "ema", "tied_heads": True},
     "norm": {"head": HEAD.replace(norm="batch"), "koleo_group": 2},
+    "gram": {"gram": GramAnchor.Config(weight=3.0, every=1)},
 }
 
 
@@ -105,7 +107,8 @@ def train(rank: int, shard: int) -> list[Tensor]:
     encoder = TransformerEncoder.Config(dim=16, depth=2, heads=2, layerscale=0.5)
     encoders = build_encoders({"rows": encoder}, SPEC)
     teacher = Teacher.Config(ema=0.5, final_ema=0.5)
-    cfg = DINO.Config(head=SMALL, ibot_head=SMALL, num_local=0, koleo_group=8, teacher=teacher)
+    anchor = GramAnchor.Config(weight=1.0, every=1)
+    cfg = DINO.Config(head=SMALL, ibot_head=SMALL, num_local=0, koleo_group=8, teacher=teacher, gram=anchor)
     objective = DINO(cfg, encoders, SPEC)
     learner = Learner(encoders, objective)
     if shard:

@@ -12,7 +12,7 @@ import pytest
 
 from multissl.contract.learning import Figure
 from multissl.report.charts import apart, chart, nice_ticks, short, stretched, tick_labels
-from multissl.report.page import MOST_NOTES
+from multissl.report.page import MOST_NOTES, page
 from multissl.run.report import Drawn, write_report
 
 LINES: list[dict[str, Any]] = [
@@ -269,3 +269,16 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "onclick='x'" not in page
     assert page.count("&lt;script") > 10
+
+
+def test_upright_lines_mark_where_stages_begin_and_a_table_says_what_changes() -> None:
+    lines = [{"kind": "train", "step": s, "loss": float(s)} for s in (1, 4, 8)]
+    stages = [{"name": "<high>", "steps": 4, "changes": {"modality.size": 64}}]
+    text = page("run", recipe={"steps": 4, "stages": stages}, lines=lines, summary={})
+    assert "not finished: 8 of 8 steps" in text
+    (border,) = [x for x in svgs(text)["loss"].iter("line") if x.get("class") == "border"]
+    assert border[0].text == "stage <high>"
+    assert "modality.size=64" in text
+    assert "4 to 8" in text
+    hostile = page("run", recipe={"steps": "4", "stages": [{"name": 3}]}, lines=lines, summary={})
+    assert "<h2>Stages" not in hostile

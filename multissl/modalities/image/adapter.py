@@ -33,6 +33,7 @@ from multissl.modalities.image.crops import (
     crop_box,
     pair,
     patchify,
+    put,
     resize,
     share_of,
     size_of_plan,
@@ -166,7 +167,7 @@ class Image(PixelLabels):
                 raise ValueError(f"{given}: want {self.channels} of each, or none to have them measured")
 
     needs: ClassVar[frozenset[Need]] = frozenset(
-        {"local", "mask", "masks", "drop", "target", "coords", "size"}
+        {"local", "mask", "masks", "drop", "target", "coords", "size", "larger"}
     )
     suffixes = SUFFIXES
     plural = "images"
@@ -251,13 +252,11 @@ class Image(PixelLabels):
                     else:
                         box = crop_box(height, width, draw, scales[role], ratio)
                         crop = resize(image, box, size)
+                        if plan.larger and role == "global":
+                            detail = resize(image, box, (plan.larger[0], plan.larger[1]))
+                            put(raw, "larger", detail, v * count + b, plan.num_global * count)
                         boxes[role][b][v] = share_of(box, height, width)
-                    if role not in raw:
-                        rows = len(draws[role][b]) * count
-                        raw[role] = crop.new_empty(rows, *size, cfg.channels).permute(0, 3, 1, 2)
-                    if crop.is_floating_point() and not raw[role].is_floating_point():
-                        raw[role] = raw[role].float()
-                    raw[role][v * count + b] = crop
+                    put(raw, role, crop, v * count + b, plan.count(role) * count)
         if plan.mask_ratio is not None and plan.num_global:
             square = (cfg.mask_patch or cfg.patch) // cfg.patch
             masks = draw_masks(
@@ -290,6 +289,9 @@ class Image(PixelLabels):
             if plan.coords and role != "clean":
                 grid = (x.shape[-2] // self.cfg.patch, x.shape[-1] // self.cfg.patch)
                 views.coords = token_centers(crops[f"{role}_box"], grid, drawn["flip"])
+            if plan.larger and role == "global":
+                plain = ops.normalize(torch.div(crops["larger"].contiguous(), 255), mean, std)
+                views.larger = ops.apply_to(plain, drawn["flip"], ops.flip)
             if plan.target and role == "global":
                 views.target = patchify(x, self.cfg.patch)
             batch.append(views)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,28 @@ def resize(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int])
         return part[0]
     resized = F.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
     return resized.clamp_(0, 255) if image.is_floating_point() else resized
+
+
+def put(raw: dict[str, Any], name: str, crop: Tensor, row: int, rows: int) -> None:
+    """Put a crop [C, H, W] into a row of the tensor of a name, made with the first; one of floats makes it floats."""
+    channels, *size = crop.shape
+    if name not in raw:
+        raw[name] = crop.new_empty(rows, *size, channels).permute(0, 3, 1, 2)
+    if crop.is_floating_point() and not raw[name].is_floating_point():
+        raw[name] = raw[name].float()
+    raw[name][row] = crop
+
+
+def size_of_plan(plan: ViewPlan, size: tuple[int, int], square: int) -> tuple[int, int]:
+    """Return height and width of clean and global views in pixels: the plan's, where it asks, else the modality's."""
+    if not plan.size:
+        return size
+    if len(plan.size) != 2 or any(side < square or side % square for side in plan.size):
+        raise ValueError(
+            f"a plan asks for images of size={plan.size}: want a height and a width that are multiples of the"
+            f" {square} pixels of a token or mask square, such as {size}"
+        )
+    return (plan.size[0], plan.size[1])
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -126,15 +148,3 @@ def token_centers(boxes: Tensor, grid: tuple[int, int], flipped: Tensor) -> Tens
         [rows[:, :, None].expand(-1, -1, wide), columns[:, None].expand(-1, high, -1)], dim=-1
     )  # [R, high, wide, 2]
     return places.flatten(1, 2)
-
-
-def size_of_plan(plan: ViewPlan, size: tuple[int, int], square: int) -> tuple[int, int]:
-    """Return height and width of clean and global views in pixels: the plan's, where it asks, else the modality's."""
-    if not plan.size:
-        return size
-    if len(plan.size) != 2 or any(side < square or side % square for side in plan.size):
-        raise ValueError(
-            f"a plan asks for images of size={plan.size}: want a height and a width that are multiples of the"
-            f" {square} pixels of a token or mask square, such as {size}"
-        )
-    return (plan.size[0], plan.size[1])

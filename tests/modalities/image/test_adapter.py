@@ -373,3 +373,19 @@ def test_a_truncated_file_among_good_ones_is_skipped_and_listed(tmp_path: Path) 
     assert sorted(index for index, _ in skipped) == [3, 5]
     assert any("3.jpg: Image is incomplete or truncated" in reason for _, reason in skipped)
     assert not {3, 5} & set(raw["image"]["sample_id"].tolist())
+
+
+def test_larger_views_are_the_global_crops_once_more_flipped_alike_in_plain_colors(tmp_path: Path) -> None:
+    """A ramp from left to right: its direction tells the flip, its ends the crop."""
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    picture = Pillow.fromarray(np.repeat(np.tile(ramp, (64, 1))[..., None], 3, 2))
+    for place in range(4):
+        picture.save(tmp_path / f"{place}.png")
+    made = small(data=str(tmp_path), jitter=0.0, grayscale=0.0, solarize=0.0, blur="none", flip=0.5)
+    plan = {"image": ViewPlan(num_global=2, larger=(64, 64))}
+    steps = StepBatches(made, plan, 4, 0, 0, 1, final=True)
+    (views,) = steps[0][0]
+    assert views.larger.shape == (8, 3, 64, 64)
+    again = torch.nn.functional.interpolate(views.larger, size=views.x.shape[-2:], mode="area")
+    assert (again - views.x).abs().mean() < 0.05
+    assert len({bool(row[0, 0, 0] < row[0, 0, -1]) for row in views.x}) == 2
