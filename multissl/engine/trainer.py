@@ -86,8 +86,7 @@ class Trainer:
         self.end = self.span.start + cfg.steps
         self.total, self.load = self.span.total or self.end, load
         self.cfg, self.modality, self.learner, self.optimizer = cfg, modality, learner, optimizer
-        self.places, self.device = places, device
-        self.guard = guard
+        self.places, self.device, self.guard = places, device, guard
         self.main = is_main()
         self.reached = checkpoint.newest_step(places.checkpoints)
         """The number of steps that were taken."""
