@@ -115,7 +115,7 @@ class RunStage:
     """What distinguishes it from the stage before."""
 
     @property
-    def start(self) -> int:
+    def offset(self) -> int:
         """Return the number of steps of the run before it."""
         return self.span.start
 

@@ -83,7 +83,7 @@ class GramAnchor(Component, nn.Module):
         """Become the teacher of the day where it is time; `progress` is that of the step just made."""
         every, done = self.cfg.every, progress.step + 1
         if every and done % every == 0 and done // every <= self.cfg.refreshes:
-            self.teacher.take(students, progress)
+            self.teacher.become(students, progress)
 
     def shard_units(self) -> list[nn.Module]:
         """Return the blocks of the copy."""

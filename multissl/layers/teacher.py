@@ -115,7 +115,7 @@ class Teacher(Component, nn.Module):
                 pass
 
     @torch.no_grad()
-    def take(self, students: Mapping[str, nn.Module], progress: Progress) -> None:
+    def become(self, students: Mapping[str, nn.Module], progress: Progress) -> None:
         """Become what the students are, if the step just made counts."""
         self._follow(self.now, students, 1.0, progress)
 

@@ -23,7 +23,7 @@ def describe_extension(stage: RunStage, parts: Parts, run: RunFolder, options: M
     "" for nothing. All steps are those of the stage, over which its schedules are laid out.
     """
     recipe, before = stage.recipe, steps_before(stage, options)
-    kept = sorted(checkpoint.step_of(p) - stage.start for p in checkpoint.find(run.checkpoints))
+    kept = sorted(checkpoint.step_of(p) - stage.offset for p in checkpoint.find(run.checkpoints))
     step = max(kept, default=0)
     if step <= 0 or before == recipe.steps:
         return ""

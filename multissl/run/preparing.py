@@ -34,7 +34,7 @@ FREE = (
     "steps", "stages", "log_every", "loggers", "parallel", "data", "save", "best", "evals", "eval_seconds", "chunk",
 )  # fmt: skip
 """Options that may change when a run is resumed: they do not change what is learnt, or extend it; of stages those alone
-that have not begun."""
+that have not started."""
 
 
 @contextlib.contextmanager
@@ -177,14 +177,14 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 def compare_stages(
     old: Mapping[str, Any], new: Mapping[str, Any], run: RunFolder, finish: Mapping[str, Any]
 ) -> None:
-    """Stop where stages of a run that have begun would be others."""
+    """Stop where stages of a run that have started would be others."""
     if not old.get("stages") and not new["stages"]:
         return
     reached = checkpoint.newest_step(run.checkpoints) or int(finish.get("step", 0))
     if lines := changed_stages(old, new, reached):
         raise ValueError(
-            f"{run.path} has begun stages that this command has otherwise:\n  " + "\n  ".join(lines) + "\n"
-            "stages that have not begun may be any, and the last that has may take more steps; else give another "
+            f"{run.path} has started stages that this command has otherwise:\n  " + "\n  ".join(lines) + "\n"
+            "stages that have not started may be any, and the last that has may take more steps; else give another "
             "--out, or --restart to set the run aside and begin anew"
         )
 

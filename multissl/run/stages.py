@@ -129,7 +129,7 @@ class TakeOver:
         """Return whether the stage begins with the checkpoint of the one before it."""
         if self.before is None or self.newest is None:
             return False
-        return checkpoint.step_of(self.newest) == self.stage.start
+        return checkpoint.step_of(self.newest) == self.stage.offset
 
     def _fill(self, learner: Learner) -> None:
         """Give a learner what that of the stage before had at its end."""
@@ -183,7 +183,7 @@ def _groups(names: Sequence[str]) -> str:
 
 
 def changed_stages(old: Mapping[str, Any], new: Mapping[str, Any], reached: int) -> list[str]:
-    """Return how the stages that a run has begun are others by new options than by old ones, a line for each.
+    """Return how the stages that a run has started are others by new options than by old ones, a line for each.
 
     The last of them may take more steps, and those after it may be any.
     """

@@ -187,7 +187,7 @@ def describe(stage: RunStage, parts: Parts, device: torch.device) -> str:
         if idle
         else ""
     )
-    where = f"stage {stage.name}, from step {stage.start:,}: " if stage.span.borders else ""
+    where = f"stage {stage.name}, from step {stage.offset:,}: " if stage.span.borders else ""
     return (
         f"{where}{config_name(type(recipe.objective))} on {config_name(type(recipe.modality))}: {count:,} samples, "
         f"encoders {encoders}, {trainable / 1e6:.2f} M trainable parameters, {ranks} x {device.type}\n"

@@ -83,11 +83,11 @@ def drawn(made: Recipe) -> list[int]:
     """Return which samples a recipe draws, stage after stage."""
     samples: list[int] = []
     for stage in made.run_stages():
-        begins = (stage.start, stage.span.samples)
+        begins = (stage.offset, stage.span.samples)
         batches = StepBatches(
             stage.recipe.modality.build(), {}, stage.recipe.batch_size, 0, 0, 1, False, begins
         )
-        samples += [i for step in range(stage.start, stage.stop) for i in batches.indices(step).tolist()]
+        samples += [i for step in range(stage.offset, stage.stop) for i in batches.indices(step).tolist()]
     return samples
 
 
@@ -117,7 +117,7 @@ def test_a_chain_that_is_killed_over_its_borders_ends_as_if_it_had_not(
                 at = {
                     "_log": lambda: args[1],
                     "_finish": lambda: args[2]["step"],
-                    "_fill": lambda: args[0].stage.start,
+                    "_fill": lambda: args[0].stage.offset,
                 }
                 if at[right.__name__]() == step:
                     raise Killed
@@ -196,7 +196,7 @@ def digest(folder: Path) -> str:
     ],
 )
 def test_stages_that_have_begun_stay_as_they_are(whole: Path, made: Recipe, named: str) -> None:
-    with pytest.raises(ValueError, match="has begun stages") as error:
+    with pytest.raises(ValueError, match="has started stages") as error:
         run.train(made, whole)
     assert named in str(error.value)
 

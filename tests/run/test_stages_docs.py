@@ -24,7 +24,7 @@ def test_the_python_example_is_a_run_of_three_stages(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(run, "train", lambda recipe, folder: trained.append(recipe))
     exec(block("python"), {})
     stages = trained[0].run_stages()
-    assert [(s.name, s.start, s.stop) for s in stages] == [
+    assert [(s.name, s.offset, s.stop) for s in stages] == [
         ("first", 0, 600), ("high_resolution", 600, 800), ("gram", 800, 900),
     ]  # fmt: skip
     assert stages[2].recipe.objective.gram.size == (96, 96)  # type: ignore[attr-defined]

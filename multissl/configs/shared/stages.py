@@ -49,7 +49,7 @@ def gram_anchoring(
 
     `size` is that of the crops which the frozen teacher sees, in the paper twice the student's; it is renewed every so
     many steps (`every`), `refreshes` times at most; rate, decay and temperature stay constant. The paper's rate goes on
-    unchanged, as its first training has a constant one; after a cosine a tenth of its peak (`rate`) is ours. The paper
+    unchanged, as its first training has a constant one; a tenth of its peak (`rate`) after a cosine is ours. The paper
     also halves the loss of local views, which is not done here.
     """
     anchor = {"weight": weight, "size": size, "every": every, "refreshes": refreshes}
@@ -101,7 +101,7 @@ def _scaled(recipe: Recipe, rate: float) -> dict[str, Any]:
 
 
 def _compressed(recipe: Recipe, share: float) -> dict[str, Any]:
-    """Return changes that make what a recipe lays out in steps a share as long."""
+    """Return changes that shorten what a recipe counts in steps to a share."""
     spans = {"optim.warmup": recipe.optim.warmup, "optim.cooldown": recipe.optim.cooldown}
     if isinstance(recipe.objective, DINO.Config):
         spans["objective.teacher_temperature_steps"] = recipe.objective.teacher_temperature_steps
