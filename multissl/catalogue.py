@@ -195,11 +195,19 @@ def entry(name: str) -> Entry:
 
 def _nearest(name: str) -> str:
     same = recipes_of_method(name)
+    hint = (
+        f"an objective, which a recipe takes by --objective {name}"
+        if name in registry.GROUPS["objectives"]
+        else ""
+    )
     if same:
         more = f" and {len(same) - MOST_NAMES} more" if len(same) > MOST_NAMES else ""
-        return f"; take one of {', '.join(same[:MOST_NAMES])}{more} (multissl list {name.rpartition('/')[2]})"
-    if name in registry.GROUPS["objectives"]:
-        return f"; it is an objective, which a recipe takes by --objective {name}"
+        named = (
+            f"; take one of {', '.join(same[:MOST_NAMES])}{more} (multissl list {name.rpartition('/')[2]})"
+        )
+        return f"{named}; it is {hint}, too" if hint else named
+    if hint:
+        return f"; it is {hint}"
     # parts, methods and full names are what a mistyped word may have meant; a full name wins
     meant: dict[str, str] = {}
     for known in entries():

@@ -145,8 +145,10 @@ def _nearest(error: UnknownOptionError, known: list[str]) -> str:
         return f": it is called --{parent}.{new} now" if parent else f": it is called --{new} now"
     same = [path for path in dict.fromkeys(known) if path.rpartition(".")[2] == name]
     alike = [path for path in known if _alike(path.rpartition(".")[2], name)]  # one parent makes no likeness
-    near = difflib.get_close_matches(error.path, alike, n=1, cutoff=0.75) or same[:3]
-    near = near or difflib.get_close_matches(error.path, alike, n=1, cutoff=0.6)
+    near = next(filter(None, (  # where the name is right, its parent is what was mistyped
+        difflib.get_close_matches(error.path, paths, n, least)
+        for paths, n, least in ((same, 1, 0.75), (alike, 1, 0.75), (same, 3, 0.0), (alike, 1, 0.6))
+    )), [])  # fmt: skip
     if not near:
         by_name = {path.rpartition(".")[2]: path for path in reversed(known)}
         near = [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)]

@@ -131,7 +131,7 @@ def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFi
         (["train", "dino"], "'dino'; take one of image/dino_vits16, image/dino_cifar, audio/dino"),
         (["train", "image/simclr"], "take one of image/simclr_cifar, image/simclr_resnet50"),
         (["train", "simclrr"], "did you mean image/simclr_cifar?"),
-        (["train", "mlm"], "it is an objective, which a recipe takes by --objective mlm"),
+        (["train", "mlm"], "it is an objective, which a recipe takes by --objective mlm, too"),
         (["train", STUB, "--out"], "--out wants a value"),
         (
             ["train", STUB, "--out", "x", "lone"],
