@@ -44,6 +44,42 @@ class Rule(NamedTuple):
 
 Rules = Sequence[Rule]
 """Rules that hold together."""
+USUAL: Mapping[str, Sequence[str]] = {
+    "classes": (
+        "images=masks", "images=annotations", "images=labels", "JPEGImages=SegmentationClass", "JPEGImages=Annotations",
+        "train=trainannot", "val=valannot", "test=testannot", "=_mask", "=_L", "=",
+    ),
+    "depth": ("images=depth", "images=depths", "rgb=depth", "=_depth"),
+}  # fmt: skip
+"""Where maps of classes and of depth usually lie, tried one after the other."""
+VAGUE = ("=_L", "=")
+"""Those of them that files follow which are pictures of their own."""
+LABEL_MAPS = "masks or depth maps of pictures beside them"
+"""What those that are no pictures are counted as."""
+
+
+def label_maps(names: Sequence[str]) -> set[str]:
+    """Return those of names that are masks or depth maps of pictures among them, by the rules of `USUAL`.
+
+    Names are with or without suffix, their folders parted by `/`.
+    """
+    rules = [Rule.of(text) for texts in USUAL.values() for text in texts if text not in VAGUE]
+    backwards = [Rule(rule.new, rule.old) for rule in rules]
+    folders, ends = {r.new for r in rules if r.old}, tuple(r.new for r in rules if not r.old)
+    says_so: dict[str, bool] = {}  # of a folder
+    likely: dict[str, str] = {}  # the name without its suffix, by the name
+    for name in names:
+        folder = name[: name.rfind("/") + 1]
+        if folder not in says_so:
+            says_so[folder] = not folders.isdisjoint(folder.split("/"))
+        stem = os.path.splitext(name)[0]
+        if says_so[folder] or stem.endswith(ends):
+            likely[name] = stem
+    there = {os.path.splitext(name)[0] for name in names} if likely else set()
+    return {
+        name for name, stem in likely.items()
+        if any(picture != stem and picture in there for rule in backwards if (picture := rule.applied(stem)))
+    }  # fmt: skip
 
 
 def companion(payload: Any, alternatives: Sequence[Rules], suffixes: Sequence[str]) -> Any:

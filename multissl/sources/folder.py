@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from multissl.sources.base import Listing, Request, Source, file_stamps, suffix_of
+from multissl.sources.companions import LABEL_MAPS, label_maps
 from multissl.sources.kinds import HIDDEN, NAMED, PACKAGES, content_kind
 from multissl.sources.names import said_by_folders
 from multissl.sources.payloads import Joined, Paths
@@ -64,6 +65,10 @@ class FolderSource(Source):
                 f"the folder holds no {request.kind}s, found {content}; looked for {', '.join(request.suffixes)}"
                 + "".join(f"; {line}" for line in advice)
             )
+        if request.kind == "image":
+            maps = label_maps([name.replace(os.sep, "/") for name in names])
+            left_out += Counter({LABEL_MAPS: len(maps)})
+            names = [name for name in names if name.replace(os.sep, "/") not in maps] if maps else names
         labels, tags = _said_by_folders(names)
         listing = Listing(Paths(request.path, names), labels, tags, left_out=left_out)
         return _with_shards(listing, shards, request) if shards else listing

@@ -19,6 +19,7 @@ from multissl.limits import LABEL_BYTES
 from multissl.plain_data import parse_json
 from multissl.sources.archives import ARCHIVES, members
 from multissl.sources.base import Label, Request
+from multissl.sources.companions import LABEL_MAPS, label_maps
 from multissl.sources.kinds import HIDDEN
 from multissl.sources.names import LABELS, first_dot, last_dot, read_folders
 from multissl.sources.payloads import Slice
@@ -62,11 +63,11 @@ class TarSource(ShardSource):
 
 
 def _contents_of(path: str, request: Request) -> Contents:
-    return _contents(path, request.suffixes, os.stat(path).st_mtime_ns)
+    return _contents(path, request.kind, request.suffixes, os.stat(path).st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)  # asked for the samples, then for their splits and for what was left out
-def _contents(path: str, suffixes: tuple[str, ...], changed: int) -> Contents:
+def _contents(path: str, kind: str, suffixes: tuple[str, ...], changed: int) -> Contents:
     samples: dict[str, dict[str, Slice]] = {}
     labels: dict[str, Label] = {}
     others: dict[str, Slice] = {}
@@ -93,6 +94,8 @@ def _contents(path: str, suffixes: tuple[str, ...], changed: int) -> Contents:
             samples.setdefault(key, {})[suffix] = part
         else:
             left_out[suffix or "no suffix"] += 1
+    for key in label_maps([*samples]) if kind == "image" else ():
+        left_out[LABEL_MAPS] += len(samples.pop(key))
     if labels:
         return Contents(samples, [labels.get(key) for key in samples], [], left_out)
     classes, tags = read_folders(below_common([key.split("/") for key in samples]))

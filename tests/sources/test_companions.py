@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from multissl.sources.archives import members
-from multissl.sources.companions import Rule, companion
+from multissl.sources.companions import Rule, companion, label_maps
+from multissl.sources.opening import open_source
 from multissl.sources.payloads import Slice
 
 
@@ -57,3 +60,32 @@ def test_members_of_an_archive_have_theirs_in_it(tmp_path: Path) -> None:
     assert isinstance(found, Slice)
     assert found.read() == b"x.png"
     assert companion(parts["y.jpg"], [[Rule.of("=")]], (".png",)) is None
+
+
+NAMES = [f"images/{name}" for name in ("a.jpg", "b.jpg", "c.jpg")] + [
+    "masks/a.png",
+    "masks/b.png",
+    "masks/alone.png",
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_beside_pictures_are_counted_and_are_no_pictures(
+    tmp_path: Path, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    for name in [*NAMES, "images/c_mask.png"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name)
+    place = shutil.make_archive(str(tmp_path / "set"), "zip", root) if packed else str(root)
+    source = open_source(place, "all", (".jpg", ".png"), "image")
+    found = [item.name if isinstance(item, Slice) else item for item in source.data]
+    assert sorted(Path(name).name for name in found) == ["a.jpg", "alone.png", "b.jpg", "c.jpg"]
+    assert "masks or depth maps of pictures beside them 3" in capsys.readouterr().err
+
+
+def test_names_that_only_sound_like_masks_stay() -> None:
+    assert label_maps(["labels/a.png", "photos/a.png", "unmask/images_mask.png", "x_L.png", "x.png"]) == set()
+    assert label_maps(["s/train/1.png", "s/trainannot/1.png", "s/y.png", "s/y_depth.png"]) == {
+        "s/trainannot/1.png", "s/y_depth.png",
+    }  # fmt: skip

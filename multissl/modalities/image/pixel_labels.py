@@ -26,7 +26,7 @@ from multissl.modalities.image.files import load
 from multissl.modalities.image.headers import check_size
 from multissl.modalities.image.values import Reading
 from multissl.modalities.table_config import TableConfig
-from multissl.sources.companions import Rule, Rules, companion
+from multissl.sources.companions import USUAL, Rule, Rules, companion
 from multissl.sources.names import natural_key
 from multissl.sources.payloads import Slice, describe_file
 from multissl.sources.reading import read_array, read_file, unreadable_errors
@@ -34,14 +34,6 @@ from multissl.sources.reading import read_array, read_file, unreadable_errors
 log = logging.getLogger("multissl")
 SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp", ".gif")
 """File types of masks and depth maps, the preferred one first."""
-USUAL: dict[PixelLabel, tuple[str, ...]] = {
-    "classes": (
-        "images=masks", "images=annotations", "images=labels", "JPEGImages=SegmentationClass", "JPEGImages=Annotations",
-        "train=trainannot", "val=valannot", "test=testannot", "=_mask", "=_L", "=",
-    ),
-    "depth": ("images=depth", "images=depths", "rgb=depth", "=_depth"),
-}  # fmt: skip
-"""Where they usually lie, tried one after the other."""
 
 
 @dataclass(kw_only=True, slots=True)
