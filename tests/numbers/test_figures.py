@@ -6,6 +6,7 @@ how numbers are written down.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,7 +32,8 @@ from tests.helpers.turned import turned
 
 LIMIT = 2e-3
 """Solvers end where they do; a figure in percent moves by more."""
-LEAVE = ("stream", "split", "every", "classical", "fine_tune_lr")
+LEAVE = ("stream", "split", "every", "classical", "fine_tune_lr", "dropout")
+"""What says nothing here; dropout is drawn by MKL, which draws otherwise on processors of other makers."""
 UNSTEADY = ("few_labels", "logistic_regression", "bits_per_character", "k_means", "label_free")
 """Slow, or with figures of other features that hang on roundings."""
 FEWER: dict[str, dict[str, Any]] = {
@@ -213,4 +215,4 @@ def cases_of(name: str, label: str, case: Case) -> Cases:
 @pytest.mark.parametrize("name", registry.names("evaluators"))
 def test_the_figures_of_an_evaluator_are_those_of_before(name: str, said: list[str]) -> None:
     pytest.importorskip(CASES[name].needs)
-    check_known(f"figures_{name}", cases(name, said), LIMIT)
+    check_known(f"figures_{name}", functools.partial(cases, name, said), LIMIT)

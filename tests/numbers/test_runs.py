@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,8 @@ def plain(text: str, folder: Path) -> Tensor:
     return words_of(TIMED.sub("", text.replace(str(folder), "RUN")))
 
 
-def test_runs_are_those_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases: Cases = {}
+def cases(place: Path, capsys: pytest.CaptureFixture[str]) -> Cases:
+    every: Cases = {}
     made = base()
     options: list[tuple[str, Any]] = [
         ("as it is", made),
@@ -69,12 +71,16 @@ def test_runs_are_those_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("patience", made.replace(patience=1)),
     ]
     for number, (change, each) in enumerate(options):
-        folder = tmp_path / str(number)
+        folder = Path(tempfile.mkdtemp(dir=place)) / str(number)
         capsys.readouterr()
         try:
             run.train(each, folder)
         except (RuntimeError, ValueError) as error:
-            cases[change] = numbers_of({"error": plain(str(error), folder)})
+            every[change] = numbers_of({"error": plain(str(error), folder)})
         else:
-            cases[change] = ran(each, folder, capsys.readouterr().err)
-    check_known("runs", cases, LIMIT)
+            every[change] = ran(each, folder, capsys.readouterr().err)
+    return every
+
+
+def test_runs_are_those_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_known("runs", functools.partial(cases, tmp_path, capsys), LIMIT)

@@ -76,7 +76,9 @@ def steps(learner: Learner, batch: Batch) -> Numbers:
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([torch.zeros(1), *(t.detach().double().flatten() for t in tensors)])
+    """Return all values, but for bytes: a digest of weights is another where these round otherwise."""
+    values = (t.detach().double().flatten() for t in tensors if t.dtype != torch.uint8)
+    return torch.cat([torch.zeros(1), *values])
 
 
 def batches(objective: Objective, batch: Batch) -> Iterator[tuple[str, Batch]]:
@@ -155,4 +157,4 @@ def cases(name: str, texts: str) -> Cases:
 
 @pytest.mark.parametrize("name", registry.names("objectives"))
 def test_the_steps_of_an_objective_are_those_of_before(name: str, texts: str) -> None:
-    check_known(f"steps_{name}", cases(name, texts), LIMIT)
+    check_known(f"steps_{name}", functools.partial(cases, name, texts), LIMIT)
