@@ -39,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = root / str(number % 2)
         place.mkdir(exist_ok=True)
         (place / f"{number}.wav").write_bytes(paired_data.tone(number % 7, 0.1 + 0.013 * number))
+    words = ["a", "quick", "brown", "fox", "jumps", "over", "some", "lazy", "dogs", "and", "back", "again"]
+    root.with_suffix(".txt").write_text("\n".join(" ".join(words[: 1 + n % 12]) for n in range(60)))
     return root
 
 
@@ -48,7 +50,7 @@ def modality(name: str, folder: Path) -> Modality:
         data=str(folder), short="pad", mean=-8.0, std=4.0, **paired_data.SMALL[Audio.Config]
     )
     made: dict[str, Modality.Config] = {
-        "text": MODALITIES["padded"],
+        "text": MODALITIES["padded"].replace(data=str(folder.with_suffix(".txt"))),
         "sounds": sounds,
         "hidden_cells": Tabular.Config(corrupt_by="hide", corruption=(0.6,)),
         "runs_of_cells": Tabular.Config(corrupt_by="subset", corruption=(0.6,)),

@@ -55,6 +55,7 @@ def full() -> Views:
         sample_id=numbered(400, 3),
         group_id=numbered(500, 3, 2),
         place=numbered(600, 3),
+        larger=numbered(700, ROWS, 7),
     )
 
 

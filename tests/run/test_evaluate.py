@@ -366,7 +366,7 @@ def test_a_file_of_features_that_does_not_fit_is_named(
 def test_features_without_their_rows_or_of_equal_rows_are_refused(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(20, 4))
     np.save(tmp_path / "alone.npy", values)
-    with pytest.raises(ValueError, match=r"alone\.rows\.csv is not beside it"):
+    with pytest.raises(ValueError, match=r"alone\.npy\.rows\.csv is not beside it"):
         evaluate(tmp_path / "alone.npy", protocols=("knn",))
     both = ["train"] * 20 + ["val"] * 20
     file = write_features(
