@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from multissl.version import __version__
 
-__all__ = ["Recipe", "__version__", "evaluate", "export", "load", "train"]
+__all__ = ["Recipe", "Stage", "__version__", "evaluate", "export", "load", "train"]
 
 if TYPE_CHECKING:
     from multissl.exporting.export import export
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multissl.run.evaluate import evaluate
     from multissl.run.model import load
     from multissl.simple import train
+    from multissl.stages import Stage
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from multissl.recipe import Recipe
 
         return Recipe
+    if name == "Stage":
+        from multissl.stages import Stage
+
+        return Stage
     if name == "evaluate":
         from multissl.run.evaluate import evaluate
 

@@ -9,6 +9,7 @@ in it count.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -92,10 +93,17 @@ def _closure(root: Path, file: str) -> Sources:
 def is_installed(path: Path) -> bool:
     """Return whether a file belongs to Python, to an installed package or to multissl itself."""
     path = path.resolve()
-    roots = {Path(folder).resolve() for folder in sysconfig.get_paths().values() if folder}
-    own = Path(__file__).resolve().parent
-    inside = any(root in path.parents for root in roots - {Path(sysconfig.get_paths()["data"]).resolve()})
-    return inside or own in path.parents or bool({"site-packages", "dist-packages"} & set(path.parts))
+    packages = {"site-packages", "dist-packages"}
+    return not _installed_folders().isdisjoint(path.parents) or not packages.isdisjoint(path.parts)
+
+
+@functools.cache  # asked for every import of every file: finding it anew took seconds at the start of a run
+def _installed_folders() -> frozenset[Path]:
+    """Return the folders of Python's own and installed modules, and of multissl."""
+    paths = sysconfig.get_paths()
+    folders = {Path(folder).resolve() for folder in paths.values() if folder}
+    # "data" is the root of the whole environment, below which anybody's code may lie
+    return frozenset(folders - {Path(paths["data"]).resolve()} | {Path(__file__).resolve().parent})
 
 
 def _beside(root: Path, name: str, source: bytes) -> Iterator[str]:

@@ -49,7 +49,7 @@ FOLDER = {
     "metavar": "RUN",
     "nargs": "?",
     "default": "",
-    "help": "folder of the run, or FOLDER@STEP for one of its checkpoints",
+    "help": "folder of the run; RUN@STEP or RUN@best for one of its checkpoints",
 }
 NAMES = "a name of `multissl list`, file.py[:function], .json or .yaml"
 COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
@@ -134,8 +134,8 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "name": {
                 **FOLDER,
                 "metavar": "PLACE",
-                "help": "folder of a run, or FOLDER@STEP; hf:NAME, timm:NAME or a file of weights; a file that encode "
-                "wrote",
+                "help": "folder of a run, RUN@STEP or RUN@best; hf:NAME, timm:NAME or a file of weights; a file that "
+                "encode wrote",
             },
             "--out": {"metavar": "FILE", "default": "", "help": "write the figures as JSON, too"},
             **TRUST,

@@ -35,7 +35,7 @@ SENTENCES = {
     "encoders.STREAM": "Another encoder for a stream, by name (multissl list), with its defaults.",
     "objective": "Another objective, by name, with its defaults.",
     "seed": "Seed of initial weights, views and order.",
-    "init": "Weights to start from: a safetensors file or the folder of a run.",
+    "init": "Weights to start from: a run, RUN@STEP, RUN@best, a file, hf:NAME or timm:NAME.",
     "evals": "`none` trains without evaluators; --evals.NAME none leaves one out.",
 }
 """What the leading options do, as it is said before a recipe is known."""

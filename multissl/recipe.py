@@ -42,9 +42,9 @@ class Recipe(Loop):
     """Evaluators, by the names of their metrics."""
     init: str = ""
     """Weights that the encoder starts from: a file (.safetensors, .pth, .bin, .ckpt), a folder of a model or run,
-    `RUN@STEP`, `hf:NAME` or `timm:NAME`; `dino:FILE` says whose a file is where it does not tell. Of a published model
-    the encoder's options that stand at their defaults are taken from the weights, all of them after
-    `--encoders.STREAM transformer`."""
+    `RUN@STEP`, `RUN@best`, `hf:NAME` or `timm:NAME`; `dino:FILE` says whose a file is where it does not tell. The
+    encoder's options that stand at their defaults are taken from the weights, or from the recipe of the run, all of
+    them after `--encoders.STREAM transformer`."""
     fit: Literal["data", "init"] = "data"
     """Where the modality has from what its options leave open (vocabulary, statistics, schema): it is measured on the
     data; or, init, taken from the run that `init` names, whose weights mean that."""

@@ -29,7 +29,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Options of methods that share an objective, or go by another name than it; any other objective is one by its own."""
 PICTURES = ("--modality.size", "224", "--modality.local_size", "96", "--modality.patch", "16")
-"""Of the base recipe, which has small ones."""
+"""What published models read, whatever the size of the data; the base recipe alone would take its views from it."""
 
 
 @overload

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,15 @@ def pytest_make_collect_report() -> Generator[None, Any, pytest.CollectReport]:
     report = yield
     refuse_missing(report)
     return report
+
+
+@pytest.fixture
+def lean() -> Iterator[None]:
+    """Leave out of runs what costs seconds and is tested elsewhere."""
+    from tests.helpers.lean import lean_runs  # after the variables above, as it imports torch
+
+    with lean_runs():
+        yield
 
 
 HEAVY = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from multissl.config import Component, config_name
+from multissl.config import Component, config_name, to_dict
 from multissl.config import Config as BaseConfig
 from multissl.contract.data import Batch, DataOf, Raw, Sample, Samples, Views
 from multissl.contract.learning import Figure
@@ -78,6 +78,16 @@ class Modality(Component, ABC):
         def with_sizes(self, saved: Mapping[str, Any]) -> Self:
             """Return the options with those that are left to the data as a recipe's file has them."""
             return self.replace(**{name: saved[name] for name in self.open_sizes() if name in saved})
+
+        def reading(self, data: str, option: str) -> Self:
+            """Return the options with other data, all else as it is.
+
+            Raises a ValueError where the modality reads none; `option`, as it is typed, stands before the data there.
+            """
+            own = to_dict(self).get("data")
+            if own is None:
+                raise ValueError(f"{option}{data}: {config_name(type(self))} reads no data")
+            return self.replace(data=(data,) if isinstance(own, list) else data)
 
     def __init__(self, cfg: Any) -> None:
         """Build it from its options; reads no file."""

@@ -16,7 +16,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from multissl.config import config_name, to_dict
 from multissl.contract.decision import GO_ON, Decision
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
@@ -194,10 +193,7 @@ class Drift(Evaluator):
 
 def read_otherwise(modality: Modality, data: str) -> Modality:
     """Return a modality that reads other data as this one reads its own: by the same options and what was fitted."""
-    own = to_dict(modality.cfg).get("data")
-    if own is None:
-        raise ValueError(f"reference={data}: {config_name(type(modality.cfg))} reads no data")
-    other = modality.cfg.replace(data=(data,) if isinstance(own, list) else data).build()
+    other = modality.cfg.reading(data, "reference=").build()
     other.restore(modality.state())
     return other
 

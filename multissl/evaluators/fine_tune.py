@@ -230,7 +230,7 @@ class FineTune(Evaluator):
         std = (float(learned_from.std(correction=0)) or 1.0) if quantity else 1.0
         targets = ((learned_from - mean) / std).float() if quantity else learned_from
         choosing = [place for place, chosen in zip(train.places, tenth.tolist(), strict=True) if chosen]
-        best = Best()
+        best = BestModel()
 
         def after_epoch(model: Tuned) -> None:
             made = predicted(model, modality, "train", choosing, self.cfg.stream, encoders.device)
@@ -252,7 +252,7 @@ class FineTune(Evaluator):
         return made * std + mean if quantity else made
 
 
-class Best:
+class BestModel:
     """The model that scored best so far; of equals the first."""
 
     def __init__(self) -> None:

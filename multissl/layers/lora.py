@@ -50,9 +50,8 @@ class LowRank(nn.Module):
         self.base, self.scale = base.requires_grad_(False), alpha / rank
         self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.up = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(
-            self.down, a=math.sqrt(5)
-        )  # as linear layers begin, and the authors' code does
+        # as linear layers begin, and the authors' code does
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, D] to [*, E]."""
@@ -66,9 +65,7 @@ class LowRank(nn.Module):
 
 def adapt(encoder: Encoder, cfg: LoRA, stream: str) -> None:
     """Freeze an encoder, give its linear layers of these names an addition; raise a ValueError for a name of none."""
-    places = [
-        (parent, name) for unit in encoder.shard_units() for parent, name in linears(unit)
-    ]  # fmt: skip
+    places = [place for unit in encoder.shard_units() for place in linears(unit)]
     known = sorted({name for _, name in places})
     for name in cfg.layers:
         if name not in known:

@@ -67,7 +67,7 @@ def located(run: Path | str) -> tuple[RunFolder, int | None]:
 
 
 def run_of(place: str) -> RunFolder | None:
-    """Return the folder of a run that a place of weights names, `RUN` or `RUN@STEP`; None where it names none."""
+    """Return the folder of a run that a place of weights names, with @STEP or @best or without; None for no run."""
     name = place.rpartition("@")[0]
     if not os.path.isdir(place) and not (name and os.path.isdir(name)):
         return None

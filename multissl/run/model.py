@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multissl.build import build, encoders_of, fitted, learner_of
-from multissl.config import config_name, to_dict
+from multissl.config import config_name
 from multissl.contract.data import Sample
 from multissl.contract.encoder import Encoders
 from multissl.contract.evaluator import FrozenEncoders
@@ -136,13 +136,16 @@ def load(
         modality = recipe.modality.build()
         _restore(modality, folder.read_modality(), folder.modality)
         encoders = _shipped(recipe, modality, folder)
+        # of before finishes were recorded, a run took the steps of its recipe
+        reached = finished or recipe.steps
         if step is None:
             _tell_best(folder, finished, recipe)
     else:
-        found = _at_checkpoint(lambda number: change(stage_at(stages, number).recipe), folder, step)
-        recipe, modality, encoders, finished = found
+        recipe, modality, encoders, reached = _at_checkpoint(
+            lambda number: change(stage_at(stages, number).recipe), folder, step
+        )
     encoders.to(device).eval().requires_grad_(False)
-    return Model(recipe, modality, encoders, torch.device(device), finished or recipe.steps)
+    return Model(recipe, modality, encoders, torch.device(device), reached)
 
 
 def stages_of_run(folder: RunFolder, data: str, trust: bool) -> list[RunStage]:
@@ -151,10 +154,7 @@ def stages_of_run(folder: RunFolder, data: str, trust: bool) -> list[RunStage]:
         raise ValueError(f"{folder.path} holds no {folder.recipe.name}: give the folder of a run")
     recipe = recipe_of(folder.read_options(), str(folder.recipe), Trust(everything=trust, copies=folder.code))
     if data:
-        own = to_dict(recipe.modality).get("data")
-        if own is None:
-            raise ValueError(f"--data {data}: {config_name(type(recipe.modality))} reads no data")
-        recipe.modality = recipe.modality.replace(data=(data,) if isinstance(own, list) else data)
+        recipe.modality = recipe.modality.reading(data, "--data ")
     return recipe.run_stages()
 
 
@@ -176,10 +176,10 @@ def _shipped(recipe: Recipe, modality: Modality, folder: RunFolder) -> Encoders:
 def _at_checkpoint(
     recipe_at: Callable[[int], Recipe], folder: RunFolder, step: int | None
 ) -> tuple[Recipe, Modality, Encoders, int]:
-    """Return what a run would ship at one of its checkpoints, with its recipe before and its step behind.
+    """Return the recipe of a run at one of its checkpoints, modality and encoders as it would ship them, and the step.
 
-    Without a step at the newest whole one. The run may be going on, so a checkpoint may be removed while it is read:
-    then a newer one is there.
+    `recipe_at` gives the recipe by step. Without a step that of the newest whole checkpoint is taken. The run may be
+    going on, so a checkpoint may be removed while it is read: then a newer one is there.
     """
     kept = {checkpoint.step_of(p): p for p in checkpoint.find(folder.checkpoints)}
     if not kept or (step is not None and step not in kept):
@@ -224,9 +224,8 @@ def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
     """Give the modality what it was fitted to."""
     try:
         modality.restore(state)
-    except (
-        Exception
-    ) as error:  # a file that is damaged, or not of this modality, makes it raise almost anything
+    # a file that is damaged, or not of this modality, makes it raise almost anything
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         raise ValueError(f"{place} does not fit the modality of the recipe beside it ({reason})") from None
 

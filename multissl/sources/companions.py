@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from multissl.sources.archives import members
@@ -92,16 +92,19 @@ def companion(payload: Any, alternatives: Sequence[Rules], suffixes: Sequence[st
     return _first_there(os.fspath(payload).replace(os.sep, "/"), _file, alternatives, suffixes)
 
 
-def _first_there(name: str, look_up: Any, alternatives: Sequence[Rules], suffixes: Sequence[str]) -> Any:
+def _first_there(
+    name: str, look_up: Callable[[str], Any], alternatives: Sequence[Rules], suffixes: Sequence[str]
+) -> Any:
     stem, own = os.path.splitext(name)
     for rules in alternatives:
         renamed: str | None = stem
         for rule in rules:
             renamed = rule.applied(renamed) if renamed is not None else None
-        for suffix in suffixes if renamed is not None else ():
-            if (renamed, suffix) != (stem, own.lower()) and (
-                found := look_up(f"{renamed}{suffix}")
-            ) is not None:
+        if renamed is None:
+            continue
+        for suffix in suffixes:
+            itself = (renamed, suffix) == (stem, own.lower())
+            if not itself and (found := look_up(f"{renamed}{suffix}")) is not None:
                 return found
     return None
 

@@ -7,12 +7,13 @@ State: digests of the folders that were looked at.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from multissl.sources.reading import first_line
 
@@ -44,6 +45,8 @@ class _Digested(NamedTuple):
     marked: list[str]
 
 
+Looked = TypeVar("Looked", Folder, _Digested)
+
 _digests: OrderedDict[tuple[str, tuple[str, ...]], _Digested] = OrderedDict()
 
 
@@ -55,22 +58,25 @@ def walk(root: str) -> Iterator[str]:
 
 def scan(root: str) -> Iterator[Folder]:
     """Yield a folder and those below it; one below the root that cannot be listed says why."""
-    waiting, seen = [""], set[str]()
-    while waiting:
-        prefix = waiting.pop()
-        path = os.path.join(root, prefix)
-        real = os.path.realpath(path)
-        if real in seen:
-            continue
-        seen.add(real)
-        folder = _listed(path, prefix)
+    for _, folder in _below(root, _listed):
         yield folder
-        waiting += [f"{prefix}{name}{os.sep}" for name in reversed(folder.folders)]
 
 
 def digest_of_names(root: str, marked: tuple[str, ...]) -> tuple[bytes, list[str]]:
     """Return a digest of the names of all files below a folder, and the files with one of the marked suffixes."""
     digest, files = hashlib.sha256(), list[str]()
+    for prefix, known in _below(root, functools.partial(_digested, marked=marked)):
+        digest.update(os.fsencode(f"{prefix}\0"))
+        digest.update(known.digest)
+        files += [f"{prefix}{name}" for name in known.marked]
+    return digest.digest(), files
+
+
+def _below(root: str, look: Callable[[str, str], Looked]) -> Iterator[tuple[str, Looked]]:
+    """Yield a folder and those below it, in the order of their names, each by its prefix with what `look` says of it.
+
+    `look` takes the path of a folder and its prefix.
+    """
     waiting, seen = [""], set[str]()
     while waiting:
         prefix = waiting.pop()
@@ -79,12 +85,9 @@ def digest_of_names(root: str, marked: tuple[str, ...]) -> tuple[bytes, list[str
         if real in seen:
             continue
         seen.add(real)
-        known = _digested(path, prefix, marked)
-        digest.update(os.fsencode(f"{prefix}\0"))
-        digest.update(known.digest)
-        files += [f"{prefix}{name}" for name in known.marked]
-        waiting += [f"{prefix}{name}{os.sep}" for name in reversed(known.folders)]
-    return digest.digest(), files
+        looked = look(path, prefix)
+        yield prefix, looked
+        waiting += [f"{prefix}{name}{os.sep}" for name in reversed(looked.folders)]
 
 
 def _listed(path: str, prefix: str) -> Folder:

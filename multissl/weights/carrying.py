@@ -51,9 +51,10 @@ def carrying(old: nn.Module, new: nn.Module) -> Carrying:
     Raises a ValueError where encoders lose or gain tensors, or tensors that no rule resamples have another shape.
     """
     plan, before, after = Carrying(), old.state_dict(), new.state_dict()
+    modules = dict(old.named_modules(remove_duplicate=False))
     for name, module in new.named_modules():
         if isinstance(module, GridTokenizer):
-            _plan_tokenizer(plan, f"{name}.", _submodule(old, name), module)
+            _plan_tokenizer(plan, f"{name}.", modules.get(name), module)
     plan.fresh = [n for n in after if n not in before]
     plan.dropped = [n for n in before if n not in after]
     problems = [
@@ -67,13 +68,6 @@ def carrying(old: nn.Module, new: nn.Module) -> Carrying:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{'; '.join(problems[:3])}{more}")
     return plan
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None
 
 
 def _plan_tokenizer(plan: Carrying, prefix: str, old: nn.Module | None, new: GridTokenizer) -> None:

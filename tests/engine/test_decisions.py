@@ -19,10 +19,12 @@ from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
 from multissl.engine.best import Best, best_step
 from multissl.engine.checkpoint import Save
+from multissl.parallel.ranks import barrier
 from multissl.recipe import Recipe
 from multissl.run import train as run
 from multissl.run.audit import audit
 from multissl.run.folder import RunFolder, located
+from tests.helpers.lean import lean_runs
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stubs import recipe
 
@@ -96,6 +98,7 @@ def test_what_several_ask_for_is_done_together() -> None:
     assert joined([]) == Decision()
 
 
+@pytest.mark.usefixtures("lean")
 def test_the_learning_rate_is_lowered_from_the_step_on_at_which_figures_ask_for_it(tmp_path: Path) -> None:
     asked = made(values=(1, 1, 0, 0, 1), low=0.5)
     run.train(made(), tmp_path / "plain")
@@ -107,6 +110,7 @@ def test_the_learning_rate_is_lowered_from_the_step_on_at_which_figures_ask_for_
     assert notes == [(10, "1 below"), (15, "2 below")]
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_resumed_run_decides_as_one_that_never_stopped(tmp_path: Path) -> None:
     asked = made(values=(1, 1, 0, 0, 1), low=0.5)
     run.train(asked, tmp_path)
@@ -117,6 +121,7 @@ def test_a_resumed_run_decides_as_one_that_never_stopped(tmp_path: Path) -> None
     assert audit(tmp_path, 8, 24).differences == []
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_run_that_figures_end_is_finished_with_all_its_evaluators(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +151,7 @@ def test_the_best_checkpoint_is_kept_and_can_be_named(tmp_path: Path) -> None:
     assert "By scripted/value step 15 was the best (3)" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_run_that_gets_no_better_ends_and_says_why(tmp_path: Path) -> None:
     asked = made(values=(0, 3, 2, 1, 1), best=Best(figure="scripted/value", patience=2))
     run.train(asked, tmp_path)
@@ -171,28 +177,42 @@ def test_the_best_is_the_earlier_of_equals_and_never_a_number_that_is_none() -> 
         ({"figure": "last/step"}, "last measures at the start and the end only; --evals.last.every N"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("lean")
 def test_a_figure_that_nobody_measures_is_refused(tmp_path: Path, best: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run.train(made(best=Best(**best)), tmp_path)
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_run_without_a_best_step_says_so(tmp_path: Path) -> None:
     run.train(made().replace(steps=5), tmp_path)
     with pytest.raises(ValueError, match="has no best step yet; a run trained with"):
         multissl.load(f"{tmp_path}@best")
 
 
-def on_ranks(rank: int, folder: str) -> str:
+def on_ranks(rank: int, folder: Path) -> list[Any]:
+    """Return what a run is on this rank, and what it is again after a kill."""
     asked = made(values=(1, 0, 1, 3, 2, -1), low=0.5, end=-0.5, best=Best(figure="scripted"))
-    result = run.train(asked, folder)
-    return f"{result.metrics} {kept(Path(folder))}"
+    ends: list[Any] = []
+    with lean_runs():
+        for killed in (False, True):
+            if killed and rank == 0:
+                die_after(folder, 20)
+            barrier()
+            result = run.train(asked, folder)
+            barrier()
+            ends.append((result.metrics, kept(folder), digest(folder), notes(folder)))
+            barrier()
+    return ends
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    return [*of_kind(folder, "note"), *of_kind(folder, "best")]
 
 
 @pytest.mark.ranks
 def test_two_ranks_decide_alike_after_a_resume_too(tmp_path: Path) -> None:
-    first = run_ranks(2, on_ranks, str(tmp_path))
-    assert first[0] == first[1] == f"{ {'scripted/value': -1, 'last/step': 25.0} } [15, 20, 25]"
-    before = digest(tmp_path), of_kind(tmp_path, "note"), of_kind(tmp_path, "best")
-    die_after(tmp_path, 20)
-    assert run_ranks(2, on_ranks, str(tmp_path)) == first
-    assert (digest(tmp_path), of_kind(tmp_path, "note"), of_kind(tmp_path, "best")) == before
+    (before, after), other = run_ranks(2, on_ranks, tmp_path)
+    assert before[:2] == ({"scripted/value": -1, "last/step": 25.0}, [15, 20, 25])
+    assert after == before
+    assert other == [before, after]

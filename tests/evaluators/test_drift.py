@@ -152,6 +152,7 @@ def ckas(folder: Path) -> list[float]:
     return [x["drift/reference_cka"] for x in lines]
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_guarded_run_rests_first_then_drifts_and_compares_with_the_same_start_after_a_kill(
     tmp_path: Path,
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_guarded_run_rests_first_then_drifts_and_compares_with_the_same_start_
     assert digest(run) == before
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_start_that_has_changed_is_noticed_when_the_run_goes_on(tmp_path: Path) -> None:
     train(recipe().replace(steps=5), tmp_path / "start")
     guarded = recipe(str(tmp_path / "start")).replace(steps=10)

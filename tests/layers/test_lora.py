@@ -100,6 +100,7 @@ def recipe(**changes: Any) -> Recipe:
     )
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_run_ships_plain_weights_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     start, run = tmp_path / "start", tmp_path / "lora"
     train(recipe(steps=2), start)

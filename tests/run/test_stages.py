@@ -13,7 +13,6 @@ import torch
 from multissl.engine import checkpoint
 from multissl.engine.batches import StepBatches
 from multissl.engine.trainer import Trainer
-from multissl.engine.window import Rates
 from multissl.evaluators.collapse import Collapse
 from multissl.parallel.state import tensors
 from multissl.recipe import Recipe
@@ -25,6 +24,7 @@ from multissl.run.stages import TakeOver
 from multissl.stages import Stage
 from tests.faults.runs import state
 from tests.helpers.chain import GRAM, HIGH, first, recipe
+from tests.helpers.lean import lean_runs
 
 
 class Killed(BaseException):
@@ -33,10 +33,8 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True, scope="module")
 def lean() -> Any:
-    """Leave out what costs seconds and is tested elsewhere: counted operations, the page."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rates, "count", lambda *_: "")
-        patch.setattr(run, "show", lambda *_: None)
+    """For all runs of this file, which share one of them."""
+    with lean_runs():
         yield
 
 

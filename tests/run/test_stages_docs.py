@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from multissl import simple
 from multissl.options import open_recipe
 from multissl.recipe import Recipe
-from multissl.run import train as run
 
 TEXT = (Path(__file__).parents[2] / "docs" / "stages.md").read_text()
 
@@ -21,7 +21,7 @@ def block(language: str) -> str:
 
 def test_the_python_example_is_a_run_of_three_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Recipe] = []
-    monkeypatch.setattr(run, "train", lambda recipe, folder: trained.append(recipe))
+    monkeypatch.setattr(simple, "run_recipe", lambda recipe, *_, **__: trained.append(recipe))
     exec(block("python"), {})
     stages = trained[0].run_stages()
     assert [(s.name, s.offset, s.stop) for s in stages] == [

@@ -79,9 +79,8 @@ class AttentionJaccard(Evaluator):
                 device=encoders.device,
             )  # fmt: skip
         grid = scored.tokens.shape[2:]
-        labels = to_patches(scored.labels, (grid[0], grid[1])).unflatten(
-            0, (len(scored.labels), -1)
-        )  # [S, N, P]
+        patches = to_patches(scored.labels, (grid[0], grid[1]))
+        labels = patches.unflatten(0, (len(scored.labels), -1))  # [S, N, P]
         truth, some = objects(labels, cfg.background)
         if not bool(some.any()):
             self.warn_nothing_to_measure(f"no picture of the {cfg.split} split has an object")

@@ -20,6 +20,7 @@ from torch import Tensor
 from multissl.contract.abilities import IGNORED
 from multissl.evaluators.dense.reading import Dense, split_training
 from multissl.evaluators.dense.segmentation import Predicted, Segmentation, mean_iou
+from multissl.evaluators.linear_probe import standardized
 from multissl.evaluators.neighbors import nearest
 from multissl.inference import drawn
 
@@ -130,13 +131,6 @@ def from_patches(patches: Tensor, grid: tuple[int, int], size: tuple[int, int]) 
     (high, wide), (height, width) = grid, size
     cut = patches.reshape(-1, high, wide, height // high, width // wide)
     return cut.transpose(2, 3).reshape(-1, height, width)
-
-
-def standardized(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both with the bank's mean taken off, and divided by its deviations; what does not vary becomes 0."""
-    mean, std = bank.mean(0), bank.std(0, correction=0)
-    scale = torch.where(std > 1e-6, 1 / std.clamp(min=1e-12), torch.zeros_like(std))
-    return (bank - mean) * scale, (queries - mean) * scale
 
 
 def by_cosine(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:

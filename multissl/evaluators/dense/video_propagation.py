@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multissl.contract.abilities import IGNORED, HasPixelLabels
 from multissl.contract.data import Unreadable
-from multissl.contract.estimate import Estimate, estimate
+from multissl.contract.estimate import estimate
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
@@ -156,9 +156,9 @@ class VideoPropagation(Evaluator):
         groups = np.array(films)
         scores = np.array(objects)
         return {
-            "j_and_f": _mean(scores.mean(1), groups),
-            "j": _mean(scores[:, 0], groups),
-            "f": _mean(scores[:, 1], groups),
+            "j_and_f": estimate(scores.mean(1), groups),
+            "j": estimate(scores[:, 0], groups),
+            "f": estimate(scores[:, 1], groups),
         }
 
     def _masks(self, modality: HasPixelLabels, frames: list[int], labeled: set[int]) -> dict[int, Tensor]:
@@ -203,10 +203,6 @@ class VideoPropagation(Evaluator):
             place: numbered[sharpen(mask, patch).cpu()]
             for place, mask in zip(made.places[1:], soft, strict=True)
         }
-
-
-def _mean(scores: np.ndarray, films: np.ndarray) -> Estimate | float:
-    return estimate(scores, films)
 
 
 def objects_of(mask: Tensor) -> list[int]:

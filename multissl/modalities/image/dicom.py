@@ -38,9 +38,8 @@ class Window(NamedTuple):
         """Return the brightness of values, 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
         if self.shape == "SIGMOID":
             return 1 / (1 + np.exp(-4 * (values - self.center) / self.width))
-        half = (
-            self.shape != "LINEAR_EXACT"
-        )  # LINEAR counts whole numbers from the middle of the first to the last
+        # LINEAR counts whole numbers from the middle of the first to the last
+        half = self.shape != "LINEAR_EXACT"
         width = max(self.width - half, 1e-6)
         return ((values - self.center + 0.5 * half) / width + 0.5).clip(0, 1)
 
