@@ -40,7 +40,7 @@ def build(
     device: torch.device,
     starts: Mapping[str, Source] = {},
     modality: Modality | None = None,
-    fill: Callable[[Learner], object] = bool,
+    fill: Callable[[Learner], object] | None = None,
 ) -> Parts:
     """Build and check the components; the learner lies on `device`, parallelized.
 
@@ -57,7 +57,8 @@ def build(
     if source:
         fill_parts(learner.objective, learner.encoders, source, adapted=bool(recipe.lora.rank))
     fill_teachers(learner.objective, starts)
-    fill(learner)
+    if fill:
+        fill(learner)
     blueprint = Blueprint(learner)
     parallelize(learner, recipe.parallel, device)
     optimizer = recipe.optim.build(

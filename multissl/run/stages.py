@@ -121,7 +121,7 @@ class TakeOver:
             return build(recipe, device, starts, modality)
         fitted = recipe.modality.build()
         fitted.restore(checkpoint.read_modality(self.newest) if self.newest else self.run.read_modality())
-        fill = self._fill if self.crosses else bool
+        fill = self._fill if self.crosses else None
         return build(recipe.replace(init="", fit="data"), device, starts, fitted, fill)
 
     @property

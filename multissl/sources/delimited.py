@@ -137,12 +137,11 @@ def _below(text: str, lines: int) -> str:
 
 
 def _single_spaces(content: bytes) -> bytes:
-    """Return a table whose columns are parted by any number of spaces with one between each; quoted cells stay."""
-    return (
-        content
-        if b'"' in content
-        else re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", re.sub(rb"[ \t]+", b" ", content))
-    )
+    """Return a table with one space where there are any number of them; as it is where a cell is quoted."""
+    if b'"' in content:  # a quoted cell may hold several
+        return content
+    single = re.sub(rb"[ \t]+", b" ", content)
+    return re.sub(rb"(?m)^ | (?=\r?$)", b"", single)
 
 
 def _rows(head: str, delimiter: str) -> list[list[str]]:
