@@ -69,6 +69,18 @@ class Config:
         return dataclasses.replace(self, **changes)
 
 
+def replaced(config: Config, changes: Mapping[str, Any], where: str) -> Any:
+    """Return a copy of the config at a path, "evals.drift." or "", with some options changed.
+
+    What it refuses about one of its options bears the whole path of that option.
+    """
+    try:
+        return config.replace(**changes)
+    except ValueError as error:
+        named = str(error).partition("=")[0] in vars_of(config)
+        raise ValueError(f"{where if named else ''}{error}") from None
+
+
 def new_names(cls: type[Config]) -> dict[str, str]:
     """Return the new names of a config's options by their old ones, as declared by the class and its bases."""
     return {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("renamed", {}).items()}
@@ -175,10 +187,17 @@ def from_dict(
     if cls is Path and isinstance(data, str):
         return Path(data)
     if cls is float and isinstance(data, str):  # YAML reads 1e-3 as text
-        return float(data)
+        return _number(data, where)
     if not isinstance(data, cls) or (cls is int and isinstance(data, bool)):
         raise ValueError(f"{where}={data!r}: want {cls.__name__}, got {type(data).__name__}")
     return data
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{where}={text!r}: want a number, got str") from None
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -242,10 +261,18 @@ def _dataclass(cls: type[Config], data: Any, where: str, old: bool, trusted: Tru
     values = {
         n: from_dict(hints[n], value, f"{where}.{n}", old=old, trust=trusted) for n, value in data.items()
     }
+    if lacking := [f.name for f in fields(cls) if f.name not in values and _is_required(f)]:
+        raise ValueError(
+            f"{where} lacks {' and '.join(map(repr, lacking))}, which {config_name(cls)} has no default for"
+        )
     config = cls(**values)
     for name in config.code_names():
         trust.check_trusted(name, where, trusted)
     return config
+
+
+def _is_required(option: dataclasses.Field[Any]) -> bool:
+    return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
 
 
 def _component(kind: Any, group: str | None, where: str, trusted: Trust) -> Any:

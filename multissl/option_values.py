@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 import typing
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multissl.config import alternatives, from_dict
+from multissl.config import Config, alternatives, from_dict
 from multissl.trust import TYPED
 
 ONE_OR_TWO = (int, tuple[int, int])
@@ -49,6 +50,9 @@ def parsed(hint: Any, words: list[str], flag: str) -> Any:
 def _several(hint: Any, args: tuple[Any, ...], words: list[str], flag: str) -> Any:
     if len(words) == 1 and words[0].startswith("["):
         return from_json(hint, words, flag)
+    if isinstance(args[0], type) and issubclass(args[0], Config):
+        names = ", ".join(f'"{f.name}": ...' for f in dataclasses.fields(args[0]))
+        raise ValueError(f"{flag} {' '.join(words)}: want a list in JSON, '[{{{names}}}]', or a recipe file")
     variadic = args[-1] is Ellipsis or typing.get_origin(hint) is list
     if len(words) == 1 and args[0] is not str and "," in words[0]:
         words = words[0].strip("()").split(",")

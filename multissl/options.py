@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from multissl import catalogue, registry
-from multissl.config import alternatives, config_name, vars_of
+from multissl.config import alternatives, config_name, replaced, vars_of
 from multissl.option_values import from_json, parsed
 from multissl.registry import suggest
 from multissl.trust import NOTHING, Trust
@@ -195,7 +195,7 @@ def _changed(config: Any, settings: dict[str, Setting], where: str) -> Any:
         option = next(f for f in dataclasses.fields(config) if f.name == own)
         optional = option.default_factory is not dataclasses.MISSING
         changes[own] = _value(hints[own], values[own], setting, f"{where}{own}", optional=optional)
-    return config.replace(**changes) if changes else config
+    return replaced(config, changes, where) if changes else config
 
 
 def _first_typed(setting: Setting) -> Setting:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from multissl.config import Config, from_dict, hints_of, no_option, to_dict, vars_of
+from multissl.config import Config, from_dict, hints_of, no_option, replaced, to_dict, vars_of
 from multissl.registry import suggest
 
 Changed = TypeVar("Changed", bound=Config)
@@ -90,7 +90,7 @@ def _replaced(config: Any, tree: Mapping[str, Any], path: str) -> Any:
         if name not in values:
             raise ValueError(no_option(path.rstrip(".") or "the recipe", type(config), name))
         made[name] = _value(hints[name], values[name], node, f"{path}{name}")
-    return config.replace(**made)
+    return replaced(config, made, path)
 
 
 def _value(hint: Any, value: Any, node: Any, path: str) -> Any:

@@ -168,6 +168,18 @@ def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFi
         ),
         (["show", STUB, "--encoders", "mlp"], "--encoders mlp: want --encoders.NAME"),
         (["show", STUB, "--lr_by_stream", "points"], "--lr_by_stream points: want names with values"),
+        (
+            ["show", STUB, "--stages", "high"],
+            """--stages high: want a list in JSON, '[{"name": ..., "steps": ...""",
+        ),
+        (
+            ["show", STUB, "--stages", '[{"name": "high"}]'],
+            "--stages.0 lacks 'steps', which Stage has no default",
+        ),
+        (
+            ["show", "image/dinov2_continue", "--evals.drift.max_loss", "-1"],
+            "error: evals.drift.max_loss=-1.0: want 0 or more points",
+        ),
         (["list", "simlcr"], "no recipe matches 'simlcr'; did you mean simclr?"),
         (["list", "--matirx"], "list does not take '--matirx'; did you mean --matrix?"),
         (["report", "a", "b"], "report does not take 'b'"),

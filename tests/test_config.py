@@ -11,6 +11,7 @@ import pytest
 
 from multissl import registry
 from multissl.config import Component, Config, difference, from_dict, hints_of, new_names, to_dict
+from multissl.stages import Stage
 
 
 class Base(Component):
@@ -109,11 +110,22 @@ def test_elsewhere_an_old_name_is_refused_with_the_new_one(make: Callable[[], ob
         ({"wheel": {"kind": "tests.test_config:Wheel", "spokes": 3}}, "recipe.wheel.spokes=3: want a list"),
         ({"wheel": 3}, "recipe.wheel=3: want a mapping"),
         ({"load": True}, "recipe.load=True"),
+        (
+            {"wheel": {"kind": "tests.test_config:Wheel", "radius": "wide"}},
+            "recipe.wheel.radius='wide': want a n",
+        ),
     ],
 )
 def test_a_wrong_type_names_option_and_value(data: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(Cart, data)
+
+
+def test_an_option_that_has_no_default_and_is_not_given_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"stages.0 lacks 'name' and 'steps', which Stage has no default for"
+    ):
+        from_dict(Stage, {"changes": {}}, "stages.0")
 
 
 def test_yaml_numbers_written_as_text_are_numbers() -> None:

@@ -19,6 +19,7 @@ from multissl.engine.judging import alarms, decided
 from multissl.engine.learner import Learner
 from multissl.engine.loop import Loop
 from multissl.parallel.collectives import broadcast_object
+from multissl.registry import suggest
 
 
 class Measuring:
@@ -128,6 +129,7 @@ class Measuring:
             began = time.perf_counter()
             measured = evaluator.run(exported, self.modality, progress)
             if first:
+                self._check_figure(name, measured)
                 measured |= evaluator.baselines(self.modality)
                 idle += [] if measured else [name]
             elif evaluator.measures_student and self.learner.has_teacher():
@@ -139,6 +141,24 @@ class Measuring:
             flags = " ".join(f"--evals.{name} none" for name in idle)
             self.say(f"nothing to measure here for {', '.join(idle)}: {flags} leaves that out")
         return metrics
+
+    def _check_figure(self, name: str, measured: Mapping[str, float]) -> None:
+        """Refuse to compare steps by a figure that this evaluator does not measure, before anything is trained."""
+        if not self.figure.startswith(f"{name}/"):
+            return
+        asked = f"best.figure={self.cfg.best.figure}"
+        if not measured:
+            raise ValueError(
+                f"{asked}: {name} measures nothing on this data, so no step would be the best: take another figure, or "
+                "leave it empty"
+            )
+        evaluator = self.evaluators[name]
+        metrics = dict.fromkeys([*measured, *evaluator.metric_names()])  # some are measured later alone
+        known = [f"{name}/{metric}" for metric in metrics]
+        if evaluator.measures_student and self.learner.has_teacher():
+            known += [f"{name}/student/{metric}" for metric in metrics]
+        if self.figure not in known:
+            raise ValueError(f"{asked}: {name} has no such figure{suggest(self.figure, known)}")
 
     def _agreeing(self, encoders: FrozenEncoders) -> FrozenEncoders:
         """Return the encoders; before each use of them ranks agree to go on."""

@@ -10,12 +10,14 @@ Shapes: S samples, D width.  State: features and accuracies of the start.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from multissl.config import to_dict
 from multissl.contract.decision import GO_ON, Decision
 from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
@@ -26,6 +28,9 @@ from multissl.inference import Pooled, featurize_split
 
 HERE, KEPT = "", "reference_"
 """What the names of figures begin with: those of the user's data, and of the reference."""
+
+FEWEST = 3
+"""Samples that CKA takes: of two, centered features of any two encoders agree."""
 
 
 class Measured(NamedTuple):
@@ -124,7 +129,8 @@ class Drift(Evaluator):
             return dict.fromkeys(self.metric_names(), math.nan)
         for prefix, now in present.items():
             start = self._start[prefix]
-            figures[f"{prefix}cka"] = linear_cka(start.features, now.features)
+            if len(now.features) >= FEWEST:
+                figures[f"{prefix}cka"] = linear_cka(start.features, now.features)
             if now.knn is not None and start.knn is not None:
                 figures |= {f"{prefix}knn": now.knn, f"{prefix}knn_start": start.knn}
         return figures
@@ -159,7 +165,7 @@ class Drift(Evaluator):
         """Return what the encoders are on the user's data and on the reference."""
         places = {HERE: modality}
         if self.cfg.reference:
-            self._reference = self._reference or read_otherwise(modality, self.cfg.reference)
+            self._reference = self._reference or self._opened(modality)
             places[KEPT] = self._reference
         # another memory for each: features are remembered by split
         return {
@@ -167,11 +173,38 @@ class Drift(Evaluator):
             for prefix, data in places.items()
         }
 
+    def _opened(self, modality: Modality) -> Modality:
+        """Return the reference; raise a ValueError that names the option where it cannot be one."""
+        cfg = self.cfg
+        own = to_dict(modality.cfg).get("data")
+        if os.path.realpath(cfg.reference) in [
+            os.path.realpath(each) for each in (own if isinstance(own, list) else [own]) if each
+        ]:
+            raise ValueError(
+                f"drift: reference={cfg.reference} is what the run trains on, and tells nothing of what is forgotten "
+                "elsewhere: name other data, or leave it empty to watch the run's own"
+            )
+        try:
+            other = read_otherwise(modality, cfg.reference)
+            count = len(other.dataset(cfg.split))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"drift: reference={cfg.reference} cannot be read: {error}") from error
+        if count < FEWEST:
+            raise ValueError(
+                f"drift: the {cfg.split} split of reference={cfg.reference} has {count} samples, and features are "
+                f"compared on {FEWEST} or more: give it more, or folders {cfg.split} and train of your own choice"
+            )
+        return other
+
     def _on(self, encoders: FrozenEncoders, modality: Modality) -> Measured:
         cfg, featurize = self.cfg, Pooled(encoders)
         x, _ = featurize_split(
             featurize, modality, cfg.split, cfg.samples, device=encoders.device, stream=cfg.stream
         )
+        if len(x) < FEWEST:
+            self.warn(
+                f"the {cfg.split} split has {len(x)} samples, and CKA takes {FEWEST} or more: it is left out"
+            )
         if not self.labeled(modality, cfg.split, "train"):
             return Measured(x, None)
         task = labeled_task(

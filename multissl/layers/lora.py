@@ -40,6 +40,10 @@ class LoRA(Config):
             raise ValueError(f"lora.alpha={self.alpha}: want more than 0, 16 is usual")
         if self.rank and not self.layers:
             raise ValueError("lora.layers is empty: name linear layers, such as qkv proj, or set lora.rank=0")
+        if not self.rank and self.layers != ("qkv", "proj"):
+            raise ValueError(
+                f"lora.layers={' '.join(self.layers)} with lora.rank=0 adds nothing to them: give a rank, lora.rank=8"
+            )
 
 
 class LowRank(nn.Module):
@@ -76,6 +80,11 @@ def adapt(encoder: Encoder, cfg: LoRA, stream: str) -> None:
         if name in cfg.layers:
             base = parent.get_submodule(name)
             assert isinstance(base, nn.Linear)
+            if cfg.rank > min(base.weight.shape):
+                raise ValueError(
+                    f"lora.rank={cfg.rank}: {name} of encoders.{stream} has {base.in_features} inputs and "
+                    f"{base.out_features} outputs, and no addition a higher rank than {min(base.weight.shape)}"
+                )
             setattr(parent, name, LowRank(base, cfg.rank, cfg.alpha))
 
 

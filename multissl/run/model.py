@@ -213,6 +213,8 @@ def _at_checkpoint(
 def _tell_best(folder: RunFolder, finished: int, recipe: Recipe) -> None:
     """Say where the last step, which a run ships, was not the best."""
     best = folder.read_best() if recipe.best.figure else None
+    kept = checkpoint.find(folder.checkpoints)
+    finished = finished or (checkpoint.step_of(kept[-1]) if kept else 0)  # a run that is about to finish
     if best and best["step"] != finished:
         log.warning(
             "these are the weights of %s at its last step, %s; by %s those of step %s were best (%.4g): %s@best",

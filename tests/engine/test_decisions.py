@@ -21,6 +21,7 @@ from multissl.engine.best import Best, best_step
 from multissl.engine.checkpoint import Save
 from multissl.parallel.ranks import barrier
 from multissl.recipe import Recipe
+from multissl.run import model
 from multissl.run import train as run
 from multissl.run.audit import audit
 from multissl.run.folder import RunFolder, located
@@ -173,6 +174,7 @@ def test_the_best_is_the_earlier_of_equals_and_never_a_number_that_is_none() -> 
     ("best", "message"),
     [
         ({"patience": 3}, "best.patience=3: say by which figure"),
+        ({"figure": "scripted/valu"}, r"scripted/valu: scripted has no such figure; did you mean scripted/value\?"),
         ({"figure": "scripte"}, "best.figure=scripte: no evaluator that measures .* is called scripte;"),
         ({"figure": "last/step"}, "last measures at the start and the end only; --evals.last.every N"),
     ],
@@ -181,6 +183,33 @@ def test_the_best_is_the_earlier_of_equals_and_never_a_number_that_is_none() -> 
 def test_a_figure_that_nobody_measures_is_refused(tmp_path: Path, best: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run.train(made(best=Best(**best)), tmp_path)
+
+
+class Silent(Evaluator):
+    """Measures nothing."""
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        return {}
+
+    def metric_names(self) -> list[str]:
+        return ["value"]
+
+
+def test_steps_are_not_compared_by_an_evaluator_that_measures_nothing(tmp_path: Path) -> None:
+    asked = made(best=Best(figure="silent")).replace(evals={"silent": Silent.Config(every=5)})
+    with pytest.raises(ValueError, match="silent: silent measures nothing on this data"):
+        run.train(asked, tmp_path)
+
+
+def test_a_run_that_ends_says_its_last_step_beside_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(model.log, "warning", lambda text, *values: said.append(text % values))
+    run.train(made(values=(9, 1, 2, 3, 2, 1), best=Best(figure="scripted")), tmp_path)
+    assert said
+    for text in said:
+        assert "at its last step, 40; by scripted/value those of step 15 were best" in text
 
 
 @pytest.mark.usefixtures("lean")

@@ -23,6 +23,7 @@ from multissl.run.folder import RunFolder
 from multissl.run.train import train
 from tests.evaluators.clusters import START, Clusters, frozen
 from tests.helpers import stubs
+from tests.helpers.stubs import Listed
 
 LATER = Progress(step=5, total=10)
 
@@ -192,6 +193,41 @@ def test_encoders_that_rest_at_random_weights_are_refused(tmp_path: Path) -> Non
         train(recipe().replace(frozen=5), tmp_path)
     with pytest.raises(ValueError, match="frozen=20 of steps=20: encoders would never learn"):
         train(recipe("start").replace(frozen=20), tmp_path)
+
+
+class FewPlaced(Placed):
+    """Points, and two of them where `data` is given."""
+
+    def dataset(self, split: str) -> Any:
+        samples = super().dataset(split)
+        return Listed([samples[i] for i in range(2)]) if self.cfg.data else samples
+
+
+def test_a_reference_that_can_tell_nothing_is_refused_before_anything_is_trained() -> None:
+    own = Placed.Config(data="2").build()
+    with pytest.raises(ValueError, match="reference=2 is what the run trains on"):
+        Drift.Config(reference="2").build().begin(frozen(), own)
+    with pytest.raises(ValueError, match=r"val split of reference=3 has 2 samples, .* on 3 or more"):
+        Drift.Config(reference="3").build().begin(frozen(), FewPlaced.Config().build())
+    with pytest.raises(ValueError, match="reference=far cannot be read: could not convert"):
+        Drift.Config(reference="far").build().begin(frozen(), own)
+
+
+class Few(Clusters):
+    """Two points of the split that is scored."""
+
+    def dataset(self, split: str) -> Any:
+        samples = super().dataset(split)
+        return samples if split == "train" else Listed([samples[i] for i in range(2)])
+
+
+def test_samples_too_few_for_cka_lower_no_rate(said: list[str]) -> None:
+    evaluator, modality = Drift.Config(action="lower", every=5).build(), Few(Few.Config(labels=False))
+    evaluator.begin(frozen(), modality)
+    figures = evaluator.run(frozen(), modality, LATER)
+    assert figures == {}
+    assert evaluator.decision([{"step": 5.0, **figures}]) == GO_ON
+    assert said[0] == "drift: the val split has 2 samples, and CKA takes 3 or more: it is left out"
 
 
 def test_a_reference_is_read_as_the_data_is() -> None:

@@ -85,6 +85,8 @@ def test_copies_of_an_encoder_have_additions_of_their_own() -> None:
         ({"rank": -1}, "lora.rank=-1"),
         ({"rank": 2, "alpha": 0.0}, "lora.alpha=0.0: want more than 0"),
         ({"rank": 2, "layers": ()}, "lora.layers is empty"),
+        ({"layers": ("fc1",)}, "lora.layers=fc1 with lora.rank=0 adds nothing"),
+        ({"rank": 1000}, r"lora.rank=1000: qkv of encoders.image has \d+ inputs .* no addition a higher rank than"),
         ({"rank": 2, "layers": ("qvk",)}, r"lora.layers=qvk: no linear layer of encoders.image .*; did you mean qkv\?"),
     ],
 )  # fmt: skip
