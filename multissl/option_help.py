@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import shutil
 import sys
 import textwrap
@@ -73,7 +74,7 @@ def sentences(cls: type[Config]) -> dict[str, str]:
 
 
 def metavar(hint: Any) -> str:
-    """Return how the value of an option is shown: INT, a|b, NUMBER NUMBER."""
+    """Return how the value of an option is shown: INT, a|b, NUMBER NUMBER, JSON."""
     from multissl.config import Config, alternatives
 
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -81,6 +82,8 @@ def metavar(hint: Any) -> str:
         return "|".join(map(str, args))
     if len(choices := alternatives(hint)) > 1:
         return "|".join("none" if a is types.NoneType else metavar(a) for a in choices)
+    if origin in (tuple, list) and isinstance(args[0], type) and issubclass(args[0], Config):
+        return "JSON"
     if origin in (tuple, list):
         return (
             f"{metavar(args[0])} ..."
@@ -96,9 +99,13 @@ def metavar(hint: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as it would be typed."""
+    from multissl.config import Config, to_dict
+
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
+        if any(isinstance(each, Config) for each in value):
+            return f"'{json.dumps([to_dict(each) for each in value])}'"
         return " ".join(map(shown, value)) or "nothing"
     if isinstance(value, dict):
         return " ".join(f"{k}={shown(v)}" for k, v in value.items()) or "nothing"

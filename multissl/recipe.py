@@ -58,7 +58,8 @@ class Recipe(Loop):
     lr_by_stream: dict[str, float] = field(default_factory=dict)
     """Factors on the learning rates of streams' encoders, such as image=0.1 for a pretrained one; 1 where none is."""
     stages: tuple[Stage, ...] = ()
-    """What changes after these steps, stage after stage, each with a name, steps and changes of options."""
+    """What changes after these steps, stage after stage, each with a name, steps and changes of options: '[{"name":
+    "high", "steps": 200, "changes": {"modality.size": 64}}]'."""
 
     def __post_init__(self) -> None:
         super(Recipe, self).__post_init__()

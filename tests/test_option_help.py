@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 
 from multissl import option_help, registry
 from multissl.config import Config, hints_of
+from multissl.options import open_recipe
 from multissl.recipe import Recipe
 from tests.helpers import stubs
 
@@ -84,3 +86,10 @@ def test_help_prints_options_with_values_and_sentences() -> None:
     text = option_help.render("stub", stubs.recipe())
     assert "--objective.pull NUMBER (now 1.0)" in text
     assert "--steps INT (now 40)\n      Steps to train." in text
+
+
+def test_stages_are_shown_as_they_are_typed() -> None:
+    staged, _ = open_recipe("image/dinov2_stages", [])
+    typed = shlex.split(option_help.shown(staged.stages))
+    assert open_recipe("image/default", ["--stages", *typed])[0].stages == staged.stages
+    assert "--stages JSON (now nothing)" in option_help.render("image", open_recipe("image", [])[0])
