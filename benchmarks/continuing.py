@@ -31,11 +31,15 @@ from multissl.run.folder import RunFolder
 from multissl.run.train import train
 from multissl.statistics import mean_interval
 
+SIZES = {"size": 32, "local_size": 16, "patch": 4}
+"""Of all views: smaller pictures of the target do not choose others."""
+
 
 def start(source: str, steps: int) -> Recipe:
     """Return the run that is continued: by SimCLR, which learns most in minutes."""
     made = cifar.simclr_cifar()
-    made.modality, made.encoders = dino.dinov2_cpu().modality.replace(data=source), dino.default().encoders
+    made.modality = dino.dinov2_cpu().modality.replace(data=source, **SIZES)
+    made.encoders = dino.default().encoders
     made.batch_size, made.steps = 128, steps
     made.evals, made.loggers = {"knn": KNN.Config()}, {}
     made.data.workers = 0
@@ -46,7 +50,7 @@ def continued(args: argparse.Namespace, arm: str, seed: int) -> Recipe:
     """Return a run on the target: the recipe's rates and freeze, at the size of the start."""
     made, small = continuing.dinov2_continue(), dino.default()
     made.init, made.seed, made.steps, made.loggers = str(args.out / "start"), seed, args.steps, {}
-    made.modality = dino.dinov2_cpu().modality.replace(data=args.target, flip=0.0)
+    made.modality = dino.dinov2_cpu().modality.replace(data=args.target, flip=0.0, **SIZES)
     made.objective = small.objective
     made.batch_size, made.frozen = small.batch_size, args.steps // 10
     if args.objective == "simclr":
