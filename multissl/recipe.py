@@ -178,14 +178,14 @@ def _check_length(name: str, recipe: Recipe) -> None:
     if recipe.best.patience:
         raise ValueError(
             f"stage {name}: best.patience={recipe.best.patience} may end it early, and the stages of a run have their "
-            "steps: leave it out"
+            "steps: leave it out (--best.patience 0)"
         )
     for evaluator, cfg in recipe.evals.items():
         made = cfg.build()
         if made.decides or type(made).begin is not Evaluator.begin:
             raise ValueError(
                 f"stage {name}: evals.{evaluator} ({config_name(type(cfg))}) compares with the encoders that a run "
-                "starts from, and may end it early; a stage has neither: leave it out"
+                f"starts from, and may end it early; a stage has neither: leave it out (--evals.{evaluator} none)"
             )
 
 

@@ -180,6 +180,10 @@ def test_the_matrix_tells_what_runs_on_what_and_why_not(capsys: pytest.CaptureFi
             ["show", "image/dinov2_continue", "--evals.drift.max_loss", "-1"],
             "error: evals.drift.max_loss=-1.0: want 0 or more points",
         ),
+        (
+            ["train", "tabular", "--data", str(Path(__file__).parent / "modalities")],
+            "modalities': a folder without tables; give a .csv",
+        ),
         (["list", "simlcr"], "no recipe matches 'simlcr'; did you mean simclr?"),
         (["list", "--matirx"], "list does not take '--matirx'; did you mean --matrix?"),
         (["report", "a", "b"], "report does not take 'b'"),

@@ -50,8 +50,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another optimizer": ({"optim": {"kind": "lars"}}, "set optimizer='reset'"),
     "a part and its whole": ({"optim.lr": 1.0, "optim": {"kind": "adamw"}}, "give one of the two"),
     "views that do not tile": ({"modality.size": 10}, "want a multiple of patch=4"),
-    "early stopping": ({"best": {"figure": "knn", "patience": 2}}, "best.patience=2 may end it early"),
-    "a guard against drift": ({"evals": {"drift": {"kind": "drift"}}}, "evals.drift (drift) compares with"),
+    "early stopping": (
+        {"best": {"figure": "knn", "patience": 2}},
+        "leave it out (--best.patience 0)",
+    ),
+    "a guard against drift": ({"evals": {"drift": {"kind": "drift"}}}, "leave it out (--evals.drift none)"),
 }
 
 

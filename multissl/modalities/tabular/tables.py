@@ -147,8 +147,9 @@ def _open(data: str, delimiter: str, missing: Sequence[str]) -> Table:
     if not os.path.isfile(path):
         if os.path.exists(path) and not os.path.isdir(path):
             check_regular(path)
+        found = "a folder without tables" if os.path.isdir(path) else "no such file"
         raise ValueError(
-            "no such file; give a .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, a folder of them, "
+            f"{found}; give a .csv, .tsv, .parquet, .feather, .jsonl, .json or .xlsx file, a folder of them, "
             "a pattern as 'part-*.csv', sklearn:NAME, or demo"
         )
     if table_suffix(path) not in (*TABLES, ".txt"):
