@@ -320,7 +320,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("binary.json", "\x00", "is no JSON"),
         ("list.json", "[]", "want a mapping of options"),
         ("kind.json", '{"modality": {"kind": ["evil:Evil"]}}', "want the name of a component"),
-        ("empty.json", "{}", "missing"),
+        ("empty.json", "{}", "lacks 'modality'"),
         ("typed.json", '{"modality": {"kind": "evil:Evil"}}', "names code, which is not run"),
     ],
 )
