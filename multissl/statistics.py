@@ -149,3 +149,9 @@ def paired_gain(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray | None 
     if not 0 < error < math.inf:
         return Gain(mean, low, high, 0.0 if count > 1 and mean > 0 else 1.0)
     return Gain(mean, low, high, t_tail(mean / error, count - 1))
+
+
+def r2(guess: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of the variance of values [Q] that guesses [Q] explain; NaN where there is none."""
+    variance = ((truth - truth.mean()) ** 2).sum()
+    return float(1 - ((guess - truth) ** 2).sum() / variance) if variance > 0 else math.nan

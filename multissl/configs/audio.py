@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.shared.common import batch_teacher, small_dino, watched
-from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
+from multissl.configs.shared.continuing import FROZEN, continued
 from multissl.contract.encoder import Encoder
 from multissl.contract.objective import Objective
 from multissl.encoders.resnet import ResNetEncoder
@@ -250,22 +250,15 @@ def dino_continue() -> Recipe:
     """
     # of what is done to sounds, only what keeps their level and pitch: released encoders have learned by these
     head = PrototypeHead.Config(prototypes=2048, bottleneck=256, hidden=1024)
-    return Recipe(
-        modality=Audio.Config(frames=512, local_frames=256, gain=6.0, noise=0.5, time_mask=0.1, frequency_mask=0.1),
-        encoders={"audio": TransformerEncoder.Config(drop_path=0.1)},
-        objective=small_dino(
+    return continued(
+        "audio",
+        Audio.Config(frames=512, local_frames=256, gain=6.0, noise=0.5, time_mask=0.1, frequency_mask=0.1),
+        TransformerEncoder.Config(drop_path=0.1),
+        small_dino(
             head=head, teacher=Teacher.Config(ema=0.994), num_local=4, freeze_last_layer=0,
             teacher_temperature_start=0.04, teacher_temperature=0.05, teacher_temperature_steps=2 * FROZEN,
         ),
-        optim=slow(),
-        lr_by_stream={"audio": ENCODER},
-        frozen=FROZEN,
-        batch_size=64,
-        steps=5_000,
-        clip=3.0,
-        clip_per="module",
-        evals=guarded(every=500, min_std=0.03),
-        save=Save(every=500),
+        batch_size=64, clip=3.0, min_std=0.03,
     )  # fmt: skip
 
 

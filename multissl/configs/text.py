@@ -8,10 +8,9 @@ that the papers report need their sizes.
 from __future__ import annotations
 
 from multissl.configs.shared.common import small_dino, watched
-from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
+from multissl.configs.shared.continuing import continued
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.checkpoint import Save
 from multissl.engine.optim.adamw import AdamW
 from multissl.evaluators.hidden_text import BitsPerCharacter, MaskedWord
 from multissl.layers.decoder import Decoder
@@ -168,18 +167,16 @@ def mlm_continue() -> Recipe:
     """
     # ids mean what the start's vocabulary says, so it has to be that one; nothing has a teacher, so the student is
     # what is exported, and a gentler decay with depth leaves embeddings of the domain's words room to move
-    return Recipe(
-        modality=Text.Config(length=128, local_length=48, mask="token"),
-        encoders={"text": TransformerEncoder.Config(pooling="mean")},
-        objective=MLM.Config(),
-        optim=slow(layer_decay=0.9),
-        lr_by_stream={"text": ENCODER},
-        frozen=FROZEN,
+    return continued(
+        "text",
+        Text.Config(length=128, local_length=48, mask="token"),
+        TransformerEncoder.Config(pooling="mean"),
+        MLM.Config(),
         batch_size=64,
-        steps=5_000,
         clip=1.0,
-        evals=guarded(every=500, min_std=0.03),
-        save=Save(every=500),
+        clip_per="all",
+        layer_decay=0.9,
+        min_std=0.03,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from multissl.configs.shared.common import batch_teacher, small_dino, watched
-from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
+from multissl.configs.shared.continuing import continued
 from multissl.contract.objective import Objective
 from multissl.encoders.transformer import TransformerEncoder, vit
 from multissl.engine.checkpoint import Save
@@ -187,19 +187,14 @@ def vjepa_continue() -> Recipe:
         metric="power", targets=1, target_ratio=(0.15, 0.15), context_ratio=(1.0, 1.0),
         predictor=Decoder.Config(dim=384, depth=6, heads=12, init_std=0.02), teacher=teacher,
     )  # fmt: skip
-    return Recipe(
-        modality=Video.Config(mask="block", union=8, global_scale=(0.3, 1.0), flip=0.5, **_plain()),
-        encoders={"video": TransformerEncoder.Config(pooling="mean")},
-        objective=objective,
-        optim=slow(layer_decay=0.9),  # such encoders have 24 blocks and more
-        lr_by_stream={"video": ENCODER},
-        frozen=FROZEN,
+    return continued(
+        "video",
+        Video.Config(mask="block", union=8, global_scale=(0.3, 1.0), flip=0.5, **_plain()),
+        TransformerEncoder.Config(pooling="mean"),
+        objective,
         batch_size=32,
-        steps=5_000,
         clip=10.0,
-        clip_per="module",
-        evals=guarded(every=500),
-        save=Save(every=500),
+        layer_decay=0.9,  # such encoders have 24 blocks and more
     )
 
 

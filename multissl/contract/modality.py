@@ -98,7 +98,9 @@ class Modality(Component, ABC):
 
         Asked once, by `choose_sizes`, and only where there are such options.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} leaves {self.cfg.open_sizes()} to the data and reads none"
+        )
 
     def choose_sizes(self, payloads: Sequence[Any] | None = None, *, said: bool = True) -> None:
         """Fill in the sizes that the options leave to the training data; from here on `cfg` says them.

@@ -5,7 +5,6 @@ State: none.
 
 from __future__ import annotations
 
-import glob
 import os
 import tarfile
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 from multissl import registry
 from multissl.contract.modality import Modality
 from multissl.sources.kinds import file_kind
-from multissl.sources.names import LABELS, expand_braces, file_columns, pick_column
+from multissl.sources.names import LABELS, file_columns, named_files, pick_column
 from multissl.sources.remote import REMOTE, local_place
 from multissl.sources.tables import TABLES, open_table, table_suffix
 
@@ -60,7 +59,7 @@ def part_of(path: str) -> str:
 
 def _of_pattern(path: str, place: str) -> str:
     """Return the modality of the first shard that a pattern names."""
-    shards = sorted(name for each in expand_braces(place) for name in glob.glob(each))
+    shards = named_files(place)
     if not shards:
         raise ValueError(f"{path}: no file is named like that")
     return part_of(shards[0])

@@ -124,7 +124,8 @@ class Drift(Evaluator):
             self.warn_nothing_to_measure("outside of a run there is no start to compare with")
             return {}
         figures: dict[str, float] = {}
-        present = self._measured(encoders, modality)
+        # before the first step the encoders are those of the start, which has just been measured
+        present = self._measured(encoders, modality) if progress.step else self._start
         if not self._start:
             return dict.fromkeys(self.metric_names(), math.nan)
         for prefix, now in present.items():

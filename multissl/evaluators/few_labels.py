@@ -40,6 +40,7 @@ from multissl.inference import (
     pooled,
     stream_of,
 )
+from multissl.statistics import r2
 
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From labeled features [n, F], labels [n] and queries [Q, F] to scores [Q, C] or values [Q]."""
@@ -321,7 +322,7 @@ def score(guess: np.ndarray, truth: np.ndarray, metric: str = "area") -> float:
     if truth.dtype.kind == "f":
         if truth.max() == truth.min():
             return math.nan
-        return 100 * float(1 - ((guess - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+        return 100 * r2(guess, truth)
     if metric == "accuracy":
         return 100 * float((guess.argmax(1) == truth).mean())
     classes = np.unique(truth)

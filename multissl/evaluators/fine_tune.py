@@ -36,7 +36,7 @@ from multissl.evaluators.probes.trained import nothing
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
 from multissl.inference import Featurize, Pooled, drawn, featurized, stream_of
-from multissl.statistics import LEVEL
+from multissl.statistics import LEVEL, r2
 
 FEWEST = 20
 """Training samples, of which a tenth chooses."""
@@ -290,9 +290,3 @@ def score(made: np.ndarray, targets: Tensor) -> float:
     if targets.is_floating_point():
         return r2(made[:, 0], targets.numpy())
     return float((made.argmax(1) == targets.numpy()).mean())
-
-
-def r2(made: np.ndarray, truth: np.ndarray) -> float:
-    """Return the share of the variance that is explained; NaN where there is none."""
-    variance = ((truth - truth.mean()) ** 2).sum()
-    return float(1 - ((made - truth) ** 2).sum() / variance) if variance > 0 else math.nan

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from multissl.configs.shared.continuing import ENCODER, FROZEN, guarded, slow
+from multissl.configs.shared.continuing import FROZEN, continued
 from multissl.encoders.transformer import TransformerEncoder
-from multissl.engine.checkpoint import Save
 from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.modalities.image.adapter import Image
@@ -24,11 +23,12 @@ def dinov2_continue() -> Recipe:
     # few prototypes, as the data of a domain is small beside what the weights saw; the teacher, which is exported, is
     # slow enough that noise of few samples averages out and quick enough to have followed at the end
     head = PrototypeHead.Config(prototypes=4096, bottleneck=256, hidden=2048)
-    return Recipe(
-        modality=Image.Config(size=224, local_size=98, patch=14, blur="half"),
+    return continued(
+        "image",
+        Image.Config(size=224, local_size=98, patch=14, blur="half"),
         # what stands at its default is taken from the weights; the drop path is the training's own
-        encoders={"image": TransformerEncoder.Config(drop_path=0.1)},
-        objective=DINO.Config(
+        TransformerEncoder.Config(drop_path=0.1),
+        DINO.Config(
             num_local=6,
             head=head,
             ibot_head=head,
@@ -38,13 +38,6 @@ def dinov2_continue() -> Recipe:
             teacher_temperature_steps=2 * FROZEN,
             koleo_group=64,
         ),
-        optim=slow(),
-        lr_by_stream={"image": ENCODER},
-        frozen=FROZEN,
         batch_size=128,
-        steps=5_000,
         clip=3.0,
-        clip_per="module",
-        evals=guarded(every=500),
-        save=Save(every=500),
     )

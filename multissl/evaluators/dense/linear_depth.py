@@ -10,9 +10,10 @@ Shapes: S pictures, B of a batch, D width, h x w tokens, K bins, H, W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,15 +27,14 @@ from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
 from multissl.evaluators.dense.depth import expected_depth, gradient_loss, pixel_scores, scale_invariant_loss
+from multissl.evaluators.dense.grids import applied, check_grid, chosen_head, selected_on
 from multissl.evaluators.dense.reading import (
-    BATCH,
     Dense,
     WithPooled,
     pixel_modality,
     raw_patches,
     read_dense,
     space_of,
-    split_training,
 )
 from multissl.evaluators.probes.training import Logits, Trial, train_trials, trials_of
 from multissl.evaluators.verdicts import GATES, UNTRAINED, first_and_last, judged
@@ -98,11 +98,7 @@ class LinearDepth(Evaluator):
                     f"low={self.low}, high={self.high}, bins={self.bins}: want 0 < low < high (or high=0, measured) "
                     "and 2 or more bins"
                 )
-            if not self.lr or not min(self.lr) > 0 or not self.weight_decay or min(self.weight_decay) < 0:
-                raise ValueError(
-                    f"lr={self.lr}, weight_decay={self.weight_decay}: want one or more of each, rates above 0, "
-                    "decays of 0 or more"
-                )
+            check_grid(self)
             if self.steps < 1 or self.batch < 2 or not 0 <= self.warmup < 1:
                 raise ValueError(
                     f"steps={self.steps}, batch={self.batch}, warmup={self.warmup}: want 1 or more steps, 2 or more "
@@ -114,7 +110,7 @@ class LinearDepth(Evaluator):
     @property
     def selected_on(self) -> str:
         """A tenth of training, where there is something to choose."""
-        return "none" if len(self.cfg.lr) * len(self.cfg.weight_decay) == 1 else "a tenth of training"
+        return selected_on(self.cfg)
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
         """`rmse` and the other usual scores of depth, means over pictures; `lr` where it was chosen."""
@@ -198,28 +194,23 @@ class LinearDepth(Evaluator):
 
     def _fitted(self, train: Dense, scored: Dense, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         """Return the depths [S, H, W] that the chosen head finds, and what was chosen."""
-        cfg = self.cfg
-        high = cfg.high or float(train.labels.max())
-        lr, decay = cfg.lr[0], cfg.weight_decay[0]
-        if self.selected_on != "none":
-            most, tenth = split_training(train)
-            trials = self._trained(most, high, cfg.lr, cfg.weight_decay, device)
-            errors = [
-                float(scores_of(depths_by(t.head, tenth, cfg.low, high, device), tenth)["rmse"])
-                for t in trials
-            ]
-            best = trials[min(range(len(trials)), key=lambda i: (not errors[i] < float("inf"), errors[i]))]
-            lr, decay = best.lr, best.weight_decay
-        (trial,) = self._trained(train, high, (lr,), (decay,), device)
-        chosen = {} if self.selected_on == "none" else {"lr": lr, "weight_decay": decay}
-        return depths_by(trial.head, scored, cfg.low, high, device), chosen
+        low, high = self.cfg.low, self.cfg.high or float(train.labels.max())
+
+        def trained(pictures: Dense, rates: Sequence[float], decays: Sequence[float]) -> list[Trial]:
+            return self._trained(pictures, high, rates, decays, device)
+
+        def worth(head: nn.Module, tenth: Dense) -> float:
+            return -float(scores_of(depths_by(head, tenth, low, high, device), tenth)["rmse"])
+
+        head, chosen = chosen_head(train, self.cfg, trained, worth)
+        return depths_by(head, scored, low, high, device), chosen
 
     def _trained(
         self,
         train: Dense,
         high: float,
-        rates: tuple[float, ...],
-        decays: tuple[float, ...],
+        rates: Sequence[float],
+        decays: Sequence[float],
         device: torch.device,
     ) -> list[Trial]:
         cfg = self.cfg
@@ -273,13 +264,10 @@ def depth_loss(depths: Tensor, truth: Tensor, gradients: float) -> Tensor:
     return loss + gradients * gradient_loss(depths, truth) if gradients else loss
 
 
-@torch.no_grad()
 def depths_by(head: nn.Module, pictures: Dense, low: float, high: float, device: torch.device) -> Tensor:
     """Return the depths float32 [S, H, W] that a head finds in pictures."""
-    head.eval()
-    find: Any = finder(pictures, low, high, device)
-    rows = torch.arange(len(pictures.labels)).split(BATCH)
-    return torch.cat([find(head, some)[:, 0].cpu() for some in rows])
+    find = finder(pictures, low, high, device)
+    return applied(head, find, len(pictures.labels), lambda depths: depths[:, 0])
 
 
 def scores_of(depths: Tensor, pictures: Dense) -> dict[str, float]:

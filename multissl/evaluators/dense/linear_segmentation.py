@@ -9,17 +9,19 @@ Shapes: S pictures, B of a batch, D width, h x w tokens, H, W pixels, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.contract.abilities import IGNORED
+from multissl.evaluators.dense.grids import applied, check_grid, chosen_head, selected_on
 from multissl.evaluators.dense.heads import LinearSegmentationHead
-from multissl.evaluators.dense.reading import BATCH, Dense, split_training
+from multissl.evaluators.dense.reading import Dense
 from multissl.evaluators.dense.segmentation import (
     Predicted,
     Segmentation,
@@ -58,11 +60,7 @@ class LinearSegmentation(Segmentation):
 
         def __post_init__(self) -> None:
             Segmentation.Config.__post_init__(self)
-            if not self.lr or not min(self.lr) > 0 or not self.weight_decay or min(self.weight_decay) < 0:
-                raise ValueError(
-                    f"lr={self.lr}, weight_decay={self.weight_decay}: want one or more of each, rates above 0, "
-                    "decays of 0 or more"
-                )
+            check_grid(self)
             if self.steps < 1 or self.batch < 2:
                 raise ValueError(
                     f"steps={self.steps}, batch={self.batch}: want 1 or more steps, 2 or more pictures"
@@ -77,33 +75,26 @@ class LinearSegmentation(Segmentation):
     @property
     def selected_on(self) -> str:
         """A tenth of training, where there is something to choose."""
-        return "none" if len(self.cfg.lr) * len(self.cfg.weight_decay) == 1 else "a tenth of training"
+        return selected_on(self.cfg)
 
     def predict(self, train: Dense, scored: Dense, classes: int, device: torch.device) -> Predicted:
         """Return the classes that the chosen head, trained on all of training, gives."""
-        lr, decay = self._choose(train, classes, device)
-        (trial,) = self._trained(train, classes, (lr,), (decay,), device)
-        made = predicted_by(trial.head, scored, device)
-        chosen = {} if self.selected_on == "none" else {"lr": lr, "weight_decay": decay}
-        return Predicted(made, chosen)
 
-    def _choose(self, train: Dense, classes: int, device: torch.device) -> tuple[float, float]:
-        """Return the rate and decay whose head is best on a tenth of training; the first of equals."""
-        cfg = self.cfg
-        if self.selected_on == "none":
-            return cfg.lr[0], cfg.weight_decay[0]
-        most, tenth = split_training(train)
-        trials = self._trained(most, classes, cfg.lr, cfg.weight_decay, device)
-        scores = [mean_iou(predicted_by(t.head, tenth, device), tenth.labels, classes) for t in trials]
-        best = trials[max(range(len(trials)), key=lambda i: scores[i])]
-        return best.lr, best.weight_decay
+        def trained(pictures: Dense, rates: Sequence[float], decays: Sequence[float]) -> list[Trial]:
+            return self._trained(pictures, classes, rates, decays, device)
+
+        def worth(head: nn.Module, tenth: Dense) -> float:
+            return mean_iou(predicted_by(head, tenth, device), tenth.labels, classes)
+
+        head, chosen = chosen_head(train, self.cfg, trained, worth)
+        return Predicted(predicted_by(head, scored, device), chosen)
 
     def _trained(
         self,
         train: Dense,
         classes: int,
-        rates: tuple[float, ...],
-        decays: tuple[float, ...],
+        rates: Sequence[float],
+        decays: Sequence[float],
         device: torch.device,
     ) -> list[Trial]:
         cfg = self.cfg
@@ -137,10 +128,7 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
-@torch.no_grad()
 def predicted_by(head: nn.Module, pictures: Dense, device: torch.device) -> Tensor:
     """Return the classes uint8 [S, H, W] that a head gives pictures."""
-    head.eval()
-    logits: Any = enlarged(pictures, device)
-    rows = torch.arange(len(pictures.labels)).split(BATCH)
-    return torch.cat([logits(head, some).argmax(1).to(torch.uint8).cpu() for some in rows])
+    logits = enlarged(pictures, device)
+    return applied(head, logits, len(pictures.labels), lambda scores: scores.argmax(1).to(torch.uint8))

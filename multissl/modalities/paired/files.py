@@ -8,7 +8,6 @@ State: none but what was read; texts are held in memory, other payloads stay whe
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from multissl.modalities.tabular.tables import table_of
 from multissl.sources.archives import ARCHIVES, archive_suffix
 from multissl.sources.delimited import objects
 from multissl.sources.missing import is_missing
-from multissl.sources.names import expand_braces, file_columns, find_test_file, split_in_name
+from multissl.sources.names import file_columns, find_test_file, named_files, split_in_name
 from multissl.sources.parquet import ParquetRows
 from multissl.sources.reading import check_regular, file_errors, parquet_file
 from multissl.sources.remote import local_place
@@ -49,7 +48,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
     if os.path.isdir(place):
         return keyed(folder_members(place), options)
     files = [place, *find_test_file(place)] if os.path.exists(place) else []
-    files = files or sorted(p for part in expand_braces(place) for p in glob.glob(part))
+    files = files or named_files(place)
     if not files:
         raise ValueError(
             "no such file or folder; give a folder, tar or parquet shards, a .csv or .jsonl file"
