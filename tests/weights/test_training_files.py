@@ -36,6 +36,7 @@ def recipe(place: object = "", **options: Any) -> Recipe:
 def theirs() -> Learner:
     """A training whose student, teacher and centers are unlike each other."""
     learner = build(recipe(), CPU).learner
+    assert isinstance(learner.objective, DINO)
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in (*learner.parameters(), *learner.objective.centers.buffers()):

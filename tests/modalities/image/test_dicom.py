@@ -106,6 +106,7 @@ def test_without_a_window_a_range_is_measured_over_the_set_and_kept(tmp_path: Pa
     assert ".dcm" in SUFFIXES
     modality = Image.Config(data=str(tmp_path), channels=1, size=0, local_size=0, patch=0, blur_kernel=0)
     made = modality.build().fit()
+    assert isinstance(made, Image)
     assert len(made.dataset("all")) == 13
     low, high = made.state()["range"]
     assert -1024 <= low < -950
