@@ -142,7 +142,9 @@ def train(words: argparse.Namespace, rest: list[str]) -> int:
     from multissl.run.train import train as run_recipe
 
     try:
-        run_recipe(recipe, folder, default, file=file_of(name), accept_data=words.accept_data)
+        run_recipe(
+            recipe, folder, default, file=file_of(name), accept_data=words.accept_data, trust=words.trust
+        )
     except Interrupted as error:
         return fail(error, AGAIN if error.number == again else 128 + error.number)
     return 0

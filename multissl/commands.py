@@ -41,7 +41,8 @@ fish   multissl completion fish > ~/.config/fish/completions/multissl.fish
 TRUST = {
     "--trust": {
         "action": "store_true",
-        "help": "run code that a recipe file or a run names though you have not trained with it",
+        "help": "run code that a recipe file or a run names though you have not trained with it; read checkpoints that "
+        "an older version pickled, which are then written anew",
     }
 }
 RECIPE = {"metavar": "NAME", "nargs": "?", "default": ""}

@@ -95,7 +95,7 @@ EVALUATION: Mapping[str, Shape] = {"step": is_count, "figures": each(_FIGURE)}
 SUMMARY: Mapping[str, Shape] = {
     "verdict": is_text, "alarm": is_text, "outcome": is_text, "learned": lambda value: isinstance(value, bool),
     "environment": is_mapping, "difference": listed(is_text),
-    "finished": fields({"step": is_count, "record": MARK, "sha256": each(is_hex)}),
+    "finished": fields({"step": is_count, "record": maybe(MARK), "sha256": each(is_hex)}),
 }  # fmt: skip
 _SPLIT = fields(
     {"count": is_count, "sha256": is_hex, "sum": is_hex, "names": is_hex}, ("count", "sha256", "sum", "names")

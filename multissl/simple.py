@@ -40,6 +40,7 @@ def train(
     *,
     file: Path | None = None,
     accept_data: bool = False,
+    trust: bool = False,
 ) -> Result: ...
 
 
@@ -53,6 +54,7 @@ def train(
     method: str = "dinov2",
     recipe: str = "image/dinov2_small_data",
     accept_data: bool = False,
+    trust: bool = False,
     **options: Any,
 ) -> Result: ...
 
@@ -67,13 +69,15 @@ def train(
     recipe: str = "",
     file: Path | None = None,
     accept_data: bool = False,
+    trust: bool = False,
     **options: Any,
 ) -> Result:
     """Train on data by a method with a model, or run a recipe, in a folder; return how it ended.
 
     `model` is `timm/NAME`, `hf/FOLDER`, `resnet/50`, `vit/s` (ti, s, b, l, g) or an encoder of `multissl list`;
     `method` is one of `METHODS` or an objective. Options of the recipe follow by name, as `steps=1000` or
-    `**{"optim.lr": 1e-3}`. The folder is `runs/METHOD-MODEL` without one. The same call resumes.
+    `**{"optim.lr": 1e-3}`. The folder is `runs/METHOD-MODEL` without one. The same call resumes; with `trust` from
+    checkpoints, too, that an older version pickled.
     """
     if isinstance(data, Recipe):
         unused = [
@@ -84,11 +88,11 @@ def train(
                 f"a recipe is trained in a folder, and {', '.join([*unused, *options]) or 'nothing else'} is "
                 "said in it: multissl.train(recipe, folder)"
             )
-        return run_recipe(data, folder, default, file=file, accept_data=accept_data)
+        return run_recipe(data, folder, default, file=file, accept_data=accept_data, trust=trust)
     model, method = model or "vit/s", method or "dinov2"
     made, usual = recipe_for(data, model, method, options, recipe)
     folder = folder or Path("runs") / re.sub(r"[^\w.]+", "-", f"{method}-{model}").strip("-")
-    return run_recipe(made, folder, usual, accept_data=accept_data)
+    return run_recipe(made, folder, usual, accept_data=accept_data, trust=trust)
 
 
 def recipe_for(

@@ -231,6 +231,7 @@ PLANTED: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "a file calls __import__": (foreign_code, "sources/a.py", "def f(x):\n    return __import__(x)"),
     "a file runs a text": (foreign_code, "run/a.py", "def f(x):\n    exec(x)"),
     "a file unpickles": (foreign_code, "sources/a.py", "import pickle\ndef f(x):\n    return pickle.loads(x)"),
+    "a class unpickles": (foreign_code, "sources/a.py", "from pickle import Unpickler as U\nclass A(U):\n    ..."),
     "a file loads with torch": (foreign_code, "weights/a.py", "import torch\ndef f(x):\n    return torch.load(x)"),
     "a file loads all that torch can": (
         foreign_code, "weights/a.py", "import torch\ndef f(x, y):\n    return torch.load(x, weights_only=y)"

@@ -111,13 +111,24 @@ def save(
     try:
         on_main(lambda: _remove_leftovers(folder))
         files = save_state(_flat(learner, optimizer) | {"modality": dict(modality or {})}, aside)
-        meta = sealed(
-            {"format": FORMAT, "step": step, "stage": stage, "files": files, "record": record, "trace": trace}
-        )
+        meta = meta_of(step, files, stage, record, trace)
         on_main(lambda: _finish(aside, target, meta, cfg, good))
     except OSError as error:
         raise _not_written(folder, step, error) from error
     return target
+
+
+def meta_of(
+    step: int,
+    files: Mapping[str, Any],
+    stage: str = "",
+    record: Mapping[str, Any] | None = None,
+    trace: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what a checkpoint says of itself; `files` holds size and digest of each."""
+    return sealed(
+        {"format": FORMAT, "step": step, "stage": stage, "files": files, "record": record, "trace": trace}
+    )
 
 
 def on_main(action: Callable[[], object]) -> None:
@@ -211,7 +222,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             "since then the order of random draws changed, so the run would not go on with the views that it would "
             "have seen"
             if known == 1
-            else "it is pickled, and what is pickled can run any code when it is opened"
+            else "it is pickled; if it is your own, --trust reads it once and writes it anew (in Python trust=True)"
         )
         raise ValueError(
             f"{folder} has checkpoint format {known}: {why}; --restart sets the run aside and begins anew, and encode "
@@ -260,6 +271,13 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     return result
 
 
+def put_aside(folder: Path, reason: Damaged, say: Callable[[str], None], then: str) -> None:
+    """Give a damaged checkpoint a name that no checkpoint has, and say why, and what happens `then`."""
+    aside = _free_name(folder.with_name(f"damaged_{folder.name}"))
+    rename(folder, aside)
+    say(f"{reason}; {then}, the damaged one is now {aside.name}")
+
+
 def _newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     damaged: list[tuple[Path, Damaged]] = []
     for each in reversed(find(folder)):
@@ -269,11 +287,7 @@ def _newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[
             damaged.append((each, error))
             continue
         for bad, reason in damaged:
-            aside = _free_name(bad.with_name(f"damaged_{bad.name}"))
-            rename(bad, aside)
-            say(
-                f"{reason}; going on from the checkpoint of step {step_of(each)}, the damaged one is now {aside.name}"
-            )
+            put_aside(bad, reason, say, f"going on from the checkpoint of step {step_of(each)}")
         return each, meta
     if damaged:
         raise ValueError(

@@ -115,6 +115,28 @@ class Measuring:
                 metrics |= self._measured_by(rest, step)
         return metrics
 
+    def lost(self, step: int, metrics: Mapping[str, float], last: bool = False) -> str:
+        """Return what to say where the figure by which steps are compared was not measured after `step` steps.
+
+        "" where it was, was not due, or was missing the time before, when it was said.
+        """
+        name, _, metric = self.figure.partition("/")
+        if not name or name not in self.due(step, last=last) or self.figure in metrics:
+            return ""
+        every = self.evaluators[name].cfg.every
+        before = (step - 1) // every * every
+        known = [line for line in self.lines if line["step"] and self.figure in line]
+        if before and not any(line["step"] == before for line in known):
+            return ""
+        stays = f"step {self.best_at} stays the best" if self.best_at else "no step is the best"
+        counts = (
+            f", best.patience={self.cfg.best.patience} counts no measurement without it, and the run goes on"
+        )
+        return (
+            f"{name} gives no {metric} any more, by which steps are compared (best.figure={self.cfg.best.figure}): "
+            f"until it does, {stays}{counts if self.cfg.best.patience and not last else ''}"
+        )
+
     def _measured_by(
         self, evaluators: Mapping[str, Evaluator], step: int, first: bool = False
     ) -> dict[str, float]:

@@ -133,9 +133,8 @@ class Trainer:
                 self.display.say(f"resuming at step {start} of {self.total}")
         if self.main:
             self.metrics = Metrics(
-                self.cfg.loggers, self.places,
-                start=start, recipe=to_dict(self.cfg), say=self.display.say,
-                mark=marks.get("record"),
+                self.cfg.loggers, self.places, start=start, recipe=to_dict(self.cfg),
+                say=self.display.say, mark=marks.get("record"),
             )  # fmt: skip
             self.trace = Trace(self.places.trace, start, marks.get("trace"))
             if earlier := self.metrics.record.earlier:
@@ -147,8 +146,7 @@ class Trainer:
         with self.ending.heard(), watched(self.cfg.parallel.timeout) as self.watch:
             if start == self.span.start:
                 for text in notes:
-                    self.display.say(text)
-                    self._write("note", start, {"text": text})
+                    self._note(start, text)
             if start == 0 and not self._evaluate(0, first=True):
                 raise self._interrupted(0)
             if untrained:
@@ -176,6 +174,11 @@ class Trainer:
         """Record metrics, on the rank that does."""
         if self.metrics:
             self.metrics.log(kind, step, metrics)
+
+    def _note(self, step: int, text: str, said: str = "") -> None:
+        """Record something, and say it, in other words where some are given."""
+        self.display.say(said or text)
+        self._write("note", step, {"text": text})
 
     # long: the order of what happens in a step is told in one place
     def _loop(self, start: int, stop: int) -> None:
@@ -253,11 +256,10 @@ class Trainer:
 
     def _catch_up(self, step: int) -> bool:
         """Measure what a signal kept from being measured at a checkpoint; return whether no signal came again."""
-        last = step == self.end
         missing = self.main and not any(e["step"] == step for e in self.measuring.lines)
         if not broadcast_object(missing):
             return True
-        return self._evaluate(step, last=last)
+        return self._evaluate(step, last=step == self.end)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint, and in it how far the record went."""
@@ -295,9 +297,8 @@ class Trainer:
         path = self.places.nonfinite(step, rank())
         make_folder(path.parent)
         replace_text(path, json.dumps({**record, "samples": samples}, indent=1))
-        text = f"step {step} skipped: {', '.join(culprits) or 'another rank'} not finite; see {path}"
-        self.display.say(text)
-        self._write("note", step + 1, {"text": text})
+        who = ", ".join(culprits) or "another rank"
+        self._note(step + 1, f"step {step} skipped: {who} not finite; see {path}")
         if in_a_row >= self.cfg.patience:
             raise NonFinite(
                 f"the loss was not finite {in_a_row} steps in a row, up to step {step} "
@@ -308,8 +309,8 @@ class Trainer:
         for index, reason in skipped:
             if index not in self.skipped:
                 self.skipped[index] = reason
-                self.display.say(f"sample {index} cannot be read and is skipped: {reason}")
-                self._write("note", step + 1, {"text": f"unreadable sample {index}: {reason}"})
+                said = f"sample {index} cannot be read and is skipped: {reason}"
+                self._note(step + 1, f"unreadable sample {index}: {reason}", said)
 
     def _log(self, step: int, window: Window, largest: Tensor) -> None:
         metrics = window.summary()
@@ -352,6 +353,8 @@ class Trainer:
             return False
         if metrics:
             self._write_evaluation(step, metrics, first=first, last=last)
+        if not first and (lost := self.measuring.lost(step, metrics, last)):
+            self._note(step, lost, f"step {step}: {lost}")
         return True
 
     def _write_evaluation(
@@ -379,8 +382,7 @@ class Trainer:
         self.optimizer.factor = decision.lr
         if decision != before:
             text = decision.text or "figures ask for nothing any more"
-            self.display.say(f"step {step}: {text}")
-            self._write("note", step, {"text": text})
+            self._note(step, text, f"step {step}: {text}")
         if self.metrics and best and best.step == step:
             self.metrics.record.log("best", step, {"figure": self.measuring.figure, "value": best.value})
 

@@ -66,6 +66,19 @@ def save_state(state: State, folder: Path) -> dict[str, dict[str, Any]]:
     return about | {name: values for a, _, _ in ranks for name, values in a.items()}
 
 
+def save_whole(state: State, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write a state of whole tensors as `save_state` does, by this process alone."""
+    make_folder(folder)
+    seen: set[int] = set()
+    own = {n: _on_cpu(v.detach(), seen) for n, v in state.items() if isinstance(v, Tensor)}
+    file = folder / "rank_00000.safetensors"
+    replace_tensors(file, own)
+    about = {file.name: described(file)}
+    offsets = {name: [0] * tensor.dim() for name, tensor in own.items()}
+    replace_text(folder / INDEX, json.dumps(_index(state, [(about, offsets)])))
+    return about | {INDEX: described(folder / INDEX)}
+
+
 def described(file: Path) -> dict[str, Any]:
     """Return size and digest of a file."""
     return {"size": file.stat().st_size, "sha256": digest(file)}

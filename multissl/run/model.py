@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multissl.build import build, encoders_of, fitted, learner_of
+from multissl.build import build, encoders_of, fitted, learner_of, modality_of
 from multissl.config import config_name
 from multissl.contract.data import Sample
 from multissl.contract.encoder import Encoders
@@ -25,6 +25,7 @@ from multissl.layers.lora import merge
 from multissl.parallel.sharding import Parallel
 from multissl.recipe import Recipe, RunStage, recipe_of, stage_at
 from multissl.registry import suggest
+from multissl.run.earlier import readable
 from multissl.run.folder import RunFolder, located, run_of
 from multissl.run.module import FeatureModule, ModulePool
 from multissl.trust import Trust
@@ -120,8 +121,9 @@ def load(
 
     `RUN` is what the run ships, or its newest whole checkpoint where it has not finished; `RUN@STEP` is a checkpoint,
     `RUN@best` the best one of a run that compares them.
-    Reads JSON and safetensors only; nothing is unpickled. Code that its recipe names, such as the class of an
-    objective of one's own, runs if the user has trained with it, and else only where `trust` says so.
+    Reads JSON and safetensors only. Code that its recipe names, such as the class of an objective of one's own, runs if
+    the user has trained with it, and else only where `trust` says so. So are checkpoints read that an older version
+    pickled; they are written anew.
     """
     folder, step = located(run)
     finished = int(folder.finish().get("step", 0))
@@ -142,7 +144,7 @@ def load(
             _tell_best(folder, finished, recipe)
     else:
         recipe, modality, encoders, reached = _at_checkpoint(
-            lambda number: change(stage_at(stages, number).recipe), folder, step
+            lambda number: change(stage_at(stages, number).recipe), folder, step, trust
         )
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device), reached)
@@ -174,40 +176,51 @@ def _shipped(recipe: Recipe, modality: Modality, folder: RunFolder) -> Encoders:
 
 
 def _at_checkpoint(
-    recipe_at: Callable[[int], Recipe], folder: RunFolder, step: int | None
+    recipe_at: Callable[[int], Recipe], folder: RunFolder, step: int | None, trust: bool
 ) -> tuple[Recipe, Modality, Encoders, int]:
     """Return the recipe of a run at one of its checkpoints, modality and encoders as it would ship them, and the step.
 
     `recipe_at` gives the recipe by step. Without a step that of the newest whole checkpoint is taken. The run may be
-    going on, so a checkpoint may be removed while it is read: then a newer one is there.
+    going on, so a checkpoint may be removed while it is read: then a newer one is there. `trust`: pickled ones are
+    read, too.
     """
-    kept = {checkpoint.step_of(p): p for p in checkpoint.find(folder.checkpoints)}
-    if not kept or (step is not None and step not in kept):
-        there = f"; it keeps those of {', '.join(f'{s:,}' for s in sorted(kept))}" if kept else ""
-        which = "none yet" if step is None else f"none of step {step}"
-        raise ValueError(f"{folder.path} holds no finished encoder and of its checkpoints {which}{there}")
-    problem: Exception | None = None
-    for number in sorted(kept, reverse=True) if step is None else [step]:
-        recipe = recipe_at(number)
-        modality = recipe.modality.build()
-        try:
-            checkpoint.check(kept[number])
-            _restore(modality, checkpoint.read_modality(kept[number]), kept[number])
-            learner = learner_of(recipe.replace(chunk=0), modality, encoders_of(recipe, modality))
-            checkpoint.load_learner(kept[number], learner)
-        except (OSError, Damaged) as error:
-            problem = error
-            if step is None:
-                log.warning("%s; trying an earlier checkpoint", error)
-            continue
-        state = "" if folder.finish() else " has not finished"
-        log.warning("%s%s: this is its checkpoint of step %s", folder.path, state, number)
-        shipped = learner.shipped()
-        merge(shipped)
-        return recipe, modality, shipped, number
-    if step is None and [*checkpoint.find(folder.checkpoints)] != [*kept.values()]:
-        return _at_checkpoint(recipe_at, folder, step)
+
+    def fitted_to(number: int) -> dict[str, Any]:
+        return folder.read_modality() or modality_of(recipe_at(number)).state()
+
+    with readable(folder, fitted_to, trust) as kept:
+        if not kept or (step is not None and step not in kept):
+            there = f"; it keeps those of {', '.join(f'{s:,}' for s in sorted(kept))}" if kept else ""
+            which = "none yet" if step is None else f"none of step {step}"
+            raise ValueError(f"{folder.path} holds no finished encoder and of its checkpoints {which}{there}")
+        problem: Exception | None = None
+        for number in sorted(kept, reverse=True) if step is None else [step]:
+            recipe = recipe_at(number)
+            try:
+                modality, shipped = _read_checkpoint(recipe, kept[number])
+            except (OSError, Damaged) as error:
+                problem = error
+                if step is None:
+                    log.warning("%s; trying an earlier checkpoint", error)
+                continue
+            state = "" if folder.finish() else " has not finished"
+            log.warning("%s%s: this is its checkpoint of step %s", folder.path, state, number)
+            return recipe, modality, shipped, number
+    if step is None and {checkpoint.step_of(p) for p in checkpoint.find(folder.checkpoints)} != {*kept}:
+        return _at_checkpoint(recipe_at, folder, step, trust)
     raise ValueError(f"{folder.path} has no whole checkpoint: {problem}")
+
+
+def _read_checkpoint(recipe: Recipe, place: Path) -> tuple[Modality, Encoders]:
+    """Return the modality of a checkpoint, and its encoders as the run would ship them."""
+    modality = recipe.modality.build()
+    checkpoint.check(place)
+    _restore(modality, checkpoint.read_modality(place), place)
+    learner = learner_of(recipe.replace(chunk=0), modality, encoders_of(recipe, modality))
+    checkpoint.load_learner(place, learner)
+    shipped = learner.shipped()
+    merge(shipped)
+    return modality, shipped
 
 
 def _tell_best(folder: RunFolder, finished: int, recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +85,7 @@ def with_options(protocols: Protocols, settings: dict[str, Setting]) -> Protocol
 
 def _without_holder(text: str, protocols: Protocols) -> str:
     """Return a message about options as they are typed here, where protocols stand by themselves."""
+    text = re.sub(rf"(?<![\w.-])(--)?evals\.(?=({'|'.join(map(re.escape, protocols))})\b)", "--", text)
     text = text.replace("--evals.", "--")
     names = ", ".join(f"--{name}.OPTION" for name in protocols)
     return text.replace(

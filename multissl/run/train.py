@@ -28,6 +28,7 @@ from multissl.parallel.ranks import barrier, is_main, process_group, world
 from multissl.parallel.sharding import full
 from multissl.recipe import Recipe, RunStage
 from multissl.run.copies import describe_copies
+from multissl.run.earlier import rewritten
 from multissl.run.extension import describe_extension
 from multissl.run.folder import RunFolder
 from multissl.run.identity import DataChangedError, check_data, identity_of, weights_digest
@@ -62,6 +63,7 @@ def train(
     *,
     file: Path | None = None,
     accept_data: bool = False,
+    trust: bool = False,
 ) -> Result:
     """Run a recipe in a folder, from its newest checkpoint if there is one; a finished run tells its result again.
 
@@ -71,19 +73,24 @@ def train(
     `default` is the recipe whose differences the report shows, `file` the Python file that it comes from, if any: it
     is copied into the run, as are files of code that the recipe names. Having trained with that code, the user can
     read the run from anywhere. `accept_data`: go on though the data is not what the run was trained on so far.
+    `trust`: read checkpoints that an older version pickled, once, and write them anew.
     """
     run, result = RunFolder(folder), None
     with process_group(recipe.parallel.timeout) as device, entered(run, recipe.total_steps) as lock:
         starts = starts_of(recipe)
         recipe = fitted(recipe, starts)
         recipe, modality = with_sizes(recipe, run)
-        before = run.read_options()
+        before, say = run.read_options(), Display(is_main()).say
+        changed = prepare(run, recipe, file)
+        if broadcast_object(
+            lock is not None
+        ):  # else the run has finished, and nothing of it is read or written
+            modality = rewritten(run, recipe, modality, trust, say)
         command = Command(
             run=run, recipe=recipe, default=default, device=device, starts=starts, modality=modality, before=before,
-            changed=prepare(run, recipe, file), accept_data=accept_data, began=time.time(),
-            guard=lock.check if lock else bool,
+            changed=changed, accept_data=accept_data, began=time.monotonic(), guard=lock.check if lock else bool,
         )  # fmt: skip
-        left = stages_left(recipe, run, Display(is_main()).say)
+        left = stages_left(recipe, run, say)
         for stage in left:
             result = train_stage(command, stage, left)
     assert result
@@ -143,7 +150,7 @@ def train_stage(command: Command, stage: RunStage, left: Sequence[RunStage]) -> 
             write_model(run, parts)
             result, values = result_of(run, parts, lines)
             if is_main():
-                values |= circumstances(recipe, command.default, time.time() - command.began, device)
+                values |= circumstances(recipe, command.default, time.monotonic() - command.began, device)
                 run.write_summary(values)
             barrier()  # from here on the first rank is alone
             if is_main():

@@ -42,8 +42,13 @@ class Request(NamedTuple):
     suffixes: tuple[str, ...]
     """The file types of its samples in lower case, the preferred one first: `(".png", ".jpg")`."""
     kind: str
-    """What a sample is called: the column of a table that holds it, and the word in messages."""
+    """What a sample is called: the column of a table that holds it."""
     table: TableOptions = USUAL
+
+    @property
+    def plural(self) -> str:
+        """Return what messages call several samples."""
+        return "recordings" if self.kind == "audio" else f"{self.kind}s"
 
 
 class Listing(NamedTuple):

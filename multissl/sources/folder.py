@@ -62,7 +62,7 @@ class FolderSource(Source):
                 f"pip install {PACKAGES[kind]} for {kind}" for kind in sorted(kinds) if kind in PACKAGES
             ]
             raise ValueError(
-                f"the folder holds no {request.kind}s, found {content}; looked for {', '.join(request.suffixes)}"
+                f"the folder holds no {request.plural}, found {content}; looked for {', '.join(request.suffixes)}"
                 + "".join(f"; {line}" for line in advice)
             )
         if request.kind == "image":

@@ -82,7 +82,7 @@ def find_source(request: Request) -> Source:
         return source
     if not os.path.exists(request.path):
         raise ValueError(
-            f"no such file or folder; give a folder of {request.kind}s, a list, a table or shards"
+            f"no such file or folder; give a folder of {request.plural}, a list, a table or shards"
         )
     files = [each for each in known_sources() if isinstance(each, FileSource)]
     known = ", ".join(["a folder", *(suffix for each in files for suffix in each.suffixes)])

@@ -99,6 +99,6 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.most_common(8))
         found = f", found {left_out.total():,} members ({kinds})" if left_out else ""
         raise ValueError(
-            f"no {request.kind}s in {', '.join(paths[:3])}{found}; looked for {', '.join(request.suffixes)}"
+            f"no {request.plural} in {', '.join(paths[:3])}{found}; looked for {', '.join(request.suffixes)}"
         )
     return Listing(Joined(data), labels, tags, left_out=left_out, unit="members")

@@ -36,7 +36,7 @@ class TableSource(FileSource):
             lines = io.StringIO(decode_text(unpacked(request.path)).removeprefix("\ufeff"), newline=None)
             names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
             if not names:
-                raise ValueError(f"the list names no {request.kind}s")
+                raise ValueError(f"the list names no {request.plural}")
             return Listing(Paths(root, names), [""] * len(names), [""] * len(names))
         return _listing(request, root)
 
@@ -50,7 +50,7 @@ def _listing(request: Request, root: str) -> Listing:
     names = table.cells(column).tolist()
     rows = [row for row, name in enumerate(names) if isinstance(name, str)]
     if not rows:
-        raise ValueError(f"the list names no {request.kind}s")
+        raise ValueError(f"the list names no {request.plural}")
     left_out: dict[str, int] = {}
     if len(rows) < len(names):
         first = next((f" ({reason})" for reason in table.broken.values()), "")

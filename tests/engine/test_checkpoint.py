@@ -122,7 +122,7 @@ def test_a_checkpoint_under_another_name_is_refused(three: list[Path]) -> None:
     ("meta", "message"),
     [
         ('{"format": 99, "step": 3}', "format 99, this version reads up to 3: upgrade"),
-        ('{"format": 2, "step": 3}', "format 2: it is pickled.*any code.*--restart"),
+        ('{"format": 2, "step": 3}', "format 2: it is pickled.*--trust.*--restart"),
     ],
 )
 def test_a_checkpoint_of_another_format_is_refused(three: list[Path], meta: str, message: str) -> None:

@@ -163,6 +163,52 @@ def test_a_run_that_gets_no_better_ends_and_says_why(tmp_path: Path) -> None:
     assert {"scripted/value", "last/step"} < of_kind(tmp_path, "eval")[-1].keys()
 
 
+class Falling(Scripted):
+    """Gives nothing from its third measurement on, but for the fifth."""
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        place = progress.step // (self.cfg.every or 1)
+        return super().run(encoders, modality, progress) if place < 3 or place == 5 else {}
+
+    @property
+    def decides(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_figure_that_is_measured_no_more_is_said_once_with_what_follows(
+    tmp_path: Path, alone: bool
+) -> None:
+    best = Best(figure="falling", patience=2)
+    evals: dict[str, Evaluator.Config] = {"falling": Falling.Config(every=5, values=(0.0, 3.0, 2.0))}
+    evals |= {} if alone else {"last": Last.Config(every=5)}
+    asked = recipe().replace(steps=40, evals=evals, best=best, save=Save(every=10))
+    with pytest.MonkeyPatch.context() as patch:  # an interrupted run says it at the same steps
+        patch.setattr(run.Trainer, "_log", stopped_at(20))
+        with pytest.raises(KeyboardInterrupt):
+            run.train(asked, tmp_path)
+    run.train(asked, tmp_path)
+    said = [(x["step"], x["text"]) for x in of_kind(tmp_path, "note") if "any more" in x["text"]]
+    assert [step for step, _ in said] == [15]  # at step 25 patience ends it
+    assert said[0][1] == (
+        "falling gives no value any more, by which steps are compared (best.figure=falling): until it does, step 5 "
+        "stays the best, best.patience=2 counts no measurement without it, and the run goes on"
+    )
+    assert RunFolder(tmp_path).read_summary()["steps"] == 25
+
+
+def stopped_at(step: int) -> Any:
+    """Return a function that ends a run where the trainer logs a step."""
+    right = run.Trainer._log
+
+    def logged(self: Any, at: int, *args: Any) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        right(self, at, *args)
+
+    return logged
+
+
 def test_the_best_is_the_earlier_of_equals_and_never_a_number_that_is_none() -> None:
     lines = [{"step": s, "f": v} for s, v in ((0, 0.0), (5, 2.0), (10, math.nan), (15, 2.0), (20, 3.0))]
     found = best_step(lines, "f"), best_step(lines, "f", lower=True), best_step(lines[:3], "f")

@@ -340,17 +340,28 @@ ASKS_FIRST = {
     "catalogue._make": "entries of the package's own recipes",
     "catalogue._run_file": "a file whose name the user typed",
     "encoders.module.make": "a factory, which its config declares in `code_names`",
+    "engine.pickled._Outline": "names mean what a table says, and nothing is imported",
 }
-"""Functions that call `trust` for a name that somebody has admitted before."""
+"""Functions that call `trust` for a name that somebody has admitted before, and a class that needs none."""
 
 
 def foreign_code(package: Path, decides: str, allowed: Iterable[str]) -> list[str]:
-    """Return calls that run code by a name or from a value outside the module that decides, and switches left open."""
+    """Return calls that run code by a name or from a value outside the module that decides, and switches left open.
+
+    Classes that derive from such a function are among them.
+    """
     broken = []
     for path in files(package):
         module, names = module_of(path, package), aliases(path)
         if module == decides or module == "code_files":
             continue
+        broken += [
+            f"{path.name}:{node.lineno} derives from {base}: only multissl.trust may run what a value names"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ClassDef) and f"{module}.{node.name}" not in ASKS_FIRST
+            for base in (_written_out(dotted(b), names) for b in node.bases)
+            if any(base.startswith(f"{name}.") for name in RUNS_CODE)
+        ]
         for where, node in _calls(path):
             place = f"{module}.{where}".strip(".")
             if place in allowed or place in ASKS_FIRST:

@@ -204,7 +204,7 @@ def test_a_truncated_wav_is_used_as_far_as_it_goes(tmp_path: Path) -> None:
 
 def test_a_folder_without_sound_and_one_of_silence_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"holds no audios?, found 1 files \(.jpg\); looked for .wav"):
+    with pytest.raises(ValueError, match=r"holds no recordings, found 1 files \(.jpg\); looked for .wav"):
         Audio(Audio.Config(data=str(tmp_path))).dataset("train")
     for i in range(3):
         write(tmp_path / f"{i}.wav", np.zeros(RATE, np.float32))
