@@ -63,6 +63,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "vicregl": "multissl.objectives.vicregl:VICRegL",
         "barlow": "multissl.objectives.barlow:BarlowTwins",
         "wmse": "multissl.objectives.wmse:WMSE",
+        "tico": "multissl.objectives.tico:TiCo",
+        "mmcr": "multissl.objectives.mmcr:MMCR",
         "lejepa": "multissl.objectives.lejepa:LeJEPA",
         "visreg": "multissl.objectives.visreg:VISReg",
         "simdino": "multissl.objectives.simdino:SimDINO",
@@ -178,7 +180,14 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 RECIPES: dict[str, tuple[str, ...]] = {
-    "image": ("image.dino", "image.cifar", "image.imagenet", "image.continuing", "image.stages"),
+    "image": (
+        "image.dino",
+        "image.cifar",
+        "image.cifar_covariance",
+        "image.imagenet",
+        "image.continuing",
+        "image.stages",
+    ),
     "audio": ("audio",),
     "tabular": ("tabular",),
     "text": ("text",),

@@ -103,7 +103,7 @@ OWN: dict[str, Modality.Config] = {
 """What objectives learn from that do not take pictures."""
 ONE_IS_TOO_FEW = {
     "dino", "msn", "nnclr", "infonce", "clip", "siglip", "byol", "vicreg", "vicregl", "barlow", "wmse", "weighted",
-    "spr", "visreg",
+    "spr", "visreg", "tico", "mmcr",
 }  # fmt: skip
 """Objectives that compare samples, or whose heads have batch norm."""
 

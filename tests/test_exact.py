@@ -28,6 +28,7 @@ from multissl.contract.plans import StreamSpec
 from multissl.encoders.resnet import ResNetEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.heads import MLPHead
+from multissl.layers.teacher import Teacher
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.tabular.adapter import Tabular
@@ -70,6 +71,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "nnclr": [{"two_view": True}],
     "byol": [{"target": "student"}],
     "simdino": [{"patch_weight": 0.0, "expand": "student"}],
+    "tico": [{"symmetric": True}],
+    "mmcr": [{"compression": 0.5, "teacher": Teacher.Config(ema=0.5)}],
     "data2vec": [{"masks": 2, "row_weight": 1.0}],
     "distill": [{"balance": "phi_s", "tokens": "mixed", "pooled": "mse", "num_views": 2}],
     "swav": [{"queue": 16}],
@@ -166,6 +169,8 @@ PLANTS = [
     Plant("wmse", "gather", "local"),
     Plant("lejepa", "sum_ranks", "detached"),
     Plant("visreg", "gather", "detached"),
+    Plant("tico", "sum_ranks", "local"),
+    Plant("mmcr", "gather", "local"),
     Plant("simdino", "sum_ranks", "detached"),
     Plant("barlow", "sum_ranks", "local"),
     Plant("msn", "sum_ranks", "detached"),

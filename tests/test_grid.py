@@ -95,6 +95,7 @@ REASONS: dict[tuple[str, str], str] = {
         "cav_mae",
     ): "for drop views, which it does not provide: its rows hide unequal numbers of tokens",
     ("paired", "moco"): "moco with one direction would train only the encoder of image",
+    ("paired", "tico"): "tico with one direction would train only the encoder of image",
     ("paired", "vicregl"): "vicregl matches places within one stream",
     ("text", "infilling"): "this stream takes nothing out: set modality.infill",
     ("tabular", "vicregl"): "for coords views, which it does not provide",
@@ -102,12 +103,12 @@ REASONS: dict[tuple[str, str], str] = {
 """Pairs without a meaning, and the words in which `check` or the objective must refuse them."""
 EXPERIMENTAL: dict[str, str] = {
     "image": "spr",
-    "video": "spr vicreg vicregl barlow wmse data2vec lejepa visreg simdino",
-    "audio": "spr ijepa lejepa visreg simdino",
-    "text": "spr dino byol vicreg vicregl barlow wmse swav msn ijepa lejepa visreg simdino",
-    "tabular": "spr dino byol vicreg barlow wmse swav msn ijepa data2vec lejepa visreg simdino distill",
-    "rl": "dino swav msn ijepa data2vec vicregl lejepa visreg simdino distill",
-    "paired": "nnclr byol wmse swav lejepa visreg",
+    "video": "spr vicreg vicregl barlow wmse tico mmcr data2vec lejepa visreg simdino",
+    "audio": "spr tico mmcr ijepa lejepa visreg simdino",
+    "text": "spr dino byol vicreg vicregl barlow wmse tico mmcr swav msn ijepa lejepa visreg simdino",
+    "tabular": "spr dino byol vicreg barlow wmse tico mmcr swav msn ijepa data2vec lejepa visreg simdino distill",
+    "rl": "dino tico mmcr swav msn ijepa data2vec vicregl lejepa visreg simdino distill",
+    "paired": "nnclr byol wmse mmcr swav lejepa visreg",
 }
 """Pairs that train though nobody has published them: by modality, the objectives."""
 

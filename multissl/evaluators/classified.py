@@ -62,14 +62,19 @@ def task_of(
 ) -> Task | None:  # fmt: skip
     """Return the labeled samples of training and of a split; None, with a warning, where nothing can be learned."""
     task = _read(evaluator, featurize, modality, split, train, queries, device)
+    return task if measurable(evaluator, task, split) else None
+
+
+def measurable(evaluator: Evaluator, task: Task, split: str) -> bool:
+    """Return whether there is something to learn and to score; warns of what is missing."""
     classes = len(task.y.unique())
     if classes < 2 or not len(task.truth):
         evaluator.warn_nothing_to_measure(
             f"{len(task.y)} labeled training samples of {classes} classes and {len(task.truth)} of the split"
         )
-        return None
+        return False
     warn_unseen(evaluator, task, split)
-    return task
+    return True
 
 
 def _read(

@@ -1,10 +1,9 @@
-"""The corruptions of ImageNet-C that need no files and no other program (Hendrycks, Dietterich 2019, arXiv 1903.12261).
+"""The corruptions of ImageNet-C (Hendrycks, Dietterich 2019, arXiv 1903.12261), made without files and other programs.
 
 Constants of five severities are those of `ImageNet-C/create_c/make_imagenet_c.py`, which are for pictures of 224
 pixels: lengths (the sigma of a blur, the radius of a disk) are scaled by the shorter side over 224, so that a small
-picture loses as much as a large one; the weakest blurs of pictures of 32 pixels leave them as they are. A disk is drawn
-by how much of each pixel it covers, as its radius may be below one.
-Not made: frost (pictures of ice), motion blur and snow (ImageMagick), fog, glass blur, elastic transform and spatter.
+picture loses as much as a large one; the weakest blurs of pictures of 32 pixels leave them as they are. Four of the
+nineteen cannot be made so and are likenesses: motion blur, frost, snow and spatter (`blurring`, `weather`).
 Draws are made from the picture's own bytes, so that it is corrupted alike in any batch.
 Shapes: C channels, H, W pixels; values 0 to 1.
 """
@@ -12,7 +11,6 @@ Shapes: C channels, H, W pixels; values 0 to 1.
 from __future__ import annotations
 
 import io
-import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIDE = 224
-"""Pixels of the pictures that the constants are for."""
-SUBPIXELS = 5
-"""Points of a pixel, along each axis, that tell how much of it a disk covers."""
+from multissl.evaluators.blurring import (
+    defocus_blur,
+    gaussian_blur,
+    glass_blur,
+    motion_blur_like,
+    pixels,
+    sampled,
+    scale_of,
+    smoothed_by_mirrors,
+    zoom_blur,
+)
+from multissl.evaluators.weather import fog, frost_like, layer_shape, snow_like, spatter_like
+
 SEVERITIES = (1, 2, 3, 4, 5)
+ELASTIC = 244
+"""What the lengths of the elastic transform are shares of, which should have been 224 in the original, too."""
 Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
 """From a picture [3, H, W], a severity from 1 on and a generator to a picture, before it is clipped."""
 
@@ -60,27 +69,6 @@ def impulse_noise(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
 def speckle_noise(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
     """Add noise in proportion to the values."""
     return x + x * (0.15, 0.2, 0.35, 0.45, 0.6)[severity - 1] * torch.randn(x.shape, generator=draw)
-
-
-def gaussian_blur(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
-    """Blur by a Gaussian."""
-    return smoothed(x, (1, 2, 3, 4, 6)[severity - 1] * scale_of(x))
-
-
-def defocus_blur(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
-    """Blur by a disk, whose edge is smoothed."""
-    radius, edge = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
-    kernel = disk(radius * scale_of(x), edge * scale_of(x))
-    side = len(kernel) // 2
-    padded = F.pad(x[None], (side,) * 4, mode="replicate")[0]
-    return F.conv2d(padded[:, None], kernel[None, None])[:, 0]
-
-
-def zoom_blur(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
-    """Return the mean of a picture and of larger and larger ones of its center."""
-    last, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[severity - 1]
-    zooms = np.arange(1, last, step).tolist()
-    return (x + sum(zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
 
 
 def contrast(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
@@ -126,52 +114,35 @@ def pixelate(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
     return _values(np.asarray(small.resize((wide, high), Image.Resampling.BOX)))
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    each.__name__: each
-    for each in (
-        gaussian_noise, shot_noise, impulse_noise, defocus_blur, zoom_blur, brightness, contrast, pixelate,
-        jpeg_compression, speckle_noise, gaussian_blur, saturate,
-    )
-}  # fmt: skip
-"""By name; the first nine are among the fifteen of the published figure, the others among its four extra ones."""
-
-
-def scale_of(x: Tensor) -> float:
-    """Return by what lengths are multiplied."""
-    return min(x.shape[1:]) / SIDE
-
-
-def smoothed(x: Tensor, sigma: float) -> Tensor:
-    """Return x [C, H, W] under a Gaussian of four deviations each way; the border is repeated."""
-    side = int(4 * sigma + 0.5)
-    if not side:
-        return x
-    at = torch.arange(-side, side + 1)
-    weights = torch.exp(-0.5 * (at / sigma) ** 2)
-    weights = weights / weights.sum()
-    x = F.pad(x[None], (side,) * 4, mode="replicate")[0][:, None]
-    return F.conv2d(F.conv2d(x, weights[None, None, :, None]), weights[None, None, None])[:, 0]
-
-
-def disk(radius: float, edge: float) -> Tensor:
-    """Return a disk [n, n] whose sum is 1, smoothed by a Gaussian of sigma `edge`."""
-    side = math.ceil(radius) + 1
-    points = (torch.arange((2 * side + 1) * SUBPIXELS) + 0.5) / SUBPIXELS - side - 0.5
-    inside = (points[:, None] ** 2 + points**2 <= radius * radius).float()
-    cover = smoothed(F.avg_pool2d(inside[None], SUBPIXELS), edge)[0]
-    return cover / cover.sum()
-
-
-def zoomed(x: Tensor, zoom: float) -> Tensor:
-    """Return the center of x [C, H, W], enlarged to its size."""
+def elastic_transform(x: Tensor, severity: int, draw: torch.Generator) -> Tensor:
+    """Move three points of the picture, and every pixel a little on its own."""
+    strength, sigma, shift = (
+        (2.0, 0.7, 0.1), (2.0, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02),
+    )[severity - 1]  # fmt: skip
     high, wide = x.shape[1:]
-    h, w = math.ceil(high / zoom), math.ceil(wide / zoom)
-    top, left = (high - h) // 2, (wide - w) // 2
-    size = (max(high, round(h * zoom)), max(wide, round(w * zoom)))
-    part = x[None, :, top : top + h, left : left + w]
-    large = F.interpolate(part, size, mode="bilinear", align_corners=True)[0]
-    down, right = (size[0] - high) // 2, (size[1] - wide) // 2
-    return large[:, down : down + high, right : right + wide]
+    noise = 2 * torch.rand(2, *layer_shape(x), generator=draw) - 1
+    moves = strength * ELASTIC * smoothed_by_mirrors(noise, sigma * ELASTIC)  # in pixels of the layer
+    moves = F.interpolate(moves[None], (high, wide), mode="bilinear", align_corners=False, antialias=True)[0]
+    center, third = torch.tensor([wide, high]) / 2, min(high, wide) / 3
+    points = center + third * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    moved = points + shift * ELASTIC * scale_of(x) * (2 * torch.rand(3, 2, generator=draw) - 1)
+    back = torch.linalg.solve(
+        F.pad(moved, (0, 1), value=1.0), points
+    )  # [3, 2], from where points are to where from
+    at = F.pad(pixels(high, wide) + moves.movedim(0, 2) * scale_of(x), (0, 1), value=1.0) @ back
+    return sampled(x, at, "reflection")
+
+
+STANDARD = (
+    gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur_like, zoom_blur, snow_like,
+    frost_like, fog, brightness, contrast, elastic_transform, pixelate, jpeg_compression,
+)  # fmt: skip
+"""The fifteen of the published figure, three of them as likenesses."""
+EXTRA = (speckle_noise, gaussian_blur, spatter_like, saturate)
+"""The four that the original keeps for validation, one of them as a likeness: with them it is another figure."""
+FIFTEEN = tuple(each.__name__ for each in STANDARD)
+NINETEEN = (*FIFTEEN, *(each.__name__ for each in EXTRA))
+CORRUPTIONS: dict[str, Corruption] = {each.__name__: each for each in (*STANDARD, *EXTRA)}
 
 
 def _picture(x: Tensor) -> Any:

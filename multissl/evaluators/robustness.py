@@ -1,6 +1,6 @@
 """Errors under corruptions, beside those of AlexNet: mCE (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-No modality supplies corrupted pictures yet: accuracies are handed in.
+Accuracies are handed in: those on the original set, as the corruptions of `corrupting` are not all the original's.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Shapes: V views, B samples on this rank, R = V*B rows, D encoder width, P projec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,6 +130,18 @@ def _rows(views: Views) -> Tensor:
     rows = views.present_rows
     assert rows is not None, "the views of a stream are all of the same samples"
     return rows
+
+
+def one_by_one(views: Views) -> list[Views]:
+    """V views as V items of one view each, without masks and targets."""
+    cut = {n: getattr(views, n) for n in ("x", "valid", "condition")}
+    return [
+        replace(
+            views, num_views=1, masks=(), target=None, coords=None,
+            **{n: t.chunk(views.num_views)[i] for n, t in cut.items() if t is not None},
+        )
+        for i in range(views.num_views)
+    ]  # fmt: skip
 
 
 def presence(batch: Batch) -> Tensor | None:

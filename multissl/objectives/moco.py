@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -33,7 +33,14 @@ from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.moco import queue_loss
 from multissl.losses.nce import one_way
-from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
+from multissl.objectives.common import (
+    one_by_one,
+    presence,
+    project,
+    same_plan,
+    shared_space,
+    views_per_stream,
+)
 from multissl.objectives.pairing import ids_of, predict, relations_of
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import world
@@ -168,15 +175,3 @@ class MoCo(Objective):
     def shard_units(self) -> list[nn.Module]:
         """The teacher's blocks and heads."""
         return self.teacher.shard_units()
-
-
-def one_by_one(views: Views) -> list[Views]:
-    """V views as V items of one view each, without masks and targets."""
-    cut = {n: getattr(views, n) for n in ("x", "valid", "condition")}
-    return [
-        replace(
-            views, num_views=1, masks=(), target=None, coords=None,
-            **{n: t.chunk(views.num_views)[i] for n, t in cut.items() if t is not None},
-        )
-        for i in range(views.num_views)
-    ]  # fmt: skip

@@ -1,9 +1,8 @@
-"""Corruptions beside scipy, colorsys and loops; draws that a batch does not change; lengths that follow the picture."""
+"""Corruptions beside scipy, colorsys and loops; draws that a batch does not change."""
 
 from __future__ import annotations
 
 import colorsys
-import math
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from multissl.evaluators import corrupting
-from multissl.evaluators.corrupting import CORRUPTIONS, SEVERITIES, corrupt, disk, smoothed, zoomed
+from multissl.evaluators.blurring import pixels, sampled
+from multissl.evaluators.corrupting import CORRUPTIONS, FIFTEEN, NINETEEN, SEVERITIES, corrupt
+from multissl.evaluators.robustness import STANDARD
 
 DRAW = torch.Generator().manual_seed(0)
 PICTURE = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10, generator=DRAW), (32, 40), mode="bilinear")[
@@ -28,9 +29,59 @@ def test_a_picture_is_changed_more_with_severity_and_alike_whenever_it_is_asked(
     picture = bytes_of(PICTURE)
     made = [corrupt(picture, name, severity) for severity in SEVERITIES]
     changes = [float((m.float() - picture.float()).square().mean()) for m in made]
+    if name == "elastic_transform":  # the first two move far what the others tear apart
+        changes = [np.mean([roughness(s, seed) for seed in range(4)]) for s in SEVERITIES[2:]]
+        assert changes == sorted(changes)
     assert changes[-1] > changes[0] >= 0
     assert torch.equal(corrupt(picture.clone(), name, 3), made[2])
-    assert made[0].shape == picture.shape
+    assert all(m.shape == picture.shape and m.dtype == torch.uint8 for m in made)
+
+
+def roughness(severity: int, seed: int) -> float:
+    """How far the elastic transform pulls neighbors apart, of a picture that shows where its pixels come from."""
+    places = pixels(224, 224).movedim(2, 0) / 224
+    draw = torch.Generator().manual_seed(seed)
+    moved = 224 * corrupting.elastic_transform(torch.cat([places, places[:1]]), severity, draw)[:2]
+    return float((moved.diff(dim=2) - moved.diff(dim=2).mean()).square().mean())
+
+
+def test_the_published_sets_are_whole_but_for_what_is_named_a_likeness() -> None:
+    assert [name.removesuffix("_like") for name in FIFTEEN] == [*STANDARD]
+    likenesses = {name for name in NINETEEN if name.endswith("_like")}
+    assert likenesses == {"motion_blur_like", "snow_like", "frost_like", "spatter_like"}
+    assert len({*NINETEEN}) == 19
+    assert [*CORRUPTIONS] == [*NINETEEN]
+
+
+def test_the_elastic_transform_moves_pixels_as_an_affine_map_and_smooth_noise_do() -> None:
+    """Beside scipy, from the same draws: the field smoothed by mirrors, the map solved for, one look between pixels."""
+    scipy = pytest.importorskip("scipy.ndimage")
+    large = torch.nn.functional.interpolate(PICTURE[None], (224, 224), mode="bilinear")[0]
+    for severity, (alpha, sigma, shift) in ((1, (488.0, 170.8, 24.4)), (5, (29.28, 2.44, 4.88))):
+        made = corrupting.elastic_transform(large, severity, torch.Generator().manual_seed(severity))
+        draw = torch.Generator().manual_seed(severity)
+        noise = (2 * torch.rand(2, 224, 224, generator=draw) - 1).double().numpy()
+        x, y = (alpha * scipy.gaussian_filter(n, sigma, mode="reflect", truncate=3) for n in noise)
+        third, points = 224 / 3, []
+        for right, down in ((1, 1), (1, -1), (-1, -1)):
+            points.append((112 + right * third, 112 + down * third))
+        points = np.array(points)
+        moved = points + shift * (2 * torch.rand(3, 2, generator=draw).double().numpy() - 1)
+        # columns and rows of where the pixels at `moved` come from
+        back = np.linalg.solve(np.c_[moved, np.ones(3)], points)
+        columns, rows = np.meshgrid(np.arange(224.0), np.arange(224.0))
+        at = np.stack([columns + x, rows + y, np.ones_like(x)], -1) @ back
+        theirs = [
+            scipy.map_coordinates(c, [at[..., 1], at[..., 0]], order=1, mode="reflect")
+            for c in large.double().numpy()
+        ]
+        np.testing.assert_allclose(made.numpy(), np.stack(theirs), atol=2e-3)
+
+
+def test_what_lies_between_pixels_is_bilinear() -> None:
+    x = torch.arange(12.0).reshape(1, 3, 4)
+    at = torch.tensor([[[1.5, 0.0], [3.0, 1.25], [-5.0, 0.0]]])
+    assert sampled(x, at, "border").flatten().tolist() == pytest.approx([1.5, 8.0, 0.0], abs=1e-5)
 
 
 def test_noise_is_as_strong_as_it_says() -> None:
@@ -48,26 +99,6 @@ def test_noise_is_as_strong_as_it_says() -> None:
     assert float(corrupting.speckle_noise(gray, 5, DRAW).std()) == pytest.approx(0.3, rel=0.02)
 
 
-def test_blur_and_zoom_are_those_of_scipy() -> None:
-    scipy = pytest.importorskip("scipy.ndimage")
-    for sigma in (0.4, 1.3, 2.0):
-        channels = PICTURE.double().numpy()
-        theirs = np.stack([scipy.gaussian_filter(c, sigma, mode="nearest") for c in channels])
-        np.testing.assert_allclose(smoothed(PICTURE, sigma).numpy(), theirs, atol=1e-5)
-    for zoom in (1.0, 1.1, 1.25):
-        h, w = math.ceil(32 / zoom), math.ceil(40 / zoom)
-        top, left = (32 - h) // 2, (40 - w) // 2
-        for channel, ours in zip(PICTURE, zoomed(PICTURE, zoom), strict=True):
-            large = scipy.zoom(channel[top : top + h, left : left + w].numpy(), zoom, order=1)
-            down, right = (large.shape[0] - 32) // 2, (large.shape[1] - 40) // 2
-            theirs = large[down : down + 32, right : right + 40]
-            if theirs.shape == (
-                32,
-                40,
-            ):  # scipy's rounding may lose a line, which the original code breaks on
-                np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
-
-
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_saturation_and_brightness_are_those_of_colorsys(severity: int) -> None:
     x = PICTURE[:, :6, :6].clone()
@@ -81,19 +112,3 @@ def test_saturation_and_brightness_are_those_of_colorsys(severity: int) -> None:
             assert pale[:, r, c].tolist() == pytest.approx(want, abs=1e-5)
             want = colorsys.hsv_to_rgb(h, s, min(v + 0.1 * severity, 1))
             assert bright[:, r, c].tolist() == pytest.approx(want, abs=1e-5)
-
-
-def test_lengths_follow_the_size_of_the_picture() -> None:
-    small, large = torch.rand(3, 56, 56, generator=DRAW), torch.rand(3, 224, 224, generator=DRAW)
-    assert torch.equal(corrupting.gaussian_blur(small, 3, DRAW), smoothed(small, 0.75))
-    assert torch.equal(corrupting.gaussian_blur(large, 3, DRAW), smoothed(large, 3))
-
-
-def test_a_disk_covers_pixels_by_parts_and_sums_to_one() -> None:
-    assert float(disk(3, 0.1).sum()) == pytest.approx(1)
-    whole = disk(4.0, 0.0)
-    side = len(whole) // 2
-    assert float(whole[side, side]) == pytest.approx(1 / (math.pi * 16), rel=0.02)
-    assert float(whole[side, side + 5]) == 0
-    tiny = disk(0.3, 0.0)
-    assert float(tiny[len(tiny) // 2, len(tiny) // 2]) == 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from multissl.evaluators import corruptions as protocol
+from multissl.evaluators.corrupting import FIFTEEN, NINETEEN
 from multissl.evaluators.corruptions import Corruptions
 from tests.evaluators.clusters import START, Clusters, frozen
 from tests.evaluators.every import Photos, seeing_photos
@@ -47,6 +51,38 @@ def test_corrupted_pictures_come_from_what_is_shown(monkeypatch: pytest.MonkeyPa
     evaluator.run(seeing_photos(), photos, START)
     assert len(seen) == 3
     assert {x.dtype for x in seen} == {np.dtype(np.uint8)}
+
+
+def test_clean_queries_are_encoded_once() -> None:
+    """Three clean pictures and as many under each of two conditions, beside the training samples."""
+    photos, rows = Photos.Config().build(), []
+    whole = seeing_photos()
+
+    def counting(views: Any, masking: Any, inner: int) -> Any:
+        rows.append(sum(len(v.x) for v in views))
+        return whole.function(views, masking, inner)
+
+    evaluator = Corruptions.Config(corruptions=("contrast",), severities=(2, 3), queries=3).build()
+    evaluator.run(replace(whole, function=counting, memory={}), photos, START)
+    assert sum(rows) == len(photos.dataset("train")) + 3 * 3
+
+
+def test_means_over_the_published_sets_want_all_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four extra corruptions show black, the fifteen nothing of themselves."""
+
+    def paint(picture: torch.Tensor, name: str, severity: int) -> torch.Tensor:
+        return picture if name in FIFTEEN else picture * 0
+
+    monkeypatch.setattr(protocol, "corrupt", paint)
+    photos = Photos.Config(noise=0.05).build()
+    both = Corruptions.Config(corruptions=NINETEEN, severities=(1,)).build()
+    figures = both.run(seeing_photos(), photos, START)
+    assert figures["over15"] == figures["clean"]
+    assert figures["over19"] == pytest.approx((15 * figures["clean"] + 4 * 25) / 19)
+    assert [*figures] == both.metric_names()
+    assert "over15" in Corruptions.Config().build().metric_names()
+    assert "over19" not in Corruptions.Config().build().metric_names()
+    assert "over15" not in Corruptions.Config(corruptions=FIFTEEN[1:]).build().metric_names()
 
 
 def test_samples_that_are_no_pictures_give_no_figure_and_say_so(said: list[str]) -> None:

@@ -47,7 +47,7 @@ READ = {
     "masked_modeling": "audiomae_loss audiomae_masking ijepa_model_loss mae_loss mae_model mae_random_masking "
     "simmim_loss sincos_pos_embed videomae_loss vjepa_loss vjepa_model",
     "metrics": "alpha_req knn_weighted rankme retrieval_map",
-    "noncontrastive": "barlow_twins data2vec_targets negative_cosine vicreg vicregl wmse_whitening",
+    "noncontrastive": "barlow_twins data2vec_targets mmcr negative_cosine tico vicreg vicregl wmse_whitening",
     "optim_ema": "ema_and_clip lars",
     "protocols": "alpha_req_wls attention_mask_jaccard attentive_probe attentive_probe_aim attentive_probe_capi "
     "clid clip_zero_shot copy_detection depth_bins dinov2_knn_few dinov3_knn_skip_first dinov3_linear_seg_head "

@@ -1,7 +1,7 @@
 """Golden cases of the losses without negatives.
 
-Covered: noncontrastive/{negative_cosine, barlow_twins, vicreg, vicregl, wmse_whitening}, distributed/{dist_barlow,
-dist_vicreg}.
+Covered: noncontrastive/{negative_cosine, barlow_twins, vicreg, vicregl, wmse_whitening, tico, mmcr},
+distributed/{dist_barlow, dist_vicreg}.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from multissl.losses.barlow import barlow_terms, cross_correlation
 from multissl.losses.byol import byol_loss
+from multissl.losses.mmcr import capacity, mean_extent
+from multissl.losses.tico import moved_covariance, tico_terms
 from multissl.losses.vicreg import vicreg_terms
 from multissl.losses.vicregl import global_terms, local_terms
 from multissl.losses.wmse import whiten, wmse_loss
@@ -24,11 +26,6 @@ from tests.golden import Case, cases, cases_of, run_on_ranks
 pytestmark = pytest.mark.reference
 
 OTHER_PAIRS = ~torch.eye(2, dtype=torch.bool)
-
-
-@pytest.mark.parametrize("variant", ["tico", "mmcr"])
-def test_golden_not_covered(variant: str) -> None:
-    pytest.skip(f"noncontrastive/{variant}: not covered, the method is not built")
 
 
 @pytest.mark.parametrize("case", cases("noncontrastive", "negative_cosine"))
@@ -118,6 +115,31 @@ def test_golden_wmse(case: Case) -> None:
     loss = wmse_loss(torch.stack(z), torch.arange(len(z[0])), case.hyper["eps"])
     case.check(loss, "out", "loss")
     for name, grad in zip(("z0", "z1"), torch.autograd.grad(loss, z), strict=True):
+        case.check(grad, "grad", name)
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "tico"))
+def test_golden_tico(case: Case) -> None:
+    hyper, given = case.hyper, {n: t.requires_grad_() for n, t in case.tensors("in").items()}
+    covariance = torch.zeros(hyper["D"], hyper["D"], dtype=given["z0_0"].dtype)
+    for step in range(hyper["steps"]):
+        z, target = given[f"z0_{step}"], given[f"z1_{step}"]
+        covariance = moved_covariance(z, covariance, hyper["beta"])
+        terms = tico_terms(z, target, covariance)
+        loss = terms["invariance"] + hyper["rho"] * terms["covariance"]
+        case.check(loss, "out", f"loss_{step}")
+        case.check(covariance, "out", f"C_{step}")
+        for name, grad in zip("01", torch.autograd.grad(loss, [z, target]), strict=True):
+            case.check(grad, "grad", f"z{name}_{step}")
+
+
+@pytest.mark.parametrize("case", cases("noncontrastive", "mmcr"))
+def test_golden_mmcr(case: Case) -> None:
+    given = {n: t.requires_grad_() for n, t in case.tensors("in").items()}  # [B, V, D] each
+    views = torch.cat([given["online"], given["momentum"]], 1).transpose(0, 1)
+    loss = case.hyper["lmda"] * mean_extent(views) - capacity(views)[0]
+    case.check(loss, "out", "loss")
+    for name, grad in zip(given, torch.autograd.grad(loss, [*given.values()]), strict=True):
         case.check(grad, "grad", name)
 
 

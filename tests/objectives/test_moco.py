@@ -13,7 +13,8 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.teacher import Teacher
 from multissl.losses import nce as kernel
 from multissl.losses.moco import queue_loss
-from multissl.objectives.moco import MoCo, one_by_one
+from multissl.objectives.common import one_by_one
+from multissl.objectives.moco import MoCo
 from tests.helpers.ranks import run_ranks
 from tests.objectives.contrast import START, batch_of, build, gradients, moved, part_of
 
