@@ -88,6 +88,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "logistic_regression": "multissl.evaluators.logistic_regression:LogisticRegression",
         "attentive_probe": "multissl.evaluators.probes.attentive_probe:AttentiveProbe",
         "mlp_probe": "multissl.evaluators.probes.mlp_probe:MLPProbe",
+        "weighted_layers": "multissl.evaluators.probes.weighted_layers:WeightedLayers",
         "layer_probe": "multissl.evaluators.layer_probe:LayerProbe",
         "fine_tune": "multissl.evaluators.fine_tune:FineTune",
         "few_shot": "multissl.evaluators.few_shot:FewShot",

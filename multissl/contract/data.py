@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -273,6 +273,16 @@ class Sample:
     """Where in a recording global views lie, a share of the room they have; None: each is drawn."""
 
 
+class LabelSets(NamedTuple):
+    """The classes of samples that may have several each."""
+
+    has: Tensor
+    """bool [S, C]"""
+    known: Tensor
+    """bool [S], False where nothing is said of a sample; one that has no class at all is known."""
+    names: tuple[str, ...]
+
+
 class Samples(Dataset[Sample], ABC):
     """The samples of one split; map-style, so that any step can be drawn again."""
 
@@ -288,6 +298,10 @@ class Samples(Dataset[Sample], ABC):
     def class_numbers(self) -> list[int]:
         """Return the label of every sample, -1 without one; reads all samples, unless a subclass knows better."""
         return [self._class_number(place) for place in range(len(self))]
+
+    def label_sets(self) -> LabelSets | None:
+        """Return the classes of every sample where they may have several; None, by default, where they have one."""
+        return None
 
     def _class_number(self, place: int) -> int:
         try:

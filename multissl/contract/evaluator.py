@@ -236,6 +236,12 @@ class Evaluator(Component, ABC):
         """Return whether all of the splits have labels; warn once where one has none. Looks at 64 samples of each."""
         for split in splits:
             data = modality.dataset(split)
+            if data.label_sets() is not None:
+                self.warn_nothing_to_measure(
+                    f"samples of the {split} split have several classes each, which linear_probe, mlp_probe, "
+                    "weighted_layers, attentive_probe and fine_tune read"
+                )
+                return False
             count = len(data)
             if not any(data[i * count // min(64, count)].label >= 0 for i in range(min(64, count))):
                 self.warn_nothing_to_measure(f"the {split} split has no labels")

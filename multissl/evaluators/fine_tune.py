@@ -6,8 +6,8 @@ batches; a tenth of the training samples chooses the rate and the epoch, the sco
 that are left open are those of a recipe: `mae_base`, `mae_large` (He et al. 2022, arXiv 2111.06377, `FINETUNE.md`),
 `videomae_k400`, `videomae_ssv2` (Tong et al. 2022, arXiv 2203.12602, `FINETUNE.md`) and `audiomae` (Huang et al. 2022,
 arXiv 2207.06405, `ft_as.sh`), as far as rates, decays, epochs, batch, smoothing and mixup go: views are clean ones,
-without random crops, cutmix and erasing, and drop path is the encoder's own. Labels are a class for each sample, or a
-quantity; samples of several classes (mAP) have no place in the data.
+without random crops, cutmix and erasing, and drop path is the encoder's own. Labels are a class for each sample, a
+quantity, or several classes, which are learned one by one (without smoothing) and scored by mean average precision.
 Shapes: S training samples, Q queries, C classes.
 """
 
@@ -33,6 +33,14 @@ from multissl.contract.verdict import Verdict
 from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.probes.fine_tuning import Schedule, Tuned, fine_tune
 from multissl.evaluators.probes.trained import nothing
+from multissl.evaluators.several_classes import (
+    PREVALENCE,
+    average_precisions,
+    figures_of,
+    labels_of,
+    mean_precision,
+    prevalence,
+)
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
 from multissl.inference import Featurize, Pooled, drawn, featurized, stream_of
@@ -62,21 +70,25 @@ Recipe = Literal["own", "mae_base", "mae_large", "videomae_k400", "videomae_ssv2
 
 
 class Labeled(NamedTuple):
-    """Samples with a class or a quantity."""
+    """Samples with a class, several classes or a quantity."""
 
     places: list[int]
     targets: Tensor
-    """int64 [S] classes, or float64 [S] quantities."""
+    """int64 [S] classes, bool [S, C] where samples have several, or float64 [S] quantities."""
     groups: np.ndarray
     """int64 [S], -1 without one."""
     width: int
 
 
 class FineTune(Evaluator):
-    """Accuracy, or R2 of a quantity, of the encoder trained on labels as a whole, in percent."""
+    """Accuracy, mAP of several classes, or R2 of a quantity, of an encoder trained on labels, in percent."""
 
     fits = True
-    titles: ClassVar[dict[str, str]] = {"top1": "fine-tuned accuracy, %", "r2": "fine-tuned, R2, %"}
+    titles: ClassVar[dict[str, str]] = {
+        "top1": "fine-tuned accuracy, %",
+        "map": "fine-tuned, mean average precision over classes, %",
+        "r2": "fine-tuned, R2, %",
+    }
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):
@@ -142,7 +154,7 @@ class FineTune(Evaluator):
         return "a tenth of training"
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`top1` or `r2` in percent, means over seeds, and `over_seeds`, the same with the interval of the seeds."""
+        """`top1`, `map` or `r2` in percent, means over seeds, and `over_seeds`, the same with the seeds' interval."""
         if encoders.modules is None:
             self.warn_nothing_to_measure(
                 "an encoder in training hands out only its features; multissl eval has it"
@@ -157,6 +169,8 @@ class FineTune(Evaluator):
         if train.targets.is_floating_point():
             values = np.array([100 * r2(scores[:, 0], scored.targets.numpy()) for scores in made])
             return {"r2": estimate(values, percent=False)}
+        if train.targets.dtype == torch.bool:
+            return precisions_over_seeds(made, scored.targets)
         right = np.array([scores.argmax(1) == scored.targets.numpy() for scores in made])  # [seeds, Q]
         right = right & np.array([np.isfinite(scores).all(1) for scores in made])
         if not all(np.isfinite(scores).all() for scores in made):
@@ -171,11 +185,13 @@ class FineTune(Evaluator):
         return ["top1", "over_seeds"]
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """The accuracy of the most frequent class; of a quantity none, as the mean has an R2 of 0."""
+        """The accuracy of the most frequent class, or how frequent several are; the mean of a quantity has R2 0."""
         train = self._labeled(nothing, modality, "train", self.cfg.train, "cpu")
         scored = self._labeled(nothing, modality, self.cfg.split, self.cfg.queries, "cpu")
         if not self._measurable(train, scored) or train.targets.is_floating_point():
             return {}
+        if train.targets.dtype == torch.bool:
+            return {PREVALENCE: prevalence(scored.targets)}
         return {MAJORITY: majority_accuracy(train.targets, scored.targets, scored.groups)}
 
     def baseline_names(self, modality: Modality) -> list[str]:
@@ -183,7 +199,9 @@ class FineTune(Evaluator):
         return [MAJORITY]
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
-        """Learned where the last accuracy is above that from scratch and the most frequent class."""
+        """Learned where the last accuracy, or mAP, is above that from scratch and the most frequent class."""
+        if any("map" in entry for entry in history):
+            return learned("fine-tuned mAP", "map", history, self.cfg.margin, level)
         return learned("fine-tuned accuracy", "top1", history, self.cfg.margin, level)
 
     def _labeled(
@@ -193,20 +211,24 @@ class FineTune(Evaluator):
         places = drawn(len(modality.dataset(split)), limit)
         made = featurized(featurize, modality, split, places, device=device, stream=self.cfg.stream)
         quantity = modality.targets(split) if isinstance(modality, HasTargets) else None
-        targets = made.labels if quantity is None else quantity[made.places].double()
-        known = made.labels >= 0 if quantity is None else targets.isfinite()
+        if quantity is None:
+            known, targets = labels_of(modality, split, made)
+        else:
+            known = quantity[made.places].isfinite()
+            targets = quantity[made.places][known].double()
         kept = [place for place, there in zip(made.places, known.tolist(), strict=True) if there]
-        return Labeled(kept, targets[known], made.groups[known].numpy(), made.features.shape[1])
+        return Labeled(kept, targets, made.groups[known].numpy(), made.features.shape[1])
 
     def _measurable(self, train: Labeled, scored: Labeled) -> bool:
-        labels = len(train.targets.unique())
-        if len(train.targets) < FEWEST or labels < 2 or not len(scored.targets):
+        several = train.targets.dtype == torch.bool
+        labels = int(train.targets.any(0).sum()) if several else len(train.targets.unique())
+        if len(train.targets) < FEWEST or labels < (1 if several else 2) or not len(scored.targets):
             self.warn_nothing_to_measure(
                 f"{len(train.targets)} labeled training samples (want {FEWEST} or more) of {labels} labels and "
                 f"{len(scored.targets)} of the split"
             )
             return False
-        if not train.targets.is_floating_point() and (
+        if train.targets.dtype == torch.int64 and (
             said := unseen_classes(train.targets, scored.targets, self.cfg.split)
         ):
             self.warn(said)
@@ -240,12 +262,12 @@ class FineTune(Evaluator):
             fine_tune(
                 encoders.modules, stream_of(modality, self.cfg.stream), train.width, modality,
                 [place for place, chosen in zip(train.places, tenth.tolist(), strict=True) if not chosen], targets,
-                outputs=1 if quantity else 1 + int(train.targets.max()), schedule=schedule, seed=seed,
+                outputs=outputs_of(train.targets), schedule=schedule, seed=seed,
                 device=encoders.device, after_epoch=after_epoch,
             )  # fmt: skip
         if best.model is None:  # every training diverged
             self.warn("fine-tuning diverged: its figures are no numbers; lower lr")
-            return np.full((len(scored.places), 2), math.nan)
+            return np.full((len(scored.places), outputs_of(train.targets)), math.nan)
         made = predicted(
             best.model, modality, self.cfg.split, scored.places, self.cfg.stream, encoders.device
         )
@@ -283,10 +305,28 @@ def predicted(
         return np.full((len(places), model.head.out_features), math.nan)
 
 
+def outputs_of(targets: Tensor) -> int:
+    """Return the outputs of a head: classes, or 1 for a quantity."""
+    if targets.is_floating_point():
+        return 1
+    return targets.shape[1] if targets.dtype == torch.bool else 1 + int(targets.max())
+
+
+def precisions_over_seeds(made: list[np.ndarray], truth: Tensor) -> dict[str, float]:
+    """Return `map` over classes, its mean over seeds, and over seeds, of scores [Q, C] by each; truth bool [Q, C]."""
+    each = torch.stack([average_precisions(torch.from_numpy(scores), truth) for scores in made])  # [seeds, C]
+    figures = figures_of(each.mean(0), truth)
+    seeds = 100.0 * each[:, truth.any(0)].mean(1).numpy()
+    return {**figures, "over_seeds": estimate(seeds, percent=False)}
+
+
 def score(made: np.ndarray, targets: Tensor) -> float:
-    """Return accuracy, or R2 of a quantity; below all others where predictions are not finite."""
+    """Return accuracy, mAP or R2 of a quantity; below all others where predictions are not finite."""
     if not np.isfinite(made).all():
         return -math.inf
+    if targets.dtype == torch.bool:
+        found = mean_precision(torch.from_numpy(made), targets)
+        return 0.0 if math.isnan(found) else found
     if targets.is_floating_point():
         return r2(made[:, 0], targets.numpy())
     return float((made.argmax(1) == targets.numpy()).mean())

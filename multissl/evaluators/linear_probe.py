@@ -24,6 +24,16 @@ from multissl.contract.evaluator import Evaluator, FrozenEncoders
 from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
+from multissl.evaluators.several_classes import (
+    PREVALENCE,
+    average_precisions,
+    binary_loss,
+    figures_of,
+    have_several,
+    labels_of,
+    mean_precision,
+    prevalence,
+)
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
 from multissl.inference import (
@@ -41,11 +51,14 @@ Scale = Callable[..., tuple[Tensor, ...]]
 
 
 class LinearProbe(Evaluator):
-    """Accuracy of a linear classifier on pooled features, in percent."""
+    """Accuracy of a linear classifier on pooled features, or mAP of samples of several classes, in percent."""
 
     reads = "pooled"
     fits = True
-    titles: ClassVar[dict[str, str]] = {"top1": "linear probe accuracy, %"}
+    titles: ClassVar[dict[str, str]] = {
+        "top1": "linear probe accuracy, %",
+        "map": "linear probe, mean average precision over classes, %",
+    }
 
     @dataclass(kw_only=True, slots=True)
     class Config(Evaluator.Config):
@@ -86,14 +99,26 @@ class LinearProbe(Evaluator):
         return "groups of training, each left out" if self.cfg.by_group else "a tenth of training"
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`top1` of the pooled features, in percent; nothing on data without labels."""
+        """`top1` of the pooled features, or `map`, in percent; nothing on data without labels."""
+        if have_several(modality, self.cfg.split, "train"):
+            found = self.precisions(Pooled(encoders), modality, encoders.device) or {}
+            return {name: value for name, value in found.items() if name != PREVALENCE}
         if not self.labeled(modality, self.cfg.split, "train"):
             return {}
         measured = self.measured(Pooled(encoders), modality, encoders.device)
         return {} if measured is None else {"top1": measured.top1}
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """The same figure for the modality's classical features, and that of the most frequent class."""
+        """The same figure for the modality's classical features, and that of the most frequent class.
+
+        Of samples of several classes each, how frequent these are.
+        """
+        if self.cfg.classical and have_several(modality, self.cfg.split, "train"):
+            found: dict[str, float] = {}
+            measure = functools.partial(self.precisions, scale=scaled)
+            for name, made in measured_baselines(modality, measure):
+                found |= {name: made["map"], PREVALENCE: made[PREVALENCE]}
+            return found
         if not self.cfg.classical or not self.labeled(modality, self.cfg.split, "train"):
             return {}
         figures: dict[str, float] = {}
@@ -102,8 +127,9 @@ class LinearProbe(Evaluator):
         return figures
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
-        """Learned where the last top1 is above the untrained encoder and, if fitted, the raw input."""
-        return learned("linear probe", "top1", history, self.cfg.margin, level)
+        """Learned where the last top1, or mAP, is above the untrained encoder and, if fitted, the raw input."""
+        figure = "map" if any("map" in entry for entry in history) else "top1"
+        return learned("linear probe", figure, history, self.cfg.margin, level)
 
     def measured(
         self, featurize: Featurize, modality: Modality, device: torch.device | str, scale: Scale | None = None
@@ -132,6 +158,34 @@ class LinearProbe(Evaluator):
         x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
         top1 = probe_accuracy(x, y, queries, truth, cfg.l2, cfg.max_steps, groups, query_groups, scale)
         return Probed(top1, majority)
+
+    def precisions(
+        self, featurize: Featurize, modality: Modality, device: torch.device | str, scale: Scale | None = None
+    ) -> dict[str, float] | None:
+        """Return `map`, `left_out` and the prevalence of several classes each; None: nothing to measure."""
+        cfg, sides = self.cfg, []
+        if cfg.by_group:
+            raise ValueError(
+                "by_group=True: groups choose among samples of one class each; leave it off where they have several"
+            )
+        for split, limit in (("train", cfg.train), (cfg.split, cfg.queries)):
+            places = drawn(len(modality.dataset(split)), limit)
+            made = featurized(featurize, modality, split, places, device=device, stream=cfg.stream)
+            known, labels = labels_of(modality, split, made)
+            sides += [made.features[known], labels]
+        x, y, queries, truth = sides
+        if len(y) < FEWEST or not y.any() or not truth.any():
+            self.warn_nothing_to_measure(
+                f"{len(y)} labeled training samples (want {FEWEST} or more) of {int(y.any(0).sum())} classes and "
+                f"{len(truth)} of the split"
+            )
+            return None
+        if scale is not None:
+            x, queries = narrowed(x, queries, WIDEST, COMPONENTS)
+        x, y, queries, truth = (t.to(device) for t in (x, y, queries, truth))
+        scores = probe_scores(x, y, queries, cfg.l2, cfg.max_steps, scale=scale)
+        figures = figures_of(average_precisions(scores, truth), truth)
+        return {**figures, PREVALENCE: prevalence(truth)}
 
     def _train(
         self, featurize: Featurize, modality: Modality, device: torch.device | str
@@ -184,15 +238,31 @@ def probe_accuracy(
     """
     if not bool(x.isfinite().all() & queries.isfinite().all()):
         return math.nan
-    classes = 1 + int(y.max())  # a class that training lacks is never guessed
+    hits = probe_scores(x, y, queries, strengths, max_steps, groups, scale).argmax(1) == truth
+    return estimate(100.0 * hits.cpu().numpy(), query_groups)
+
+
+def probe_scores(
+    x: Tensor,
+    y: Tensor,
+    queries: Tensor,
+    strengths: Sequence[float],
+    max_steps: int = 200,
+    groups: Tensor | None = None,
+    scale: Scale | None = None,
+) -> Tensor:
+    """Scores [Q, C] of queries [Q, F] by the probe fitted to x [S, F]; labels int64 [S], or bool [S, C] of several.
+
+    One more than the largest label is C: a class that training lacks is never guessed.
+    """
+    classes = 1 + int(y.max()) if y.ndim == 1 else y.shape[1]
     scale = scale or standardized
     l2 = strengths[0]
     if len(strengths) > 1:
         l2 = choose_l2(x, y, strengths, classes, max_steps, groups, scale)
     x, queries = scale(x, queries)
     weight, bias = fit_logistic(x, y, l2, classes, max_steps)
-    hits = (queries @ weight.T + bias).argmax(1) == truth
-    return estimate(100.0 * hits.cpu().numpy(), query_groups)
+    return queries @ weight.T + bias
 
 
 def choose_l2(
@@ -233,7 +303,10 @@ def fit_logistic(
     max_steps: int = 200,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weight [C, F] and bias [C] of least mean cross entropy + l2 / 2 * |weight|^2 on x [S, F], y [S]."""
+    """Weight [C, F] and bias [C] of least mean cross entropy + l2 / 2 * |weight|^2 on x [S, F], y [S].
+
+    Of several classes (y bool [S, C]) the cross entropies of having each or not are added up.
+    """
     weight, bias = start or (x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
@@ -248,7 +321,8 @@ def fit_logistic(
     def loss() -> Tensor:
         solver.zero_grad()
         with torch.enable_grad():
-            value = F.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+            cost = F.cross_entropy if y.ndim == 1 else binary_loss
+            value = cost(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
             value.backward()
         return value
 
@@ -289,4 +363,7 @@ def narrowed(x: Tensor, queries: Tensor, widest: int, components: int) -> tuple[
 
 
 def _percent(logits: Tensor, truth: Tensor) -> float:
+    if truth.ndim == 2:
+        found = mean_precision(logits, truth)
+        return 0.0 if math.isnan(found) else 100 * found
     return 100 * (logits.argmax(1) == truth).double().mean().item()

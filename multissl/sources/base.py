@@ -15,8 +15,16 @@ from typing import Any, ClassVar, NamedTuple
 from multissl import registry
 from multissl.sources.copies import Copies
 
-Label = int | str | None
-"""The class or the group of a sample: a number, a name, or None where it has none."""
+Label = int | str | tuple[int | str, ...] | None
+"""The class or the group of a sample: a number, a name, None where it has none; or its classes, where it may have
+several."""
+
+
+def label_of(cell: Any) -> Label:
+    """Return the label that a cell of a table holds; a list is the classes of a sample, each once."""
+    if isinstance(cell, list | tuple):
+        return tuple(dict.fromkeys(each if isinstance(each, int) else str(each) for each in cell))
+    return cell if cell is None or isinstance(cell, int) else str(cell)
 
 
 class TableOptions(NamedTuple):

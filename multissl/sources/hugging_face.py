@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from multissl import registry
 from multissl.registry import suggest
-from multissl.sources.base import Label, Listing, Request, Source, file_stamps
+from multissl.sources.base import Label, Listing, Request, Source, file_stamps, label_of
 from multissl.sources.names import LABELS, SPLIT_WORDS, file_columns, pick_column
 from multissl.sources.payloads import Items, Joined
 from multissl.sources.tables import pick
@@ -55,7 +55,8 @@ class HuggingFaceSource(Source):
             if type(part.features[column]).__name__ == "Image":
                 part = part.cast_column(column, datasets.Image(decode=False))
             data.append(Items(part.select_columns([column]), column))
-            labels += list(part[label]) if label else [None] * len(part)
+            cells = list(part[label]) if label else [None] * len(part)
+            labels += [label_of(cell) if isinstance(cell, list) else cell for cell in cells]
             tags += [SPLIT_WORDS.get(split.lower(), "")] * len(part)
         return Listing(Joined(data), labels, tags)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from multissl.sources.base import Label, Request
+from multissl.sources.base import Label, Request, label_of
 from multissl.sources.names import LABELS, file_columns, pick_column
 from multissl.sources.payloads import cell_payload
 from multissl.sources.reading import file_errors, parquet_file
@@ -39,6 +39,7 @@ class ParquetSource(ShardSource):
         label = pick(columns, LABELS, options.label)
         with file_errors(path, "parquet"):
             labels = file.read([label])[label].to_pylist() if label else [None] * file.metadata.num_rows
+        labels = [label_of(cell) if isinstance(cell, list) else cell for cell in labels]
         counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         return ParquetRows(path, column, counts), labels
 

@@ -6,16 +6,20 @@ Shapes: S samples of a listing.  State: none.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from multissl.contract.data import Sample, Samples, Unreadable
+from multissl.contract.data import LabelSets, Sample, Samples, Unreadable
 from multissl.sources.base import Label, Listing
 from multissl.sources.copies import Copies, split_together
 from multissl.sources.reading import first_line
+
+log = logging.getLogger("multissl")
 
 
 class SplitSamples(Samples):
@@ -29,9 +33,11 @@ class SplitSamples(Samples):
         groups: np.ndarray,
         classes: list[str],
         rows: np.ndarray,
+        sets: LabelSets | None = None,
     ) -> None:
         """Take what is known of all S samples, and the positions `rows` of those in this split."""
         self.data, self.labels, self.groups, self.classes, self.rows = data, labels, groups, classes, rows
+        self.sets = sets
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,6 +45,13 @@ class SplitSamples(Samples):
     def class_numbers(self) -> list[int]:
         """Return the label of every sample, -1 without one."""
         return self.labels[self.rows].tolist()
+
+    def label_sets(self) -> LabelSets | None:
+        """Return the classes of every sample where a list names several."""
+        if self.sets is None:
+            return None
+        rows = torch.from_numpy(self.rows)
+        return LabelSets(self.sets.has[rows], self.sets.known[rows], self.sets.names)
 
     def __getitem__(self, index: int) -> Sample:
         row = int(self.rows[index])
@@ -53,9 +66,13 @@ class SplitSamples(Samples):
 def select_split(listing: Listing, split: str) -> SplitSamples:
     """Return the samples of a split of a listing, labels and groups numbered."""
     rows = split_rows(listing, split)
-    labels, classes = classes_of(listing.labels)
+    sets = sets_of(listing.labels)
+    nobody: tuple[np.ndarray, list[str]] = np.full(len(listing.labels), -1), []
+    labels, classes = classes_of(listing.labels) if sets is None else nobody
     groups = numbered(listing.groups)[0] if listing.groups else np.full(len(labels), -1)
-    return SplitSamples(data=listing.data, labels=labels, groups=groups, classes=classes, rows=rows)
+    return SplitSamples(
+        data=listing.data, labels=labels, groups=groups, classes=classes, rows=rows, sets=sets
+    )
 
 
 def split_rows(listing: Listing, split: str) -> np.ndarray:
@@ -107,7 +124,7 @@ def numbered(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
     """
     known = {label for label in labels if label is not None and label != ""}
     if all(re.fullmatch(r"-?\d{1,18}", str(label)) for label in known):
-        values: dict[Label, int] = {label: int(label) for label in known}
+        values: dict[Label, int] = {label: int(str(label)) for label in known}
         return np.array([values.get(label, -1) for label in labels], dtype=np.int64), []
     classes = sorted(map(str, known))
     place = {name: i for i, name in enumerate(classes)}
@@ -115,7 +132,32 @@ def numbered(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
     return np.array([number.get(label, -1) for label in labels], dtype=np.int64), classes
 
 
+def sets_of(labels: Sequence[Label]) -> LabelSets | None:
+    """Return the classes of samples whose labels are lists; None where every list names one, which is a class then."""
+    if all(not isinstance(label, tuple) or len(label) == 1 for label in labels):
+        return None
+    listed = [
+        label if isinstance(label, tuple) else () if label in (None, "") else (label,) for label in labels
+    ]
+    known = {each for classes in listed for each in classes}
+    whole = all(isinstance(each, int) for each in known)
+    names = tuple(map(str, sorted(known))) if whole else tuple(sorted(map(str, known)))  # type: ignore[type-var]
+    place = {name: i for i, name in enumerate(names)}
+    has = torch.zeros(len(labels), len(names), dtype=torch.bool)
+    for row, classes in enumerate(listed):
+        has[row, [place[str(each)] for each in classes]] = True
+    return LabelSets(has, torch.tensor([label not in (None, "") for label in labels]), names)
+
+
 def classes_of(labels: Sequence[Label]) -> tuple[np.ndarray, list[str]]:
-    """Return what `numbered` returns, but no labels where all samples are of one class, which says nothing."""
-    numbers, classes = numbered(labels)
+    """Return what `numbered` returns, but no labels where all samples are of one class, which says nothing.
+
+    Nor are there labels where samples have several classes each, which is said: `sets_of` returns these.
+    """
+    if sets_of(labels) is not None:
+        log.warning(
+            "labels list several classes for a sample, and are left out: only images, sounds and videos have them"
+        )
+        return np.full(len(labels), -1), []
+    numbers, classes = numbered([label[0] if isinstance(label, tuple) else label for label in labels])
     return (numbers, classes) if len(set(numbers.tolist())) > 1 else (np.full(len(numbers), -1), [])

@@ -11,7 +11,7 @@ import io
 import os
 from typing import Any
 
-from multissl.sources.base import FileSource, Listing, Request
+from multissl.sources.base import FileSource, Listing, Request, label_of
 from multissl.sources.encodings import decode_text
 from multissl.sources.names import LABELS, SPLIT_WORDS, file_columns, pick_column
 from multissl.sources.payloads import Paths
@@ -56,7 +56,7 @@ def _listing(request: Request, root: str) -> Listing:
         first = next((f" ({reason})" for reason in table.broken.values()), "")
         left_out[f"without a name in {column!r}{first}"] = len(names) - len(rows)
     label = table.pick(LABELS, options.label)
-    labels = [None if v is None else v if isinstance(v, int) else str(v) for v in _cells(table, label, rows)]
+    labels = [label_of(cell) for cell in _cells(table, label, rows)]
     splits = [SPLIT_WORDS.get(str(word).lower(), "") for word in _cells(table, table.pick(("split",)), rows)]
     group = table.pick(("group",))
     groups = [None if v is None else str(v) for v in _cells(table, group, rows)] if group else None

@@ -209,6 +209,7 @@ CASES: dict[str, Case] = {
     ),
     "mlp_probe": Case({"lr": (0.03, 0.3), "layers": (1, 2), "hidden": 8, "steps": 20, "batch": 32}),
     "layer_probe": Case({"k": 5}, encoders=two_blocks),
+    "weighted_layers": Case({"lr": (0.03, 0.3), "steps": 20, "batch": 32}, encoders=two_blocks),
     "corruptions": Case(
         {
             "corruptions": ("brightness", "gaussian_noise"),

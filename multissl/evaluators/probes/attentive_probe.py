@@ -80,12 +80,9 @@ class AttentiveProbe(TrainedProbe):
 
         places = drawn(len(modality.dataset(split)), limit)
         made = featurized(flat, modality, split, places, device=encoders.device, stream=self.cfg.stream)
-        known = made.labels >= 0
-        x, count = made.features[known], shape[0]
+        x, count = made.features, shape[0]
         tokens = x[:, : x.shape[1] - count].unflatten(1, (count, shape[1]))
-        return Labeled(
-            (tokens, x[:, x.shape[1] - count :].bool()), made.labels[known], made.groups[known].numpy()
-        )
+        return self.labeled_samples(modality, split, made, (tokens, x[:, x.shape[1] - count :].bool()))
 
     def builders(self, train: Labeled, classes: int) -> list[Callable[[], nn.Module]]:
         """Return the one kind of head that is asked for."""

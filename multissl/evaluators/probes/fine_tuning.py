@@ -21,6 +21,7 @@ from multissl.contract.data import Views
 from multissl.contract.encoder import Encoder, Encoders
 from multissl.contract.modality import Modality
 from multissl.evaluators.probes.training import REFERENCE_BATCH, falling
+from multissl.evaluators.several_classes import binary_loss
 from multissl.inference import pooled, readable_views
 
 LEAST_RATE = 1e-6
@@ -129,7 +130,12 @@ def mixed_loss(model: nn.Module, views: Views, targets: Tensor, schedule: Schedu
 
 
 def loss_of(scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Return the mean cost of scores [B, C] for classes int64 [B], or of [B, 1] for standardized quantities [B]."""
+    """Return the mean cost of scores [B, C] for classes int64 [B], or of [B, 1] for standardized quantities [B].
+
+    For several classes (bool [B, C]) the costs of having each or not are added up.
+    """
+    if targets.dtype == torch.bool:
+        return binary_loss(scores, targets)
     if targets.is_floating_point():
         return F.mse_loss(scores[:, 0], targets)
     return F.cross_entropy(scores, targets, label_smoothing=smoothing)

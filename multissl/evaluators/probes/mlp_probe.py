@@ -24,12 +24,15 @@ from multissl.inference import Pooled, drawn, featurized
 
 
 class MLPProbe(TrainedProbe):
-    """Accuracy of a small network on pooled features, in percent."""
+    """Accuracy of a small network on pooled features, or mAP of samples of several classes, in percent."""
 
     what = "MLP probe"
     fits = True
     reads = "pooled"
-    titles: ClassVar[dict[str, str]] = {"top1": "MLP probe accuracy, %"}
+    titles: ClassVar[dict[str, str]] = {
+        "top1": "MLP probe accuracy, %",
+        "map": "MLP probe, mean average precision over classes, %",
+    }
 
     @dataclass(kw_only=True, slots=True)
     class Config(TrainedProbe.Config):
@@ -69,8 +72,7 @@ class MLPProbe(TrainedProbe):
         made = featurized(
             Pooled(encoders), modality, split, places, device=encoders.device, stream=self.cfg.stream
         )
-        known = made.labels >= 0
-        return Labeled((made.features[known],), made.labels[known], made.groups[known].numpy())
+        return self.labeled_samples(modality, split, made, (made.features,))
 
     def builders(self, train: Labeled, classes: int) -> list[Callable[[], nn.Module]]:
         """Return a kind of head for each number of layers."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multissl.contract.data import Views
@@ -24,10 +25,26 @@ from multissl.contract.modality import Modality
 from multissl.contract.verdict import Verdict
 from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.linear_probe import FEWEST
-from multissl.evaluators.probes.training import Logits, choose, hits, train_trials, trials_of
+from multissl.evaluators.probes.training import (
+    Logits,
+    choose,
+    hits,
+    scores_of,
+    train_trials,
+    trials_of,
+)
+from multissl.evaluators.several_classes import (
+    PREVALENCE,
+    average_precisions,
+    binary_loss,
+    figures_of,
+    have_several,
+    labels_of,
+    prevalence,
+)
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
-from multissl.inference import drawn, featurized
+from multissl.inference import Featurized, drawn, featurized
 from multissl.statistics import LEVEL
 
 
@@ -37,7 +54,7 @@ class Labeled(NamedTuple):
     inputs: tuple[Tensor, ...]
     """[S, ...] each."""
     labels: Tensor
-    """int64 [S]"""
+    """int64 [S], or bool [S, C] where samples have several classes."""
     groups: np.ndarray
     """int64 [S], -1 without one."""
 
@@ -104,18 +121,20 @@ class TrainedProbe(Evaluator):
         """Return what builds each kind of head for what is read."""
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`top1` of the chosen head, in percent, with the chosen `lr` and `weight_decay`."""
-        if not self.labeled(modality, self.cfg.split, "train"):
+        """`top1` of the chosen head, or `map`, in percent, with the chosen `lr` and `weight_decay`."""
+        several = have_several(modality, self.cfg.split, "train")
+        if not several and not self.labeled(modality, self.cfg.split, "train"):
             return {}
         train = self.read(encoders, modality, "train", self.cfg.train)
         scored = self.read(encoders, modality, self.cfg.split, self.cfg.queries)
-        if len(train.labels) < FEWEST or len(train.labels.unique()) < 2 or not len(scored.labels):
+        classes = int(train.labels.any(0).sum()) if several else len(train.labels.unique())
+        if len(train.labels) < FEWEST or classes < (1 if several else 2) or not len(scored.labels):
             self.warn_nothing_to_measure(
                 f"{len(train.labels)} labeled training samples (want {FEWEST} or more) of "
-                f"{len(train.labels.unique())} classes and {len(scored.labels)} of the split"
+                f"{classes} classes and {len(scored.labels)} of the split"
             )
             return {}
-        if said := unseen_classes(train.labels, scored.labels, self.cfg.split):
+        if not several and (said := unseen_classes(train.labels, scored.labels, self.cfg.split)):
             self.warn(said)
         return self._fitted(train, scored, encoders.device)
 
@@ -124,8 +143,12 @@ class TrainedProbe(Evaluator):
         return ["top1", "lr", "weight_decay"]
 
     def baselines(self, modality: Modality) -> dict[str, float]:
-        """The accuracy of the most frequent class."""
+        """The accuracy of the most frequent class; of several classes each, how frequent they are."""
         cfg = self.cfg
+        if have_several(modality, cfg.split, "train"):
+            places = drawn(len(modality.dataset(cfg.split)), cfg.queries)
+            made = featurized(nothing, modality, cfg.split, places, stream=cfg.stream)
+            return {PREVALENCE: prevalence(labels_of(modality, cfg.split, made).labels)}
         if not self.labeled(modality, cfg.split, "train"):
             return {}
         sides = []
@@ -144,11 +167,24 @@ class TrainedProbe(Evaluator):
         return [MAJORITY]
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
-        """Learned where the last top1 is above the untrained encoder and the most frequent class."""
-        return learned(self.what, "top1", history, self.cfg.margin, level)
+        """Learned where the last top1, or mAP, is above the untrained encoder and the most frequent class."""
+        figure = "map" if any("map" in entry for entry in history) else "top1"
+        return learned(self.what, figure, history, self.cfg.margin, level)
+
+    def describe(self, head: nn.Module) -> dict[str, float]:
+        """Return what else the chosen head says; nothing by default."""
+        return {}
+
+    def labeled_samples(
+        self, modality: Modality, split: str, made: Featurized, inputs: tuple[Tensor, ...]
+    ) -> Labeled:
+        """Return the labeled ones of featurized samples, with what heads read of them [S, ...]."""
+        known, labels = labels_of(modality, split, made)
+        return Labeled(tuple(each[known] for each in inputs), labels, made.groups[known].numpy())
 
     def _fitted(self, train: Labeled, scored: Labeled, device: torch.device) -> dict[str, float]:
-        cfg, classes = self.cfg, 1 + int(train.labels.max())
+        cfg, several = self.cfg, train.labels.dtype == torch.bool
+        classes = train.labels.shape[1] if several else 1 + int(train.labels.max())
         trials = [
             trial
             for build in self.builders(train, classes)
@@ -159,15 +195,20 @@ class TrainedProbe(Evaluator):
         labels, read = train.labels.to(device), reader(train.inputs, device)
         tenth = validation_mask(len(labels))
         rows = (~tenth).nonzero().flatten()
-        train_trials(trials, read, rows.to(device), labels, steps=cfg.steps, batch=cfg.batch, seed=cfg.seed)
+        train_trials(
+            trials, read, rows.to(device), labels, steps=cfg.steps, batch=cfg.batch, seed=cfg.seed,
+            loss_of=binary_loss if several else F.cross_entropy,
+        )  # fmt: skip
         chosen = choose(trials, read, tenth.nonzero().flatten().to(device), labels).trial
         every = torch.arange(len(scored.labels), device=device)
-        right = hits(chosen.head, reader(scored.inputs, device), every, scored.labels.to(device))
-        return {
-            "top1": estimate(100.0 * right.cpu().numpy(), scored.groups),
-            "lr": chosen.lr,
-            "weight_decay": chosen.weight_decay,
-        }
+        read, truth = reader(scored.inputs, device), scored.labels.to(device)
+        if several:
+            precisions = average_precisions(scores_of(chosen.head, read, every), truth)
+            figures = figures_of(precisions, truth)
+        else:
+            right = hits(chosen.head, read, every, truth)
+            figures = {"top1": estimate(100.0 * right.cpu().numpy(), scored.groups)}
+        return {**figures, "lr": chosen.lr, "weight_decay": chosen.weight_decay, **self.describe(chosen.head)}
 
 
 def reader(inputs: tuple[Tensor, ...], device: torch.device) -> Logits:

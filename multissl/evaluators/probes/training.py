@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multissl.evaluators.several_classes import mean_precision
+
 REFERENCE_BATCH = 256
 """Learning rates are those of a batch of this size."""
 
@@ -41,7 +43,7 @@ class Choice(NamedTuple):
 
     trial: Trial
     accuracy: float
-    """There, from 0 to 1."""
+    """There, from 0 to 1; the mean average precision where samples have several classes."""
 
 
 def trials_of(
@@ -110,6 +112,13 @@ def falling(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
+def scores_of(head: nn.Module, logits: Logits, rows: Tensor, batch: int = 256) -> Tensor:
+    """Return a head's scores [n, C] of samples `rows` [n]."""
+    head.eval()
+    return torch.cat([logits(head, some) for some in rows.split(batch)])
+
+
+@torch.no_grad()
 def hits(head: nn.Module, logits: Logits, rows: Tensor, labels: Tensor, batch: int = 256) -> Tensor:
     """Return whether a head finds the classes of samples `rows` [n] among labels: bool [n]; never by scores of NaN."""
     head.eval()
@@ -121,7 +130,14 @@ def hits(head: nn.Module, logits: Logits, rows: Tensor, labels: Tensor, batch: i
 
 
 def choose(trials: Sequence[Trial], logits: Logits, rows: Tensor, labels: Tensor) -> Choice:
-    """Return the trial that finds most classes of samples `rows`; the first of equals."""
-    scores = [float(hits(t.head, logits, rows, labels).double().mean()) for t in trials]
+    """Return the trial that finds most classes of samples `rows`; the first of equals.
+
+    Where samples have several classes (labels bool [S, C]) it is that of the highest mean average precision.
+    """
+    if labels.dtype == torch.bool:
+        made = [mean_precision(scores_of(t.head, logits, rows), labels[rows]) for t in trials]
+        scores = [-math.inf if math.isnan(value) else value for value in made]
+    else:
+        scores = [float(hits(t.head, logits, rows, labels).double().mean()) for t in trials]
     best = max(range(len(trials)), key=lambda i: scores[i])
     return Choice(trials[best], scores[best])

@@ -20,7 +20,7 @@ import numpy as np
 from multissl.contract.data import Sample, Samples
 from multissl.modalities.text.markup import PAGE, without_markup
 from multissl.modalities.text.tokenizer import Tokens
-from multissl.sources.base import Label, Listing, TableOptions
+from multissl.sources.base import Label, Listing, TableOptions, label_of
 from multissl.sources.copies import IN_MEMORY, Copies, digest_of
 from multissl.sources.encodings import decode_text, encoding_of, is_broken
 from multissl.sources.json_tables import chat
@@ -191,7 +191,7 @@ def _read(path: str, columns: Columns) -> tuple[list[str | Bad], list[Label], li
     for row, reason in table.broken.items():
         texts[row] = Bad(reason)
     labels = table.cells(label).tolist() if label else [None] * len(texts)
-    labels = [v if v is None or isinstance(v, int | str) else str(v) for v in labels]
+    labels = [label_of(cell) for cell in labels]
     split = table.pick(("split",))
     words = table.cells(split).tolist() if split else [None] * len(texts)
     return texts, labels, ["" if word is None else str(word) for word in words]

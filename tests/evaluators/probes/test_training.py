@@ -72,6 +72,17 @@ def test_the_best_of_the_rows_that_choose_is_chosen() -> None:
     assert not hits(wrong, logits, rows, Y).any()
 
 
+def test_of_several_classes_the_best_mean_average_precision_is_chosen() -> None:
+    truth = torch.stack([X[:, 0] > 0, X[:, 1] > 0], 1)
+    right, wrong = nn.Linear(3, 2), nn.Linear(3, 2)
+    for head, sign in ((right, 1.0), (wrong, -1.0)):
+        with torch.no_grad():
+            head.weight.copy_(sign * torch.eye(2, 3))
+    choice = choose([Trial(wrong, 0.1), Trial(right, 0.2)], logits, torch.arange(40), truth)
+    assert choice.trial.head is right
+    assert choice.accuracy == 1.0
+
+
 def test_scores_that_are_not_finite_are_no_hits() -> None:
     head = nn.Linear(3, 2)
     nn.init.constant_(head.weight, math.nan)
