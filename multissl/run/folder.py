@@ -11,6 +11,7 @@ What lies inside a checkpoint is up to `engine.checkpoint`. Files are whole at a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -358,9 +359,12 @@ class RunFolder(Places):
         try:
             yield
         except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                way = "Give the command a copy of the folder that can be written to"
+            else:
+                way = "Free some space, then repeat the command"
             raise NotWritten(
-                f"{self.path} could not be written to ({error.strerror}); what was written before is intact. "
-                "Free some space, then repeat the command"
+                f"{self.path} could not be written to ({error.strerror}); what was written before is intact. {way}"
             ) from error
 
 

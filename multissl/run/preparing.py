@@ -70,7 +70,8 @@ def refusal(run: RunFolder, error: OSError) -> Exception:
             f"{run.path} could not be written to ({error.strerror}); free some space, then repeat the command, or give "
             "another --out"
         )
-    return ValueError(f"--out {run.path}: cannot be written ({error.strerror}); give another --out")
+    copy = ", or a copy of this run, which goes on from there" if run.recipe.is_file() else ""
+    return ValueError(f"--out {run.path}: cannot be written ({error.strerror}); give another --out{copy}")
 
 
 def with_sizes(recipe: Recipe, run: RunFolder) -> tuple[Recipe, Modality | None]:
