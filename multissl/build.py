@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from multissl.check import check, check_batch_norm, check_start, check_trainable, maskings_of
+from multissl.check import (
+    check,
+    check_batch_norm,
+    check_evaluators,
+    check_start,
+    check_trainable,
+    maskings_of,
+)
 from multissl.contract.encoder import Encoders, build_encoders
 from multissl.contract.evaluator import Evaluator
 from multissl.contract.modality import Modality
@@ -77,6 +84,7 @@ def fitted(recipe: Recipe, starts: Mapping[str, Source] = {}) -> Recipe:
     checkpoint, in `starts`.
     """
     check_start(recipe)
+    check_evaluators(recipe)
     recipe = recipe.replace(objective=with_architectures(recipe.objective))
     if recipe.init:
         recipe = recipe.replace(encoders=as_in_run(recipe.encoders, recipe.init))
@@ -118,6 +126,7 @@ def learner_of(recipe: Recipe, modality: Modality, encoders: Encoders) -> Learne
             adapt(encoders[stream], recipe.lora, stream)
     objective = recipe.objective.build(encoders, modality.streams())
     check(recipe, modality, objective.plans())
+    objective.check_batch_size(recipe.batch_size)
     check_batch_norm(modality, objective.plans(), encoders)
     for stream, plan in objective.plans().items():
         encoders[stream].prepare_for(maskings_of(recipe, plan))

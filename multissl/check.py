@@ -24,6 +24,7 @@ def check(recipe: Recipe, modality: Modality, plans: Plans) -> None:
     if recipe.batch_size % world():
         raise ValueError(f"batch_size={recipe.batch_size} does not divide over {world()} ranks")
     check_present(recipe, modality, plans)
+    modality.check_plans(plans)
     for stream, plan in plans.items():
         needs = {
             "local": plan.num_local > 0, "mask": plan.mask_ratio is not None, "target": plan.target,
@@ -61,6 +62,18 @@ def check_start(recipe: Recipe) -> None:
                 f"{option}={value} keeps encoders at what they start from, and that would be random weights: give "
                 f"--init PLACE (a run, a file, hf:NAME or timm:NAME), or --{option} {off} to train from scratch"
             )
+
+
+def check_evaluators(recipe: Recipe) -> None:
+    """Refuse evaluators of any stage that would score the samples that they learn from."""
+    for stage in recipe.run_stages():
+        where = f"stage {stage.name}: " if recipe.stages else ""
+        for name, cfg in stage.recipe.evals.items():
+            if cfg.owner.fits and to_dict(cfg).get("split") == "train":
+                raise ValueError(
+                    f"{where}evals.{name}.split=train: {config_name(type(cfg))} learns from the train split, and would "
+                    "score what it has seen; want val or test"
+                )
 
 
 def maskings_of(recipe: Recipe, plan: ViewPlan) -> frozenset[Masking]:

@@ -66,6 +66,8 @@ class Modality(Component, ABC):
         owner: ClassVar[type[Modality]]
         sizes: ClassVar[tuple[str, ...]] = ()
         """Options that are 0 where the training data is to say them."""
+        sides: ClassVar[tuple[str, str] | None] = None
+        """The options that say how large local and global views are, in this order: the former are no larger."""
 
         def build(self) -> Modality:
             """Return the modality, before it has read anything."""
@@ -157,6 +159,21 @@ class Modality(Component, ABC):
     def provides(self, stream: str) -> frozenset[Need]:
         """Return what plans may ask for in a stream."""
         return self.needs
+
+    def check_plans(self, plans: Plans) -> None:
+        """Raise a ValueError where plans ask for local views, and these are larger than global ones."""
+        if self.cfg.sides is None or not any(plan.num_local for plan in plans.values()):
+            return
+        local, whole = (getattr(self.cfg, name) for name in self.cfg.sides)
+        pairs = zip(
+            *(size if isinstance(size, tuple) else (size, size) for size in (local, whole)), strict=True
+        )
+        if any(one > other for one, other in pairs):
+            small, large = self.cfg.sides
+            raise ValueError(
+                f"modality.{small}={local} is more than modality.{large}={whole}: local views would show more than "
+                f"global ones. Want {whole} or less, or no local views (objective.num_local=0)"
+            )
 
     @property
     def mixing_option(self) -> str:

@@ -76,6 +76,15 @@ class Objective(Component, nn.Module, ABC):
     def check_dataset_size(self, samples: int) -> None:
         """Raise a ValueError where there are too few training samples; called before the first step."""
 
+    def check_batch_size(self, samples: int) -> None:
+        """Raise a ValueError where a step of so many samples, over all ranks, leaves too few to compare.
+
+        Called with the recipe's before anything slow.
+        """
+
+    def check_stage(self, before: Mapping[str, StreamSpec], streams: Mapping[str, StreamSpec]) -> None:
+        """Raise a ValueError where a stage with these streams makes no sense after one with those of `before`."""
+
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Move the slow state, once after every optimizer step. `progress` is that of the step just made.
 

@@ -55,9 +55,21 @@ class GramAnchor(Component, nn.Module):
     def __init__(self, cfg: Config, encoders: Encoders, stream: str, spec: StreamSpec) -> None:
         super().__init__()
         self.cfg, self.grid, self.larger = cfg, spec.grid, spec.grid
+        self.seen = cfg.size or spec.shape[1:]
         if cfg.size:
             self.larger = _grid_of(cfg.size, spec, any_size=encoders[stream].any_size)
         self.teacher = Teacher(Teacher.Config(rule="frozen"), {"encoders": encoders})
+
+    def check_stage(self, before: StreamSpec) -> None:
+        """Refuse a copy that would see less than it learned to, on views of the stage `before`."""
+        learned = before.shape[1:]
+        if len(learned) == len(self.seen) and any(n < m for n, m in zip(self.seen, learned, strict=True)):
+            sees, saw = (" x ".join(map(str, size)) for size in (self.seen, learned))
+            raise ValueError(
+                f"objective.gram.weight={self.cfg.weight:g} with an anchor that sees {sees}, where the stage before "
+                f"learned on views of {saw}: its patches would be coarser than those it is to keep. Want views, or "
+                f"objective.gram.size, of {saw} or more, or objective.gram.weight=0"
+            )
 
     def forward(self, tokens: Tensor, views: Views) -> Tensor:
         """Return the loss of the student's tokens [R, N, D] of these global views."""
@@ -97,6 +109,11 @@ def _grid_of(size: tuple[int, ...], spec: StreamSpec, *, any_size: bool) -> tupl
         raise ValueError(f"{given}: want a height and a width, of views with two axes; leave it empty")
     if spec.stride or any(n < p or n % p for n, p in zip(size, spec.patch, strict=True)):
         raise ValueError(f"{given} does not divide into patches of {spec.patch}: want multiples of them")
+    if size[0] < space[0] or size[1] < space[1]:
+        raise ValueError(
+            f"{given} is smaller than the student's views, {space[0]} x {space[1]}: the anchor shows them in more "
+            "detail. Want more, or leave it empty for views as they are"
+        )
     if size[0] * space[1] != size[1] * space[0]:
         raise ValueError(
             f"{given} has not the shape of the student's views, {space[0]} x {space[1]}: scale both sides"

@@ -41,6 +41,15 @@ def koleo(x: Tensor, neighbors: int = 1, present: Tensor | None = None) -> Tenso
         return -(distance + EPS).log().mean(-1)
 
 
+def check_groups(samples: int, group: int) -> None:
+    """Raise a ValueError where groups of a batch leave one sample without another."""
+    if samples < 2 or samples % group == 1:
+        raise ValueError(
+            f"koleo compares samples in groups of objective.koleo_group={group}, and a batch of {samples} leaves one "
+            "alone: change batch_size, or set objective.koleo_weight=0"
+        )
+
+
 def grouped_koleo(x: Tensor, group: int, neighbors: int = 1, present: Tensor | None = None) -> Tensor:
     """Mean KoLeo of this rank's rows x [B, D] among groups of `group` rows of the global batch.
 
@@ -51,11 +60,7 @@ def grouped_koleo(x: Tensor, group: int, neighbors: int = 1, present: Tensor | N
     everyone = x if alone else gather(x)  # [W*B, D]
     here = present if alone or present is None else gather(present.long()).bool()  # [W*B]
     total = len(everyone)
-    if total < 2 or total % group == 1:
-        raise ValueError(
-            f"koleo compares samples in groups of objective.koleo_group={group}, and a batch of {total} leaves one "
-            "alone: change batch_size, or set objective.koleo_weight=0"
-        )
+    check_groups(total, group)
     whole = total - total % group
     parts: list[Tensor] = []
     enough: list[Tensor] = []

@@ -27,7 +27,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.barlow import barlow_terms, cross_correlation
 from multissl.losses.common import embedding_std
-from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
+from multissl.objectives.common import need_two, presence, project, same_plan, shared_space, views_per_stream
 
 
 class BarlowTwins(Objective):
@@ -62,6 +62,10 @@ class BarlowTwins(Objective):
     def plans(self) -> Plans:
         """Two global views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
+
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("barlow", samples)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of the whole batch, the same on every rank."""

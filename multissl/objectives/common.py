@@ -27,6 +27,14 @@ def same_plan(streams: Iterable[str], plan: ViewPlan) -> dict[str, ViewPlan]:
     return dict.fromkeys(streams, plan)
 
 
+def need_two(name: str, samples: int) -> None:
+    """Refuse steps of one sample, where an objective compares the samples of a step with one another."""
+    if samples < 2:
+        raise ValueError(
+            f"batch_size={samples}: {name} needs 2 or more samples per step, got {samples}: raise batch_size"
+        )
+
+
 def single_stream(
     name: str,
     streams: Iterable[str],

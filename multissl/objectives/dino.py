@@ -39,7 +39,7 @@ from multissl.layers.heads import PrototypeHead
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std, kept
 from multissl.losses.dino import dino_terms
-from multissl.losses.koleo import grouped_koleo
+from multissl.losses.koleo import check_groups, grouped_koleo
 from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy, describe
 from multissl.objectives.common import same_plan, single_stream
@@ -201,6 +201,16 @@ class DINO(ContinuesTraining):
             num_global=2, num_local=num_local, mask_ratio=mask_ratio, mask_share=cfg.mask_share, larger=larger
         )
         return same_plan([self.stream], plan)
+
+    def check_batch_size(self, samples: int) -> None:
+        """KoLeo compares samples in groups."""
+        if self.cfg.koleo_weight:
+            check_groups(samples, self.cfg.koleo_group)
+
+    def check_stage(self, before: Mapping[str, StreamSpec], streams: Mapping[str, StreamSpec]) -> None:
+        """A Gram anchor sees no less than the teacher that it is a copy of."""
+        if self.gram is not None:
+            self.gram.check_stage(before[self.stream])
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows; the mean of the ranks' gradients is that of the global batch."""

@@ -28,7 +28,7 @@ from multissl.layers.scale import Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.infonce import infonce_terms
 from multissl.losses.nce import MultiPos
-from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
+from multissl.objectives.common import need_two, presence, project, same_plan, shared_space, views_per_stream
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
 
@@ -96,11 +96,14 @@ class InfoNCE(Objective):
         """Global views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
 
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("infonce", samples)
+
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [V, B, P]
-        if z.shape[1] * world() < 2:
-            raise ValueError("infonce needs 2 or more samples per step, got 1: raise batch_size")
+        need_two("infonce", z.shape[1] * world())
         cfg, temperature = self.cfg, self.scale() if self.scale else self.cfg.temperature
         present = presence(batch)  # [V, B]
         terms, stats = infonce_terms(

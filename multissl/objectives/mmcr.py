@@ -29,7 +29,7 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.teacher import Teacher
 from multissl.losses.common import embedding_std
 from multissl.losses.mmcr import capacity, mean_extent
-from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
+from multissl.objectives.common import need_two, presence, project, same_plan, shared_space, views_per_stream
 
 
 class MMCR(Objective):
@@ -70,6 +70,10 @@ class MMCR(Objective):
     def plans(self) -> Plans:
         """Global views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
+
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("mmcr", samples)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses: the norm is that of the whole batch on every rank, the extent that of this rank's rows."""

@@ -34,6 +34,7 @@ from multissl.losses.common import embedding_std
 from multissl.losses.moco import queue_loss
 from multissl.losses.nce import one_way
 from multissl.objectives.common import (
+    need_two,
     one_by_one,
     presence,
     project,
@@ -113,11 +114,15 @@ class MoCo(Objective):
         """Two global views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
 
+    def check_batch_size(self, samples: int) -> None:
+        """Without a queue samples are compared with one another."""
+        if not self.queues:
+            need_two("moco without a queue", samples)
+
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         cfg, relation, flags, ids = self.cfg, relations_of(batch), presence(batch), ids_of(batch)
-        if len(ids) * world() < 2 and not self.queues:
-            raise ValueError("moco without a queue needs 2 or more samples per step, got 1: raise batch_size")
+        self.check_batch_size(len(ids) * world())
         views = [one for v in batch for one in one_by_one(v)]
         asking = list(range(len(views)))[: None if cfg.symmetric else 1]
         asked = list(range(len(views))) if cfg.symmetric else [1]

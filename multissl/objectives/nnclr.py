@@ -29,7 +29,7 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.queue import Queue
 from multissl.losses.common import embedding_std
 from multissl.losses.nnclr import neighbors, nnclr_loss
-from multissl.objectives.common import presence, project, same_plan, views_per_stream
+from multissl.objectives.common import need_two, presence, project, same_plan, views_per_stream
 from multissl.objectives.pairing import predict, relations_of
 from multissl.parallel.collectives import gather
 from multissl.parallel.ranks import world
@@ -89,14 +89,17 @@ class NNCLR(Objective):
                 f"would be themselves; set objective.queue to {samples} or less"
             )
 
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("nnclr", samples)
+
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         cfg, relation = self.cfg, relations_of(batch)
         if presence(batch) is not None:
             raise ValueError("nnclr cannot queue streams that samples lack: use clip, or moco with queue=0")
         z = project(encoders, self.projectors, batch, apart=True)  # [V, B, P]
-        if z.shape[1] * world() < 2:
-            raise ValueError("nnclr needs 2 or more samples per step, got 1: raise batch_size")
+        need_two("nnclr", z.shape[1] * world())
         streams = [v.stream for v in batch for _ in range(v.num_views)]
         p = predict(self.predictors, streams, z)  # [V, B, P]
         found, hits = [], []

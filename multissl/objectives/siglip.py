@@ -28,7 +28,7 @@ from multissl.layers.heads import MLPHead
 from multissl.layers.scale import Bias, Scale
 from multissl.losses.common import embedding_std
 from multissl.losses.siglip import pair_sigmoid
-from multissl.objectives.common import ONE_VIEW, presence, project, same_plan, shared_space
+from multissl.objectives.common import ONE_VIEW, need_two, presence, project, same_plan, shared_space
 from multissl.objectives.pairing import relations_of
 from multissl.parallel.ranks import world
 
@@ -78,11 +78,14 @@ class SigLIP(Objective):
         """One view of every stream."""
         return same_plan(self.projectors, ONE_VIEW[self.cfg.view])
 
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("siglip", samples)
+
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of this rank's rows."""
         z = project(encoders, self.projectors, batch)  # [S, B, P]
-        if z.shape[1] * world() < 2:
-            raise ValueError("siglip needs 2 or more samples per step, got 1: raise batch_size")
+        need_two("siglip", z.shape[1] * world())
         scale, bias = 1 / self.scale(), self.bias()
         relation, flags = relations_of(batch), presence(batch)
         found = [

@@ -22,7 +22,7 @@ from multissl.contract.plans import Plans, StreamSpec
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.vicreg import vicreg_terms
-from multissl.objectives.common import presence, project, same_plan, shared_space, views_per_stream
+from multissl.objectives.common import need_two, presence, project, same_plan, shared_space, views_per_stream
 
 
 class VICReg(Objective):
@@ -56,6 +56,10 @@ class VICReg(Objective):
     def plans(self) -> Plans:
         """Two global views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
+
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("vicreg", samples)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""

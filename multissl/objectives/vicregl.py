@@ -27,7 +27,7 @@ from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.heads import MLPHead
 from multissl.losses.common import embedding_std
 from multissl.losses.vicregl import TERMS, global_terms, local_terms
-from multissl.objectives.common import head, same_plan, single_stream
+from multissl.objectives.common import head, need_two, same_plan, single_stream
 from multissl.objectives.vicreg import check_weights
 
 
@@ -81,6 +81,10 @@ class VICRegL(Objective):
         """Two global views and local ones, with the places of their tokens."""
         plan = ViewPlan(num_global=2, num_local=self.cfg.num_local, coords=self.cfg.alpha < 1)
         return same_plan([self.stream], plan)
+
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("vicregl", samples)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""

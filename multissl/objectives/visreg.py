@@ -27,6 +27,7 @@ from multissl.losses.sigreg import distance_to_center, draw_directions
 from multissl.losses.visreg import visreg_terms
 from multissl.objectives.common import (
     check_sliced,
+    need_two,
     presence,
     project_together,
     same_plan,
@@ -74,6 +75,10 @@ class VISReg(Objective):
     def plans(self) -> Plans:
         """Global and local views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
+
+    def check_batch_size(self, samples: int) -> None:
+        """Samples are compared with one another."""
+        need_two("visreg", samples)
 
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The losses of this rank's rows."""

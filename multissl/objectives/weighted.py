@@ -128,6 +128,17 @@ class Weighted(Objective):
         for _, term in self.terms.items():
             term.check_dataset_size(samples)
 
+    def check_batch_size(self, samples: int) -> None:
+        """Ask every term."""
+        for _, term in self.terms.items():
+            term.check_batch_size(samples)
+
+    def check_stage(self, before: Mapping[str, StreamSpec], streams: Mapping[str, StreamSpec]) -> None:
+        """Ask every term of its own streams."""
+        for name, term in self.terms.items():
+            own = self.asked[name]
+            term.check_stage({s: before[s] for s in own}, {s: streams[s] for s in own})
+
     def after_step(self, encoders: Encoders, progress: Progress) -> None:
         """Every term moves its slow state."""
         for name, term in self.terms.items():

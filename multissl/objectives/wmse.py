@@ -71,6 +71,10 @@ class WMSE(Objective):
         """Two global views of a single stream, or one clean view of each of several."""
         return same_plan(self.projectors, self.plan)
 
+    def check_batch_size(self, samples: int) -> None:
+        """Groups are of equal size."""
+        groupings(samples, self.cfg.group, 1, 0)
+
     def forward(self, encoders: EncodeFunction, batch: Batch, progress: Progress) -> Losses:
         """The loss of the whole batch, the same on every rank."""
         there = presence(batch)

@@ -56,9 +56,10 @@ def check_stages(stages: Sequence[RunStage], modality: Modality) -> None:
             streams, learner = _outline(stage, fitted_to)
             _check_streams(specs, streams)
             carrying(before, learner)
+            learner.objective.check_stage(specs, streams)
         except ValueError as error:
             raise ValueError(_refusal(stage, error)) from None
-        before = learner
+        before, specs = learner, streams
 
 
 def _refusal(stage: RunStage, error: ValueError) -> str:

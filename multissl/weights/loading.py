@@ -35,12 +35,12 @@ from multissl.weights.layouts.ours import Ours
 from multissl.weights.layouts.plain_vit import PlainViT
 from multissl.weights.model_config import context_of
 from multissl.weights.released import licence_line, released_as, released_heads
-from multissl.weights.resampling import convention_of, fit_patches, fit_positions
+from multissl.weights.resampling import PROJECTION, check_stems, convention_of, fit_patches, fit_positions
 from multissl.weights.unwrapping import Network, State, plain, strip, unwrap
 
 log = logging.getLogger("multissl")
 
-TABLE, PATCHES = "tokenizer.pos_embed", "tokenizer.patch_embed.proj.weight"
+TABLE, PATCHES = "tokenizer.pos_embed", PROJECTION
 """What is resampled, in our names."""
 OFFICIAL_PATCHES = "patch_embed.proj.weight"
 
@@ -336,7 +336,8 @@ def fill(
     if isinstance(encoder, TransformerEncoder) and {TABLE, PATCHES} <= own.keys() & ours.keys():
         axes = ours[PATCHES].dim() - 2
         ours[TABLE], refusal = fit_positions(encoder, ours[TABLE], axes, theirs, stream, native)
-    if PATCHES in own and PATCHES in ours and ours[PATCHES].dim() >= 3:
+    stem = check_stems(own, {name: tensor.shape for name, tensor in ours.items()}, stream)
+    if not stem and PATCHES in own and PATCHES in ours and ours[PATCHES].dim() >= 3:
         ours[PATCHES], said = fit_patches(ours[PATCHES], own[PATCHES])
         if said:
             tell("weights of %s: %s", stream, "; ".join(said))

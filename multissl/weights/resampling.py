@@ -6,6 +6,8 @@ Shapes: a position table is [1, 1+N, D], the class token first; D width, C chann
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from multissl.encoders.transformer import TransformerEncoder
 from multissl.layers.positions import resample
 from multissl.layers.tokenizers import GridTokenizer
 from multissl.weights.conventions import Resampling
+
+PROJECTION = "tokenizer.patch_embed.proj.weight"
+STEM = re.compile(r"tokenizer\.patch_embed\.stem\.conv\d+\.weight")
+"""Names of a transformer's tensors: of its patches or what a stem leaves of them, and of a stem's convolutions."""
 
 
 def convention_of(encoder: TransformerEncoder) -> Resampling:
@@ -118,6 +124,35 @@ def fit_patches(weight: Tensor, shape: torch.Size) -> tuple[Tensor, list[str]]:
         said.append(f"patches of {old} are resampled to {new} (FlexiViT)")
         weight = resample_patches(weight, (shape[2], shape[3]))
     return weight, said
+
+
+def check_stems(own: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size], stream: str) -> bool:
+    """Return whether a convolutional stem makes the tokens: its kernels are not resampled.
+
+    `own` and `theirs` are the shapes of the encoder's tensors and of the weights', by name. Raises a ValueError where
+    one of them alone has a stem, or their stems are of other patches.
+    """
+    ours, given = (sorted(n for n in shapes if STEM.search(n)) for shapes in (own, theirs))
+    if bool(ours) != bool(given):
+        has, want = ("a convolutional stem", True) if given else ("no convolutional stem", False)
+        raise ValueError(
+            f"these weights have {has}: want --encoders.{stream}.conv_stem {want} (here {not want}), or weights of "
+            "another encoder"
+        )
+    kernels = [shapes[PROJECTION][2:] for shapes in (own, theirs) if ours and PROJECTION in shapes]
+    if ours != given or len({*kernels}) > 1:
+        here, there = (_stem_patch(shapes) for shapes in (own, theirs))
+        raise ValueError(
+            f"these weights have a convolutional stem for tokens of {there} pixels, here they have {here}: a stem is "
+            f"not resampled as patches are. Want tokens as there (--modality.patch {there.split(' ')[0]})"
+        )
+    return bool(ours)
+
+
+def _stem_patch(shapes: Mapping[str, torch.Size]) -> str:
+    """Return the patch of a stem: every convolution halves it, and the last one takes what is left."""
+    halved = 2 ** sum(STEM.search(name) is not None for name in shapes)
+    return " x ".join(str(side * halved) for side in shapes[PROJECTION][2:])
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:

@@ -208,6 +208,29 @@ REFUSED = {
     "larger views that do not tile": (
         {"objective.gram.weight": 1.0, "objective.gram.size": [18, 18]}, "objective.gram.size=18 18 does not divide",
     ),
+    "tokens that do not tile": ({"modality.patch": 6}, "modality.size=16: want a multiple of patch=6: 12 or 18"),
+    "local views larger than global ones": (
+        {"modality.local_size": 20}, "modality.local_size=20 is more than modality.size=16",
+    ),
+    "global views smaller than local ones": (
+        {"modality.size": 4}, "modality.local_size=8 is more than modality.size=4: local views would show more",
+    ),
+    "an anchor that sees less than the views": (
+        {"objective.gram.weight": 1.0, "objective.gram.size": [12, 12]},
+        "objective.gram.size=12 12 is smaller than the student's views, 16 x 16",
+    ),
+    "an anchor that sees less than it learned on": (
+        {"objective.gram.weight": 1.0, "modality.size": 8},
+        "an anchor that sees 8 x 8, where the stage before learned on views of 16 x 16",
+    ),
+    "one sample": ({"batch_size": 1}, "a batch of 1 leaves one alone: change batch_size"),
+    "a group of one sample": (
+        {"batch_size": 9, "objective.koleo_group": 4}, "objective.koleo_group=4, and a batch of 9 leaves one alone",
+    ),
+    "a score of what is learned from": (
+        {"evals": {"mine": {"kind": "knn", "split": "train"}}},
+        "evals.mine.split=train: knn learns from the train split",
+    ),
     "larger views of another shape": (
         {"objective.gram.weight": 1.0, "objective.gram.size": [16, 32]}, "has not the shape of the student's views",
     ),

@@ -165,6 +165,28 @@ def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
         read_weights(tmp_path / "absent.safetensors")
 
 
+def test_a_stem_is_no_kernel_of_patches_and_says_its_own() -> None:
+    def stem(patch: int, **options: Any) -> TransformerEncoder:
+        views = StreamSpec(
+            kind="grid", shape=(3, 48, 48), patch=(patch, patch), num_tokens=(48 // patch) ** 2
+        )
+        cfg = TransformerEncoder.Config(dim=24, depth=1, heads=3, position=Position(kind="none"), **options)
+        return TransformerEncoder(cfg, views)
+
+    weights = stem(12, conv_stem=True).state_dict()
+    load_state(stem(12, conv_stem=True), weights)
+    for patch, here in ((8, "8 x 8"), (6, "6 x 6"), (4, "4 x 4")):
+        said = rf"stem for tokens of 12 x 12 pixels, here they have {here}.*--modality.patch 12\)"
+        with pytest.raises(ValueError, match=said):
+            load_state(stem(patch, conv_stem=True), weights, stream="image")
+    with pytest.raises(
+        ValueError, match=r"have a convol.*want --encoders.image.conv_stem True \(here False\)"
+    ):
+        load_state(stem(12), weights, stream="image")
+    with pytest.raises(ValueError, match=r"have no convol.*want --encoders.image.conv_stem False"):
+        load_state(stem(12, conv_stem=True), stem(12).state_dict(), stream="image")
+
+
 def test_only_plain_vision_transformers_take_dinov2_names() -> None:
     with pytest.raises(ValueError, match="conv_stem"):
         to_dinov2(build(conv_stem=True))

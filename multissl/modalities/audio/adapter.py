@@ -69,6 +69,7 @@ class Audio(HasRecordings):
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"equalise": "equalize", "centre": "center"})
         sizes: ClassVar[tuple[str, ...]] = ("frames", "local_frames")
+        sides = ("local_frames", "frames")
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet or .tar (a pattern names several); empty: the built-in demo of

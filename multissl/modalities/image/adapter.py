@@ -79,6 +79,7 @@ class Image(PixelLabels):
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
         sizes: ClassVar[tuple[str, ...]] = ("size", "local_size", "patch", "blur_kernel")
+        sides = ("local_size", "size")
 
         data: str = ""
         """A folder, list (.txt), table (.csv), .parquet, .tar (a pattern names several), `torchvision:NAME?root=...`

@@ -147,6 +147,14 @@ class Paired(Modality):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pairs": None}  # a worker lists its samples by itself
 
+    def check_plans(self, plans: Plans) -> None:
+        """Ask the member of every stream."""
+        for stream, plan in plans.items():
+            try:
+                self.members[stream].check_plans({self._native(stream): plan})
+            except ValueError as error:
+                raise ValueError(str(error).replace("modality.", f"modality.members.{stream}.")) from None
+
     def provides(self, stream: str) -> frozenset[Need]:
         """Return what the member of that name provides."""
         return self.members[stream].provides(self._native(stream))

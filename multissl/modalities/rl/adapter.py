@@ -60,6 +60,7 @@ class RL(HasStates):
         """Options of RL frames."""
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"colours": "channels"})
+        sides = ("local_size", "size")
 
         data: str = ""
         """`gym:NAME` (made on the spot; ALE/Pong-v5 and other Atari games too; arguments follow as in

@@ -72,6 +72,7 @@ class Video(Modality):
 
         renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"grey": "grayscale", "solarise": "solarize"})
         sizes: ClassVar[tuple[str, ...]] = ("size", "local_size", "patch", "stride")
+        sides = ("local_size", "size")
 
         data: str = ""
         """A folder of videos or of folders of frames, a list (.txt), table (.csv), .parquet or .tar (a pattern names
