@@ -266,7 +266,7 @@ def linear(y: np.ndarray) -> Fit:
         if y.dtype.kind == "f":
             return models.RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(x, labels).predict(queries)
         grid = {"C": list(np.logspace(-4, 0, 7))}
-        return _searched(models.LogisticRegression(max_iter=500), grid, x, labels, queries, y)
+        return searched(models.LogisticRegression(max_iter=500), grid, x, labels, queries, y)
 
     return fit
 
@@ -282,11 +282,11 @@ def trees(y: np.ndarray) -> dict[str, Fit]:
     }  # fmt: skip
     for name, (cls, options, grid) in grids.items():
         model = getattr(registry.require("sklearn.ensemble"), cls)(**options)
-        found[name] = lambda x, labels, q, model=model, grid=grid: _searched(model, grid, x, labels, q, y)
+        found[name] = lambda x, labels, q, model=model, grid=grid: searched(model, grid, x, labels, q, y)
     return found
 
 
-def _searched(
+def searched(
     model: Any,
     grid: dict[str, list[Any]],
     x: np.ndarray,
@@ -294,6 +294,10 @@ def _searched(
     queries: np.ndarray,
     y: np.ndarray,
 ) -> np.ndarray:
+    """Return what a model makes of queries, fitted to labels [n] with the grid's values that cross-validation chooses.
+
+    Scores [Q, C] where labels are classes, of which y holds all, or values [Q].
+    """
     selection = registry.require("sklearn.model_selection")
     quantity = labels.dtype.kind == "f"
     fewest = len(labels) if quantity else int(np.unique(labels, return_counts=True)[1].min())

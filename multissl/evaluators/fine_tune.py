@@ -4,9 +4,11 @@ A copy of the encoder is trained with a linear head on its pooled feature, for s
 batches; a tenth of the training samples chooses the rate and the epoch, the scored split is looked at once. In
 `multissl eval` the untrained encoder is fine-tuned in the same way: it is the figure of learning from scratch. Options
 that are left open are those of a recipe: `mae_base`, `mae_large` (He et al. 2022, arXiv 2111.06377, `FINETUNE.md`),
-`videomae_k400`, `videomae_ssv2` (Tong et al. 2022, arXiv 2203.12602, `FINETUNE.md`) and `audiomae` (Huang et al. 2022,
-arXiv 2207.06405, `ft_as.sh`), as far as rates, decays, epochs, batch, smoothing and mixup go: views are clean ones,
-without random crops, cutmix and erasing, and drop path is the encoder's own. Labels are a class for each sample, a
+`videomae_k400`, `videomae_ssv2` (Tong et al. 2022, arXiv 2203.12602, `FINETUNE.md`), `audiomae` (Huang et al. 2022,
+arXiv 2207.06405, `ft_as.sh`), `scarf` (Bahri et al. 2022, arXiv 2106.15147) and `saint` (Somepalli et al. 2021, arXiv
+2106.01342, `train.py`), as far as rates, decays, epochs, batch, smoothing and mixup go: views are clean ones, without
+random crops, cutmix and erasing, and drop path is the encoder's own. The last two papers keep their rates constant,
+which fall by a cosine here, and SCARF's head has a hidden layer more. Labels are a class for each sample, a
 quantity, or several classes, which are learned one by one (without smoothing) and scored by mean average precision.
 Shapes: S training samples, Q queries, C classes.
 """
@@ -65,8 +67,12 @@ RECIPES: dict[str, Schedule] = {
     "audiomae": Schedule(
         lr=1e-3, layer_decay=0.75, weight_decay=5e-4, epochs=60, warmup=4, batch=32, mixup=0.5
     ),
+    "scarf": Schedule(lr=2e-3, layer_decay=1.0, weight_decay=0.0, epochs=200, warmup=0, batch=128),
+    "saint": Schedule(lr=1e-4, layer_decay=1.0, weight_decay=0.01, epochs=100, warmup=0, batch=256),
 }  # fmt: skip
-Recipe = Literal["own", "mae_base", "mae_large", "videomae_k400", "videomae_ssv2", "audiomae"]
+Recipe = Literal[
+    "own", "mae_base", "mae_large", "videomae_k400", "videomae_ssv2", "audiomae", "scarf", "saint"
+]
 
 
 class Labeled(NamedTuple):
@@ -165,7 +171,7 @@ class FineTune(Evaluator):
         if not self._measurable(train, scored):
             return {}
         self._check_mixup(modality)
-        made = [self._scores(encoders, modality, train, scored, seed) for seed in range(self.cfg.seeds)]
+        made = [self.predictions(encoders, modality, train, scored, seed) for seed in range(self.cfg.seeds)]
         if train.targets.is_floating_point():
             values = np.array([100 * r2(scores[:, 0], scored.targets.numpy()) for scores in made])
             return {"r2": estimate(values, percent=False)}
@@ -240,10 +246,10 @@ class FineTune(Evaluator):
         if kind == "sequence" and any(schedule.mixup for schedule in self.cfg.schedules):
             raise ValueError("mixup: symbols cannot be mixed; want mixup=0 for a stream of symbols")
 
-    def _scores(
+    def predictions(
         self, encoders: FrozenEncoders, modality: Modality, train: Labeled, scored: Labeled, seed: int
     ) -> np.ndarray:
-        """Return the scores [Q, C] or values [Q, 1] of the model that a tenth of training chooses."""
+        """Return the scores [Q, C] or values [Q, 1] that the model which a tenth of training chooses gives."""
         assert encoders.modules is not None
         tenth = validation_mask(len(train.places))
         quantity = train.targets.is_floating_point()
