@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +149,22 @@ def test_recipes_hold_where_nothing_is_typed() -> None:
     assert [s.lr for s in cfg.schedules] == [0.1, 0.2]
     assert cfg.schedules[0] == replace(RECIPES["mae_base"], epochs=3, lr=0.1)
     assert FineTune.Config(recipe="audiomae").schedules == [RECIPES["audiomae"]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "rate", "decay"), [("scarf", 128, 1e-3, 0.0), ("saint", 256, 1e-4, 0.01)]
+)
+def test_recipes_of_tables_have_one_rate_for_all_layers(
+    recipe: Any, batch: int, rate: float, decay: float
+) -> None:
+    """The papers give the rate of their own batch, and know no decay from layer to layer."""
+    spec = StreamSpec(kind="grid", shape=(1, 8, 8), patch=(4, 4), num_tokens=4)
+    encoder = TransformerEncoder.Config(dim=8, depth=3, heads=2).build(spec)
+    (schedule,) = FineTune.Config(recipe=recipe).schedules
+    assert schedule.batch == batch
+    groups = groups_of(encoder, nn.Linear(8, 2), schedule, batch)
+    assert [g["peak"] for g in groups] == pytest.approx([rate] * len(groups))
+    assert {g["weight_decay"] for g in groups} == {0.0, decay}
 
 
 @pytest.mark.parametrize("options", [{"lr": (0.0,)}, {"layer_decay": 2.0}, {"batch": 1}, {"seeds": 0}])
