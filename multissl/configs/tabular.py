@@ -40,7 +40,7 @@ def scarf() -> Recipe:
 
     Command: multissl train tabular/scarf --data rows.csv --modality.label target
     Size: 1,000 steps of 128, MLP 256 x 4; minutes on two processor cores.
-    Measured: unmeasured
+    Measured: fine-tuned on 130 labels of california R2 58.6 %, 2,000 steps (random weights 53.1, classical 61.1).
     """
     return Recipe(
         modality=Tabular.Config(corruption=(0.0, 0.6)),
