@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from multissl.contract.evaluator import FrozenEncoders
+from multissl.contract.learning import Progress
 from multissl.contract.modality import Modality
-from multissl.evaluators.probes.trained import Labeled, TrainedProbe
+from multissl.evaluators.probes.folds import joined, over_folds
+from multissl.evaluators.probes.trained import Labeled, TrainedProbe, nothing
+from multissl.evaluators.several_classes import PREVALENCE, have_several, prevalence
+from multissl.evaluators.verdicts import MAJORITY, majority_accuracy
 from multissl.inference import Pooled, drawn, featurized
 
 
@@ -32,6 +36,7 @@ class MLPProbe(TrainedProbe):
     titles: ClassVar[dict[str, str]] = {
         "top1": "MLP probe accuracy, %",
         "map": "MLP probe, mean average precision over classes, %",
+        "over_folds": "MLP probe accuracy, mean over folds, %",
     }
 
     @dataclass(kw_only=True, slots=True)
@@ -48,6 +53,9 @@ class MLPProbe(TrainedProbe):
         """Channels of a hidden layer."""
         dropout: float = 0.1
         """Share of the hidden channels that are dropped while it trains."""
+        folds: bool = False
+        """Take the groups of the train and the scored split together for folds, as HEAR does: each is scored once, by
+        the head that the next one chooses and the others train."""
 
         def __post_init__(self) -> None:
             TrainedProbe.Config.__post_init__(self)
@@ -60,6 +68,46 @@ class MLPProbe(TrainedProbe):
                 raise ValueError(f"dropout={self.dropout}: want 0 or more and less than 1")
 
     cfg: Config
+
+    @property
+    def selected_on(self) -> str:
+        """The next fold, or a tenth of training, where there is something to choose."""
+        return "the fold after the scored one" if self.cfg.folds and self.choices > 1 else super().selected_on
+
+    def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
+        """`top1`, or `map`, in percent, with the chosen `lr` and `weight_decay`, or the mean `over_folds`."""
+        cfg = self.cfg
+        if not cfg.folds:
+            return super().run(encoders, modality, progress)
+        if not have_several(modality, cfg.split, "train") and not self.labeled(modality, cfg.split, "train"):
+            return {}
+        sides = [
+            self.read(encoders, modality, split, limit)
+            for split, limit in (("train", cfg.train), (cfg.split, cfg.queries))
+        ]
+        return over_folds(self, joined(*sides), encoders.device)
+
+    def metric_names(self) -> list[str]:
+        """Those of the accuracy, and of what was chosen or the mean over folds."""
+        return ["top1", "over_folds"] if self.cfg.folds else super().metric_names()
+
+    def baselines(self, modality: Modality) -> dict[str, float]:
+        """The accuracy of the most frequent class, or how frequent several are, of what is scored."""
+        cfg = self.cfg
+        if not cfg.folds:
+            return super().baselines(modality)
+        several = have_several(modality, cfg.split, "train")
+        if not several and not self.labeled(modality, cfg.split, "train"):
+            return {}
+        found = []
+        for split, limit in (("train", cfg.train), (cfg.split, cfg.queries)):
+            places = drawn(len(modality.dataset(split)), limit)
+            made = featurized(nothing, modality, split, places, stream=cfg.stream)
+            found.append(self.labeled_samples(modality, split, made, (made.features,)))
+        whole = joined(*found)
+        if several:
+            return {PREVALENCE: prevalence(whole.labels)}
+        return {MAJORITY: majority_accuracy(whole.labels, whole.labels, whole.groups)}
 
     @property
     def choices(self) -> int:

@@ -27,6 +27,7 @@ from multissl.evaluators.classified import validation_mask
 from multissl.evaluators.linear_probe import FEWEST
 from multissl.evaluators.probes.training import (
     Logits,
+    Trial,
     choose,
     hits,
     scores_of,
@@ -136,7 +137,13 @@ class TrainedProbe(Evaluator):
             return {}
         if not several and (said := unseen_classes(train.labels, scored.labels, self.cfg.split)):
             self.warn(said)
-        return self._fitted(train, scored, encoders.device)
+        chosen = self.fitted(train, validation_mask(len(train.labels)), encoders.device)
+        found = self.measured(chosen.head, scored, encoders.device)
+        if several:
+            figures = figures_of(found, scored.labels)
+        else:
+            figures = {"top1": estimate(100.0 * found.numpy(), scored.groups)}
+        return {**figures, "lr": chosen.lr, "weight_decay": chosen.weight_decay, **self.describe(chosen.head)}
 
     def metric_names(self) -> list[str]:
         """Those of the accuracy and of what was chosen."""
@@ -182,7 +189,8 @@ class TrainedProbe(Evaluator):
         known, labels = labels_of(modality, split, made)
         return Labeled(tuple(each[known] for each in inputs), labels, made.groups[known].numpy())
 
-    def _fitted(self, train: Labeled, scored: Labeled, device: torch.device) -> dict[str, float]:
+    def fitted(self, train: Labeled, choosing: Tensor, device: torch.device) -> Trial:
+        """Return the head that some training samples (bool [S]) choose among those that the others train."""
         cfg, several = self.cfg, train.labels.dtype == torch.bool
         classes = train.labels.shape[1] if several else 1 + int(train.labels.max())
         trials = [
@@ -193,22 +201,20 @@ class TrainedProbe(Evaluator):
         for trial in trials:
             trial.head.to(device)
         labels, read = train.labels.to(device), reader(train.inputs, device)
-        tenth = validation_mask(len(labels))
-        rows = (~tenth).nonzero().flatten()
+        rows = (~choosing).nonzero().flatten()
         train_trials(
             trials, read, rows.to(device), labels, steps=cfg.steps, batch=cfg.batch, seed=cfg.seed,
             loss_of=binary_loss if several else F.cross_entropy,
         )  # fmt: skip
-        chosen = choose(trials, read, tenth.nonzero().flatten().to(device), labels).trial
+        return choose(trials, read, choosing.nonzero().flatten().to(device), labels).trial
+
+    def measured(self, head: nn.Module, scored: Labeled, device: torch.device) -> Tensor:
+        """Return which samples a head is right about, bool [Q], or the average precision of each class, [C]."""
         every = torch.arange(len(scored.labels), device=device)
         read, truth = reader(scored.inputs, device), scored.labels.to(device)
-        if several:
-            precisions = average_precisions(scores_of(chosen.head, read, every), truth)
-            figures = figures_of(precisions, truth)
-        else:
-            right = hits(chosen.head, read, every, truth)
-            figures = {"top1": estimate(100.0 * right.cpu().numpy(), scored.groups)}
-        return {**figures, "lr": chosen.lr, "weight_decay": chosen.weight_decay, **self.describe(chosen.head)}
+        if truth.dtype == torch.bool:
+            return average_precisions(scores_of(head, read, every), truth).cpu()
+        return hits(head, read, every, truth).cpu()
 
 
 def reader(inputs: tuple[Tensor, ...], device: torch.device) -> Logits:
