@@ -1,12 +1,13 @@
 """What continuing from a run costs on the data it came from: unguarded, with the drift guard, and with LoRA.
 
     OMP_NUM_THREADS=1 python -m benchmarks.continuing --source cifar10-train.parquet --target mnist-train.parquet
-        [--seeds 0 1 2] [--arms plain guard lora] [--steps 300] [--start-steps 800]
-        [--objective simclr]
+        --kept cifar10-train-rest.parquet [--seeds 0 1 2] [--arms plain guard lora] [--action mix] [--max-loss 1]
+        [--steps 300] [--start-steps 800] [--objective simclr]
 
 One start on the source (SimCLR, transformer 64 x 2), then for each seed and arm a run of `image/dinov2_continue`'s
 settings made small on the target. k-NN of the validation splits, a tenth of each that nobody trains on, before and
-after, by the same evaluator. Printed are gain on the target and loss on the source with
+after, by the same evaluator. The guard looks at other data of the source's kind, `--kept`, so that what it is judged on
+decides nothing. Printed are gain on the target and loss on the source with
 95 % intervals over samples (each sample's mean over seeds, paired with the start), and, for guard and LoRA, their share
 of the plain arm's gain and loss over seeds. A finished run in --out is not repeated.
 """
@@ -59,11 +60,12 @@ def continued(args: argparse.Namespace, arm: str, seed: int) -> Recipe:
     made.optim = made.optim.replace(lr=args.lr, warmup=args.steps // 5)
     made.lr_by_stream = {"image": args.encoder_lr / args.lr}
     made.data.workers, made.save = 0, Save(every=args.steps)
-    guard = Drift.Config(
-        every=args.every, reference=args.source, samples=1_000, bank=3_000, max_loss=args.max_loss,
-        action="lower" if arm == "guard" else "say", factor=args.factor,
-    )  # fmt: skip
-    made.evals = {"drift": guard}
+    made.evals = {"drift": Drift.Config(reference=args.source)}
+    if arm == "guard":
+        every = 0 if args.action == "mix" else args.every
+        made.evals["guard"] = Drift.Config(
+            every=every, reference=args.kept, max_loss=args.max_loss, action=args.action, factor=args.factor
+        )
     if arm == "lora":
         made.lora = LoRA(rank=8)
     return made
@@ -91,13 +93,14 @@ def described(values: np.ndarray) -> str:
     return f"{values.mean():+5.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def main() -> None:
-    """Train what is missing, and print a line for each arm."""
+def options() -> argparse.Namespace:
+    """Return what the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True)
     parser.add_argument("--target", required=True)
+    parser.add_argument("--kept", required=True, help="data that the guard looks at")
     parser.add_argument("--out", type=Path, default=Path("runs/continuing"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", "guard", "lora"])
@@ -106,14 +109,22 @@ def main() -> None:
     )
     parser.add_argument("--start-steps", type=int, default=800)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--every", type=int, default=25, help="steps between two looks of the guard")
+    parser.add_argument("--action", choices=("lower", "stop", "mix"), default="mix", help="of the guard")
+    parser.add_argument(
+        "--every", type=int, default=25, help="steps between two looks of a guard that lowers or stops"
+    )
     parser.add_argument("--lr", type=float, default=2e-3, help="of heads")
     parser.add_argument("--encoder-lr", type=float, default=5e-4)
     parser.add_argument(
         "--max-loss", type=float, default=1.0, help="points on the source that the guard allows"
     )
     parser.add_argument("--factor", type=float, default=0.1)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train what is missing, and print a line for each arm."""
+    args = options()
     train(start(args.source, args.start_steps), args.out / "start")
     arms: dict[str, Arm] = {}
     for arm in args.arms:

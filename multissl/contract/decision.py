@@ -1,4 +1,4 @@
-"""What the figures of a run ask of its training: another learning rate, or its end."""
+"""What the figures of a run ask of it: another learning rate, its end, or less of the training in what it ships."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Decision:
     """Factor on the learning rate from now on."""
     stop: bool = False
     """Whether the run ends here, with a checkpoint and all evaluators."""
+    share: float = 1.0
+    """Of the training in the weights that the run ships: 0 are those it started with, 1 those that were trained."""
     text: str = ""
     """Why, for the record; empty where nothing is asked for."""
 
@@ -23,10 +25,11 @@ GO_ON = Decision()
 
 
 def joined(decisions: Iterable[Decision]) -> Decision:
-    """Return what several decisions ask for together: factors multiply, one of them is enough to stop."""
+    """Return what several decisions ask for together: factors multiply, one can stop it, the least share counts."""
     asked = [d for d in decisions if d != GO_ON]
     return Decision(
         lr=math.prod((d.lr for d in asked), start=1.0),
         stop=any(d.stop for d in asked),
+        share=min((d.share for d in asked), default=1.0),
         text="; ".join(d.text for d in asked),
     )

@@ -12,6 +12,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -46,6 +47,9 @@ class FrozenEncoders(EncodeFunction):
     saved encoder comes without its objective."""
     modules: Encoders | None = None
     """The encoders themselves, for evaluators that train a copy; None inside a run, where they may be sharded."""
+    mixed: Callable[[float], AbstractContextManager[None]] | None = None
+    """Within what it returns, the weights are a mixture of those at the start of the run and the present ones, which
+    have this share; None outside of a run. Take another `FrozenEncoders` there, as features are remembered."""
     depths: Mapping[str, int] = field(default_factory=dict)
     """Blocks whose outputs an encoder can hand out, by stream; one that is not named here hands out none."""
 
@@ -216,6 +220,11 @@ class Evaluator(Component, ABC):
     @property
     def decides(self) -> bool:
         """Return whether the run may depend on its figures: it is measured then whatever time that takes."""
+        return False
+
+    @property
+    def mixes(self) -> bool:
+        """Return whether it may ask for a `Decision.share`: others measure after it then, what the run would ship."""
         return False
 
     def decision(self, history: list[dict[str, float]]) -> Decision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from multissl.engine.best import BestStep, best_step, patience_over
 from multissl.engine.judging import alarms, decided
 from multissl.engine.learner import Learner
 from multissl.engine.loop import Loop
+from multissl.engine.mixture import Mixture
 from multissl.parallel.collectives import broadcast_object
 from multissl.registry import suggest
 
@@ -43,6 +45,14 @@ class Measuring:
         """The best step so far by `figure`, the same on all ranks."""
         self.figure = cfg.best.named(evaluators)
         """By which steps are compared; "" for none."""
+        self.mixture: Mixture | None = None
+        """What the run would ship at its start, where an evaluator may ask for a share of the training."""
+        if self.figure and (mixing := [name for name, e in evaluators.items() if e.mixes]):
+            raise ValueError(
+                f"best.figure={cfg.best.figure}: evals.{mixing[0]} chooses the share of the training that is shipped "
+                "and measured, while a checkpoint holds all of what was trained: leave --best.figure out, or "
+                f"give --evals.{mixing[0]}.action another value"
+            )
         self.seconds: dict[str, float] = {}
         """That evaluators took last, by name."""
         self.left_out: set[str] = set()
@@ -67,14 +77,26 @@ class Measuring:
 
     def begin(self) -> None:
         """Show evaluators the encoders as the run starts with them."""
+        if any(evaluator.mixes for evaluator in self.evaluators.values()):
+            self.mixture = Mixture(self.learner.shipped())
         exported = self._exported()
         for evaluator in self.evaluators.values():
             evaluator.begin(exported, self.modality)
 
+    def mixed(self, share: float) -> AbstractContextManager[None]:
+        """Return within what the encoders have this share of the training, where an evaluator may ask for one."""
+        return self.mixture.within(self.learner.shipped(), share) if self.mixture else nullcontext()
+
+    def shipping(self) -> AbstractContextManager[None]:
+        """Return within what the encoders are those to be shipped, as of the figures so far."""
+        return self.mixed(self.decision.share)
+
     def _exported(self) -> FrozenEncoders:
         """Return what the run would ship as it is now, in evaluation mode."""
         self.learner.eval()
-        return self._agreeing(self.learner.frozen("exported", self.device))
+        exported = self._agreeing(self.learner.frozen("exported", self.device))
+        exported.mixed = self.mixed if self.mixture else None
+        return exported
 
     def due(self, step: int, first: bool = False, last: bool = False) -> dict[str, Evaluator]:
         """Return the evaluators that measure after `step` steps."""
@@ -140,7 +162,16 @@ class Measuring:
     def _measured_by(
         self, evaluators: Mapping[str, Evaluator], step: int, first: bool = False
     ) -> dict[str, float]:
-        """Return what some evaluators measure."""
+        """Return what some evaluators measure: first those that choose what is shipped, then others of that."""
+        if self.mixture is None:
+            return self._in_turn(evaluators, step, first)
+        metrics = self._in_turn({n: e for n, e in evaluators.items() if e.mixes}, step, first)
+        line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
+        with self.mixed(self.judged([*self.lines, line])[0].share):
+            return metrics | self._in_turn({n: e for n, e in evaluators.items() if not e.mixes}, step, first)
+
+    def _in_turn(self, evaluators: Mapping[str, Evaluator], step: int, first: bool) -> dict[str, float]:
+        """Return what evaluators measure of the encoders as they are."""
         progress = Progress(step=step, total=self.cfg.steps, epoch_steps=self.epoch_steps)
         exported = self._exported()
         metrics: dict[str, float] = {}

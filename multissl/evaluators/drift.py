@@ -4,6 +4,8 @@ Linear CKA of start and present features (Kornblith et al. 2019, arXiv 1905.0041
 features that are equal up to rotation and scale. k-NN accuracy at the start and now, where there are labels. On data
 that is kept for reference, which the run does not train on, a fall of the second is what the encoder has forgotten.
 The start is measured anew at each start of the run, from the same weights, so nothing of it is stored.
+A mixture of the weights at the start and the present ones keeps more of what was known than it gives up of what was
+learned (WiSE-FT: Wortsman et al. 2021, arXiv 2109.01903); with action=mix a run ships the one that holds the bounds.
 Shapes: S samples, D width.  State: features and accuracies of the start.
 """
 
@@ -11,7 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -25,9 +28,13 @@ from multissl.contract.modality import Modality
 from multissl.evaluators.classified import labeled_task
 from multissl.evaluators.knn import knn_accuracy
 from multissl.inference import Pooled, featurize_split
+from multissl.parallel.collectives import broadcast_object
 
 HERE, KEPT = "", "reference_"
 """What the names of figures begin with: those of the user's data, and of the reference."""
+
+TENTHS = 10
+"""Steps in which a share of the training is looked for."""
 
 FEWEST = 3
 """Samples that CKA takes: of two, centered features of any two encoders agree."""
@@ -49,6 +56,7 @@ class Drift(Evaluator):
         "cka": "CKA with the start",
         "knn": "k-NN accuracy, %",
         "knn_start": "k-NN accuracy of the start, %",
+        "share": "share of the training in what is shipped",
         "reference_cka": "CKA with the start, on the reference",
         "reference_knn": "k-NN accuracy on the reference, %",
         "reference_knn_start": "k-NN accuracy of the start on the reference, %",
@@ -72,8 +80,10 @@ class Drift(Evaluator):
         """The bound on CKA, of the reference where there is one, else of the user's data."""
         max_loss: float = 2.0
         """The bound on points of k-NN accuracy below the start, there."""
-        action: Literal["say", "lower", "stop"] = "say"
-        """What a measurement beyond a bound does: raise an alarm; lower the learning rate, too; or end the run."""
+        action: Literal["say", "lower", "stop", "mix"] = "say"
+        """What a measurement beyond a bound does: raise an alarm; lower the learning rate, too; end the run; or mix:
+        the run ships its start plus the largest share, in tenths, of how the weights have changed that is within the
+        bounds."""
         factor: float = 0.1
         """Of action=lower: on the learning rate, for each measurement beyond a bound."""
 
@@ -88,7 +98,7 @@ class Drift(Evaluator):
                 raise ValueError(f"max_loss={self.max_loss}: want 0 or more points of accuracy")
             if not 0 <= self.factor < 1:
                 raise ValueError(f"factor={self.factor}: want at least 0 and below 1")
-            if self.action != "say" and not self.every:
+            if self.action in ("lower", "stop") and not self.every:
                 raise ValueError(
                     f"action={self.action} with every=0, which measures at the start and the end only: want every N "
                     "steps"
@@ -104,12 +114,18 @@ class Drift(Evaluator):
 
     @property
     def decides(self) -> bool:
-        """Return whether it may lower the rate or end the run."""
+        """Return whether it may lower the rate, end the run or choose what is shipped."""
         return self.cfg.action != "say"
+
+    @property
+    def mixes(self) -> bool:
+        """Return whether it chooses what is shipped."""
+        return self.cfg.action == "mix"
 
     def metric_names(self) -> list[str]:
         """Of the user's data, and of the reference where there is one."""
-        return [name for name in self.titles if self.cfg.reference or not name.startswith(KEPT)]
+        left_out = [] if self.cfg.reference else [name for name in self.titles if name.startswith(KEPT)]
+        return [name for name in self.titles if name not in left_out and (self.mixes or name != "share")]
 
     def begin(self, encoders: FrozenEncoders, modality: Modality) -> None:
         """Measure the start."""
@@ -117,32 +133,56 @@ class Drift(Evaluator):
         self._start = self._measured(encoders, modality)
 
     def run(self, encoders: FrozenEncoders, modality: Modality, progress: Progress) -> dict[str, float]:
-        """`cka` with the start, `knn` now and then; the same of the reference. Nothing outside of a run."""
+        """`cka` with the start, `knn` now and then; the same of the reference; `share`. Nothing outside of a run."""
         if progress.step == 0 and self._start is None:
             self.begin(encoders, modality)
         if self._start is None:
             self.warn_nothing_to_measure("outside of a run there is no start to compare with")
             return {}
-        figures: dict[str, float] = {}
-        # before the first step the encoders are those of the start, which has just been measured
-        present = self._measured(encoders, modality) if progress.step else self._start
         if not self._start:
             return dict.fromkeys(self.metric_names(), math.nan)
-        for prefix, now in present.items():
-            start = self._start[prefix]
-            if len(now.features) >= FEWEST:
-                figures[f"{prefix}cka"] = linear_cka(start.features, now.features)
-            if now.knn is not None and start.knn is not None:
-                figures |= {f"{prefix}knn": now.knn, f"{prefix}knn_start": start.knn}
-        return figures
+        if not progress.step:  # the encoders are those of the start, which has just been measured
+            return compared(self._start, self._start)
+        if encoders.mixed is None or not self.mixes:
+            return compared(self._start, self._measured(encoders, modality))
+        return self._within_bounds(self._start, encoders, encoders.mixed, modality)
+
+    def _within_bounds(
+        self, start: Mapping[str, Measured], encoders: FrozenEncoders,
+        mixed: Callable[[float], AbstractContextManager[None]], modality: Modality,
+    ) -> dict[str, float]:  # fmt: skip
+        """Return the largest share, in tenths, that is within the bounds, and its figures; it is searched by halves."""
+
+        def at(tenths: int) -> dict[str, float]:
+            with mixed(tenths / TENTHS):
+                now = self._measured(FrozenEncoders(encoders.function, encoders.device), modality)
+            # ranks have to go the same way, whatever their last digits say
+            return broadcast_object({**compared(start, now), "share": tenths / TENTHS})
+
+        best, low, high = at(TENTHS), 0, TENTHS
+        if not self._beyond(best):
+            return best
+        best = {**compared(start, start), "share": 0.0}
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._beyond(figures := at(middle)):
+                high = middle
+            else:
+                best, low = figures, middle
+        return best
 
     def alarm(self, history: list[dict[str, float]]) -> str:
         """Say where the last measurement is beyond a bound."""
         why = self._beyond(history[-1])
+        if history[-1].get("share") == 0:
+            why = "no tenth of the training is within the bounds, and the run would ship its start"
         return f"drift: {why}; lower optim.lr, or freeze more by --frozen, --lora.rank 8" if why else ""
 
     def decision(self, history: list[dict[str, float]]) -> Decision:
-        """Lower the rate for each measurement beyond a bound, or stop at the first; see `action`."""
+        """Lower the rate for each measurement beyond a bound, stop at the first, or ship a mixture; see `action`."""
+        if self.mixes:
+            share = next((entry["share"] for entry in reversed(history) if "share" in entry), 1.0)
+            return Decision(share=share, text=described_share(share)) if share < 1 else GO_ON
         reasons = [f"step {entry['step']:.0f}, {why}" for entry in history if (why := self._beyond(entry))]
         if not reasons or self.cfg.action == "say":
             return GO_ON
@@ -223,6 +263,23 @@ class Drift(Evaluator):
             task.x, task.y, task.queries, task.truth, (cfg.k,), device=encoders.device, groups=task.groups
         )
         return Measured(x, accuracies[cfg.k])
+
+
+def compared(start: Mapping[str, Measured], present: Mapping[str, Measured]) -> dict[str, float]:
+    """Return the figures of encoders beside those of the start, on the same data."""
+    figures: dict[str, float] = {}
+    for prefix, now in present.items():
+        then = start[prefix]
+        if len(now.features) >= FEWEST:
+            figures[f"{prefix}cka"] = linear_cka(then.features, now.features)
+        if now.knn is not None and then.knn is not None:
+            figures |= {f"{prefix}knn": now.knn, f"{prefix}knn_start": then.knn}
+    return figures
+
+
+def described_share(share: float) -> str:
+    """Return what a run says of the share of its training that it ships."""
+    return f"{share:.0%} of the training is shipped, and {1 - share:.0%} of the start, by drift: more is beyond a bound"
 
 
 def read_otherwise(modality: Modality, data: str) -> Modality:

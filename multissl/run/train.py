@@ -147,7 +147,8 @@ def train_stage(command: Command, stage: RunStage, left: Sequence[RunStage]) -> 
             lines = trainer.fit(notes, floors_again=other_data)
             if stage is not left[-1]:
                 return None
-            write_model(run, parts)
+            with trainer.measuring.shipping():
+                write_model(run, parts)
             result, values = result_of(run, parts, lines)
             if is_main():
                 values |= circumstances(recipe, command.default, time.monotonic() - command.began, device)

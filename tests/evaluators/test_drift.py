@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,65 @@ def test_every_measurement_beyond_a_bound_lowers_the_rate_once() -> None:
     assert "learning rate times 0.25 by drift: step 3" in guard.decision(history).text
     assert Drift.Config(every=1).build().decision(history) == GO_ON
     assert Drift.Config(every=1).build().alarm(history)
+
+
+class Between(nn.Module):
+    """Points as they lie, and ever more that has nothing to do with them."""
+
+    share = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 5 + 3 * self.share**2 * Forgetful()(x)
+
+    @contextmanager
+    def mixed(self, share: float) -> Iterator[None]:
+        self.share, before = share, self.share
+        yield
+        self.share = before
+
+
+def mixture(**options: Any) -> tuple[Drift, dict[str, float]]:
+    """Return a guard that mixes, and what it measures."""
+    module, modality = Between(), Clusters(Clusters.Config(noise=0.02))
+    guard = Drift.Config(action="mix", **options).build()
+    with module.mixed(0):
+        guard.begin(frozen(module), modality)
+    encoders = frozen(module)
+    encoders.mixed = module.mixed
+    return guard, guard.run(encoders, modality, LATER)
+
+
+def test_the_largest_share_within_the_bound_is_shipped_with_its_figures() -> None:
+    modality, module = Clusters(Clusters.Config(noise=0.02)), Between()
+    accuracies = []
+    for tenths in range(11):
+        module.share = tenths / 10
+        guard = Drift.Config().build()
+        guard.begin(frozen(module), modality)
+        accuracies.append(guard.run(frozen(module), modality, START)["knn"])
+    assert accuracies[0] == 100
+    assert accuracies == sorted(accuracies, reverse=True)
+    for bound in (1.0, 10.0, 30.0):
+        largest = max(i for i, value in enumerate(accuracies) if value >= 100 - bound)
+        assert 0 < largest < 10
+        guard, figures = mixture(max_loss=bound)
+        assert figures["share"] == largest / 10
+        assert figures["knn"] == accuracies[largest]
+        history = [entry(0, knn=100.0, knn_start=100.0), {"step": 5, **figures}]
+        assert guard.decision(history).share == largest / 10
+        assert guard.decision(history[:1]) == GO_ON
+        assert guard.alarm(history) == ""
+
+
+def test_where_all_of_the_training_is_within_the_bound_all_of_it_is_shipped_and_where_none_is_nothing() -> (
+    None
+):
+    guard, figures = mixture(max_loss=100.0)
+    assert figures["share"] == 1
+    assert guard.decision([{"step": 5, **figures}]) == GO_ON
+    guard, figures = mixture(min_cka=1.0, max_loss=0.0)
+    assert (figures["share"], figures["cka"]) == (0, pytest.approx(1))
+    assert "would ship its start" in guard.alarm([{"step": 5, **figures}])
 
 
 @pytest.mark.parametrize(
