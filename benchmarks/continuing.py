@@ -64,7 +64,12 @@ def continued(args: argparse.Namespace, arm: str, seed: int) -> Recipe:
     if arm == "guard":
         every = 0 if args.action == "mix" else args.every
         made.evals["guard"] = Drift.Config(
-            every=every, reference=args.kept, max_loss=args.max_loss, action=args.action, factor=args.factor
+            every=every,
+            reference=args.kept,
+            samples=0,
+            max_loss=args.max_loss,
+            action=args.action,
+            factor=args.factor,
         )
     if arm == "lora":
         made.lora = LoRA(rank=8)

@@ -15,6 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -196,7 +197,10 @@ def _by_arrow(
             read_options=reader.ReadOptions(
                 column_names=columns, skip_rows=dialect.lines, encoding=coding, block_size=1 << 24
             ),
-            parse_options=reader.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True),
+            parse_options=reader.ParseOptions(
+                delimiter=dialect.delimiter,
+                newlines_in_values='"'.encode(coding.replace("utf8", "utf-8")) in content,
+            ),
             convert_options=reader.ConvertOptions(
                 column_types=dict.fromkeys(columns, arrow.string()), strings_can_be_null=False
             ),
@@ -204,13 +208,16 @@ def _by_arrow(
     except arrow.ArrowInvalid:
         return None
     absent = arrow.array(sorted(words), arrow.string())
-    cells = {}
-    for name, column in zip(columns, table.columns, strict=True):
+
+    def known(column: Any) -> Any:
         if len(column) and (compute.max(compute.utf8_length(column)).as_py() or 0) > longest:
             return None
         gone = compute.is_in(compute.utf8_trim_whitespace(column), value_set=absent)
-        cells[name] = compute.if_else(gone, arrow.scalar(None, arrow.string()), column)
-    return _by_name(dialect.names, list(cells.values()))
+        return compute.if_else(gone, arrow.scalar(None, arrow.string()), column)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # arrow works on columns side by side
+        cells = list(pool.map(known, table.columns))
+    return None if any(column is None for column in cells) else _by_name(dialect.names, cells)
 
 
 def _by_row(

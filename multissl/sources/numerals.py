@@ -8,9 +8,11 @@ Shapes: S cells.  State: none.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -63,7 +65,9 @@ class Column(NamedTuple):
 
 def number_columns(columns: Mapping[str, Any], delimiter: str = "") -> dict[str, Column]:
     """Return the columns of text (objects or an arrow array [S], None where missing) that hold numbers, as these."""
-    plain = {name: values for name, column in columns.items() if (values := _plain(column)) is not None}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # arrow works on columns side by side
+        tried = dict(zip(columns, pool.map(_plain, columns.values()), strict=True))
+    plain = {name: values for name, values in tried.items() if values is not None}
     marks: dict[str, Mark | None] = {
         name: _point(column) if name in plain else _mark(column) for name, column in columns.items()
     }
@@ -76,12 +80,21 @@ def number_columns(columns: Mapping[str, Any], delimiter: str = "") -> dict[str,
         if mark == "." and name in plain:
             read[name] = Column(plain[name])
             continue
-        objects = cells if isinstance(cells, np.ndarray) else cells.to_numpy(zero_copy_only=False)
-        counts: Counter[str] = Counter(cell.strip() for cell in objects.tolist() if cell is not None)
-        column = _read(objects, counts, mark)
+        column = _read(cells, _counts(cells), mark)
         if column:
             read[name] = column
     return read
+
+
+def _counts(column: Any) -> Counter[str]:
+    """Return how often each known cell stands in a column, without the space around it."""
+    if isinstance(column, np.ndarray):
+        return Counter(cell.strip() for cell in column.tolist() if cell is not None)
+    compute = registry.require("pyarrow.compute")
+    counts: Counter[str] = Counter()
+    for entry in compute.value_counts(column.drop_null()).to_pylist():
+        counts[entry["values"].strip()] += entry["counts"]
+    return counts
 
 
 def plain_text(value: float) -> str:
@@ -105,7 +118,7 @@ def _plain(column: Any) -> np.ndarray | None:
         arrow, compute = registry.require("pyarrow"), registry.require("pyarrow.compute")
         missing = column.null_count
         try:
-            numbers = compute.utf8_trim_whitespace(column).cast(arrow.float64())
+            numbers = _cast(column, arrow.float64())
         except arrow.ArrowInvalid:
             return None
         if (
@@ -118,6 +131,15 @@ def _plain(column: Any) -> np.ndarray | None:
     return (
         values if finite.sum() == len(values) - missing and (np.abs(values[finite]) < EXACT).all() else None
     )
+
+
+def _cast(column: Any, to: Any) -> Any:
+    """Return a column of text as numbers, whatever space is around them; raise an ArrowInvalid where one is none."""
+    compute = registry.require("pyarrow.compute")
+    try:
+        return column.cast(to)
+    except registry.require("pyarrow").ArrowInvalid:
+        return compute.utf8_trim_whitespace(column).cast(to)
 
 
 def _stripped(cell: str) -> Numeral | None:
@@ -183,7 +205,7 @@ def _sure_mark(counts: Counter[str]) -> Mark | None:
     return "," if sure[","] > sure["."] else "."
 
 
-def _read(cells: np.ndarray, counts: Counter[str], mark: Mark) -> Column | None:
+def _read(column: Any, counts: Counter[str], mark: Mark) -> Column | None:
     values: dict[str, float] = {}
     decorated: set[str] = set()
     percents: Counter[bool] = Counter()
@@ -205,7 +227,9 @@ def _read(cells: np.ndarray, counts: Counter[str], mark: Mark) -> Column | None:
     odd = [cell for cell in counts if cell not in values]
     share = 1 - numbers / counts.total()
     words = odd if share > ODD and len(odd) <= FEW and not any(map(_has_digit, odd)) else []
-    notes = tuple(sorted(decorated))
+    notes, cells = tuple(sorted(decorated)), column
+    if not isinstance(column, np.ndarray):
+        cells = column.to_numpy(zero_copy_only=False)
     if not odd or words:
         made = np.array([values.get(_bare(cell), np.nan) for cell in cells.tolist()], np.float64)
         return Column(made, notes, tuple(sorted(words)))

@@ -52,6 +52,8 @@ class OpenTable:
     """What parts its columns, "" where that is settled by the format."""
     words: frozenset[str] = MISSING
     """What stands for missing cells."""
+    cleaned: bool = False
+    """Whether these are None in its columns already."""
     name: str = ""
     """The file that it was read from, for what is said of it."""
 
@@ -104,7 +106,9 @@ def open_table(
         table = _of_arrow(_columnar(place, suffix), words)
     else:
         written = read_delimited(place, delimiter_of(delimiter), words, longest)
-        table = OpenTable(written.columns, written.broken, written.notes, written.delimiter, words)
+        table = OpenTable(
+            written.columns, written.broken, written.notes, written.delimiter, words, cleaned=True
+        )
     COLUMNS.check(len(table.columns), "it has")
     _without_index(table)
     table.name = place

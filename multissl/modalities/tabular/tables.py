@@ -163,7 +163,8 @@ def table_of(table: OpenTable) -> Table:
     twice = [name for name, count in Counter(map(str, table.columns)).items() if count > 1]
     if twice:
         raise ValueError(f"two columns are called {twice[0]!r}: rename one")
-    columns = {str(name): _typed(column, table.words) for name, column in table.columns.items()}
+    words = frozenset[str]() if table.cleaned else table.words
+    columns = {str(name): _typed(column, words) for name, column in table.columns.items()}
     texts = {name: column for name, column in columns.items() if not _is_number(column)}
     notes: dict[str, list[str]] = {}
     for name, column in number_columns(texts, table.delimiter).items():
@@ -172,12 +173,12 @@ def table_of(table: OpenTable) -> Table:
         for note in column.notes:
             notes.setdefault(f"numbers with {note}", []).append(name)
         if column.words:
-            words = ", ".join(map(repr, column.words))
-            notes.setdefault(f"{words} among numbers, read as missing", []).append(name)
+            said = ", ".join(map(repr, column.words))
+            notes.setdefault(f"{said} among numbers, read as missing", []).append(name)
     for name, column in texts.items():
-        cells = _objects(column)
+        cells, places = _distinct(column)
         dates = read_dates(cells)
-        columns[name] = _truths(cells) if dates is None else dates
+        columns[name] = (_truths(cells) if dates is None else dates)[places]
         if dates is not None:
             notes.setdefault("dates", []).append(name)
     for note, names in notes.items():
@@ -189,10 +190,20 @@ def _is_number(column: Any) -> bool:
     return isinstance(column, np.ndarray) and column.dtype == np.float64
 
 
-def _objects(column: Any) -> np.ndarray:
-    """Return a column of text as objects [S] without the space around them, None where missing."""
-    cells = column if isinstance(column, np.ndarray) else column.to_numpy(zero_copy_only=False)
-    return objects([None if cell is None else cell.strip() for cell in cells.tolist()])
+def _distinct(column: Any) -> tuple[np.ndarray, Any]:
+    """Return cells of a column of text, objects [U] without space around them, None where missing, and which cell each
+    row has: an arrow array holds few cells often, which are read once."""
+    places: Any = slice(None)
+    if isinstance(column, np.ndarray):
+        cells = column.tolist()
+    else:
+        arrow = registry.require("pyarrow")
+        chunks = column.chunks if isinstance(column, arrow.ChunkedArray) else [column]
+        coded = arrow.chunked_array(chunks, column.type).dictionary_encode(null_encoding="encode")
+        chunks = coded.unify_dictionaries().chunks
+        places = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)])
+        cells = chunks[0].dictionary.to_pylist() if chunks else []
+    return objects([None if cell is None else cell.strip() for cell in cells]), places
 
 
 def _typed(column: Any, words: frozenset[str]) -> Any:
@@ -219,6 +230,8 @@ def _from_arrow(column: Any, words: frozenset[str]) -> Any:
         column = column.cast(column.type.value_type)
     if types.is_floating(column.type) or (types.is_integer(column.type) and not _is_long(compute, column)):
         return column.cast(arrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    if (types.is_string(column.type) or types.is_large_string(column.type)) and not words:
+        return column
     if types.is_string(column.type) or types.is_large_string(column.type):
         absent = arrow.array(sorted(words), column.type)
         gone = compute.is_in(compute.utf8_trim_whitespace(column), value_set=absent)
