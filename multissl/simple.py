@@ -28,8 +28,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mocov3": ("--objective", "moco"),
 }  # fmt: skip
 """Options of methods that share an objective, or go by another name than it; any other objective is one by its own."""
-PICTURES = ("--modality.size", "224", "--modality.local_size", "96", "--modality.patch", "16")
-"""What published models read, whatever the size of the data; the base recipe alone would take its views from it."""
 
 
 @overload
@@ -100,13 +98,12 @@ def recipe_for(
 ) -> tuple[Recipe, Recipe]:
     """Return the recipe of data, a model and a method, and the one it was made from.
 
-    Pictures of 224 pixels by DINOv2's recipe for small data, unless another is named.
+    That is DINOv2's for small data, unless another is named; sizes of views are left to the data where it leaves them.
     """
     base = recipe or "image/dinov2_small_data"
     usual, _ = open_recipe(base, [])
     stream = next(iter(usual.encoders))
-    words = [] if recipe else [*PICTURES]
-    words += [*model_words(stream, model), *method_words(method)]
+    words = [*model_words(stream, model), *method_words(method)]
     for name, value in {**options, "data": os.fspath(data)}.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
     return open_recipe(base, words)

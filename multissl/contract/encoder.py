@@ -41,6 +41,10 @@ class Encoder(Component, nn.Module, ABC):
             """Return what the encoder could do with a mask on this stream; asked before it is built."""
             return self.owner.maskings
 
+        def token_side(self) -> int:
+            """Return the side of a token in pixels that the network itself fixes; 0 where it takes its stream's."""
+            return 0
+
     dim: int
     depth: int = 0
     """Blocks whose outputs it can hand out as `Features.inner`."""

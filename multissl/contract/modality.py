@@ -81,6 +81,11 @@ class Modality(Component, ABC):
             """Return the options with those that are left to the data as a recipe's file has them."""
             return self.replace(**{name: saved[name] for name in self.open_sizes() if name in saved})
 
+        def with_tokens(self, sides: Mapping[str, int]) -> Self:
+            """Return the options with tokens of these sides, by stream, where that is left to the data."""
+            side = next(iter(sides.values()), 0)
+            return self.with_sizes({"patch": side} if side else {})
+
         def reading(self, data: str, option: str) -> Self:
             """Return the options with other data, all else as it is.
 
@@ -210,7 +215,7 @@ class Modality(Component, ABC):
         return [DataOf(samples), samples.class_numbers()] if self.contents(split) else []
 
     def thumbnail(self, sample: Sample) -> np.ndarray | None:
-        """Return a sample as a picture of 8 x 8 pixels, float32 [8, 8, C], by which near-duplicates are counted.
+        """Return a sample as a picture of 16 x 16 pixels, float32 [16, 16, C], by which near-duplicates are counted.
 
         None where it is no picture, or cannot be read.
         """

@@ -79,6 +79,16 @@ class HuggingFaceEncoder(MaskedWrapped, ReadsPublishedNames):
             kind = read_config(self.model).model_type if self.model else self.config["model_type"]
             return MASKINGS.get(kind, frozenset({"none"}))
 
+        def token_side(self) -> int:
+            """Return the side of a patch of a vision transformer that takes masks; 0 for other models."""
+            if self.model:
+                config = read_config(self.model)
+                change_config(config, {} if self.config == UNSAID else self.config)
+            else:
+                config = describe_config(self.config, {})
+            side = config.patch_size if config.model_type in MASKINGS else 0
+            return side if isinstance(side, int) else 0
+
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
         self.cfg, self.spec = cfg, spec

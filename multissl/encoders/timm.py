@@ -55,8 +55,17 @@ class TimmEncoder(MaskedWrapped):
 
         def maskings_for(self, spec: StreamSpec) -> frozenset[Masking]:
             """Return what the model's family lets be done with a mask."""
-            family = require("timm.models").model_entrypoint(self.name.partition(".")[0]).__module__
-            return MASKINGS.get(family.rpartition(".")[2], frozenset({"none"}))
+            return MASKINGS.get(family_of(self.name), frozenset({"none"}))
+
+        def token_side(self) -> int:
+            """Return the side of a patch of a vision transformer; 0 for other models, or where timm has no such one."""
+            if not require("timm").is_model(self.name) or family_of(self.name) not in MASKINGS:
+                return 0
+            check_options(self.options, "encoders.options")
+            with torch.device("meta"):
+                net: Any = require("timm").create_model(self.name, **self.options)
+            height, width = net.patch_embed.patch_size
+            return height if height == width else 0
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()
@@ -122,6 +131,11 @@ class TimmEncoder(MaskedWrapped):
         if self.cfg.pooling == "mean":
             return mean_of(last[:, self.prefix :])
         return self.net.forward_head(last, pre_logits=True)  # [R, D]
+
+
+def family_of(name: str) -> str:
+    """Return timm's module of a model."""
+    return require("timm.models").model_entrypoint(name.partition(".")[0]).__module__.rpartition(".")[2]
 
 
 def reduction_of(net: Any) -> int:

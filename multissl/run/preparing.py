@@ -91,6 +91,8 @@ def with_sizes(recipe: Recipe, run: RunFolder) -> tuple[Recipe, Modality | None]
     if problem:
         raise problem
     recipe = recipe.replace(modality=recipe.modality.with_sizes(saved))
+    fixed = {stream: side for stream, encoder in recipe.encoders.items() if (side := encoder.token_side())}
+    recipe = recipe.replace(modality=recipe.modality.with_tokens(fixed))
     if not recipe.modality.open_sizes():
         return recipe, None
     modality = modality_of(recipe)

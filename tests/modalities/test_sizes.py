@@ -154,6 +154,25 @@ def in_folder(recipe: Recipe, folder: Path) -> Recipe:
     return sized
 
 
+@pytest.mark.parametrize(
+    ("encoder", "sizes"),
+    [
+        (["timm", "--encoders.image.name", "vit_tiny_patch16_224"], (224, 96, 16)),
+        (["timm", "--encoders.image.name", "resnet10t"], (224, 98, 14)),
+        (["huggingface"], (224, 96, 16)),
+        (["transformer"], (224, 98, 14)),
+    ],
+)
+def test_tokens_are_those_of_a_network_that_fixes_them(
+    encoder: list[str], sizes: tuple[int, int, int], tmp_path: Path
+) -> None:
+    pytest.importorskip("timm" if encoder[0] == "timm" else "transformers")
+    words = ["--data", pictures(tmp_path, 640, 480), "--objective", "infonce", "--encoders.image", *encoder]
+    sized, _ = with_sizes(open_recipe("image", words)[0], RunFolder(tmp_path / "run"))
+    found = chosen(sized.modality.build())
+    assert (found["size"], found["local_size"], found["patch"]) == sizes
+
+
 def test_a_run_that_goes_on_keeps_its_sizes_whatever_its_data_has_become(tmp_path: Path) -> None:
     recipe, _ = open_recipe("image", ["--data", pictures(tmp_path / "data", 96, 96)])
     first = in_folder(recipe, tmp_path / "run")

@@ -57,6 +57,22 @@ def test_a_line_of_python_is_a_recipe(method: str) -> None:
     assert usual.steps != 7
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("vit/s", []),
+        ("timm/convnext_tiny", ["--encoders.image", "timm", "--encoders.image.name", "convnext_tiny"]),
+        ("resnet/18", ["--encoders.image", "resnet", "--encoders.image.depth", "18"]),
+    ],
+)
+def test_a_line_of_python_and_a_command_make_one_recipe(model: str, words: list[str]) -> None:
+    options = ["--data", "pictures", "--objective", "infonce", "--steps", "7", *words]
+    typed, _ = open_recipe("image/dinov2_small_data", options)
+    made, _ = recipe_for("pictures", model=model, method="simclr", options={"steps": 7})
+    assert made == typed
+    assert made.modality.open_sizes() == ["size", "local_size", "patch", "blur_kernel"]
+
+
 def test_names_that_are_none_are_refused_with_the_nearest() -> None:
     for options, words in (
         ({"model": "vit/xl", "method": "dino"}, "want vit/ and one of ti, s, b"),

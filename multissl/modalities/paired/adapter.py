@@ -127,6 +127,10 @@ class Paired(Modality):
             known = saved.get("members", {})
             return self.replace(members={n: m.with_sizes(known.get(n, {})) for n, m in self.members.items()})
 
+        def with_tokens(self, sides: Mapping[str, int]) -> Self:
+            """Return the options whose members have tokens of the sides of their streams."""
+            return self.with_sizes({"members": {name: {"patch": side} for name, side in sides.items()}})
+
     cfg: Config
 
     def __init__(self, cfg: Config) -> None:
