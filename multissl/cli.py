@@ -189,13 +189,14 @@ def examine_data(words: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"--limit {words.limit}: want 0 for all samples, or how many of each split")
     from multissl.doctor.advice import advise
     from multissl.doctor.examination import examine
-    from multissl.doctor.guess import part_of
+    from multissl.doctor.guess import pairs_of, part_of
     from multissl.doctor.page import page, sample_list
 
     part = words.part or part_of(place)
     recipe, _ = options.open_recipe(part, ["--data", place, *rest], trust=Trust(everything=words.trust))
     examination = examine(recipe.modality.build(), words.limit)
-    examination.advice += advise(part, place, examination, rest)
+    pairs = "" if words.part else pairs_of(place, part)
+    examination.advice += advise(part, place, examination, rest, pairs)
     out = Path(words.out or f"data-{folder_name(Path(place).name)}.html")
     replace_text(out, page(place, examination))
     replace_text(out.with_suffix(".csv"), sample_list(examination))

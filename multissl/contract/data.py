@@ -7,7 +7,7 @@ a view, D width, C channels or columns, M hidden tokens of the batch (padded, th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, overload
 
@@ -271,6 +271,8 @@ class Sample:
     """Episode, speaker, recording: a group stays in one split and holds no negatives; -1 without one."""
     place: float | None = None
     """Where in a recording global views lie, a share of the room they have; None: each is drawn."""
+    beside: Mapping[str, Any] | None = None
+    """The payloads of other columns of its row, by name, read when they are asked for; None where it is no row."""
 
 
 class LabelSets(NamedTuple):

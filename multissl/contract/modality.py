@@ -53,6 +53,10 @@ class Modality(Component, ABC):
 
     shows: ClassVar[Mapping[str, tuple[str, float]]] = {}
     """What a clean view shows of a sample, in units of `extent`: the option that says it, and units of one of these."""
+    label_option: ClassVar[str] = ""
+    """The option that finds classes in names of files, "" where there is none."""
+    group_option: ClassVar[str] = ""
+    """The same for what belongs together, such as the recordings of a speaker."""
     plural: ClassVar[str] = "samples"
     """What its samples are called in a sentence: images, rows."""
     sizing: str = ""

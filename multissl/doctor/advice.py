@@ -39,8 +39,17 @@ def recipe_of(part: str, examination: Examination) -> tuple[str, str]:
     return f"{part}/default", "the recipe to begin with"
 
 
-def advise(part: str, data: str, examination: Examination, options: Sequence[str] = ()) -> list[str]:
-    """Return what to do next: the command that trains, with the options of the modality that were typed."""
+def advise(
+    part: str, data: str, examination: Examination, options: Sequence[str] = (), pairs: str = ""
+) -> list[str]:
+    """Return what to do next: the command that trains, with the options of the modality that were typed.
+
+    `pairs` is the modality that reads the texts beside the samples, too, where there are some.
+    """
     recipe, why = recipe_of(part, examination)
     command = shlex.join(["multissl", "train", recipe, "--data", data, *options])
-    return [f"next: {command}", f"      {why}; multissl list {part} names the others"]
+    lines = [f"next: {command}", f"      {why}; multissl list {part} names the others"]
+    if pairs:
+        lines.append(f"or:   {shlex.join(['multissl', 'data', data, '--as', pairs])}")
+        lines.append("      the table holds a text for each, too: read as pairs")
+    return lines

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from multissl.contract.modality import Modality
 from multissl.doctor.reading import SplitReading, name_of, reason_counts
-from multissl.sources.copies import Equal, equal_rows, look_alike
+from multissl.sources.copies import Equal, equal_rows, near_duplicates
 from multissl.sources.payloads import Joined
 
 READ = 8 * 2**30
@@ -28,8 +28,6 @@ UNEVEN = 10
 """Times as many samples of the largest class as of the smallest from which that is worth a line."""
 SERIES, MEMBERS = 5, 3
 """The fewest series that names tell of, and the fewest members of one of usual size."""
-BLOCK = 1024
-"""Thumbnails that are compared with others at once."""
 
 
 class Finding(NamedTuple):
@@ -120,7 +118,7 @@ def copies(modality: Modality, readings: Mapping[str, SplitReading], copied: Cop
     """Return how many contents are equal, and how many of them a split shares with the training samples."""
     if copied is None:
         return []
-    where, equal = copied
+    where, equal = _readable(copied, readings)
     _, number, sizes = np.unique(equal.sets, return_inverse=True, return_counts=True)
     alike = [place for place, size in zip(where, sizes[number].tolist(), strict=True) if size > 1]
     findings = []
@@ -140,24 +138,46 @@ def copies(modality: Modality, readings: Mapping[str, SplitReading], copied: Cop
     return findings + _leaked(modality, readings, shared, "equal to")
 
 
+def _readable(copied: Copied, readings: Mapping[str, SplitReading]) -> Copied:
+    """Return what is equal without the samples that cannot be read, such as empty files, which are named as that."""
+    bad = {
+        Place(split, row) for split, reading in readings.items() if reading.whole for row in reading.reasons
+    }
+    good = np.array([place not in bad for place in copied.where], dtype=bool)
+    where = [place for place, readable in zip(copied.where, good.tolist(), strict=True) if readable]
+    return Copied(where, Equal(copied.equal.sets[good], copied.equal.compared[good]))
+
+
 def near_copies(
     modality: Modality, readings: Mapping[str, SplitReading], copied: Copied | None
 ) -> list[Finding]:
     """Return how many pictures look like another one and are not equal to it, and how many of them splits share."""
-    pictures = [(Place(s, row), x) for s, r in readings.items() for row, x in r.thumbnails.items()]
+    same = dict(zip(copied.where, copied.equal.sets.tolist(), strict=True)) if copied else {}
+    pictures: dict[tuple[str, Hashable], np.ndarray] = {}  # of equal ones of a split the first
+    members: dict[tuple[str, Hashable], list[Place]] = {}
+    for split, reading in readings.items():
+        for row, picture in reading.thumbnails.items():
+            place = Place(split, row)
+            key: tuple[str, Hashable] = (split, same.get(place, place))
+            pictures.setdefault(key, picture)
+            members.setdefault(key, []).append(place)
+    looked_at = sum(len(reading.thumbnails) for reading in readings.values())
     if len(pictures) < 2:
         return []
-    near = _pairs(np.stack([picture for _, picture in pictures]))
-    pairs = [(pictures[i][0], pictures[j][0]) for i, j in near]
-    same = dict(zip(copied.where, copied.equal.sets.tolist(), strict=True)) if copied else {}
-    pairs = [(one, other) for one, other in pairs if one not in same or same[one] != same[other]]
-    alike = sorted({place for pair in pairs for place in pair})
+    keys = list(pictures)
+    near = [(keys[i], keys[j]) for i, j in near_duplicates(np.stack([*pictures.values()]))]
+    pairs = [(members[one], members[other]) for one, other in near if one[1] != other[1]]
+    alike = sorted({place for pair in pairs for places in pair for place in places})
     if not alike:
         return []
-    text = f"{len(alike):,} of {len(pictures):,} {modality.plural} look like another one, as after another encoding"
+    text = (
+        f"{len(alike):,} of {looked_at:,} {modality.plural} look like another one, as after another encoding"
+    )
     findings = [Finding("near-equal", text, _names(modality, readings, alike))]
-    across = [pair for pair in pairs if len({place.split == "train" for place in pair}) == 2]
-    shared = sorted({place for pair in across for place in pair if place.split != "train"})
+    across = [pair for pair in pairs if len({places[0].split == "train" for places in pair}) == 2]
+    shared = sorted(
+        {place for pair in across for places in pair for place in places if place.split != "train"}
+    )
     return findings + _leaked(modality, readings, shared, "like")
 
 
@@ -174,16 +194,6 @@ def _leaked(
         )
         findings.append(Finding("leaked", text, _names(modality, readings, here)))
     return findings
-
-
-def _pairs(pictures: np.ndarray) -> list[tuple[int, int]]:
-    """Return which of n thumbnails [n, 8, 8, C] look alike, each pair once, a block at a time."""
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, len(pictures), BLOCK):
-        alike = look_alike(pictures[start : start + BLOCK], pictures)
-        one, other = np.nonzero(alike)
-        pairs += [(i + start, j) for i, j in zip(one.tolist(), other.tolist(), strict=True) if i + start < j]
-    return pairs
 
 
 def classes(readings: Mapping[str, SplitReading]) -> list[Finding]:
@@ -207,11 +217,13 @@ def classes(readings: Mapping[str, SplitReading]) -> list[Finding]:
 def class_counts(reading: SplitReading) -> Counter[str]:
     """Return how many samples of a split each class has, by its name."""
     samples = reading.samples
+    if sets := samples.label_sets():  # several of a sample
+        return Counter({name: int(sets.has[:, k].sum()) for k, name in enumerate(sets.names)})
     names = samples.classes
-    return Counter(names[k] if k < len(names) else str(k) for k in samples.class_numbers() if k >= 0)
+    return Counter(names[k] if k < len(names) else f"class {k}" for k in samples.class_numbers() if k >= 0)
 
 
-def series(readings: Mapping[str, SplitReading], plural: str) -> list[Finding]:
+def series(readings: Mapping[str, SplitReading], plural: str, option: str = "") -> list[Finding]:
     """Return whether names without a group look like numbered members of series, as of speakers or episodes."""
     if any(reading.grouped for reading in readings.values()):
         return []
@@ -233,9 +245,10 @@ def series(readings: Mapping[str, SplitReading], plural: str) -> list[Finding]:
         or (len(by_class) == len(begin) and max(map(len, by_class)) == 1)
     ):
         return []
+    how = f"by --modality.{option}" if option else "in a table of the files with a column group"
     text = (
         f"names look like {len(begin):,} series of about {usual:,} {plural}, such as {min(begin)}: if members of one "
-        "belong together (a speaker, an episode, a patient), give them a group, so that no split shares one"
+        f"belong together (a speaker, an episode, a patient), give them a group, so that no split shares one, {how}"
     )
     return [Finding("series", text, list(begin))]
 
@@ -245,8 +258,9 @@ def _names(modality: Modality, readings: Mapping[str, SplitReading], places: Seq
     names = []
     for split, row in places:
         reading = readings[split]
-        whole = reading.total == len(reading.samples)
-        name = reading.names.get(row) if whole else f"{split} {row} of {reading.total} {modality.plural}"
+        name = (
+            reading.names.get(row) if reading.whole else f"{split} {row} of {reading.total} {modality.plural}"
+        )
         if name is None:
             try:
                 name = name_of(modality, split, row, reading.samples[row])

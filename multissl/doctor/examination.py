@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from multissl.contract.abilities import HasPixelLabels, PixelLabel
 from multissl.contract.data import Sample
 from multissl.contract.modality import Modality
 from multissl.doctor import checks
@@ -21,6 +22,11 @@ from multissl.inference import readable_views
 
 LIMIT = 10_000
 """Samples of a split that are read, unless more are asked for."""
+MAPS: Mapping[PixelLabel, tuple[str, str]] = {
+    "classes": ("masks", "patch_knn"),
+    "depth": ("depth maps", "linear_depth"),
+}
+"""What labels of pixels are called, and an evaluator that reads them."""
 SHOWN = 12
 """Samples that the page shows."""
 
@@ -37,6 +43,10 @@ class Examination:
     findings: Sequence[Finding]
     said: Sequence[str]
     """What was said of the data while it was listed and read, such as what was left out."""
+    label_option: str = ""
+    """The option that finds classes in names of files."""
+    masks: Mapping[PixelLabel, int] = field(default_factory=dict)
+    """How many samples have a label for every pixel, by the kind of label, where all samples were read."""
     pictures: Sequence[np.ndarray] = ()
     """Clean views of some samples, uint8 [H, W, 3]."""
     advice: list[str] = field(default_factory=list)
@@ -53,7 +63,7 @@ class Examination:
         for split, reading in self.readings.items():
             total, read = len(reading.samples), len(reading.places)
             of = f", {read:,} of them read" if read < total else ""
-            within = "" if reading.total == total else f"{reading.total:,} {self.whole}, "
+            within = "" if reading.whole else f"{reading.total:,} {self.whole}, "
             facts.append((split, f"{within}{total:,} {self.plural}{of}"))
         counts = checks.class_counts(self.readings["train"])
         if counts:
@@ -65,7 +75,10 @@ class Examination:
                 )
             )
         else:
-            facts.append(("classes", "none: figures that need labels step aside"))
+            from_names = f"; --modality.{self.label_option} finds them in names" if self.label_option else ""
+            facts.append(("classes", f"none: figures that need labels step aside{from_names}"))
+        for kind, count in self.masks.items():
+            facts.append((MAPS[kind][0], f"{count:,} {self.plural} have one: --evals.add {MAPS[kind][1]}"))
         facts += [(unit, median_line(values)) for unit, values in self.extents().items()]
         return facts
 
@@ -95,7 +108,7 @@ def examine(modality: Modality, limit: int = LIMIT) -> Examination:
     with _listening() as said:
         modality.fit()
         readings = {s: read_split(modality, s, samples, limit) for s, samples in splits_of(modality).items()}
-        whole = all(reading.total == len(reading.samples) for reading in readings.values())
+        whole = all(reading.whole for reading in readings.values())
         plural = modality.plural if whole else "samples"
         copied = checks.copies_of(modality, [*readings])
         findings = [
@@ -106,13 +119,26 @@ def examine(modality: Modality, limit: int = LIMIT) -> Examination:
             *checks.missing(modality.missing()),
             *checks.absent(modality.lacking(), plural),
             *checks.classes(readings),
-            *checks.series(readings, plural),
+            *checks.series(readings, plural, modality.group_option),
         ]
+        masks = _masks(modality, readings)
         pictures = _pictures(modality, readings["train"])
     return Examination(
         plural=plural, whole=modality.plural, readings=readings, findings=findings, said=list(dict.fromkeys(said)),
-        pictures=pictures,
+        label_option=modality.label_option, masks=masks, pictures=pictures,
     )  # fmt: skip
+
+
+def _masks(modality: Modality, readings: Mapping[str, SplitReading]) -> dict[PixelLabel, int]:
+    """Return how many samples have labels of pixels, by kind; nothing where not all samples were to be read."""
+    if not isinstance(modality, HasPixelLabels) or any(
+        len(r.places) < len(r.samples) for r in readings.values()
+    ):
+        return {}
+    counts: dict[PixelLabel, int] = {
+        kind: sum(len(modality.with_pixel_labels(split, kind)) for split in readings) for kind in MAPS
+    }
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _pictures(modality: Modality, reading: SplitReading) -> list[np.ndarray]:

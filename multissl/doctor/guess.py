@@ -16,12 +16,14 @@ from typing import Any
 from multissl import registry
 from multissl.contract.modality import Modality
 from multissl.sources.kinds import file_kind
-from multissl.sources.names import LABELS, file_columns, named_files, pick_column
+from multissl.sources.names import LABELS, file_columns, named_files, pick_column, split_in_name
 from multissl.sources.remote import REMOTE, local_place
 from multissl.sources.tables import TABLES, open_table, table_suffix
 
 KINDS = ("image", "video", "audio", "text")
 """Modalities whose samples are files, the one that decides first where suffixes are shared."""
+WITH_TEXT = {"image": "image_text", "audio": "audio_text", "video": "video_text"}
+"""The modality of pairs for files with a text each."""
 LOOKED_AT = 20_000
 """Names of files that are looked at."""
 SHARDS = (".tar", ".tgz")
@@ -57,6 +59,17 @@ def part_of(path: str) -> str:
     return _of_files(path, [place])
 
 
+def pairs_of(path: str, part: str) -> str:
+    """Return the name of the modality of pairs whose texts stand beside the files of a table, "" for none."""
+    place = local_place(path)
+    if part not in WITH_TEXT or not os.path.isfile(place) or table_suffix(place) not in TABLES:
+        return ""
+    text: type[Modality] = registry.resolve("text", "modalities")
+    table = open_table(place)
+    column = pick_column(list(table.columns), text.columns, required=False)
+    return WITH_TEXT[part] if column and isinstance(_first(table.cells(column)), str) else ""
+
+
 def _of_pattern(path: str, place: str) -> str:
     """Return the modality of the first shard that a pattern names."""
     shards = named_files(place)
@@ -81,9 +94,10 @@ def _of_files(path: str, files: Iterable[str]) -> str:
     if counts:
         return counts.most_common(1)[0][0]
     if shards:
-        pattern = os.path.join(path, f"*{Path(shards[0]).suffix}")
+        one = next((name for name in shards if split_in_name(name) == "train"), shards[0])
+        pattern = os.path.join(path, f"*{Path(one).suffix}")
         raise ValueError(
-            f"{path}: holds {len(shards):,} tables or shards and no plain files: name one, as {shards[0]}, or all, "
+            f"{path}: holds {len(shards):,} tables or shards and no plain files: name one, as {one}, or all, "
             f"by a pattern as {pattern!r}"
         )
     known = ", ".join(f"{s or 'no suffix'} ({n:,})" for s, n in suffixes.most_common(5)) or "no files"

@@ -42,12 +42,17 @@ class SplitReading:
     grouped: bool = False
     """Whether a sample belongs to a group."""
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
-    """float32 [8, 8, C], by position; only of pictures."""
+    """float32 [16, 16, C], by position; only of pictures and videos."""
 
     @property
     def total(self) -> int:
         """Return how many things of the modality's own unit the split holds."""
         return self.contents or len(self.samples)
+
+    @property
+    def whole(self) -> bool:
+        """Return whether its samples are these things, not parts of them."""
+        return self.total == len(self.samples)
 
 
 def splits_of(modality: Modality) -> dict[str, Samples]:
@@ -92,6 +97,9 @@ def name_of(modality: Modality, split: str, place: int, sample: Sample) -> str:
 def reason_counts(reading: SplitReading) -> Counter[str]:
     """Return how often each reason was given, without the sample that most begin with."""
     reasons = (
-        reason.removeprefix(reading.names[place]).lstrip(": ") for place, reason in reading.reasons.items()
+        reason.removeprefix(reading.names[place]).lstrip(": ").replace(repr(reading.names[place]), "it")
+        for place, reason in reading.reasons.items()
     )
-    return Counter(re.sub(r"^(?:row|document) \d+ (?:of \S+ )?", "", reason) for reason in reasons)
+    return Counter(
+        re.sub(r"^(?:row|document|line|sample) \d+:? (?:of \S+ )?", "", reason) for reason in reasons
+    )

@@ -12,7 +12,7 @@ import numpy as np
 
 from multissl.contract.data import Samples, Unreadable
 from multissl.contract.modality import Modality
-from multissl.sources.copies import READ, equal_rows, look_alike, size_of
+from multissl.sources.copies import READ, equal_rows, near_duplicates, size_of
 from multissl.sources.payloads import Joined
 
 PICTURES = 2000
@@ -98,8 +98,9 @@ def _count_near(modality: Modality, sets: np.ndarray) -> str:
     theirs, their_rows = _thumbnails(modality, train)
     if not len(our_rows) or not len(their_rows):
         return ""
-    copies = sets[our_rows][:, None] == sets[len(validation) + their_rows]
-    near = int((look_alike(ours, theirs) & ~copies).any(1).sum())
+    places = np.concatenate([our_rows, len(validation) + their_rows])
+    pairs = near_duplicates(np.concatenate([ours, theirs]))
+    near = len({i for i, j in pairs if i < len(ours) <= j and sets[places[i]] != sets[places[j]]})
     verb = "is a near-duplicate" if near == 1 else "are near-duplicates"
     return (
         f"; {near:,} of {len(our_rows):,} validation {modality.plural} {verb} of one of "
@@ -108,7 +109,7 @@ def _count_near(modality: Modality, sets: np.ndarray) -> str:
 
 
 def _thumbnails(modality: Modality, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Return the thumbnails [n, 8, 8, C] of some samples, drawn once and for all, and which they are, int64 [n]."""
+    """Return the thumbnails [n, 16, 16, C] of some samples, drawn once and for all, and which they are, int64 [n]."""
     pictures, rows, spent = [], [], 0
     for row in np.random.default_rng(0).permutation(len(samples))[:PICTURES].tolist():
         try:

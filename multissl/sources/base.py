@@ -73,6 +73,8 @@ class Listing(NamedTuple):
     """How many files, members or rows are no samples, by the reason: a suffix, or what is wrong with them."""
     unit: str = "files"
     """What is counted there."""
+    beside: Sequence[Mapping[str, Any]] | None = None
+    """The payloads of other columns, row by row, of samples that are rows."""
 
 
 class Source(ABC):

@@ -2,7 +2,7 @@
 
 A rule OLD=NEW says what stands in the name of the companion instead: of a folder (`images=masks`), else of the end of
 the name before its suffix (`_leftImg8bit=_gtFine_labelIds`, `=_mask`; `=` alone is the same name with another suffix).
-Members of an archive have their companions in the same archive.
+Members of an archive have their companions in the same archive. In a table OLD and NEW are columns.
 State: the names that a folder or an archive holds, as long as it does not change.
 """
 
@@ -52,6 +52,14 @@ USUAL: Mapping[str, Sequence[str]] = {
     "depth": ("images=depth", "images=depths", "rgb=depth", "=_depth"),
 }  # fmt: skip
 """Where maps of classes and of depth usually lie, tried one after the other."""
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "classes": (
+        "mask", "masks", "annotation", "annotations", "segmentation", "segmentation_mask", "semantic_mask",
+        "label", "labels",
+    ),
+    "depth": ("depth", "depths", "depth_map"),
+}  # fmt: skip
+"""What columns of maps of classes and of depth are called, the preferred name first."""
 VAGUE = ("=_L", "=")
 """Those of them that files follow which are pictures of their own."""
 LABEL_MAPS = "masks or depth maps of pictures beside them"
@@ -90,6 +98,12 @@ def companion(payload: Any, alternatives: Sequence[Rules], suffixes: Sequence[st
     if not isinstance(payload, str | os.PathLike):
         return None
     return _first_there(os.fspath(payload).replace(os.sep, "/"), _file, alternatives, suffixes)
+
+
+def companion_column(columns: Sequence[str], alternatives: Sequence[Rules]) -> str:
+    """Return the column that the first fitting rule names, whose OLD is the column of the pictures; "" for none."""
+    rules = [rule for each in alternatives for rule in each]
+    return next((rule.new for rule in rules if {rule.old, rule.new} <= {*columns}), "")
 
 
 def _first_there(

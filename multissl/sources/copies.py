@@ -30,8 +30,18 @@ IN_MEMORY = 2**62
 """The limit for what is in memory anyway: none."""
 
 
-NEAR, FLAT = 0.1, 1.0
+SIDE = 16
+"""Pixels along a side of thumbnails, by which pictures are compared."""
+NEAR, FLAT = 0.2, 1.0
 """Root mean square difference of near-duplicates as a share of their contrast, and the least contrast, of 255."""
+CLOSE = 0.01
+"""The difference up to which pictures are near-duplicates whatever else looks like them."""
+GAP, FEW = 0.4, 3
+"""How much of their difference from the next picture near-duplicates differ by, and how many one may have."""
+DIGITS = 0.05
+"""What the differences of pictures, of 255, are known to."""
+BLOCK = 1024
+"""Pictures that are compared with all others at once."""
 
 
 class Equal(NamedTuple):
@@ -131,18 +141,44 @@ def split_together(
     return before
 
 
-def look_alike(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Return bool [m, n], which of m pictures are near-duplicates of which of n, as after another encoding or resizing.
+def near_duplicates(pictures: np.ndarray) -> list[tuple[int, int]]:
+    """Return which of n pictures are near-duplicates, as after another encoding or size, each pair once.
 
-    Of thumbnails float32 [m, 8, 8, C] and [n, 8, 8, C]; they differ by less than `NEAR` of their own contrast.
-    Pictures of a single color are like none.
+    Of thumbnails float32 [n, 16, 16, C]. They differ by less than `NEAR` of their contrast, and much less than from any
+    other picture: behind at most `FEW` neighbors of each of the two there is a gap. So the frames of a camera, each of
+    which has another one nearly as close behind it, are none. Pictures of a single color are like none.
     """
-    left, right = (pictures.reshape(len(pictures), -1).astype(np.float64) for pictures in (ours, theirs))
-    contrasts = [np.sqrt(np.square(x - x.mean(1, keepdims=True)).mean(1)) for x in (left, right)]
-    products = left @ right.T / left.shape[1]
-    squares = np.square(left).mean(1)[:, None] + np.square(right).mean(1) - 2 * products
-    smaller = np.minimum(contrasts[0][:, None], contrasts[1])
-    return (smaller > FLAT) & (squares < np.square(NEAR * smaller))
+    numbers = pictures.reshape(len(pictures), -1).astype(np.float32)
+    contrast = numbers.std(1)
+    numbers = numbers - numbers.mean(0)  # small numbers leave more digits to their differences
+    reach, pairs = np.zeros(len(numbers), np.float32), []
+    for start in range(0, len(numbers), BLOCK):
+        distance = _distances(numbers[start : start + BLOCK], numbers)
+        distance[np.arange(len(distance)), start + np.arange(len(distance))] = np.inf
+        reach[start : start + BLOCK] = _reach(distance)
+        smaller = np.minimum(contrast[start : start + BLOCK, None], contrast)
+        one, other = np.nonzero((smaller > FLAT) & (distance < NEAR * smaller))
+        found = zip((one + start).tolist(), other.tolist(), distance[one, other].tolist(), strict=True)
+        pairs += [pair for pair in found if pair[0] < pair[1]]
+    return [
+        (i, j) for i, j, apart in pairs
+        if apart <= max(min(reach[i], reach[j]) + DIGITS, CLOSE * min(contrast[i], contrast[j]))
+    ]  # fmt: skip
+
+
+def _distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return the root mean square difference of numbers [m, D] from [n, D], float32 [m, n]."""
+    squares = (
+        np.square(ours).mean(1)[:, None] + np.square(theirs).mean(1) - 2 / ours.shape[1] * (ours @ theirs.T)
+    )
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def _reach(distance: np.ndarray) -> np.ndarray:
+    """Return the distance of the last neighbor before a gap, [m] of distances [m, n] from others; 0 without a gap."""
+    nearest = np.sort(np.partition(distance, min(FEW, distance.shape[1] - 1), axis=1)[:, : FEW + 1], axis=1)
+    gaps = nearest[:, :-1] < GAP * nearest[:, 1:]
+    return np.where(gaps, nearest[:, :-1], 0).max(1, initial=0)
 
 
 def size_of(payload: Any) -> int:

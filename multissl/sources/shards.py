@@ -37,6 +37,10 @@ class ShardSource(FileSource):
         """Return the split of every sample of a shard that was read; empty where it does not say, as by default."""
         return ()
 
+    def beside(self, path: str, request: Request) -> Sequence[Mapping[str, Any]] | None:
+        """Return the payloads of other columns of a shard that was read, row by row; by default there are none."""
+        return None
+
     def left_out(self, path: str, request: Request) -> Counter[str]:
         """Return how many parts of a shard that was read are no samples, by the reason; by default none are."""
         return Counter()
@@ -82,9 +86,11 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
     """List the samples of several shards, one after the other; their formats may differ."""
     formats = shard_formats()
     data: list[Sequence[Any]] = []
+    beside: list[Sequence[Mapping[str, Any]]] = []
     labels: list[Label] = []
     tags: list[str] = []
     left_out: Counter[str] = Counter()
+    rows = False
     for path in paths:
         shards = format_of(path, formats)
         if shards is None:
@@ -93,6 +99,9 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
         shard_data, shard_labels = shards.read_shard(path, request)
         left_out += shards.left_out(path, request)
         data.append(shard_data)
+        columns = shards.beside(path, request)
+        rows |= columns is not None
+        beside.append(columns or [{}] * len(shard_data))
         labels += shard_labels
         tags += shards.splits(path, request) or [split_in_name(path)] * len(shard_labels)
     if not tags:
@@ -101,4 +110,6 @@ def list_shards(paths: Sequence[str], request: Request) -> Listing:
         raise ValueError(
             f"no {request.plural} in {', '.join(paths[:3])}{found}; looked for {', '.join(request.suffixes)}"
         )
-    return Listing(Joined(data), labels, tags, left_out=left_out, unit="members")
+    return Listing(
+        Joined(data), labels, tags, left_out=left_out, unit="members", beside=Joined(beside) if rows else None
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,11 @@ class SplitSamples(Samples):
         classes: list[str],
         rows: np.ndarray,
         sets: LabelSets | None = None,
+        beside: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Take what is known of all S samples, and the positions `rows` of those in this split."""
         self.data, self.labels, self.groups, self.classes, self.rows = data, labels, groups, classes, rows
-        self.sets = sets
+        self.sets, self.beside = sets, beside
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +61,8 @@ class SplitSamples(Samples):
         except (OSError, ValueError) as error:
             file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             raise Unreadable(index, f"{file}{first_line(error)}") from None
-        return Sample(data, index, int(self.labels[row]), int(self.groups[row]))
+        beside = None if self.beside is None else self.beside[row]
+        return Sample(data, index, int(self.labels[row]), int(self.groups[row]), beside=beside)
 
 
 def select_split(listing: Listing, split: str) -> SplitSamples:
@@ -71,7 +73,13 @@ def select_split(listing: Listing, split: str) -> SplitSamples:
     labels, classes = classes_of(listing.labels) if sets is None else nobody
     groups = numbered(listing.groups)[0] if listing.groups else np.full(len(labels), -1)
     return SplitSamples(
-        data=listing.data, labels=labels, groups=groups, classes=classes, rows=rows, sets=sets
+        data=listing.data,
+        labels=labels,
+        groups=groups,
+        classes=classes,
+        rows=rows,
+        sets=sets,
+        beside=listing.beside,
     )
 
 

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image as Pillow
 
 from multissl.cli import main
+from multissl.doctor.advice import advise
 from multissl.doctor.checks import Finding
 from multissl.doctor.examination import Examination, examine
-from multissl.doctor.guess import part_of
+from multissl.doctor.guess import pairs_of, part_of
 from multissl.doctor.reading import read_split, splits_of
 from multissl.modalities.image import files as image_files
 from multissl.options import open_recipe
@@ -120,6 +121,21 @@ def test_odd_rates_and_damaged_sounds_are_found(tmp_path: Path) -> None:
     assert set(kinds(result)) == {"odd", "unreadable"}
 
 
+def test_copies_of_sounds_are_found_and_unreadable_ones_are_none(tmp_path: Path) -> None:
+    sounds(tmp_path / "train", 30)
+    sounds(tmp_path / "test", 3)
+    for i, name in enumerate(("xa", "xb", "xc")):
+        tone(tmp_path / "test" / f"{'abc'[i]}a.wav", 100 + i, 8000)
+        shutil.copy(tmp_path / "train" / f"{'pqr'[i]}a.wav", tmp_path / "test" / f"{name}.wav")
+        (tmp_path / "train" / f"bad{name}.wav").write_bytes(b"no sound")
+    result = examination_of(tmp_path)
+    leaks = {"xa.wav", "xb.wav", "xc.wav"}
+    assert names_of(finding(result, "leaked")) == leaks
+    assert names_of(finding(result, "equal")) == leaks | {"pa.wav", "qa.wav", "ra.wav"}
+    assert finding(result, "unreadable").text.startswith("3 of 39 recordings cannot be read: ")
+    assert "it: Format not recognised (3)" in finding(result, "unreadable").text, "one reason, counted"
+
+
 def test_missing_words_of_tables_and_documents_are_counted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = tmp_path / "rows.csv"
@@ -152,6 +168,17 @@ def test_damaged_videos_and_odd_clocks_are_found(tmp_path: Path) -> None:
     assert names_of(finding(result, "odd")) == {"tall.npy"}
 
 
+def test_videos_that_were_encoded_again_are_found(tmp_path: Path) -> None:
+    for i in range(12):
+        frames = np.stack([np.array(picture(100 * i + t)) for t in range(6)])
+        np.save(tmp_path / f"clip_{chr(97 + i)}.npy", frames)
+    frames = np.load(tmp_path / "clip_e.npy")
+    np.save(tmp_path / "again.npy", (frames.astype(float) * 0.99).astype(np.uint8))
+    result = examination_of(tmp_path, "video")
+    assert kinds(result) in (["near-equal"], ["near-equal", "leaked"])
+    assert names_of(finding(result, "near-equal")) == {"again.npy", "clip_e.npy"}
+
+
 def test_uneven_and_unseen_classes_are_said(tmp_path: Path) -> None:
     root = pictures(tmp_path / "all")
     shutil.rmtree(root / "train" / "class1")
@@ -171,7 +198,30 @@ def test_names_that_count_within_series_are_pointed_at(tmp_path: Path) -> None:
         folder = tmp_path / f"class{i % 2}"
         folder.mkdir(exist_ok=True)
         picture(i).save(folder / f"patient{chr(97 + i // 8)}_{i:03}.png")
-    assert "6 series of about 8 images" in finding(examination_of(tmp_path), "series").text
+    text = finding(examination_of(tmp_path), "series").text
+    assert "6 series of about 8 images" in text
+    assert text.endswith("in a table of the files with a column group")
+
+
+def test_what_names_tell_is_asked_for_by_the_option_of_the_modality(tmp_path: Path) -> None:
+    for i in range(20):
+        tone(tmp_path / f"speaker{chr(97 + i // 4)}_{i}.wav", i, 8000)
+    result = examination_of(tmp_path)
+    assert finding(result, "series").text.endswith("by --modality.group_pattern")
+    assert dict(result.facts())["classes"].endswith("--modality.label_pattern finds them in names")
+    pattern = ("--modality.group_pattern", r"(speaker.)_\d+", "--modality.label_pattern", r"speaker(.)_")
+    named = examination_of(tmp_path, "audio", *pattern)
+    assert "series" not in kinds(named)
+    assert dict(named.facts())["classes"].startswith("4: ")
+
+
+def test_masks_beside_pictures_are_counted(tmp_path: Path) -> None:
+    for i in range(12):
+        for folder, image in (("images", picture(i)), ("masks", picture(i).convert("L"))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image.save(tmp_path / folder / f"{chr(97 + i)}x.png")
+    assert ("masks", "12 images have one: --evals.add patch_knn") in examination_of(tmp_path).facts()
+    assert "masks" not in dict(examination_of(pictures(tmp_path / "without")).facts())
 
 
 def test_drawn_data_has_nothing_to_find() -> None:
@@ -235,7 +285,9 @@ def test_faults_of_pairs_are_found(tmp_path: Path) -> None:
     assert said_by(finding(result, "equal")) == {"a caption that says 3 and more", "the copy"}
     assert said_by(finding(result, "near-equal")) == {"a caption that says 5 and more", "the near one"}
     assert finding(result, "missing").text == "2 of 43 pairs lack text"
-    assert {*kinds(result)} <= {"unreadable", "equal", "near-equal", "missing", "leaked"}
+    odd = [said_by(each) for each in result.findings if each.kind == "odd"]
+    assert odd == [{"the near one"}] * 2, "its width and its height"
+    assert {*kinds(result)} <= {"unreadable", "equal", "near-equal", "missing", "leaked", "odd"}
 
 
 def written(path: Path, rows: list[list[str]]) -> Path:
@@ -304,6 +356,15 @@ def test_bad_words_of_the_command_are_refused(capsys: pytest.CaptureFixture[str]
     }.items():
         assert main([*words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_texts_beside_pictures_of_a_table_are_pointed_at(tmp_path: Path) -> None:
+    for name, column in (("with", "caption"), ("without", "width")):
+        (tmp_path / f"{name}.csv").write_text(f"image,{column}\na.png,1 cat\nb.png,2 dogs\n")
+    assert pairs_of(str(tmp_path / "with.csv"), "image") == "image_text"
+    assert pairs_of(str(tmp_path / "without.csv"), "image") == pairs_of(str(tmp_path), "image") == ""
+    said = advise("image", "with.csv", examination_of(pictures(tmp_path / "all")), pairs="image_text")
+    assert "or:   multissl data with.csv --as image_text" in said
 
 
 def test_tables_are_of_what_their_columns_hold(tmp_path: Path) -> None:

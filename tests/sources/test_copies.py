@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from multissl.configs import tabular
 from multissl.contract.modality import Modality
 from multissl.modalities.audio.adapter import Audio
 from multissl.modalities.image.adapter import Image
+from multissl.modalities.image.files import parts_of
 from multissl.modalities.paired.adapter import Paired
 from multissl.modalities.rl.adapter import RL
 from multissl.modalities.tabular import views as draws
@@ -27,7 +28,15 @@ from multissl.recipe import Recipe
 from multissl.run.copies import describe_copies
 from multissl.run.evaluate import evaluate
 from multissl.sources.base import Listing
-from multissl.sources.copies import HEAD, Copies, equal_contents, equal_rows, split_together
+from multissl.sources.copies import (
+    HEAD,
+    NEAR,
+    Copies,
+    equal_contents,
+    equal_rows,
+    near_duplicates,
+    split_together,
+)
 from multissl.sources.splits import split_rows
 
 COUNT = 100
@@ -228,6 +237,34 @@ def test_pictures_encoded_again_or_resized_are_near_duplicates_and_others_are_no
     assert line == (
         "no copies among 48 images; 4 of 8 validation images are near-duplicates of one of 40 training images"
     )
+
+
+def thumbnails(images: Sequence[Pillow.Image]) -> np.ndarray:
+    return np.stack([parts_of(torch.from_numpy(np.array(image)).permute(2, 0, 1)) for image in images])
+
+
+def film(count: int = 30) -> list[Pillow.Image]:
+    """What a camera sees that moves by two pixels from frame to frame: neighbors differ little."""
+    pixels = np.random.default_rng(3).integers(0, 256, (12, 40, 3), np.uint8)
+    scene = Pillow.fromarray(pixels).resize((640, 192), Pillow.Resampling.BICUBIC)
+    return [scene.crop((2 * i, 0, 2 * i + 256, 192)) for i in range(count)]
+
+
+def test_frames_of_a_camera_are_no_near_duplicates_and_a_copy_of_one_is() -> None:
+    frames = film()
+    pictures = thumbnails(frames)
+    apart = np.sqrt(np.square(np.diff(pictures, axis=0)).mean((1, 2, 3)))
+    assert (apart < NEAR * pictures.std((1, 2, 3))[1:]).all(), "they look alike"
+    assert near_duplicates(pictures) == []
+    again = frames[11].resize((171, 128))
+    assert near_duplicates(thumbnails([*frames, again])) == [(11, 30)]
+
+
+def test_up_to_four_versions_of_a_picture_are_near_duplicates_of_each_other() -> None:
+    versions = [picture(0, size) for size in (40, 64, 96, 150)]
+    others = [picture(seed, 64) for seed in range(1, 20)]
+    pairs = near_duplicates(thumbnails([*others, *versions]))
+    assert pairs == [(i, j) for i in range(19, 23) for j in range(i + 1, 23)]
 
 
 def test_pictures_of_one_color_are_no_near_duplicates(tmp_path: Path) -> None:

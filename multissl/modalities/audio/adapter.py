@@ -172,6 +172,7 @@ class Audio(HasRecordings):
     needs: ClassVar[frozenset[Need]] = frozenset({"local", "mask", "masks", "drop", "target", "coords"})
     suffixes = SUFFIXES + FILMS
     plural = "recordings"
+    label_option, group_option = "label_pattern", "group_pattern"
     shows = MappingProxyType({"seconds": ("frames", 0.01)})
     columns = ("audio", "sound", "audio_bytes", "audio_path")
 

@@ -210,7 +210,7 @@ class Image(PixelLabels):
         return super().contents(split) if self.cfg.data else []
 
     def thumbnail(self, sample: Sample) -> np.ndarray | None:
-        """Return the means of 8 x 8 parts of an image, float32 [8, 8, C]; None where it cannot be read."""
+        """Return an image as 16 x 16 pixels, float32 [16, 16, C]; None where it cannot be read."""
         return files.thumbnail(sample, self.cfg.channels, self.reading())
 
     def extent(self, sample: Sample) -> dict[str, float]:

@@ -43,6 +43,7 @@ from multissl.modalities.image.values import (
     scaled,
     turned,
 )
+from multissl.sources.copies import SIDE
 from multissl.sources.payloads import Slice
 from multissl.sources.reading import check_regular, read_array, read_file, unreadable_errors
 from multissl.waiting import followed
@@ -126,14 +127,20 @@ def dimensions(sample: Sample, channels: int, reading: Reading = USUAL) -> tuple
 
 
 def examined(sample: Sample, channels: int, reading: Reading) -> tuple[dict[str, float], np.ndarray]:
-    """Return width and height in pixels, and the means of 8 x 8 parts, float32 [8, 8, C]. Raises as `load` does."""
+    """Return width and height in pixels, and 16 x 16 pixels of it, float32 [16, 16, C]. Raises as `load` does."""
     image = load(sample, channels, reading)
-    parts = functional.adaptive_avg_pool2d(image.float(), 8).permute(1, 2, 0).numpy()
-    return {"width": image.shape[2], "height": image.shape[1]}, parts
+    return {"width": image.shape[2], "height": image.shape[1]}, parts_of(image)
+
+
+def parts_of(image: Tensor) -> np.ndarray:
+    """Return an image [C, H, W] as 16 x 16 pixels, float32 [16, 16, C], as `sources.copies` compares pictures."""
+    # means of whole pixels would differ between sizes that 16 does not divide
+    small = functional.interpolate(image[None].float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    return small[0].permute(1, 2, 0).numpy()
 
 
 def thumbnail(sample: Sample, channels: int, reading: Reading) -> np.ndarray | None:
-    """Return the means of 8 x 8 parts, float32 [8, 8, C]; None where a sample cannot be read."""
+    """Return 16 x 16 pixels of it, float32 [16, 16, C]; None where a sample cannot be read."""
     try:
         return examined(sample, channels, reading)[1]
     except Unreadable:

@@ -12,7 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ from multissl.modalities.image.files import load
 from multissl.modalities.image.headers import check_size
 from multissl.modalities.image.values import Reading
 from multissl.modalities.table_config import TableConfig
-from multissl.sources.companions import USUAL, Rule, Rules, companion
-from multissl.sources.names import natural_key
+from multissl.sources.companions import COLUMNS, USUAL, Rule, companion, companion_column
+from multissl.sources.names import natural_key, pick_column
 from multissl.sources.payloads import Slice, describe_file
 from multissl.sources.reading import read_array, read_file, unreadable_errors
 
@@ -42,7 +42,8 @@ class PixelLabelConfig(TableConfig):
 
     masks: tuple[str, ...] = ()
     """Where the mask of a picture lies, for evaluators that ask: OLD=NEW in its name, as images=masks (a folder) or
-    _leftImg8bit=_gtFine_labelIds (the end of the name); empty: the usual places."""
+    _leftImg8bit=_gtFine_labelIds (the end of the name), or the columns of pictures and masks of a parquet table, as
+    image=mask; empty: the usual places."""
     depths: tuple[str, ...] = ()
     """Where the depth map of a picture lies, in the same way."""
     ignored: tuple[int, ...] = (255,)
@@ -74,8 +75,8 @@ class PixelLabels(HasPixelLabels):
 
     def with_pixel_labels(self, split: str, kind: PixelLabel) -> list[int]:
         """Return the positions of pictures with a mask or a depth map; says how many of the others there are."""
-        data, rules = self.dataset(split), _rules(self.cfg, kind)
-        found = [i for i in range(len(data)) if companion(data[i].data, rules, SUFFIXES) is not None]
+        data = self.dataset(split)
+        found = [i for i in range(len(data)) if _beside(self.cfg, data[i], kind) is not None]
         if 0 < len(found) < len(data):
             log.warning(
                 "%d of %d pictures of the %s split have no %s beside them and are left out",
@@ -85,10 +86,12 @@ class PixelLabels(HasPixelLabels):
 
     def pixel_labels(self, sample: Sample, kind: PixelLabel, size: tuple[int, ...] = ()) -> Tensor:
         """Return a mask uint8 [H, W] or a depth map float32 [H, W], cut as the clean view is."""
-        cfg, payload = self.cfg, companion(sample.data, _rules(self.cfg, kind), SUFFIXES)
+        cfg, payload = self.cfg, _beside(self.cfg, sample, kind)
+        picture = _name(sample.data, f"sample {sample.index}")
         if payload is None:
-            raise Unreadable(sample.index, f"{_name(sample.data)} has no {_word(kind)} beside it")
-        with unreadable_errors(sample.index, _name(payload)):
+            raise Unreadable(sample.index, f"{picture} has no {_word(kind)} beside it")
+        name = _name(payload, f"the {_word(kind)} of {picture}")
+        with unreadable_errors(sample.index, name):
             values = read_labels(payload)
             labels = (
                 as_classes(values, cfg.ignored, cfg.reduce_zero_label)
@@ -99,8 +102,8 @@ class PixelLabels(HasPixelLabels):
         if labels.shape != (height, width):
             raise Unreadable(
                 sample.index,
-                f"{_name(payload)} has {labels.shape[1]} x {labels.shape[0]} pixels, its picture "
-                f"{_name(sample.data)} {width} x {height}: want equal sizes",
+                f"{name} has {labels.shape[1]} x {labels.shape[0]} pixels, its picture {picture} {width} x {height}: "
+                "want equal sizes",
             )
         view = (size[0], size[1]) if size else pair(cfg.size)
         whole = Cut((0, 0, height, width), view, (0, 0))
@@ -119,24 +122,36 @@ class PixelLabels(HasPixelLabels):
         return [[place for _, place in sorted(frames)] for _, frames in sorted(folders.items())]
 
 
-def _rules(cfg: Any, kind: PixelLabel) -> list[Rules]:
-    typed = cfg.masks if kind == "classes" else cfg.depths
-    return [[Rule.of(t) for t in typed]] if typed else [[Rule.of(t)] for t in USUAL[kind]]
+def _beside(cfg: Any, sample: Sample, kind: PixelLabel) -> Any:
+    """Return the payload of a sample's mask or depth map, None where it has none."""
+    typed = [Rule.of(text) for text in (cfg.masks if kind == "classes" else cfg.depths)]
+    if sample.beside is not None:
+        names = list(sample.beside)
+        column = (
+            companion_column(names, [typed]) if typed else pick_column(names, COLUMNS[kind], required=False)
+        )
+        cell = sample.beside[column] if column else None
+        # a number is the class of the picture, and a text that nobody calls a file is none
+        return cell if isinstance(cell, bytes) or (typed and isinstance(cell, str)) else None
+    return companion(sample.data, [typed] if typed else [[Rule.of(t)] for t in USUAL[kind]], SUFFIXES)
 
 
 def _word(kind: PixelLabel) -> str:
     return "mask" if kind == "classes" else "depth map"
 
 
-def _name(payload: Any) -> str:
-    return payload.place if isinstance(payload, Slice) else str(payload)
+def _name(payload: Any, otherwise: str) -> str:
+    if isinstance(payload, Slice):
+        return payload.place
+    return str(payload) if isinstance(payload, str | PurePath) else otherwise
 
 
 def read_labels(payload: Any) -> np.ndarray:
-    """Return the stored values of a file of one channel [H, W]; those of a palette are its numbers."""
+    """Return the stored values of a file or its bytes, of one channel [H, W]; those of a palette are its numbers."""
     from PIL import Image
 
-    data = payload.read() if isinstance(payload, Slice) else read_file(payload)
+    data = payload.read() if isinstance(payload, Slice) else payload
+    data = data if isinstance(data, bytes) else read_file(data)
     if data.startswith(b"\x93NUMPY"):
         values = read_array(data)
     else:

@@ -29,12 +29,11 @@ from multissl.contract.modality import Modality, Need
 from multissl.contract.plans import CLEAN, Plans, StreamSpec
 from multissl.contract.preparation import Preparation
 from multissl.modalities.image.adapter import Image
-from multissl.modalities.paired.rows import Record, Rows
+from multissl.modalities.paired.rows import Record, Rows, examined_parts, one_place, texts_of
 from multissl.modalities.paired.same import Same
 from multissl.modalities.text.adapter import Text
 from multissl.modalities.views import group_ids
 from multissl.random import RowRandom
-from multissl.sources.payloads import Slice
 from multissl.sources.rows import Bad
 
 
@@ -43,12 +42,6 @@ def _small() -> dict[str, Modality.Config]:
         "image": Image.Config(size=32, local_size=16, patch=4),
         "text": Text.Config(length=16, local_length=8, pack=False, vocab=400),
     }
-
-
-def one_place(parts: Mapping[str, Any], place: float) -> dict[str, float]:
-    """The same place in time for streams that read one file, by stream; nothing for the others."""
-    files = [(name, data) for name, data in parts.items() if isinstance(data, str | Slice)]
-    return {name: place for name, data in files if any(n != name and d == data for n, d in files)}
 
 
 class Paired(Modality):
@@ -255,6 +248,16 @@ class Paired(Modality):
         pictures = (member.thumbnail(Sample(part, sample.index)) for member, part in parts)
         return next((picture for picture in pictures if picture is not None), None)
 
+    def extent(self, sample: Sample) -> dict[str, float]:
+        """Return what the parts hold."""
+        return self.examined(sample)[0]
+
+    def examined(self, sample: Sample) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return what the parts hold, and the first thumbnail there is; each part is read once."""
+        if not isinstance(sample.data, Record) or self.cfg.join == "label":
+            return super().extent(sample), self.thumbnail(sample)
+        return examined_parts(self.members, sample)
+
     def collate(self, samples: list[Sample], plans: Plans, rng: RowRandom) -> Raw:
         """What the members make of their payloads, by stream; which are there, and who the samples are.
 
@@ -344,12 +347,7 @@ class Paired(Modality):
 
     def describe(self, sample: Sample) -> dict[str, str]:
         """The texts of a row, by stream, so that features of one stream can be paired with them again."""
-        parts = sample.data.parts if isinstance(sample.data, Record) else {}
-        return {
-            n: parts[n]
-            for n, member in self.members.items()
-            if member.payload == "text" and isinstance(parts.get(n), str)
-        }
+        return texts_of(self.members, sample)
 
     def _own(self, views: Views) -> Views:
         return replace(views, stream=self._native(views.stream))

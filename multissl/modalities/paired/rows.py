@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multissl.contract.data import Sample, Samples
+from multissl.contract.data import Sample, Samples, Unreadable
 from multissl.contract.modality import Modality
 from multissl.modalities.paired.files import read_pairs
 from multissl.modalities.paired.parts import Options, Pairs, Wanted, joined, one_text_per_row
@@ -22,7 +22,7 @@ from multissl.sources.base import Label, Listing
 from multissl.sources.copies import Copies, joined_sets
 from multissl.sources.kinds import counted
 from multissl.sources.parquet import ParquetRows
-from multissl.sources.payloads import Joined, Some
+from multissl.sources.payloads import Joined, Slice, Some
 from multissl.sources.splits import classes_of, numbered, split_rows
 
 log = logging.getLogger("multissl")
@@ -42,6 +42,38 @@ class Record(NamedTuple):
     group: int = -1
     drawn: str = ""
     """With join=label, the split that partners are drawn from."""
+
+
+def one_place(parts: Mapping[str, Any], place: float) -> dict[str, float]:
+    """The same place in time for streams that read one file, by stream; nothing for the others."""
+    files = [(name, data) for name, data in parts.items() if isinstance(data, str | Slice)]
+    return {name: place for name, data in files if any(n != name and d == data for n, d in files)}
+
+
+def texts_of(members: Mapping[str, Modality], sample: Sample) -> dict[str, str]:
+    """Return the texts of a row, by stream."""
+    parts = sample.data.parts if isinstance(sample.data, Record) else {}
+    texts = (name for name, member in members.items() if member.payload == "text")
+    return {name: parts[name] for name in texts if isinstance(parts.get(name), str)}
+
+
+def examined_parts(
+    members: Mapping[str, Modality], sample: Sample
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Return what the parts of a row hold, and the first thumbnail there is; each part is read once.
+
+    Of two parts that are counted alike the unit of the second is followed by its stream.
+    """
+    extent: dict[str, float] = {}
+    pictures = []
+    for name, part in sample.data.parts.items():
+        if part is not None:
+            held, picture = members[name].examined(Sample(part, sample.index))
+            extent |= {f"{unit} of {name}" if unit in extent else unit: much for unit, much in held.items()}
+            pictures.append(picture)
+    if not pictures:
+        raise Unreadable(sample.index, f"the row has none of {', '.join(members)}")
+    return extent, next((picture for picture in pictures if picture is not None), None)
 
 
 class Rows:

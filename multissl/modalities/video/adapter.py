@@ -43,7 +43,7 @@ from multissl.modalities.video.clips import (
 )
 from multissl.modalities.video.demo import demo_split
 from multissl.modalities.video.figures import clip_panel, pixels
-from multissl.modalities.video.files import SUFFIXES, frames_of, load_clip, open_videos, unreadable
+from multissl.modalities.video.files import SUFFIXES, examined, frames_of, load_clip, open_videos, unreadable
 from multissl.modalities.video.preparation import ClipPreparation, preparation_of
 from multissl.modalities.video.sizes import check_sizes, sizes_for
 from multissl.modalities.views import Payloads, build_views, draw_roles, ids_of, with_masks
@@ -243,21 +243,14 @@ class Video(Modality):
 
     def extent(self, sample: Sample) -> dict[str, float]:
         """Return frames, seconds, frames per second, and width and height in pixels; a few frames are decoded."""
-        clip = load_clip(sample)
-        count = len(clip.times)
-        try:
-            height, width = frames_of(clip, [0, count // 2, count - 1]).shape[2:]
-        except Exception as error:  # decoders raise almost anything on a damaged file
-            raise unreadable(sample, error) from None
-        gap = float(clip.times[-1] - clip.times[0]) / (count - 1)
-        rate = round(1 / gap, 2) if gap > 0 else 0.0
-        return {
-            "frames": count,
-            "seconds": gap * count,
-            "frames per second": rate,
-            "width": width,
-            "height": height,
-        }
+        return self.examined(sample)[0]
+
+    def examined(self, sample: Sample) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return `extent`, and the first, middle and last frame as 16 x 16 pixels, float32 [16, 16, 9].
+
+        `thumbnail` stays None: at the start of a training no video is decoded to look for near-duplicates.
+        """
+        return examined(sample)
 
     def _shape(self, role: Role) -> tuple[int, int]:
         """Frames and pixels per side of a role's clips."""

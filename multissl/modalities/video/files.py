@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multissl import registry
 from multissl.contract.data import Sample, Unreadable
-from multissl.modalities.image.files import decode
+from multissl.modalities.image.files import decode, parts_of
 from multissl.modalities.image.headers import check_size
 from multissl.modalities.video.clips import Clip
 from multissl.modalities.video.clock import RATE, is_indexed, read_clock, runs_well
@@ -78,6 +78,27 @@ def load_clip(sample: Sample) -> Clip:
     except Exception as error:  # decoders raise almost anything on a damaged file
         raise unreadable(sample, error) from None
     return clip
+
+
+def examined(sample: Sample) -> tuple[dict[str, float], np.ndarray]:
+    """Return what a video holds, and three of its frames as 16 x 16 pixels, float32 [16, 16, 9]."""
+    clip = load_clip(sample)
+    count = len(clip.times)
+    try:
+        frames = frames_of(clip, [0, count // 2, count - 1])
+    except Exception as error:  # decoders raise almost anything on a damaged file
+        raise unreadable(sample, error) from None
+    height, width = frames.shape[2:]
+    gap = float(clip.times[-1] - clip.times[0]) / (count - 1)
+    rate = round(1 / gap, 2) if gap > 0 else 0.0
+    extent = {
+        "frames": count,
+        "seconds": gap * count,
+        "frames per second": rate,
+        "width": width,
+        "height": height,
+    }
+    return extent, parts_of(frames.flatten(0, 1))
 
 
 def unreadable(sample: Sample, error: Exception) -> Unreadable:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from multissl.modalities.image import pixel_labels
 from multissl.modalities.image.adapter import Image
 from multissl.modalities.image.pixel_labels import as_classes, as_depths
 
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 OPTIONS = {"size": 16, "local_size": 8, "patch": 8, "blur": "none", "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
 
@@ -126,3 +130,57 @@ def test_films_are_folders_in_the_order_of_their_frames(tmp_path: Path) -> None:
 def test_options_that_say_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"modality.{next(iter(options))}="):
         Image.Config(**{**OPTIONS, **options})  # type: ignore[arg-type]
+
+
+def png(values: np.ndarray) -> dict[str, object]:
+    """A cell as Hugging Face writes pictures."""
+    file = io.BytesIO()
+    Pictures.fromarray(values).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def rows(folder: Path, column: str, count: int = 12, **more: list[object]) -> Path:
+    """Pictures whose brightness is ten times their mask, which is their number modulo 3, in columns of a table."""
+    masks = [np.full((24, 40), i % 3, np.uint8) for i in range(count)]
+    columns: dict[str, list[Any]] = {
+        "image": [png(np.repeat(mask[:, :, None] * 10, 3, 2)) for mask in masks],
+        column: [png(mask) for mask in masks],
+        **more,
+    }
+    folder.mkdir(exist_ok=True)
+    parquet.write_table(arrow.table(columns), folder / "scenes.parquet", row_group_size=5)
+    return folder / "scenes.parquet"
+
+
+@pytest.mark.parametrize(
+    ("column", "option"), [("mask", ()), ("label", ()), ("Annotation", ()), ("parts", ("image=parts",))]
+)
+def test_a_mask_stands_in_a_column_beside_its_picture(
+    tmp_path: Path, column: str, option: tuple[str, ...]
+) -> None:
+    modality = Image.Config(data=str(rows(tmp_path, column)), masks=option, **OPTIONS).build().fit()  # type: ignore[arg-type]
+    assert isinstance(modality, Image)
+    for split, count in (("train", 11), ("val", 1)):
+        assert modality.with_pixel_labels(split, "classes") == list(range(count))
+        for sample in map(modality.dataset(split).__getitem__, range(count)):
+            assert sample.label == -1, "a picture is no class"
+            views, _ = readable_views(modality, [sample], "image")
+            mask = modality.pixel_labels(sample, "classes")
+            assert torch.equal(mask, (views.x[0, 0] * 255 / 10).round().to(torch.uint8))
+
+
+def test_rows_without_a_mask_are_counted_and_a_class_is_no_mask(tmp_path: Path) -> None:
+    path = rows(tmp_path, "label", label=[*range(6), *range(6)])
+    modality = Image.Config(data=str(path), **OPTIONS).build().fit()  # type: ignore[arg-type]
+    assert isinstance(modality, Image)
+    data = modality.dataset("train")
+    assert sorted(set(data.class_numbers())) == [0, 1, 2, 3, 4, 5]
+    assert modality.with_pixel_labels("train", "classes") == []
+    with pytest.raises(Unreadable, match="sample 0 has no mask beside it"):
+        modality.pixel_labels(data[0], "classes")
+
+
+def test_masks_that_are_named_as_classes_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    cfg = Image.Config(data=str(rows(tmp_path, "parts")), label="parts", **OPTIONS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"modality.label=parts: .* set modality.masks=image=parts"):
+        cfg.build().dataset("train")
