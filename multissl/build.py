@@ -85,7 +85,7 @@ def fitted(recipe: Recipe, starts: Mapping[str, Source] = {}) -> Recipe:
     """
     check_start(recipe)
     check_evaluators(recipe)
-    recipe = recipe.replace(objective=with_architectures(recipe.objective))
+    recipe = recipe.replace(objective=with_architectures(recipe.objective, starts, recipe.encoders))
     if recipe.init:
         recipe = recipe.replace(encoders=as_in_run(recipe.encoders, recipe.init))
     if not recipe.init or recipe.init in starts:

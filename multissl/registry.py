@@ -52,6 +52,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "objectives": {
         "dino": "multissl.objectives.dino:DINO",
+        "dino_distill": "multissl.objectives.dino_distill:DINODistill",
         "infonce": "multissl.objectives.infonce:InfoNCE",
         "moco": "multissl.objectives.moco:MoCo",
         "nnclr": "multissl.objectives.nnclr:NNCLR",
@@ -120,6 +121,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "teacher": "multissl.layers.teacher:Teacher",
         "gram_anchor": "multissl.layers.gram:GramAnchor",
         "frozen_teacher": "multissl.layers.frozen:FrozenTeacher",
+        "prototype_teacher": "multissl.layers.frozen:PrototypeTeacher",
         "decoder": "multissl.layers.decoder:Decoder",
     },
     "kernels": {
@@ -183,6 +185,7 @@ GROUPS: dict[str, dict[str, str]] = {
 RECIPES: dict[str, tuple[str, ...]] = {
     "image": (
         "image.dino",
+        "image.distilling",
         "image.cifar",
         "image.cifar_covariance",
         "image.imagenet",

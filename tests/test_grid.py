@@ -83,7 +83,7 @@ REASONS: dict[tuple[str, str], str] = {
     **{
         ("paired", o): f"{o} {reads} one stream"
         for reads, names in {
-            "reads": "dino msn simdino ijepa data2vec mlm next_token infilling",
+            "reads": "dino dino_distill msn simdino ijepa data2vec mlm next_token infilling",
             "rolls": "spr",
             "rebuilds": "mae vime",
         }.items()
@@ -105,9 +105,10 @@ EXPERIMENTAL: dict[str, str] = {
     "image": "spr",
     "video": "spr vicreg vicregl barlow wmse tico mmcr data2vec lejepa visreg simdino",
     "audio": "spr tico mmcr ijepa lejepa visreg simdino",
-    "text": "spr dino byol vicreg vicregl barlow wmse tico mmcr swav msn ijepa lejepa visreg simdino",
-    "tabular": "spr dino byol vicreg barlow wmse tico mmcr swav msn ijepa data2vec lejepa visreg simdino distill",
-    "rl": "dino tico mmcr swav msn ijepa data2vec vicregl lejepa visreg simdino distill",
+    "text": "spr dino dino_distill byol vicreg vicregl barlow wmse tico mmcr swav msn ijepa lejepa visreg simdino",
+    "tabular": "spr dino dino_distill byol vicreg barlow wmse tico mmcr swav msn ijepa data2vec lejepa visreg "
+    "simdino distill",
+    "rl": "dino dino_distill tico mmcr swav msn ijepa data2vec vicregl lejepa visreg simdino distill",
     "paired": "nnclr byol wmse mmcr swav lejepa visreg",
 }
 """Pairs that train though nobody has published them: by modality, the objectives."""

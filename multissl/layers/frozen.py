@@ -1,4 +1,4 @@
-"""Frozen teachers: networks of other runs or publications, whose features a student is to have.
+"""Frozen teachers: networks of other runs or publications, whose features or targets a student is to have.
 
 Their weights are in no checkpoint: a digest of them is, and a checkpoint is taken up with the same weights alone. What
 balances their features (PHI-S) is measured on the first batch of all ranks and is state: eigenvectors have no sign of
@@ -10,6 +10,7 @@ Collectives: sums over ranks, in the first step alone.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Self
@@ -21,7 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from multissl.config import Component
 from multissl.config import Config as BaseConfig
 from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import StreamSpec
+from multissl.layers.heads import PrototypeHead
 from multissl.losses.phi_s import moments, phi_s
 from multissl.precision import at_least_fp32
 
@@ -29,14 +32,20 @@ UNTRAINED = "untrained"
 """The weights of a teacher that has learned nothing."""
 
 
-class FrozenTeacher(Component, nn.Module):
-    """The encoder of a stream in evaluation mode, without gradient, filled before training; built with (name, spec)."""
+class FrozenNetwork(Component, nn.Module):
+    """An encoder, and perhaps heads, in evaluation mode and without gradient, filled before training.
+
+    Built with (option, stream, spec, encoder, heads): `option` is the one that its own stand under.
+    """
 
     group: ClassVar[str] = "layers"
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseConfig):
-        """Options of a frozen teacher."""
+        """Options of a frozen network."""
+
+        usual_option: ClassVar[str] = "objective.teachers.NAME"
+        """What errors call the place of these options where nothing tells it."""
 
         weights: str = UNTRAINED
         """Where its weights are, as --init takes them: a run's folder, RUN@STEP, a file, a folder of Hugging Face,
@@ -44,29 +53,28 @@ class FrozenTeacher(Component, nn.Module):
         encoder: Encoder.Config | None = None
         """Its architecture; without one that of the run, or the one that published weights ask for, and of an
         untrained teacher that of the student."""
-        stream: str = ""
-        """The stream it reads; empty: the only one, or the first of several."""
-        patch: tuple[int, ...] = ()
-        """Size of its patches where it is not the student's, such as 14 14; it divides the views."""
-        weight: float = 1.0
-        """Weight of what it teaches, among several teachers."""
 
         def __post_init__(self) -> None:
             if not self.weights:
                 raise ValueError(
-                    f"objective.teachers.NAME.weights is empty: give a file or a run's folder, or {UNTRAINED}"
-                )
-            if self.weight <= 0:
-                raise ValueError(
-                    f"objective.teachers.NAME.weight={self.weight}: want more than 0, or leave the teacher out"
+                    f"{self.usual_option}.weights is empty: give a file or a run's folder, or {UNTRAINED}"
                 )
 
     digest: Tensor
 
-    def __init__(self, cfg: Config, name: str, stream: str, spec: StreamSpec, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        option: str,
+        stream: str,
+        spec: StreamSpec,
+        encoder: Encoder,
+        heads: Mapping[str, nn.Module] = {},
+    ) -> None:
         super().__init__()
-        self.cfg, self.name, self.stream, self.spec = cfg, name, stream, spec
+        self.cfg, self.option, self.stream, self.spec = cfg, option, stream, spec
         self.encoders = Encoders({stream: encoder})
+        self.heads: PerStream[nn.Module] = PerStream(heads)
         self.register_buffer("digest", torch.zeros(32, dtype=torch.uint8))
         self._register_state_dict_hook(_leave_out_weights)
         self.register_load_state_dict_pre_hook(_take_up)
@@ -78,25 +86,76 @@ class FrozenTeacher(Component, nn.Module):
         """The network."""
         return self.encoders[self.stream]
 
+    def held(self) -> dict[str, Tensor]:
+        """The tensors that no state holds, by their names here."""
+        parts = {"encoders": self.encoders, "heads": self.heads}
+        return {f"{part}.{n}": t for part, module in parts.items() for n, t in module.state_dict().items()}
+
     def seal(self) -> None:
         """Note which weights it has, once they are in place; on the CPU, before anything is sharded."""
         whole = hashlib.sha256()
-        for name, tensor in sorted(self.encoders.state_dict().items()):
+        for name, tensor in sorted(self.held().items()):
             if tensor.is_meta:  # an outline of the teacher, without numbers
                 continue
-            value = tensor.detach().cpu().contiguous()
+            value, name = tensor.detach().cpu().contiguous(), name.removeprefix("encoders.")
             whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             whole.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
         self.known = whole.digest()
         self.digest.copy_(torch.tensor([*self.known], dtype=torch.uint8))
+
+    def leave_empty(self) -> None:
+        """Take up any state: its weights are not here, and nobody asks for what it makes of views."""
+        self.known = b""
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever is asked."""
         return super().train(False)
 
     def shard_units(self) -> list[nn.Module]:
-        """The blocks of the network."""
-        return self.encoders.shard_units()
+        """The blocks of the network, and its heads."""
+        return [*self.encoders.shard_units(), *self.heads.values()]
+
+
+class FrozenTeacher(FrozenNetwork):
+    """A frozen encoder whose features are learned."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(FrozenNetwork.Config):
+        """Options of a frozen teacher."""
+
+        stream: str = ""
+        """The stream it reads; empty: the only one, or the first of several."""
+        patch: tuple[int, ...] = ()
+        """Size of its patches where it is not the student's, such as 14 14; it divides the views."""
+        weight: float = 1.0
+        """Weight of what it teaches, among several teachers."""
+
+        def __post_init__(self) -> None:
+            FrozenNetwork.Config.__post_init__(self)
+            if self.weight <= 0:
+                raise ValueError(
+                    f"objective.teachers.NAME.weight={self.weight}: want more than 0, or leave the teacher out"
+                )
+
+
+class PrototypeTeacher(FrozenNetwork):
+    """A frozen encoder with the heads and prototypes that it was trained with."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(FrozenNetwork.Config):
+        """Options of a frozen teacher with heads."""
+
+        usual_option: ClassVar[str] = "objective.frozen_teacher"
+
+        head: PrototypeHead.Config | None = None
+        """Its head of views; without one that of the weights, and of an untrained teacher the student's."""
+        ibot_head: PrototypeHead.Config | None = None
+        """Its head of tokens, if they have one of their own; found as `head` is."""
+
+        def heads(self) -> dict[str, PrototypeHead.Config]:
+            """The heads that are known, by the names that objectives have for them."""
+            given = {"dino_head": self.head, "ibot_head": self.ibot_head}
+            return {name: head for name, head in given.items() if head is not None}
 
 
 def spec_of(cfg: FrozenTeacher.Config, name: str, spec: StreamSpec) -> StreamSpec:
@@ -115,20 +174,20 @@ def spec_of(cfg: FrozenTeacher.Config, name: str, spec: StreamSpec) -> StreamSpe
 
 
 def _leave_out_weights(teacher: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Take the weights of a frozen teacher out of a state."""
-    for name in [n for n in state if n.startswith(f"{prefix}encoders.")]:
+    """Take the weights of a frozen network out of a state."""
+    for name in [n for n in state if n.startswith((f"{prefix}encoders.", f"{prefix}heads."))]:
         del state[name]
 
 
 def _take_up(teacher: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Put the weights that are in place into a state that is loaded; refuse the state of other weights."""
     saved = state.get(f"{prefix}digest")
-    if saved is not None and bytes(saved.cpu().tolist()) != teacher.known:
+    if saved is not None and teacher.known and bytes(saved.cpu().tolist()) != teacher.known:
         raise ValueError(
-            f"objective.teachers.{teacher.name}.weights={teacher.cfg.weights} holds other weights than those that the "
+            f"{teacher.option}.weights={teacher.cfg.weights} holds other weights than those that the "
             "run was trained with so far: put those back, or --restart to begin anew"
         )
-    state |= {f"{prefix}encoders.{n}": t for n, t in teacher.encoders.state_dict().items()}
+    state |= {f"{prefix}{n}": t for n, t in teacher.held().items()}
 
 
 class Balance(nn.Module):

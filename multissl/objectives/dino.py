@@ -27,11 +27,13 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from multissl.config import config_name
 from multissl.contract.abilities import ContinuesTraining
 from multissl.contract.alarms import History, no_choice, one_point, one_prototype
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
+from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import Plans, StreamSpec, ViewPlan
 from multissl.layers.center import Center
 from multissl.layers.gram import GramAnchor
@@ -62,6 +64,9 @@ class DINO(ContinuesTraining):
             "stats/ibot_teacher_kl": "token loss above that entropy",
         }
     )
+    spreads_targets: ClassVar[str] = "lower objective.teacher.ema and optim.lr"
+    spreads_features: ClassVar[str] = "lower optim.lr or objective.teacher.ema"
+    """What an alarm says to do about few prototypes, and about features in one point."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(ContinuesTraining.Config):
@@ -154,7 +159,8 @@ class DINO(ContinuesTraining):
 
     def __init__(self, cfg: Config, encoders: Encoders, streams: Mapping[str, StreamSpec]) -> None:
         super().__init__()
-        self.cfg, self.stream = cfg, single_stream("dino", streams)
+        self.cfg, self.kind = cfg, config_name(type(cfg))
+        self.stream = single_stream(self.kind, streams)
         dim = encoders.widths()[self.stream]
         self.temperature = ramp(
             cfg.teacher_temperature_start, cfg.teacher_temperature, cfg.teacher_temperature_steps
@@ -221,7 +227,9 @@ class DINO(ContinuesTraining):
         )  # [(2+L)*B]
         temperature = self.temperature.at(progress.step, progress.total)
         targets = self.teach(sides[0], temperature)
-        features = encoders.encode(sides, "replace" if cfg.ibot_weight else "none")
+        features = encoders.encode(
+            sides, "replace" if mask is not None and "replace" in self.maskings else "none"
+        )
         pooled = torch.cat([f.pooled for f in features])  # [(2+L)*B, D]
         hidden = None if mask is None else features[0].tokens.flatten(0, 1)[mask.index]  # [M, D]
         heads = {"dino_head": self.dino_head, "ibot_head": self.ibot_head}
@@ -274,7 +282,7 @@ class DINO(ContinuesTraining):
         """
         found, local = batch.find(self.stream, "global"), batch.find(self.stream, "local")
         if found is None or found.num_views != 2:
-            raise ValueError(f"dino wants 2 global views, got {found.num_views if found else 0}")
+            raise ValueError(f"{self.kind} wants 2 global views, got {found.num_views if found else 0}")
         if self.cfg.ibot_weight and found.mask is None:
             raise ValueError(
                 "ibot needs masked global views: take a modality with masks, or set objective.ibot_weight=0"
@@ -285,10 +293,15 @@ class DINO(ContinuesTraining):
         found = found.with_mask(mask)
         return [found, local] if local and self.cfg.dino_weight else [found]
 
+    def taught_by(self) -> tuple[Encoders, PerStream[nn.Module]]:
+        """The encoders and heads that make the targets."""
+        return self.teacher.encoders, self.teacher.now
+
     @torch.no_grad()
     def teach(self, views: Views, temperature: float) -> dict[str, Targets]:
         """Targets from the global views without a mask: dino of 2*B views, ibot of M hidden tokens."""
-        (features,) = self.teacher.encoders.encode([views], "none")
+        encoders, heads = self.taught_by()
+        (features,) = encoders.encode([views], "none")
         tokens, mask = features.tokens.flatten(0, 1), views.mask  # [2*B*N, D]
         every = "ibot" in self.centers and self.cfg.center_tokens == "all"
         hidden = None if mask is None else tokens if every else tokens[mask.index]
@@ -296,7 +309,7 @@ class DINO(ContinuesTraining):
         read = None if mask is None or every else mask.weight > 0
         if every and whole is not None:
             read = whole.flatten()
-        logits = self.score(self.teacher.now, features.pooled, hidden, rows, read)
+        logits = self.score(heads, features.pooled, hidden, rows, read)
         found: dict[str, Targets] = {}
         for name, scores in logits.items():
             real = rows if mask is None or name == "dino" else mask.weight > 0  # [2*B] or [M]
@@ -352,7 +365,7 @@ class DINO(ContinuesTraining):
 
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Return what is wrong: uniform targets or few prototypes, of views or tokens, or features in one point."""
-        cfg = self.cfg
+        cfg, kind = self.cfg, self.kind
         token_head = cfg.head if cfg.tied_heads else cfg.ibot_head
         t, s = self.temperature.at(progress.step, progress.total), cfg.student_temperature
         view_head = cfg.head if cfg.dino_weight else token_head
@@ -362,18 +375,18 @@ class DINO(ContinuesTraining):
                     "lower objective.teacher_temperature or objective.center_momentum"
                 )  # fmt: skip
                 return (
-                    f"dino: the teacher's targets{whose} are uniform (entropy {level:.3f} of log K): {way}, "
+                    f"{kind}: the teacher's targets{whose} are uniform (entropy {level:.3f} of log K): {way}, "
                     f"teacher_temperature={t:g} does not sharpen beside student_temperature={s:g}"
                 )
             if (use := one_prototype(history, f"stats/{prefix}prototype_use")) is not None:
                 way = (
                     "objective.centering=none lets it; set it to sinkhorn or ema"
                     if cfg.centering == "none"
-                    else "raise objective.teacher_temperature, or lower objective.teacher.ema and optim.lr"
+                    else f"raise objective.teacher_temperature, or {self.spreads_targets}"
                 )
-                return f"dino: a few prototypes take every sample{whose} (share in use {use:.3f}): {way}"
+                return f"{kind}: a few prototypes take every sample{whose} (share in use {use:.3f}): {way}"
         if (std := one_point(history)) is not None:
-            return f"dino: features have become one point (std {std:.3f} of 1): lower optim.lr or objective.teacher.ema"
+            return f"{kind}: features have become one point (std {std:.3f} of 1): {self.spreads_features}"
         return None
 
     def exported(self, encoders: Encoders) -> Encoders:

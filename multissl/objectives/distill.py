@@ -136,7 +136,7 @@ class Distill(Objective):
             log.warning("objective.teachers.%s.weights=%s: its student learns little", name, UNTRAINED)
         own = copy.deepcopy(encoders[stream]) if cfg.encoder is None else cfg.encoder.build(spec)
         own.locked = False
-        return FrozenTeacher(cfg, name, stream, spec, own)
+        return FrozenTeacher(cfg, f"objective.teachers.{name}", stream, spec, own)
 
     def kinds(self, teacher: FrozenTeacher) -> list[str]:
         """Which features of a teacher are compared."""
@@ -158,10 +158,10 @@ class Distill(Objective):
         terms: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         for name, teacher in self.teachers.items():
-            shown = views[teacher.stream]
+            options, shown = cfg.teachers[name], views[teacher.stream]
             if shown.valid is not None and teacher.spec is not self.specs[teacher.stream]:
                 raise ValueError(
-                    f"objective.teachers.{name}.patch={teacher.cfg.patch}: views of {teacher.stream} have padding, "
+                    f"objective.teachers.{name}.patch={options.patch}: views of {teacher.stream} have padding, "
                     "which is known of the student's patches alone: leave it empty"
                 )
             with torch.no_grad():
@@ -174,7 +174,7 @@ class Distill(Objective):
                         term = f"{name}/{kind}" if len(self.students) == 1 else key
                         terms[term] = self.distance(key, kind, own, views[stream], target, shown)
                         share = cfg.pooled_weight if kind == "pooled" else cfg.tokens_weight
-                        weights[term] = teacher.cfg.weight * share
+                        weights[term] = options.weight * share
         first = self.students[0]
         z = at_least_fp32(features[first].pooled).unflatten(0, (views[first].num_views, -1))
         present = views[first].present

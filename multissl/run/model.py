@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multissl.build import build, encoders_of, fitted, learner_of, modality_of
 from multissl.config import config_name
+from multissl.contract.abilities import ContinuesTraining
 from multissl.contract.data import Sample
 from multissl.contract.encoder import Encoders
 from multissl.contract.evaluator import FrozenEncoders
 from multissl.contract.learning import Features
 from multissl.contract.modality import Modality
 from multissl.engine import checkpoint
+from multissl.engine.learner import Learner
 from multissl.files import Damaged
 from multissl.inference import clean_views, single_stream, stream_of
 from multissl.layers.lora import merge
@@ -29,10 +31,11 @@ from multissl.run.earlier import readable
 from multissl.run.folder import RunFolder, located, run_of
 from multissl.run.module import FeatureModule, ModulePool
 from multissl.trust import Trust
-from multissl.weights.containers import Source
+from multissl.weights.containers import Source, Training
 from multissl.weights.files import read_weights
 from multissl.weights.loading import tower_streams
-from multissl.weights.teachers import places_of
+from multissl.weights.teachers import Place, fill_teachers, places_of, teachers_of
+from multissl.weights.unwrapping import State
 
 log = logging.getLogger("multissl")
 
@@ -143,9 +146,10 @@ def load(
         if step is None:
             _tell_best(folder, finished, recipe)
     else:
-        recipe, modality, encoders, reached = _at_checkpoint(
+        recipe, modality, learner, reached = _at_checkpoint(
             lambda number: change(stage_at(stages, number).recipe), folder, step, trust
         )
+        encoders = _merged(learner)
     encoders.to(device).eval().requires_grad_(False)
     return Model(recipe, modality, encoders, torch.device(device), reached)
 
@@ -177,8 +181,8 @@ def _shipped(recipe: Recipe, modality: Modality, folder: RunFolder) -> Encoders:
 
 def _at_checkpoint(
     recipe_at: Callable[[int], Recipe], folder: RunFolder, step: int | None, trust: bool
-) -> tuple[Recipe, Modality, Encoders, int]:
-    """Return the recipe of a run at one of its checkpoints, modality and encoders as it would ship them, and the step.
+) -> tuple[Recipe, Modality, Learner, int]:
+    """Return the recipe of a run at one of its checkpoints, modality and learner as they were then, and the step.
 
     `recipe_at` gives the recipe by step. Without a step that of the newest whole checkpoint is taken. The run may be
     going on, so a checkpoint may be removed while it is read: then a newer one is there. `trust`: pickled ones are
@@ -197,7 +201,7 @@ def _at_checkpoint(
         for number in sorted(kept, reverse=True) if step is None else [step]:
             recipe = recipe_at(number)
             try:
-                modality, shipped = _read_checkpoint(recipe, kept[number])
+                modality, learner = _read_checkpoint(recipe, kept[number])
             except (OSError, Damaged) as error:
                 problem = error
                 if step is None:
@@ -205,22 +209,38 @@ def _at_checkpoint(
                 continue
             state = "" if folder.finish() else " has not finished"
             log.warning("%s%s: this is its checkpoint of step %s", folder.path, state, number)
-            return recipe, modality, shipped, number
+            return recipe, modality, learner, number
     if step is None and {checkpoint.step_of(p) for p in checkpoint.find(folder.checkpoints)} != {*kept}:
         return _at_checkpoint(recipe_at, folder, step, trust)
     raise ValueError(f"{folder.path} has no whole checkpoint: {problem}")
 
 
-def _read_checkpoint(recipe: Recipe, place: Path) -> tuple[Modality, Encoders]:
-    """Return the modality of a checkpoint, and its encoders as the run would ship them."""
+def _read_checkpoint(recipe: Recipe, place: Path) -> tuple[Modality, Learner]:
+    """Return the modality of a checkpoint, and its learner; frozen teachers are empty where the run ships none."""
     modality = recipe.modality.build()
     checkpoint.check(place)
     _restore(modality, checkpoint.read_modality(place), place)
     learner = learner_of(recipe.replace(chunk=0), modality, encoders_of(recipe, modality))
+    _fill_what_ships(learner, recipe)
     checkpoint.load_learner(place, learner)
+    return modality, learner
+
+
+def _fill_what_ships(learner: Learner, recipe: Recipe) -> None:
+    """Fill frozen teachers where one is shipped, as no checkpoint holds their weights; else nothing needs these."""
+    teachers, shipped = [*teachers_of(learner.objective)], {*learner.shipped().modules()}
+    if any(teacher.encoder in shipped for teacher in teachers):
+        fill_teachers(learner.objective, starts_of(recipe.replace(init="")))
+        return
+    for teacher in teachers:
+        teacher.leave_empty()
+
+
+def _merged(learner: Learner) -> Encoders:
+    """Return the encoders that a learner ships, without what was added to them for training."""
     shipped = learner.shipped()
     merge(shipped)
-    return modality, shipped
+    return shipped
 
 
 def _tell_best(folder: RunFolder, finished: int, recipe: Recipe) -> None:
@@ -246,17 +266,46 @@ def _restore(modality: Modality, state: dict[str, Any], place: Path) -> None:
 
 
 def starts_of(recipe: Recipe) -> dict[str, Source]:
-    """Return the weights of checkpoints that `init` or teachers name, of `RUN@STEP` or a run that goes on, by place."""
+    """Return the weights of checkpoints that `init` or teachers name, by place.
+
+    Of `RUN@STEP` or a run that goes on, and of any run whose heads are wanted: what a run ships has none.
+    """
     starts: dict[str, Source] = {}
-    for option, place in [("--init ", recipe.init), *places_of(recipe.objective)]:
+    named = [Place("--init ", recipe.init, heads=False), *places_of(recipe.objective)]
+    for option, place, heads in sorted(named, key=lambda each: not each.heads):
         folder = run_of(place)
-        if folder is None or place in starts or (located(place)[1] is None and folder.encoder.is_file()):
+        if folder is None or place in starts:
+            continue
+        if not heads and located(place)[1] is None and folder.encoder.is_file():
             continue
         try:
-            starts[place] = Source(dict(load(place).encoders.state_dict()), folder.encoder)
+            found = (
+                _trained(place) if heads else Source(dict(load(place).encoders.state_dict()), folder.encoder)
+            )
         except ValueError as error:
             raise ValueError(f"{option}{place}: {error}") from None
+        starts[place] = found
     return starts
+
+
+def _trained(place: str) -> Source:
+    """Return the encoders of a run with the heads behind them, of one of its checkpoints, the newest by default."""
+    folder, step = located(place)
+    if step is None and not checkpoint.find(folder.checkpoints):
+        raise ValueError(
+            f"{folder.path} keeps no checkpoint, and what a run ships has no heads: name a run that has one"
+        )
+    stages = stages_of_run(folder, "", trust=False)
+    recipe, modality, learner, _ = _at_checkpoint(
+        lambda n: stage_at(stages, n).recipe, folder, step, trust=False
+    )
+    objective, heads = learner.objective, dict[str, State]()
+    if isinstance(objective, ContinuesTraining):
+        side = "student." if learner.shipped() is learner.encoders else "teacher."
+        parts = {n: part for n, part in objective.parts().items() if isinstance(part, nn.Module)}
+        heads = {n.removeprefix(side): p.state_dict() for n, p in parts.items() if n.startswith(side)}
+    training = Training(heads, modality.streams(), config_name(type(recipe.objective)))
+    return Source(dict(_merged(learner).state_dict()), folder.encoder, training=training)
 
 
 def untrained(recipe: Recipe, device: torch.device | str = "cpu") -> Model:

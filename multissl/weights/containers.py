@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from multissl import registry
+from multissl.contract.plans import StreamSpec
 from multissl.plain_data import parse_json
 from multissl.run.folder import RunFolder
 from multissl.weights.files import read_safetensors
 from multissl.weights.model_config import OF_ALL, checked
+from multissl.weights.unwrapping import State
 
 INDEX, PREPROCESSOR = ".index.json", "preprocessor_config.json"
 FILES = (
@@ -37,6 +39,16 @@ FILES = (
 KINDS = ".safetensors, .pth, .pt, .bin, .ckpt, .pth.tar"
 
 
+class Training(NamedTuple):
+    """What a run trained besides its encoders, and what these read."""
+
+    heads: Mapping[str, State]
+    """Tensors of the heads behind the encoders, by what the objective calls these."""
+    streams: Mapping[str, StreamSpec]
+    objective: str
+    """The name of the objective that has them."""
+
+
 class Source(NamedTuple):
     """What a place of weights holds."""
 
@@ -48,6 +60,8 @@ class Source(NamedTuple):
     """What `config.json` beside it says, {} without one."""
     layout: str = ""
     """The layout that was asked for, "" where contents tell."""
+    training: Training | None = None
+    """What stands beside the encoders in a run's checkpoint, where it was asked for."""
 
 
 def split_layout(text: str) -> tuple[str, str]:

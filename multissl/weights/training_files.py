@@ -2,7 +2,7 @@
 
 Their files hold `student` and `teacher`, each with `backbone` and heads (`dino_head` and `ibot_head`, in DINO and iBOT
 `head`), flat or as dictionaries, and the losses' centers. An objective that has such parts goes on from them. A file of
-a teacher alone gives the student the same.
+a teacher alone gives the student the same. iBOT's one head may have prototypes of tokens of their own (`last_layer2`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,18 @@ def parts_of(contents: Mapping[str, Any]) -> dict[str, State]:
             parts.setdefault(f"{side}.{OURS.get(part, part)}", {})[rest] = tensor
         elif found := CENTER.fullmatch(bare):
             parts[OURS[found[1]]] = {"center": tensor}
+    for side in ("student", "teacher"):
+        part_tokens(parts, side)
     return parts
+
+
+def part_tokens(parts: dict[str, State], side: str) -> None:
+    """Make two heads of iBOT's one, which has prototypes of tokens behind the layers of views where none are shared."""
+    head = parts.get(f"{side}.dino_head", {})
+    tokens = {n.replace("last_layer2", "last_layer"): n for n in head if n.startswith("last_layer2.")}
+    second = {name: head.pop(theirs) for name, theirs in tokens.items()}
+    if any(name not in head or not torch.equal(tensor, head[name]) for name, tensor in second.items()):
+        parts[f"{side}.ibot_head"] = head | second
 
 
 def flat(tree: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -37,8 +37,8 @@ READ = {
     "contrastive": "clip_softmax curl_bilinear dcl dclw infonce_pairs moco_queue moco_v3 nnclr ntxent_memory_bank "
     "ntxent_simclr siglip_sigmoid supcon",
     "dinov2_step": "dinov2_training_steps",
-    "distillation": "dino_official dinov2_dino_centering dinov2_dino_sinkhorn dinov2_ibot_masked dinov3_gram "
-    "ibot_official koleo msn sinkhorn swav_loss",
+    "distillation": "dino_official dinov2_dino_centering dinov2_dino_sinkhorn dinov2_ibot_masked dinov3_dino_loss "
+    "dinov3_gram ibot_official koleo msn sinkhorn swav_loss",
     "distributed": "dist_barlow dist_clip dist_dcl dist_koleo dist_moco_v3 dist_ntxent dist_siglip "
     "dist_sinkhorn_center dist_vicreg",
     "encoders_dinov2": "dino_head dinov2_head dinov2_intermediate_layers dinov2_pos_embed_interpolation dinov2_vit",

@@ -1,7 +1,7 @@
 """Golden cases of DINO, iBOT, DINOv2's losses, their heads and teacher, and KoLeo.
 
 Covered: distillation/{sinkhorn, dino_official, ibot_official, dinov2_dino_centering, dinov2_dino_sinkhorn,
-dinov2_ibot_masked, dinov3_gram, koleo, swav_loss, msn}, encoders_dinov2/{dinov2_head, dino_head},
+dinov2_ibot_masked, dinov3_dino_loss, dinov3_gram, koleo, swav_loss, msn}, encoders_dinov2/{dinov2_head, dino_head},
 optim_ema/ema_and_clip (teacher), distributed/{dist_sinkhorn_center, dist_koleo}.
 """
 
@@ -30,13 +30,6 @@ from multissl.schedules import ramp
 from tests.golden import Case, cases, cases_of, close, run_on_ranks
 
 pytestmark = pytest.mark.reference
-
-LATER = ("dinov3_dino_loss",)
-
-
-@pytest.mark.parametrize("variant", LATER)
-def test_golden_not_covered_yet(variant: str) -> None:
-    pytest.skip(f"distillation/{variant}: not covered, its loss is not built")
 
 
 def center_of(case: Case, prototypes: int, lazy: bool = False) -> Center:
@@ -162,6 +155,27 @@ def test_golden_dinov2_sinkhorn(case: Case) -> None:
     loss = pair_sum(student, targets, case.hyper["nt"], case.hyper.get("st", 0.1))
     loss.backward()
     case.check(targets.probabilities(), "out", "teacher_probs")
+    case.check(loss, "out", "loss")
+    case.check(student.grad, "grad", "student")
+
+
+@pytest.mark.parametrize("case", cases("distillation", "dinov3_dino_loss"))
+def test_golden_dinov3(case: Case) -> None:
+    """Its loss is a mean over pairs, our terms are that times their share of the pairs, with which it is weighted."""
+    hyper, given = case.hyper, case.tensors("in")
+    student, count, teachers = given["student"].requires_grad_(), hyper["ns"], hyper["nt"]
+    probabilities = given["teacher_probs"].flatten(0, 1)
+    assert student.shape[1:] == (hyper["B"], hyper["K"])
+    targets = centered(probabilities.log(), 1.0, probabilities.new_zeros(hyper["K"]))
+    if hyper["diag"]:
+        assert count == teachers == 2
+        loss = dino_terms(student.flatten(0, 1), targets, (2,), 0.1)[0]["dino_global"]
+    elif teachers == 2:
+        views = torch.cat([torch.zeros_like(student[:2]), student]).flatten(0, 1)
+        loss = dino_terms(views, targets, (2, count), 0.1)[0]["dino_local"] * (2 + 2 * count) / (2 * count)
+    else:
+        loss = pair_sum(student, targets, teachers, 0.1) / (count * teachers)
+    loss.backward()
     case.check(loss, "out", "loss")
     case.check(student.grad, "grad", "student")
 

@@ -85,7 +85,9 @@ def softmaxed(logits: Tensor, temperature: float, cfg: DINO.Config) -> Tensor:
     return matrix_form(logits, temperature)
 
 
-def slow_total(encoders: Encoders, objective: DINO, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def slow_total(
+    encoders: Encoders, objective: DINO, batch: Batch, teacher: Any = None, masking: Masking = "replace"
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss by its definition: a loop over pairs of views and over hidden tokens."""
     cfg, views = objective.cfg, batch[0]
     tt, ts, b = (
@@ -93,10 +95,10 @@ def slow_total(encoders: Encoders, objective: DINO, batch: Batch) -> tuple[Tenso
         0.1,
         views.batch,
     )
-    teacher: Any = objective.teacher
+    teacher = teacher or objective.teacher
     with torch.no_grad():
         (seen,) = teacher["encoders"].encode([views], "none")
-    student = encoders.encode(batch, "replace" if cfg.ibot_weight else "none")
+    student = encoders.encode(batch, masking if cfg.ibot_weight else "none")
     terms: dict[str, Tensor] = dict.fromkeys(
         ("dino_local", "dino_global", "ibot", "koleo"), torch.zeros((), dtype=torch.float64)
     )

@@ -236,6 +236,13 @@ def test_a_run_is_a_teacher_whose_architecture_its_recipe_tells(taught: tuple[Pa
     inside = [n for n in saved if "teachers" in n]
     assert [n.rpartition(".")[2] for n in inside] == ["digest"]
     assert model.load(student).encoders["points"].dim == 8
+    early = (
+        model.load(f"{student}@3").encoders["points"].state_dict()
+    )  # for which the teacher is not asked for
+    for name, tensor in early.items():
+        assert torch.equal(
+            tensor, tensors(find(student / "checkpoints")[0])[f"learner/encoders.points.{name}"]
+        )
     (own,) = stubs_of(student)
     right = model.load(teacher).encoders["points"].state_dict()
     for name, tensor in own.encoder.state_dict().items():
