@@ -20,7 +20,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from multissl.contract.encoder import Encoders
+from multissl.config import config_name
+from multissl.contract.encoder import Encoder, Encoders
 from multissl.contract.per_stream import PerStream
 from multissl.contract.plans import StreamSpec
 from multissl.layers.frozen import UNTRAINED, PrototypeTeacher
@@ -94,6 +95,9 @@ class DINODistill(DINO):
             )
         own = copy.deepcopy(encoders[self.stream]) if teacher.encoder is None else teacher.encoder.build(spec)
         own.locked = False
+        if cfg.ibot_weight:
+            check_places(encoders[self.stream], f"encoders.{self.stream}")
+            check_places(own, "objective.frozen_teacher.encoder")
         wanted = cfg.heads() | teacher.heads()
         heads = {name: wanted[name].build(own.dim) for name in cfg.heads()}
         option = "objective.frozen_teacher"
@@ -106,3 +110,12 @@ class DINODistill(DINO):
     def shard_units(self) -> list[nn.Module]:
         """Those of the student's side, and the frozen teacher's."""
         return [*super().shard_units(), *self.frozen_teacher.shard_units()]
+
+
+def check_places(encoder: Encoder, option: str) -> None:
+    """Refuse an encoder whose tokens are not in the places that masks are drawn of, as it can do nothing with masks."""
+    if not encoder.maskings & {"replace", "drop"}:
+        raise ValueError(
+            f"{option}: sampled tokens are compared place by place, and those of {config_name(type(encoder).Config)} "
+            "are of no places: set it to transformer, or objective.ibot_weight=0, which compares what is pooled alone"
+        )

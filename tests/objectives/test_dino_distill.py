@@ -10,11 +10,13 @@ from torch import nn
 
 from multissl.config import from_dict, to_dict
 from multissl.contract.encoder import Encoders
+from multissl.encoders.mlp import MLPEncoder
 from multissl.encoders.transformer import TransformerEncoder
 from multissl.engine.learner import Learner
 from multissl.layers.frozen import PrototypeTeacher
 from multissl.layers.teacher import Teacher
 from multissl.objectives.dino_distill import DINODistill
+from tests.objectives.plain import Linear
 from tests.objectives.test_dino import HEAD, OTHER, SPEC, START, Stub, batch_of, slow_total
 
 WIDE, NARROW = TransformerEncoder.Config(dim=8, depth=1, heads=2, drop_path=0.5), HEAD.replace(hidden=6)
@@ -146,6 +148,18 @@ def test_heads_that_a_student_cannot_learn_from_are_named(
     frozen = PrototypeTeacher.Config(weights="place", **teacher)
     with pytest.raises(ValueError, match=said):
         DINODistill.Config(head=HEAD, ibot_head=OTHER, frozen_teacher=frozen, **options)
+
+
+def test_encoders_whose_tokens_have_no_places_are_refused_unless_tokens_are_left_out() -> None:
+    student, teacher = Encoders({"rows": Linear()}), {"weights": "untrained", "encoder": MLPEncoder.Config()}
+    with pytest.raises(ValueError, match=r"^encoders\.rows: sampled tokens .*objective\.ibot_weight=0"):
+        DINODistill(DINODistill.Config(), student, SPEC)
+    with pytest.raises(
+        ValueError, match=r"^objective\.frozen_teacher\.encoder: .* those of mlp are of no places"
+    ):
+        build(teacher)
+    _, objective = build(teacher, ibot_weight=0.0)
+    assert [*objective.frozen_teacher.heads] == ["dino_head"]
 
 
 def test_heads_that_nothing_asks_for_are_left() -> None:
