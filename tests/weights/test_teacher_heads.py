@@ -188,7 +188,8 @@ def test_the_options_of_a_head_are_read_from_its_tensors(head: PrototypeHead.Con
 def test_a_teacher_without_its_heads_is_refused_with_what_to_name_instead(
     run: Path, theirs: Learner, tmp_path: Path
 ) -> None:
-    alone = written(tmp_path, to_dinov2(theirs.encoders["image"]))
+    encoder: Any = theirs.encoders["image"]
+    alone = written(tmp_path, to_dinov2(encoder))
     for place, said in (
         (alone, "it holds an encoder without its heads: name a run of dino that keeps a checkpoint"),
         (run / "encoder.safetensors", "it holds an encoder without its heads"),
