@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from multissl.config import config_name
 from multissl.contract.abilities import ContinuesTraining
-from multissl.contract.alarms import History, no_choice, one_point, one_prototype
+from multissl.contract.alarms import History
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import EncodeFunction, Encoders
 from multissl.contract.learning import Losses, ParamRule, Progress
@@ -45,6 +45,7 @@ from multissl.losses.koleo import check_groups, grouped_koleo
 from multissl.losses.sinkhorn import Weighting, centered, sinkhorn
 from multissl.losses.targets import Targets, cross_entropy, describe
 from multissl.objectives.common import same_plan, single_stream
+from multissl.objectives.prototype_alarm import alarm_of
 from multissl.precision import at_least_fp32
 from multissl.schedules import ramp
 
@@ -365,29 +366,13 @@ class DINO(ContinuesTraining):
 
     def alarm(self, history: History, progress: Progress) -> str | None:
         """Return what is wrong: uniform targets or few prototypes, of views or tokens, or features in one point."""
-        cfg, kind = self.cfg, self.kind
+        cfg = self.cfg
         token_head = cfg.head if cfg.tied_heads else cfg.ibot_head
-        t, s = self.temperature.at(progress.step, progress.total), cfg.student_temperature
         view_head = cfg.head if cfg.dino_weight else token_head
-        for whose, prefix, head in (("", "", view_head), (" of the hidden tokens", "ibot_", token_head)):
-            if (level := no_choice(history, head.prototypes, f"stats/{prefix}teacher")) is not None:
-                way = "set objective.teacher_temperature to 0.04 to 0.07" if t >= s else (
-                    "lower objective.teacher_temperature or objective.center_momentum"
-                )  # fmt: skip
-                return (
-                    f"{kind}: the teacher's targets{whose} are uniform (entropy {level:.3f} of log K): {way}, "
-                    f"teacher_temperature={t:g} does not sharpen beside student_temperature={s:g}"
-                )
-            if (use := one_prototype(history, f"stats/{prefix}prototype_use")) is not None:
-                way = (
-                    "objective.centering=none lets it; set it to sinkhorn or ema"
-                    if cfg.centering == "none"
-                    else f"raise objective.teacher_temperature, or {self.spreads_targets}"
-                )
-                return f"{kind}: a few prototypes take every sample{whose} (share in use {use:.3f}): {way}"
-        if (std := one_point(history)) is not None:
-            return f"{kind}: features have become one point (std {std:.3f} of 1): {self.spreads_features}"
-        return None
+        temperatures = self.temperature.at(progress.step, progress.total), cfg.student_temperature
+        prototypes = {"": view_head.prototypes, "ibot_": token_head.prototypes}
+        ways = self.spreads_targets, self.spreads_features
+        return alarm_of(self.kind, history, prototypes, temperatures, ways, centered=cfg.centering != "none")
 
     def exported(self, encoders: Encoders) -> Encoders:
         """The teacher's encoders, unless the teacher never learns."""
