@@ -1,4 +1,4 @@
-"""What goes wrong where a teacher sorts views and tokens into prototypes, told from the record (DINO and its kin)."""
+"""What goes wrong where a teacher sorts views and tokens into prototypes, as the record says (DINO and its kin)."""
 
 from __future__ import annotations
 
