@@ -248,6 +248,9 @@ def _refine(keys: list[Hashable], payloads: Sequence[Any], length: int | None, s
     for place, key in enumerate(keys):
         if not isinstance(key, tuple) or counts[key] < 2:
             continue
+        if spent > limit and length is not None:  # nothing is read any more
+            keys[place] = None
+            continue
         sizes = [part for part in key if isinstance(part, int)]
         if length is None and all(size <= HEAD for size in sizes):
             continue  # their heads were all of them
