@@ -47,7 +47,9 @@ class Encoder(Component, nn.Module, ABC):
 
     dim: int
     depth: int = 0
-    """Blocks whose outputs it can hand out as `Features.inner`."""
+    """Its blocks, by which layer-wise decay counts."""
+    gives_blocks: bool = True
+    """Whether it can hand out the outputs of its blocks as `Features.inner`: those of a pyramid have several widths."""
     maskings: frozenset[Masking] = frozenset({"none"})
     kernel: str = "sdpa"
     """The attention kernel of its blocks, which decoders and joint blocks beside it take over."""
@@ -195,7 +197,7 @@ class Tower(Encoder):
     def __init__(self, encoder: Encoder, head: nn.Module, reads_tokens: bool = False) -> None:
         super().__init__()
         self.encoder, self.head, self.reads_tokens = encoder, head, reads_tokens
-        self.dim, self.depth = encoder.dim, encoder.depth
+        self.dim, self.depth, self.gives_blocks = encoder.dim, encoder.depth, encoder.gives_blocks
         self.maskings, self.kernel = encoder.maskings, encoder.kernel
         self.any_size = encoder.any_size
 

@@ -93,7 +93,7 @@ class FrozenEncoders(EncodeFunction):
 
 def depths_of(encoders: Encoders) -> dict[str, int]:
     """Return the blocks whose outputs encoders can hand out, by stream."""
-    return {stream: encoder.depth for stream, encoder in encoders.items()}
+    return {stream: e.depth if e.gives_blocks else 0 for stream, e in encoders.items()}
 
 
 def finite_errors(errors: Callable[[Views], Tensor]) -> Callable[[Views], Tensor]:

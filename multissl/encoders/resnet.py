@@ -51,6 +51,7 @@ class ResNetEncoder(Encoder):
 
     net: Any
     any_size = True
+    gives_blocks = False
 
     def __init__(self, cfg: Config, spec: StreamSpec) -> None:
         super().__init__()

@@ -78,6 +78,7 @@ class TimmEncoder(MaskedWrapped):
         self.wrap(net, blocks_of(net))
         self.dim, self.prefix = net.num_features, getattr(net, "num_prefix_tokens", 0)
         head = getattr(net, "head_hidden_size", self.dim)
+        self.gives_blocks = bool(self.prefix) and hasattr(net, "forward_intermediates")
         self.take_masks(cfg.maskings_for(spec))
         if cfg.pooling == "head" and head != self.dim:
             raise ValueError(
@@ -108,7 +109,7 @@ class TimmEncoder(MaskedWrapped):
         net, taps = self.net, ()
         pooled_taps: tuple[Tensor, ...] = ()
         if inner:
-            if not self.prefix or not hasattr(net, "forward_intermediates"):
+            if not self.gives_blocks:
                 raise ValueError(f"{self.cfg.name} hands out no inner tokens: take a vision transformer")
             last, every = net.forward_intermediates(
                 x, indices=inner, output_fmt="NLC", return_prefix_tokens=True

@@ -12,6 +12,7 @@ from multissl import registry
 from multissl.config import from_dict, to_dict
 from multissl.contract.data import Batch, Views
 from multissl.contract.encoder import Encoder, Encoders
+from multissl.contract.evaluator import depths_of
 from multissl.contract.learning import Progress
 from multissl.contract.plans import StreamSpec
 from multissl.engine.learner import Learner
@@ -84,5 +85,8 @@ def test_every_encoder_gives_features_and_trains(name: str) -> None:
     twin = copy.deepcopy(encoder)
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in encoder.parameters()}
     assert {id(u) for u in twin.shard_units()} <= {id(m) for m in twin.modules()}
+    promised = depths_of(encoders)["image"]
+    (features,) = encoders.encode(views(), "none", promised)
+    assert [t.shape for t in features.inner] == [first.tokens.shape] * promised
     layers = {encoder.layer_id(n) for n, _ in encoder.named_parameters()}
     assert layers <= set(range(encoder.depth + 2))
