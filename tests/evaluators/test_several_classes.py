@@ -118,6 +118,7 @@ class Blind(torch.nn.Module):
 
 
 def test_fine_tuning_gives_mean_average_precision_over_classes_and_seeds() -> None:
+    torch.manual_seed(0)
     encoders = Encoders({"points": Pointwise(torch.nn.Linear(2, 8))})
     modality = Quadrants.Config().build()
     options: dict[str, Any] = {
