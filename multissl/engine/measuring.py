@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -130,11 +131,10 @@ class Measuring:
         if self.cfg.eval_seconds and not first and not last:
             due = self._affordable(due)
         metrics = self._measured_by(due, step, first) if due else {}
-        if metrics and not first and not last:
-            line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
-            if self.judged([*self.lines, line])[0].stop:
-                rest = {n: e for n, e in self.evaluators.items() if n not in due}
-                metrics |= self._measured_by(rest, step)
+        regular = metrics and not first and not last
+        if regular and self.judged([*self.lines, line_of(step, metrics)])[0].stop:
+            rest = {n: e for n, e in self.evaluators.items() if n not in due}
+            metrics |= self._measured_by(rest, step)
         return metrics
 
     def lost(self, step: int, metrics: Mapping[str, float], last: bool = False) -> str:
@@ -166,8 +166,7 @@ class Measuring:
         if self.mixture is None:
             return self._in_turn(evaluators, step, first)
         metrics = self._in_turn({n: e for n, e in evaluators.items() if e.mixes}, step, first)
-        line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
-        with self.mixed(self.judged([*self.lines, line])[0].share):
+        with self.mixed(self.judged([*self.lines, line_of(step, metrics)])[0].share):
             return metrics | self._in_turn({n: e for n, e in evaluators.items() if not e.mixes}, step, first)
 
     def _in_turn(self, evaluators: Mapping[str, Evaluator], step: int, first: bool) -> dict[str, float]:
@@ -223,3 +222,13 @@ class Measuring:
 
         encoders.function = encode
         return encoders
+
+
+def line_of(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return figures as a line of those that were measured: plain numbers, with their step."""
+    return {"step": step, **{name: float(value) for name, value in metrics.items()}}
+
+
+def numbers_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a line of the record; what it has as null is NaN."""
+    return {name: math.nan if value is None else value for name, value in line.items() if name != "kind"}

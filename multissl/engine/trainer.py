@@ -29,14 +29,14 @@ from multissl.contract.logger import Kind
 from multissl.contract.modality import Modality
 from multissl.contract.places import Places
 from multissl.engine import checkpoint
-from multissl.engine.batches import StepBatches, batches_of
+from multissl.engine.batches import Fetched, StepBatches, batches_of
 from multissl.engine.checkpoint import NonFinite
 from multissl.engine.display import Display
 from multissl.engine.flops import Blueprint
 from multissl.engine.judging import alarm_of
 from multissl.engine.learner import Learner
 from multissl.engine.loop import Loop, Span
-from multissl.engine.measuring import Measuring
+from multissl.engine.measuring import Measuring, line_of, numbers_of
 from multissl.engine.memory import memory_advice
 from multissl.engine.metrics import Metrics, check_loggers
 from multissl.engine.optim.base import Optimizer
@@ -180,7 +180,6 @@ class Trainer:
         self.display.say(said or text)
         self._write("note", step, {"text": text})
 
-    # long: the order of what happens in a step is told in one place
     def _loop(self, start: int, stop: int) -> None:
         cfg, window = self.cfg, Window()
         unread: deque[StepResult] = deque()
@@ -191,14 +190,7 @@ class Trainer:
                 progress = self._progress(step, described=logged)
                 if step == start and (problem := self.rates.count(fetched.batch, progress)):
                     self.display.say(problem)
-                torch.manual_seed(hash_of(cfg.seed, step))  # what modules draw is the same on all ranks
-                samples = cfg.chunk or cfg.batch_size // world()
-                with memory_advice(samples=samples, batch_norm=self.learner.trains_batch_norm):
-                    result = self.make_step(fetched.batch, progress, lambda: self.ending.came)
-                window.add(
-                    result.losses, result.norms, lr=result.lr, waited=fetched.waited, samples=cfg.batch_size,
-                    counted=result.counted,
-                )  # fmt: skip
+                result = self._one_step(step, fetched, progress, window)
                 largest = largest_gradient(self.trainable) if logged else None
                 self.optimizer.zero_grad()
                 self.reached = self.watch.step = step + 1
@@ -237,6 +229,19 @@ class Trainer:
                     raise self._interrupted(step + 1)
                 if stopping:
                     break
+
+    def _one_step(self, step: int, fetched: Fetched, progress: Progress, window: Window) -> StepResult:
+        """Take a step on a batch and count it; what modules draw in it is the same on all ranks."""
+        cfg = self.cfg
+        torch.manual_seed(hash_of(cfg.seed, step))
+        samples = cfg.chunk or cfg.batch_size // world()
+        with memory_advice(samples=samples, batch_norm=self.learner.trains_batch_norm):
+            result = self.make_step(fetched.batch, progress, lambda: self.ending.came)
+        window.add(
+            result.losses, result.norms, lr=result.lr, waited=fetched.waited, samples=cfg.batch_size,
+            counted=result.counted,
+        )  # fmt: skip
+        return result
 
     def _kept(self) -> set[int]:
         """Return the steps whose checkpoints are kept for good: borders of stages, and the best step."""
@@ -329,8 +334,8 @@ class Trainer:
     def _remember(self, lines: list[dict[str, Any]]) -> None:
         """Take the logged metrics of an interrupted run back, so that alarms see the whole of its stage."""
         train = (x for x in lines if x["kind"] == "train" and x["step"] > self.span.start)
-        self.history = [_numbers(x) for x in train]
-        self.measuring.remember([_numbers(x) for x in lines if x["kind"] == "eval"])
+        self.history = [numbers_of(x) for x in train]
+        self.measuring.remember([numbers_of(x) for x in lines if x["kind"] == "eval"])
         self.optimizer.factor = self.measuring.decision.lr
         self.alarmed = alarm_of(lines)
 
@@ -361,9 +366,8 @@ class Trainer:
         self, step: int, metrics: Mapping[str, float], first: bool = False, last: bool = False
     ) -> None:
         """Record what was measured, say it, and see what is wrong with it."""
-        line = {"step": step, **{n: float(v) for n, v in metrics.items()}}
         asked = self.measuring.decision
-        self.measuring.remember([*self.measuring.lines, line])
+        self.measuring.remember([*self.measuring.lines, line_of(step, metrics)])
         self._write("eval", step, metrics)
         last |= self.measuring.decision.stop
         # scores are compared between the untrained and the last encoder alone
@@ -385,11 +389,6 @@ class Trainer:
             self._note(step, text, f"step {step}: {text}")
         if self.metrics and best and best.step == step:
             self.metrics.record.log("best", step, {"figure": self.measuring.figure, "value": best.value})
-
-
-def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a line of the record; what it has as null is NaN."""
-    return {k: math.nan if v is None else v for k, v in line.items() if k != "kind"}
 
 
 def hash_of(*numbers: int) -> int:

@@ -15,15 +15,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from multissl import registry
 from multissl.limits import COLUMNS
 from multissl.sources.above import above_header, check_parted
+from multissl.sources.columns import object_cells, objects, side_by_side
 from multissl.sources.encodings import decode_text, encoding_of, is_broken
 from multissl.sources.missing import MISSING
 from multissl.sources.reading import unpacked
@@ -215,8 +213,7 @@ def _by_arrow(
         gone = compute.is_in(compute.utf8_trim_whitespace(column), value_set=absent)
         return compute.if_else(gone, arrow.scalar(None, arrow.string()), column)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # arrow works on columns side by side
-        cells = list(pool.map(known, table.columns))
+    cells = side_by_side(known, table.columns)
     return None if any(column is None for column in cells) else _by_name(dialect.names, cells)
 
 
@@ -282,15 +279,3 @@ def _named(table: Written) -> Written:
         table.columns.pop(name)
         table.notes.append("its rows end with a delimiter: the nameless empty column is left out")
     return table
-
-
-def objects(cells: Sequence[Any]) -> np.ndarray:
-    """Return cells as an array of objects [S]."""
-    made = np.empty(len(cells), object)
-    made[:] = cells
-    return made
-
-
-def object_cells(column: Any) -> np.ndarray:
-    """Return a column of a table of text as objects [S]."""
-    return column if isinstance(column, np.ndarray) else column.to_numpy(zero_copy_only=False)

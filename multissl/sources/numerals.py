@@ -8,16 +8,15 @@ Shapes: S cells.  State: none.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from multissl import registry
+from multissl.sources.columns import object_cells, side_by_side
 
 Mark = Literal[".", ","]
 """What parts the whole from the fraction."""
@@ -65,8 +64,7 @@ class Column(NamedTuple):
 
 def number_columns(columns: Mapping[str, Any], delimiter: str = "") -> dict[str, Column]:
     """Return the columns of text (objects or an arrow array [S], None where missing) that hold numbers, as these."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # arrow works on columns side by side
-        tried = dict(zip(columns, pool.map(_plain, columns.values()), strict=True))
+    tried = dict(zip(columns, side_by_side(_plain, columns.values()), strict=True))
     plain = {name: values for name, values in tried.items() if values is not None}
     marks: dict[str, Mark | None] = {
         name: _point(column) if name in plain else _mark(column) for name, column in columns.items()
@@ -227,9 +225,7 @@ def _read(column: Any, counts: Counter[str], mark: Mark) -> Column | None:
     odd = [cell for cell in counts if cell not in values]
     share = 1 - numbers / counts.total()
     words = odd if share > ODD and len(odd) <= FEW and not any(map(_has_digit, odd)) else []
-    notes, cells = tuple(sorted(decorated)), column
-    if not isinstance(column, np.ndarray):
-        cells = column.to_numpy(zero_copy_only=False)
+    notes, cells = tuple(sorted(decorated)), object_cells(column)
     if not odd or words:
         made = np.array([values.get(_bare(cell), np.nan) for cell in cells.tolist()], np.float64)
         return Column(made, notes, tuple(sorted(words)))

@@ -21,7 +21,8 @@ import numpy as np
 
 from multissl import registry
 from multissl.limits import COLUMNS, check_unpacked
-from multissl.sources.delimited import LONGEST, UNNAMED, delimiter_of, objects, read_delimited
+from multissl.sources.columns import objects
+from multissl.sources.delimited import LONGEST, UNNAMED, delimiter_of, read_delimited
 from multissl.sources.json_tables import json_lines, json_table
 from multissl.sources.missing import MISSING, is_missing, missing_words
 from multissl.sources.names import normal_name

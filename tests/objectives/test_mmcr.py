@@ -17,6 +17,7 @@ from multissl.losses.mmcr import capacity, centroids_of, mean_extent, nuclear_no
 from multissl.objectives.mmcr import MMCR
 from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
+from tests.objectives.planted import own_gradient_alone, right_and_planted
 
 
 def test_the_norm_is_the_sum_of_singular_values_with_their_gradient() -> None:
@@ -85,24 +86,11 @@ def test_half_precision_inputs_are_computed_in_full() -> None:
 
 def gradients(rank: int, z: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """The gradient of this rank's samples, and that of a gather through which none flows."""
-    mine = z.chunk(ranks, 1)[rank].clone().requires_grad_()
 
-    def grad() -> Tensor:
-        return torch.autograd.grad(mean_extent(mine) - capacity(mine)[0], mine)[0] / ranks
+    def loss(x: Tensor) -> Tensor:
+        return mean_extent(x) - capacity(x)[0]
 
-    right, gather = grad(), module.gather
-    own = slice(rank * mine.shape[1], (rank + 1) * mine.shape[1])
-
-    def detached(x: Tensor) -> Tensor:
-        everyone = gather(x.detach()).clone()
-        everyone[own] = x
-        return everyone
-
-    module.gather = detached
-    try:
-        return right, grad()
-    finally:
-        module.gather = gather
+    return right_and_planted(loss, z, rank, ranks, module, "gather", own_gradient_alone)
 
 
 @pytest.mark.ranks

@@ -17,6 +17,7 @@ from multissl.losses.tico import moved_covariance, tico_terms
 from multissl.objectives.tico import TiCo
 from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
+from tests.objectives.planted import of_one_rank, right_and_planted
 
 TEACHER = Teacher.Config(ema=0.5, final_ema=0.5)
 
@@ -94,19 +95,12 @@ def test_the_covariance_is_kept_after_the_step_alone() -> None:
 
 def gradients(rank: int, z: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """The gradient of this rank's samples, and that of a covariance of its own samples alone."""
-    mine = z.chunk(ranks, 1)[rank].clone().requires_grad_()
 
-    def grad() -> Tensor:
-        covariance = moved_covariance(mine[0], torch.eye(5), 0.5)
-        loss = torch.stack([*tico_terms(mine[0], mine[1], covariance).values()]).sum()
-        return torch.autograd.grad(loss, mine)[0] / ranks
+    def loss(x: Tensor) -> Tensor:
+        covariance = moved_covariance(x[0], torch.eye(5), 0.5)
+        return torch.stack([*tico_terms(x[0], x[1], covariance).values()]).sum()
 
-    right, total = grad(), module.sum_ranks
-    module.sum_ranks = lambda x: x
-    try:
-        return right, grad()
-    finally:
-        module.sum_ranks = total
+    return right_and_planted(loss, z, rank, ranks, module, "sum_ranks", of_one_rank)
 
 
 @pytest.mark.ranks

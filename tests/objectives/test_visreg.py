@@ -15,6 +15,7 @@ from multissl.losses.visreg import visreg_terms
 from multissl.objectives.visreg import VISReg
 from tests.helpers.ranks import run_ranks
 from tests.objectives.plain import HEAD, ROWS, START, alone_and_beside, encoders_of, rows
+from tests.objectives.planted import own_gradient_alone, right_and_planted
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
 
@@ -82,25 +83,11 @@ def test_half_precision_inputs_are_computed_in_full() -> None:
 
 def gradients(rank: int, z: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """The gradient of this rank's samples, and that of a gather through which none flows."""
-    mine = z.chunk(ranks, 1)[rank].clone().requires_grad_()
 
-    def grad() -> Tensor:
-        loss = torch.stack([*visreg_terms(mine, directions()).values()]).sum()
-        return torch.autograd.grad(loss, mine)[0] / ranks
+    def loss(x: Tensor) -> Tensor:
+        return torch.stack([*visreg_terms(x, directions()).values()]).sum()
 
-    right, gather = grad(), module.gather
-    own = slice(rank * mine.shape[1], (rank + 1) * mine.shape[1])
-
-    def detached(x: Tensor) -> Tensor:
-        everyone = gather(x.detach()).clone()
-        everyone[own] = x
-        return everyone
-
-    module.gather = detached
-    try:
-        return right, grad()
-    finally:
-        module.gather = gather
+    return right_and_planted(loss, z, rank, ranks, module, "gather", own_gradient_alone)
 
 
 @pytest.mark.ranks

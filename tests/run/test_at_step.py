@@ -6,52 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from multissl import cli
 from multissl.engine import checkpoint
-from multissl.evaluators.collapse import Collapse
-from multissl.recipe import Recipe
 from multissl.run import train
 from multissl.run.evaluate import judge
 from multissl.run.folder import RunFolder, located
 from multissl.run.model import load, untrained
 from multissl.run.report import report
 from multissl.weights.files import read_weights
-from tests.helpers import stubs
-
-
-def recipe(steps: int) -> Recipe:
-    made = stubs.recipe().replace(steps=steps)
-    made.save = checkpoint.Save(every=10, keep_last=4)
-    made.evals = {"collapse": Collapse.Config()}
-    return made
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train.train(recipe(30), folder)
-    return folder
-
-
-@pytest.fixture
-def going(whole: Path, tmp_path: Path) -> Path:
-    """A run as it is while it is trained: checkpoints of 10 and 20, nothing that is shipped."""
-    run = RunFolder(tmp_path / "going")
-    shutil.copytree(whole, run.path)
-    for path in (run.encoder, run.modality, run.summary, run.report):
-        path.unlink()
-    shutil.rmtree(run.checkpoints / "step_00000030")
-    return run.path
-
-
-def weights(folder: Path | str) -> dict[str, torch.Tensor]:
-    return dict(load(folder).encoders.state_dict())
-
-
-def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+from tests.run.short import equal, recipe, weights
 
 
 def test_a_checkpoint_is_what_a_run_of_so_many_steps_ships(

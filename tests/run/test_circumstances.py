@@ -25,26 +25,8 @@ from multissl.run.folder import RunFolder
 from multissl.run.lock import LockLostError
 from tests.faults.injection import WRITES
 from tests.helpers import stubs
-from tests.run.test_at_step import recipe
+from tests.run.short import recipe
 from tests.sources.test_opening import encoded, parquet, tar
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train.train(recipe(30), folder)
-    return folder
-
-
-@pytest.fixture
-def going(whole: Path, tmp_path: Path) -> Path:
-    """A run that was killed after step 20."""
-    run = RunFolder(tmp_path / "going")
-    shutil.copytree(whole, run.path)
-    for path in (run.encoder, run.modality, run.summary, run.report):
-        path.unlink()
-    shutil.rmtree(run.checkpoints / "step_00000030")
-    return run.path
 
 
 def contents(folder: Path) -> dict[str, bytes]:

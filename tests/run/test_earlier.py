@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,33 +13,15 @@ from multissl.run.folder import RunFolder
 from multissl.run.model import load
 from tests.helpers.pickled import as_before
 from tests.helpers.ranks import run_ranks
-from tests.run.test_at_step import equal, recipe, weights
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train.train(recipe(30), folder)
-    return folder
+from tests.run.short import equal, recipe, weights
 
 
 @pytest.fixture
-def old(whole: Path, tmp_path: Path) -> Path:
+def old(going: Path, tmp_path: Path) -> Path:
     """A run as an older version left it at step 20: pickled checkpoints, and none of the files that came later."""
-    run = RunFolder(tmp_path / "old")
-    shutil.copytree(whole, run.path)
-    for path in (
-        run.encoder,
-        run.modality,
-        run.summary,
-        run.report,
-        run.sessions,
-        run.data,
-        run.trace,
-        run.readme,
-    ):
+    run = RunFolder(going.rename(tmp_path / "old"))
+    for path in (run.sessions, run.data, run.trace, run.readme):
         path.unlink()
-    shutil.rmtree(run.checkpoints / "step_00000030")
     for each in checkpoint.find(run.checkpoints):
         as_before(each)
     return run.path

@@ -12,7 +12,7 @@ import pytest
 from multissl.modalities.tabular.adapter import Tabular
 from multissl.modalities.tabular.tables import read_table
 from multissl.sources import numerals
-from multissl.sources.delimited import objects
+from multissl.sources.columns import objects
 from multissl.sources.tables import open_table
 
 

@@ -30,7 +30,7 @@ from multissl.modalities.paired.parts import (
 )
 from multissl.modalities.tabular.tables import table_of
 from multissl.sources.archives import ARCHIVES, archive_suffix
-from multissl.sources.delimited import objects
+from multissl.sources.columns import objects
 from multissl.sources.missing import is_missing
 from multissl.sources.names import file_columns, find_test_file, named_files, split_in_name
 from multissl.sources.parquet import ParquetRows

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from multissl import registry
+from multissl.sources.columns import objects
 from multissl.sources.dates import iso_date, read_dates
-from multissl.sources.delimited import objects
 from multissl.sources.missing import is_missing, missing_words
 from multissl.sources.numerals import EXACT, number_columns, plain_text
 from multissl.sources.reading import check_regular
@@ -230,9 +230,9 @@ def _from_arrow(column: Any, words: frozenset[str]) -> Any:
         column = column.cast(column.type.value_type)
     if types.is_floating(column.type) or (types.is_integer(column.type) and not _is_long(compute, column)):
         return column.cast(arrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
-    if (types.is_string(column.type) or types.is_large_string(column.type)) and not words:
-        return column
     if types.is_string(column.type) or types.is_large_string(column.type):
+        if not words:
+            return column
         absent = arrow.array(sorted(words), column.type)
         gone = compute.is_in(compute.utf8_trim_whitespace(column), value_set=absent)
         return compute.if_else(gone, arrow.scalar(None, column.type), column)
