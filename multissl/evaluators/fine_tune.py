@@ -42,6 +42,7 @@ from multissl.evaluators.several_classes import (
     labels_of,
     mean_precision,
     prevalence,
+    scored_by,
 )
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
@@ -206,9 +207,9 @@ class FineTune(Evaluator):
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
         """Learned where the last accuracy, or mAP, is above that from scratch and the most frequent class."""
-        if any("map" in entry for entry in history):
-            return learned("fine-tuned mAP", "map", history, self.cfg.margin, level)
-        return learned("fine-tuned accuracy", "top1", history, self.cfg.margin, level)
+        figure = scored_by(history)
+        name = {"map": "fine-tuned mAP", "top1": "fine-tuned accuracy"}[figure]
+        return learned(name, figure, history, self.cfg.margin, level)
 
     def _labeled(
         self, featurize: Featurize, modality: Modality, split: str, limit: int, device: torch.device | str

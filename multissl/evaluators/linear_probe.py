@@ -33,6 +33,7 @@ from multissl.evaluators.several_classes import (
     labels_of,
     mean_precision,
     prevalence,
+    scored_by,
 )
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
@@ -128,8 +129,7 @@ class LinearProbe(Evaluator):
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
         """Learned where the last top1, or mAP, is above the untrained encoder and, if fitted, the raw input."""
-        figure = "map" if any("map" in entry for entry in history) else "top1"
-        return learned("linear probe", figure, history, self.cfg.margin, level)
+        return learned("linear probe", scored_by(history), history, self.cfg.margin, level)
 
     def measured(
         self, featurize: Featurize, modality: Modality, device: torch.device | str, scale: Scale | None = None

@@ -9,7 +9,8 @@ Shapes: S training samples, Q queries, C classes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,11 @@ def labels_of(modality: Modality, split: str, made: Featurized) -> LabeledRows:
         return LabeledRows(known, made.labels[known])
     known = sets.known[made.places]
     return LabeledRows(known, sets.has[made.places][known])
+
+
+def scored_by(history: Sequence[Mapping[str, float]]) -> Literal["map", "top1"]:
+    """Return the figure that measurements have: `map` of samples of several classes, else `top1`."""
+    return "map" if any("map" in entry for entry in history) else "top1"
 
 
 def binary_loss(scores: Tensor, truth: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from multissl.evaluators.several_classes import (
     have_several,
     labels_of,
     prevalence,
+    scored_by,
 )
 from multissl.evaluators.unseen import unseen_classes
 from multissl.evaluators.verdicts import MAJORITY, learned, majority_accuracy
@@ -175,8 +176,7 @@ class TrainedProbe(Evaluator):
 
     def verdict(self, history: list[dict[str, float]], level: float = LEVEL) -> Verdict | None:
         """Learned where the last top1, or mAP, is above the untrained encoder and the most frequent class."""
-        figure = "map" if any("map" in entry for entry in history) else "top1"
-        return learned(self.what, figure, history, self.cfg.margin, level)
+        return learned(self.what, scored_by(history), history, self.cfg.margin, level)
 
     def describe(self, head: nn.Module) -> dict[str, float]:
         """Return what else the chosen head says; nothing by default."""
